@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SCENES := runs/soundscapes
+RUN := runs/demo
+
+.PHONY: install demo test bench lint
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/atk soundscapes $(SCENES) --preset demo
+	$(BIN)/atk train aligned --config examples/demo.yaml --data $(SCENES) --out $(RUN) --resume
+	$(BIN)/python examples/demo.py $(RUN) $(SCENES)
+
+test: install
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python benchmarks/bench_max_mean.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

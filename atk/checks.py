@@ -1,0 +1,50 @@
+"""Checks of what callers hand to the ops: each error names the argument, what came and what is wanted."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def embeddings(name: str, value: Tensor, axes: str, like: tuple[str, Tensor] | None = None) -> None:
+    """`value` is a floating tensor with the axes named in `axes` ("N, L, D"); dtype, device and width as in `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape [{axes}], got {type(value).__name__}")
+    if value.dim() != axes.count(",") + 1:
+        raise ValueError(f"{name} must have shape [{axes}], got {list(value.shape)}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 (or float64, reference only), got {value.dtype}")
+    if value.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one channel (D >= 1), got shape {list(value.shape)}")
+    if like is None:
+        return
+    other_name, other = like
+    if value.shape[-1] != other.shape[-1]:
+        raise ValueError(
+            f"{name} and {other_name} must have the same width D, got {value.shape[-1]} and {other.shape[-1]}"
+        )
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
+    if value.device != other.device:
+        raise ValueError(f"{name} and {other_name} must be on one device, got {value.device} and {other.device}")
+
+
+def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
+    """`value` is None or a boolean tensor over the first two axes of `of`, on its device."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a boolean tensor, True = valid, got {kind}")
+    if value.shape != of.shape[:2]:
+        raise ValueError(
+            f"{name} must have shape {list(of.shape[:2])}, the first two axes of {of_name}, got {list(value.shape)}"
+        )
+    if value.device != of.device:
+        raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,143 @@
+"""The `atk` command."""
+
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        first = " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+        sys.stderr.write(f"{self.prog}: {first} (see {self.prog} --help)\n")
+        sys.exit(MISTAKE)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `atk` command; a user's mistake ends with one line on stderr and exit code 2."""
+    argv = [_underscores(arg) for arg in (sys.argv[1:] if argv is None else argv)]
+    parser, commands = _parser(argv)
+    config = parser.parse_args(_with_saved_config(argv))
+    name = config.subcommand
+    try:
+        commands[name](parser.instantiate_classes(config)[name])
+    except BrokenPipeError:
+        sys.exit(FAILURE)
+    except Exception as error:
+        sys.exit(_report(f"atk {name}", error))
+
+
+def _report(prog: str, error: Exception) -> int:
+    from atk.backend import BackendError
+    from atk.trainer import Interrupted, TrainingError
+
+    codes = ((Interrupted, INTERRUPTED), (TrainingError, FAILURE), (BackendError, MISTAKE), (ImportError, MISTAKE))
+    for kind, code in (*codes, (ValueError, MISTAKE), (OSError, MISTAKE)):
+        if isinstance(error, kind):
+            sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
+            return code
+    raise error
+
+
+def _underscores(arg: str) -> str:
+    """`--batch-size=64` as `--batch_size=64`."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _with_saved_config(argv: list[str]) -> list[str]:
+    """On `--resume` the run's own config.yaml comes first, so that flags after it override it."""
+    if argv[:1] != ["train"] or "--resume" not in argv or "--config" in argv:
+        return argv
+    out = next((argv[i + 1] for i, arg in enumerate(argv[:-1]) if arg == "--out"), None)
+    out = out or next((arg.removeprefix("--out=") for arg in argv if arg.startswith("--out=")), None)
+    if out is None or not (Path(out) / "config.yaml").is_file():
+        return argv
+    return [*argv[:2], "--config", str(Path(out) / "config.yaml"), *argv[2:]]
+
+
+def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
+    parser = _Parser(prog="atk", description="Fused kernels and lean trainers for audio-text learning.")
+    commands = parser.add_subcommands(title="commands")
+    entries = {
+        "train": ("Train a model; ends by evaluating test.csv (else val.csv) into summary.json.", _add_train, _train),
+        "evaluate": ("Evaluate a run on a data folder.", _add_evaluate, _evaluate),
+        "align": ("Draw the token-by-frame similarity of one clip (Figure 3.3).", _add_align, _align),
+        "search": ("Rank the audio files of a folder for a text query.", _add_search, _search),
+        "soundscapes": ("Write a synthetic captioned data set.", _add_soundscapes, _soundscapes),
+        "doctor": ("Versions, devices, backends, and what is missing.", lambda parser: None, _doctor),
+    }
+    for name, (text, add_arguments, _) in entries.items():
+        command = _Parser(prog=f"atk {name}", description=text)
+        # Arguments that import a whole model are built only for the command at hand.
+        if name in argv[:1]:
+            add_arguments(command)
+        commands.add_subcommand(name, command, help=text)
+    return parser, {name: entry[2] for name, entry in entries.items()}
+
+
+def _add_train(parser: ArgumentParser) -> None:
+    from atk.config import AlignedConfig
+
+    methods = parser.add_subcommands(title="methods", dest="method")
+    aligned = _Parser(prog="atk train aligned", description="Aligned contrastive learning (thesis ch. 3).")
+    aligned.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    aligned.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --out")
+    aligned.add_class_arguments(AlignedConfig)
+    methods.add_subcommand("aligned", aligned, help="aligned contrastive learning")
+
+
+def _train(arguments: Namespace) -> None:
+    from atk.aligned import train
+    from atk.config import AlignedConfig
+
+    values = arguments[arguments.method]
+    config = AlignedConfig(**{field.name: values[field.name] for field in fields(AlignedConfig)})
+    summary = train(config, resume=values.resume)
+    print(json.dumps(summary["metrics"], indent=2))
+    print(f"{config.out}/summary.json")
+
+
+def _add_run(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
+
+
+def _add_evaluate(parser: ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--data", type=str, required=True, help="data folder")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test")
+    parser.add_argument("--on_error", type=str, default="skip", help="skip or raise at bad files and rows")
+    parser.add_argument("--tags", action="store_true", help="also tag-level retrieval, from the folder's tags.csv")
+
+
+def _add_align(parser: ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("audio", type=str, help="audio file")
+    parser.add_argument("caption", type=str, help="words to look for")
+    parser.add_argument("--out", type=str, default="align.png", help="picture to write; the numbers go beside it as CSV")
+    parser.add_argument("--events", type=str, default=None, help="events.csv with true times (default: found by itself)")
+
+
+def _add_search(parser: ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively")
+    parser.add_argument("query", type=str, help="text to look for")
+    parser.add_argument("--top", type=int, default=10, help="how many files to print")
+
+
+def _add_soundscapes(parser: ArgumentParser) -> None:
+    from atk.soundscapes import SoundscapeConfig
+
+    parser.add_argument("out", type=str, help="folder to write")
+    parser.add_argument("--preset", type=str, default="medium", help="easy, medium or hard")
+    for field in fields(SoundscapeConfig):
+        parser.add_argument(f"--{field.name}", type=field.type | None, default=None, help="overrides the preset")

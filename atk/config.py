@@ -1,0 +1,137 @@
+"""Configuration of a training run: dataclasses that a YAML file and command-line flags fill."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from atk.models.clap import ModelConfig
+
+
+def _at_least(owner: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam with linear warm-up and cosine decay.
+
+    Args:
+        lr: peak learning rate (5e-5 in the thesis, for a pretrained text encoder; higher suits training from scratch).
+        warmup: share of the steps in which the rate rises from 0.
+        final: share of the peak rate at the last step.
+        weight_decay: decoupled weight decay; 0 is plain Adam.
+        clip_norm: gradients are scaled down to this norm.
+    """
+
+    lr: float = 5e-4
+    warmup: float = 0.1
+    final: float = 0.01
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if not self.lr > 0 or not self.clip_norm > 0:
+            raise ValueError(f"lr and clip_norm must be above 0, got {self.lr} and {self.clip_norm}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
+            raise ValueError(f"warmup must be in [0, 1) and final in [0, 1], got {self.warmup} and {self.final}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """`L_total = L_global + L_align` (3.7).
+
+    Args:
+        temperature: tau (0.2 in the thesis).
+        learnable: learn the temperature, starting there.
+        reduction: "sum" of the two directions (3.5) or their "mean".
+        global_weight: factor of InfoNCE on global cosine; 0 leaves it out.
+        aligned_weight: factor of InfoNCE on max-mean similarity; 0 leaves it out.
+        direction: "audio" (frames look for tokens), "text" or "both".
+    """
+
+    temperature: float = 0.2
+    learnable: bool = False
+    reduction: str = "sum"
+    global_weight: float = 1.0
+    aligned_weight: float = 1.0
+    direction: str = "audio"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training method shares.
+
+    Args:
+        data: folder with train.csv, val.csv (optional), test.csv and the audio they name.
+        out: run folder to write.
+        epochs: passes over train.csv.
+        steps: optimiser steps; overrides epochs.
+        seed: of weights, order, crops and dropout.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that have it.
+        backend: of the fused ops, see `atk.backends()`.
+        clip_seconds: random crop in training, window in evaluation (9.91 in the thesis).
+        batch_size: clips in a training batch; each meets every caption of its batch.
+        workers: processes that read audio; 0 = in the main process.
+        bucket: batch clips of similar length together, so that less is padding.
+        on_error: "skip" names and counts bad files and rows and goes on, "raise" stops at the first.
+        log_every: steps between rows of metrics.jsonl.
+        save_every: steps between checkpoints.
+        eval_every: steps between validations, when there is a val.csv; 0 = only at the end.
+    """
+
+    data: str
+    out: str
+    epochs: float = 50
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
+    clip_seconds: float = 9.91
+    batch_size: int = 32
+    workers: int = 1
+    bucket: bool = False
+    on_error: str = "skip"
+    log_every: int = 10
+    save_every: int = 200
+    eval_every: int = 200
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        _at_least(self, 0.05, "clip_seconds")
+        _at_least(self, 1, "steps", "batch_size", "log_every", "save_every")
+        _at_least(self, 0, "eval_every", "seed", "workers")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
+        if self.on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error must be 'skip' or 'raise', got {self.on_error!r}")
+
+    def save(self, path: Path) -> None:
+        """Write the complete configuration as YAML, enough to repeat the run."""
+        path.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+@dataclass(frozen=True)
+class AlignedConfig(TrainConfig):
+    """Aligned contrastive learning (thesis ch. 3).
+
+    Args:
+        model: audio encoder, text encoder and the space they share.
+        loss: global and aligned InfoNCE.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,152 @@
+"""The thesis's audio encoder: log-mel spectrogram, four convolutions, four Transformer layers with `[CLS]`."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_TIME_POOL = (2, 2, 1, 1)  # of the four convolutions; the mel axis is halved by each
+FRAME_STRIDE = math.prod(_TIME_POOL)
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Log-mel front end and Music Tagging Transformer. The defaults are a small model for two cores.
+
+    Args:
+        sample_rate: of the waveforms, in Hz.
+        mel_bins: mel bands, a multiple of 16.
+        window: length of the Fourier transform, in samples.
+        hop: step between spectrogram frames, in samples; an output frame is 4 of them.
+        channels: output channels of the four convolutions.
+        width: width of the Transformer.
+        layers: Transformer layers.
+        heads: attention heads.
+        dropout: dropout rate in the Transformer.
+    """
+
+    sample_rate: int = 16000
+    mel_bins: int = 64
+    window: int = 1024
+    hop: int = 320
+    channels: tuple[int, int, int, int] = (16, 32, 64, 64)
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.mel_bins % 16 or self.mel_bins <= 0:
+            raise ValueError(f"mel_bins must be a positive multiple of 16, got {self.mel_bins}")
+        if not 0 < self.hop <= self.window:
+            raise ValueError(f"hop must be in 1..window ({self.window}) samples, got {self.hop}")
+        if len(self.channels) != len(_TIME_POOL):
+            raise ValueError(f"channels must name four widths, got {self.channels}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+
+
+class LogMel(nn.Module):
+    """Waveforms `[N, S]` in [-1, 1] to log-mel spectrograms `[N, ceil(S / hop), mel_bins]`.
+
+    A frame is centred on its hop and sees zeros beyond the clip, so padding a batch changes no valid frame.
+    """
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        from atk._torchaudio import transforms
+
+        self.hop, self.window = config.hop, config.window
+        self.mel = transforms.MelSpectrogram(
+            config.sample_rate, config.window, hop_length=config.hop, n_mels=config.mel_bins, center=False
+        )
+
+    def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectrograms scaled to about unit range, and the number of valid frames of each clip `[N]`."""
+        frames = -(-lengths // self.hop)
+        margin = self.window - self.hop
+        samples = math.ceil(max(audio.shape[1], 1) / self.hop) * self.hop
+        audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
+        with torch.autocast(audio.device.type, enabled=False):
+            power = self.mel(audio.float()).transpose(1, 2)  # [N, frames, mel_bins]
+        # Silence is -10 dB-like: log(1e-5) = -11.5 maps to -1.9, a full-scale tone to about +2.
+        return (torch.log(power + 1e-5) + 4) / 4, frames
+
+
+class _ConvBlock(nn.Module):
+    """3 x 3 convolution, per-frame layer norm, ReLU, max-pool. Normalising a frame alone keeps clips independent."""
+
+    def __init__(self, inputs: int, outputs: int, mel_bins: int, time_pool: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm([mel_bins, outputs])
+        self.pool = (time_pool, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # x [N, T, mel, C] in memory, so that norm and convolution both run without a copy; mask [N, T]
+        x = self.conv((x * mask[..., None, None]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = F.relu(self.norm(x))
+        x = F.max_pool2d(x.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
+        return x, mask[:, self.pool[0] - 1 :: self.pool[0]]
+
+
+class AudioEncoder(nn.Module):
+    """Waveforms to frame features: log-mel, four convolutions (time halved twice), Transformer with `[CLS]`."""
+
+    def __init__(self, config: AudioEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.log_mel = LogMel(config)
+        sizes = [1, *config.channels]
+        self.convs = nn.ModuleList(
+            _ConvBlock(sizes[i], sizes[i + 1], config.mel_bins >> i, pool) for i, pool in enumerate(_TIME_POOL)
+        )
+        self.project = nn.Linear(config.channels[-1] * (config.mel_bins >> len(_TIME_POOL)), config.width)
+        self.cls = nn.Parameter(torch.randn(config.width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            config.width,
+            config.heads,
+            4 * config.width,
+            config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        norm = nn.LayerNorm(config.width)
+        self.transformer = nn.TransformerEncoder(layer, config.layers, norm, enable_nested_tensor=False)
+
+    def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode clips.
+
+        Args:
+            audio: waveforms `[N, S]` at `config.sample_rate`, zero-padded.
+            lengths: valid samples of each `[N]`, int64.
+
+        Returns:
+            `[CLS]` features `[N, width]`, frame features `[N, L_a, width]`, frame mask `[N, L_a]`. A clip shorter
+            than one output frame counts as one frame.
+        """
+        shortest = FRAME_STRIDE * self.config.hop
+        if audio.shape[1] < shortest:
+            audio = F.pad(audio, (0, shortest - audio.shape[1]))
+        mel, frames = self.log_mel(audio, lengths.clamp(min=1))
+        frames = frames.clamp(min=FRAME_STRIDE)
+        mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
+        x = mel[..., None]  # [N, T, mel, 1]
+        for conv in self.convs:
+            x, mask = conv(x, mask)
+        x = self.project(x.flatten(2))
+        x = x + _sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        padding = F.pad(~mask, (1, 0))
+        x = self.transformer(x, src_key_padding_mask=padding)
+        return x[:, 0], x[:, 1:], mask
+
+
+def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Sinusoidal positions `[length, width]`: clips may be of any length."""
+    position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
+    return torch.cat([torch.sin(position * rate), torch.cos(position * rate)], 1)[:, :width]

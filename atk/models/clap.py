@@ -1,0 +1,163 @@
+"""Audio and text encoders projected into one space: every frame and every token, and one global vector each."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atk.models.audio import FRAME_STRIDE, AudioEncoder, AudioEncoderConfig
+from atk.models.text import TextEncoder, TextEncoderConfig
+
+_WEIGHTS, _CONFIG, _TEXT = "model.safetensors", "config.json", "text"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """An audio encoder, a text encoder and the width of the space they share.
+
+    Args:
+        dim: width D of the shared space (128 in the thesis).
+        audio: audio encoder.
+        text: text encoder.
+    """
+
+    dim: int = 128
+    audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """The configuration that `dataclasses.asdict` wrote."""
+        audio = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
+        return cls(values["dim"], AudioEncoderConfig(**audio), TextEncoderConfig(**values["text"]))
+
+
+class AudioEmbedding(NamedTuple):
+    """Clips in the shared space: `pooled [N, D]`, `frames [N, L_a, D]`, boolean `mask [N, L_a]`."""
+
+    pooled: Tensor
+    frames: Tensor
+    mask: Tensor
+
+
+class TextEmbedding(NamedTuple):
+    """Captions in the shared space: `pooled [N, D]`, `tokens [N, L_t, D]`, boolean `mask [N, L_t]` (no special
+    tokens), and the characters each token stands for, `offsets [N, L_t, 2]`."""
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+    offsets: Tensor
+
+
+class CLAP(nn.Module):
+    """Contrastive audio-text model whose frames and tokens live in the space of the global vectors (thesis ch. 3)."""
+
+    def __init__(self, config: ModelConfig, text: TextEncoder):
+        super().__init__()
+        self.config = config
+        self.audio_encoder = AudioEncoder(config.audio)
+        self.text_encoder = text
+        self.audio_projection = nn.Linear(config.audio.width, config.dim)
+        self.text_projection = nn.Linear(text.width, config.dim)
+
+    @classmethod
+    def create(cls, config: ModelConfig, captions: Iterable[str]) -> "CLAP":
+        """A model to train: pretrained text weights where `config.text` names them, the rest from scratch.
+
+        `captions` train the tokenizer when there is no pretrained one.
+        """
+        return cls(config, TextEncoder.create(config.text, captions))
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms the model takes, in Hz."""
+        return self.config.audio.sample_rate
+
+    @property
+    def frame_seconds(self) -> float:
+        """Duration of one output frame, in seconds."""
+        return FRAME_STRIDE * self.config.audio.hop / self.sample_rate
+
+    def log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Scaled log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, as the audio encoder sees it."""
+        return self.audio_encoder.log_mel(audio, lengths)[0]
+
+    def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
+        """What `encode_text` takes, on the CPU."""
+        return self.text_encoder.tokenize(captions)
+
+    def encode_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
+        """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalised."""
+        pooled, frames, mask = self.audio_encoder(audio, lengths)
+        return AudioEmbedding(self.audio_projection(pooled), self.audio_projection(frames), mask)
+
+    def encode_text(self, tokens: dict[str, Tensor]) -> TextEmbedding:
+        """Project tokenized captions into the shared space, not normalised."""
+        tokens = {name: value.to(self.text_projection.weight.device) for name, value in tokens.items()}
+        pooled, features, mask = self.text_encoder(tokens)
+        return TextEmbedding(
+            self.text_projection(pooled), self.text_projection(features), mask, tokens["offset_mapping"]
+        )
+
+    def forward(self, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]) -> tuple[AudioEmbedding, TextEmbedding]:
+        """Both encoders, for training."""
+        return self.encode_audio(audio, lengths), self.encode_text(tokens)
+
+    def embed_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
+        """`encode_audio` with every vector of unit length."""
+        pooled, frames, mask = self.encode_audio(audio, lengths)
+        return AudioEmbedding(_unit(pooled), _unit(frames), mask)
+
+    def embed_text(self, captions: list[str]) -> TextEmbedding:
+        """`encode_text` of `captions` with every vector of unit length."""
+        pooled, tokens, mask, offsets = self.encode_text(self.tokenize(captions))
+        return TextEmbedding(_unit(pooled), _unit(tokens), mask, offsets)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write configuration, tokenizer and weights (safetensors) to `folder`."""
+        from safetensors.torch import save_model
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        self.text_encoder.save(folder / _TEXT)
+        save_model(self, folder / _WEIGHTS)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "CLAP":
+        """Load what `save_pretrained` wrote, from a local folder or a hub repository.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        from safetensors.torch import load_model
+
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _download(str(name))
+        if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
+            raise ValueError(f"{folder} holds no model: {_CONFIG} and {_WEIGHTS} are expected there")
+        config = ModelConfig.from_dict(json.loads((folder / _CONFIG).read_text()))
+        model = cls(config, TextEncoder.load(config.text, folder / _TEXT))
+        load_model(model, folder / _WEIGHTS)
+        return model
+
+
+def _unit(value: Tensor) -> Tensor:
+    return F.normalize(value.float(), dim=-1)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name!r} is neither a local folder nor a hub model: {reason}") from error

@@ -1,0 +1,154 @@
+"""The text encoder: any BERT- or RoBERTa-like checkpoint through transformers, or a small one trained from scratch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+_SPECIAL_TOKENS = {
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A pretrained text encoder, or the size of a small BERT with a tokenizer trained on the captions.
+
+    Args:
+        pretrained: local folder or hub name of a BERT- or RoBERTa-like checkpoint; None = from scratch, as below.
+        pooling: global vector from the first token ("cls") or the mean over valid tokens ("mean").
+        max_tokens: longer captions are cut to this many tokens.
+        vocabulary: most entries in a tokenizer trained on the captions.
+        width: width of the Transformer.
+        layers: Transformer layers.
+        heads: attention heads.
+        dropout: dropout rate.
+    """
+
+    pretrained: str | None = None
+    pooling: str = "cls"
+    max_tokens: int = 77
+    vocabulary: int = 4000
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling must be 'cls' or 'mean', got {self.pooling!r}")
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
+
+
+class TextEncoder(nn.Module):
+    """Captions to token features, with the tokenizer that belongs to them."""
+
+    def __init__(self, config: TextEncoderConfig, model: nn.Module, tokenizer):
+        super().__init__()
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        if getattr(model, "pooler", None) is not None:  # a pooler is not used here and would get no gradient
+            model.pooler = None
+        self.width = model.config.hidden_size
+
+    @classmethod
+    def create(cls, config: TextEncoderConfig, captions: Iterable[str]) -> "TextEncoder":
+        """The pretrained checkpoint named in `config`, or a new encoder with a tokenizer trained on `captions`.
+
+        Raises:
+            ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
+        """
+        from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+        if config.pretrained is not None:
+            try:
+                model = AutoModel.from_pretrained(config.pretrained)
+                tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"text.pretrained: cannot load {config.pretrained!r}: {reason}") from error
+            return cls(config, model, tokenizer)
+        tokenizer = train_tokenizer(captions, config.vocabulary)
+        bert = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            max_position_embeddings=max(config.max_tokens, 128),
+        )
+        return cls(config, BertModel(bert, add_pooling_layer=False), tokenizer)
+
+    @classmethod
+    def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
+        """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+        return cls(config, model, AutoTokenizer.from_pretrained(folder))
+
+    def save(self, folder: Path) -> None:
+        """Architecture and tokenizer, without the weights."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
+        """Padded `input_ids`, `attention_mask`, `special_tokens_mask` `[N, L_t]` and character `offset_mapping`."""
+        limit = min(self.config.max_tokens, getattr(self.model.config, "max_position_embeddings", 512))
+        return dict(
+            self.tokenizer(
+                list(captions),
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+                return_special_tokens_mask=True,
+                return_offsets_mapping=True,
+            )
+        )
+
+    def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode what `tokenize` returned.
+
+        Returns:
+            Global features `[N, width]`, token features `[N, L_t, width]`, and the mask `[N, L_t]` of tokens that
+            stand for text: neither padding nor `[CLS]`, `[SEP]` and their like.
+        """
+        attention = tokens["attention_mask"]
+        features = self.model(input_ids=tokens["input_ids"], attention_mask=attention).last_hidden_state
+        mask = attention.bool() & ~tokens["special_tokens_mask"].bool()
+        if self.config.pooling == "cls":
+            return features[:, 0], features, mask
+        weight = attention[..., None].to(features.dtype)
+        return (features * weight).sum(1) / weight.sum(1), features, mask
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int):
+    """A lower-case WordPiece tokenizer with BERT's special tokens, trained on `captions` (the same for the same set).
+
+    Raises:
+        ValueError: there is no caption to train on.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    captions = sorted(set(captions))
+    if not captions:
+        raise ValueError("captions: at least one caption is needed to train a tokenizer")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    special = list(_SPECIAL_TOKENS.values())
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)

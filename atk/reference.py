@@ -1,0 +1,59 @@
+"""The ops in plain PyTorch: slow, differentiable in any floating type, and the truth every backend is tested against.
+
+Shapes, the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels.
+Masks are boolean, True = valid. Padding contributes nothing, whatever it holds.
+"""
+
+import torch
+from torch import Tensor
+
+
+def max_mean_similarity(
+    audio: Tensor, text: Tensor, audio_mask: Tensor | None = None, text_mask: Tensor | None = None
+) -> Tensor:
+    """Frame-token max-mean similarity (3.6) by the einsum that holds all `N_a * N_t * L_a * L_t` scores.
+
+    `sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>`, as `[N_a, N_t]`,
+    0 for a clip without a valid frame or a caption without a valid token.
+    """
+    # audio [N_a, L_a, D], text [N_t, L_t, D]
+    if audio_mask is not None:
+        audio = audio.masked_fill(~audio_mask[..., None], 0)
+    if text_mask is not None:
+        text = text.masked_fill(~text_mask[..., None], 0)
+    scores = torch.einsum("atd,bld->abtl", audio, text)  # [N_a, N_t, L_a, L_t]
+    if 0 in scores.shape[2:]:
+        return scores.sum((2, 3))
+    best = _max_over_tokens(scores, text_mask)  # [N_a, N_t, L_a]
+    if audio_mask is None:
+        sim = best.mean(-1)
+    else:
+        frames = audio_mask.sum(-1).clamp(min=1)  # [N_a]
+        sim = best.masked_fill(~audio_mask[:, None], 0).sum(-1) / frames[:, None]
+    if text_mask is not None:
+        sim = sim.masked_fill(~text_mask.any(-1), 0)
+    return sim
+
+
+def _max_over_tokens(scores: Tensor, text_mask: Tensor | None) -> Tensor:
+    """Max over the last axis of [N_a, N_t, L_a, L_t] among valid tokens; ties and all -inf go to the first valid."""
+    if text_mask is None:
+        return scores.max(-1).values
+    mask = text_mask[None, :, None]  # [1, N_t, 1, L_t]
+    index = scores.masked_fill(~mask, float("-inf")).max(-1, keepdim=True).indices
+    first = mask.int().argmax(-1, keepdim=True).expand_as(index)
+    # Among scores that are all -inf, max may pick a padded token.
+    index = torch.where(mask.expand_as(scores).gather(-1, index), index, first)
+    return scores.gather(-1, index).squeeze(-1)
+
+
+def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "sum") -> Tensor:
+    """Symmetric InfoNCE over a score matrix [N, N] whose diagonal holds the pairs (3.3)-(3.5).
+
+    Each direction is averaged over the batch (2.3); `reduction="sum"` adds the two, `"mean"` takes half of that.
+    """
+    logits = similarity * logit_scale
+    audio_to_text = logits.logsumexp(1) - logits.diagonal()
+    text_to_audio = logits.logsumexp(0) - logits.diagonal()
+    loss = audio_to_text.mean() + text_to_audio.mean()
+    return loss if reduction == "sum" else loss / 2

@@ -1,0 +1,222 @@
+"""The training loop that every method shares: a `Task` says what a batch is and what its loss is."""
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atk.checkpoint import load_state, save_checkpoint
+from atk.config import OptimConfig, TrainConfig
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and names the files of the batch."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved and `--resume` goes on from there."""
+
+
+class Task(Protocol):
+    """One method of training. `loss` runs under autocast; `batch.files` names what a batch was made of."""
+
+    model: nn.Module  # with save_pretrained and, for resuming, the weights loaded
+    monitor: str  # the validation metric whose maximum is kept as the best checkpoint
+    steps_per_epoch: int
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Batches of step `start_step` and on, a pure function of seed and step."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss to minimise, and its named parts for the log."""
+
+    def validate(self) -> dict[str, float] | None:
+        """Validation metrics, None without validation data."""
+
+
+class Trainer:
+    """Runs a task to its last step: schedule, clipping, logging, checkpoints, exact resume.
+
+    All randomness of step k (order, crops, dropout) is a function of (seed, k), so a resumed run repeats exactly
+    what an uninterrupted one does; only weights, optimiser and step are stored.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
+        self.task, self.config, self.device = task, config, device
+        self.out = Path(config.out)
+        self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
+        self.bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, config.optim.lr, weight_decay=config.optim.weight_decay)
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        if resume:
+            state = load_state(self.out / "checkpoints", device)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+    def fit(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+            Interrupted: SIGINT or SIGTERM came; the state was saved first.
+        """
+        if self.step >= self.steps:
+            return
+        task, config = self.task, self.config
+        log = _Log(self.out, self.step)
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=None)
+        task.model.train()
+        with log, bar, _interrupts() as interrupt:
+            started = time.perf_counter() - self.seconds
+            for batch in task.batches(self.step):
+                row = self._update(batch)
+                self.step += 1
+                before, self.seconds = self.seconds, time.perf_counter() - started
+                row["examples_per_second"] = round(len(batch.files) / (self.seconds - before), 2)
+                last = self.step == self.steps
+                bar.update()
+                if self.step % config.log_every == 0 or last or self.step == 1:
+                    row |= {"step": self.step, "seconds": round(self.seconds, 3), "memory_mib": _memory(self.device)}
+                    log.write(row)
+                    bar.set_postfix(
+                        loss=f"{row['loss']:.3f}",
+                        ex_per_s=f"{row['examples_per_second']:.0f}",
+                        MiB=row["memory_mib"],
+                        refresh=False,
+                    )
+                due = (config.eval_every and self.step % config.eval_every == 0) or last
+                best = self._validate(log) if due else False
+                stop = interrupt.is_set()
+                if best or stop or last or self.step % config.save_every == 0:
+                    self._save(best)
+                if last:
+                    return
+                if stop:
+                    raise Interrupted(f"stopped at step {self.step} of {self.steps}; go on with --resume")
+
+    def _update(self, batch: Any) -> dict[str, float]:
+        """One optimiser step; the row to log."""
+        optim = self.config.optim
+        torch.manual_seed((self.config.seed << 32) + self.step)
+        lr = optim.lr * lr_factor(self.step, self.steps, optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss, parts = self.task.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, optim.clip_norm)
+        value, norm = float(loss.detach()), float(norm)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise TrainingError(
+                f"loss {value} with gradient norm {norm} at step {self.step + 1}; the batch's files: "
+                + ", ".join(batch.files)
+            )
+        self.optimizer.step()
+        row = {"loss": value, **{name: float(part.detach()) for name, part in parts.items()}}
+        return row | {"lr": lr, "grad_norm": norm}
+
+    def _validate(self, log: "_Log") -> bool:
+        """Log validation metrics; True when they are the best so far."""
+        self.task.model.eval()
+        metrics = self.task.validate()
+        self.task.model.train()
+        if metrics is None:
+            return False
+        log.write({"step": self.step, **{f"val/{name}": value for name, value in metrics.items()}})
+        if metrics[self.task.monitor] <= self.best:
+            return False
+        self.best = metrics[self.task.monitor]
+        return True
+
+    def _save(self, best: bool) -> None:
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
+
+
+def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
+    """Share of the peak learning rate at `step` (from 0) of `steps`: linear warm-up, then cosine decay."""
+    warmup = max(1, round(optim.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard; rows a killed run wrote after its last checkpoint are dropped."""
+
+    def __init__(self, out: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+        aside = path.with_suffix(".partial")
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, path)
+        self.file = path.open("a")
+        self.board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+    def write(self, row: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": row["step"], **row}) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self.board.add_scalar(name if "/" in name else f"train/{name}", value, row["step"])
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # cut short by a kill
+        return math.inf
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a step is finished and saved before the run stops."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in signals}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _memory(device: torch.device) -> int:
+    """Peak memory so far in MiB: of the device's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)

@@ -1,0 +1,87 @@
+"""InfoNCE on vectors and on max-mean similarity, and the losses as modules."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import atk
+
+
+def test_info_nce_is_the_sum_of_two_cross_entropies():
+    audio, text = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    logits, target = 7 * audio @ text.T, torch.arange(5)
+    wanted = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+    torch.testing.assert_close(atk.info_nce(audio, text, 7.0), wanted)
+    torch.testing.assert_close(atk.info_nce(audio, text, 7.0, reduction="mean"), wanted / 2)
+
+
+def test_aligned_info_nce_is_info_nce_over_the_similarity():
+    audio, text = torch.randn(4, 6, 8), torch.randn(4, 3, 8)
+    logits, target = 5 * atk.max_mean_similarity(audio, text), torch.arange(4)
+    wanted = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+    torch.testing.assert_close(atk.aligned_info_nce(audio, text, 5.0), wanted)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gradcheck_with_logit_scale(aligned):
+    shape = (4, 3, 5) if aligned else (4, 5)
+    audio, text = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    function = atk.aligned_info_nce if aligned else atk.info_nce
+    assert torch.autograd.gradcheck(lambda a, t, s: function(a, t, s, backend="reference"), (audio, text, scale))
+
+
+def test_large_scale_and_half_types_stay_finite():
+    audio = F.normalize(torch.randn(16, 32), dim=-1)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        loss = atk.info_nce(audio.to(dtype), -audio.to(dtype), 100.0)
+        assert loss.dtype == torch.float32 and torch.isfinite(loss) and loss > 100
+
+
+def test_one_pair_has_no_loss():
+    assert atk.info_nce(torch.randn(1, 4), torch.randn(1, 4), 10.0).item() == 0
+
+
+def test_temperature_fixed_or_learnt():
+    fixed, learnt = atk.nn.InfoNCELoss(0.2), atk.nn.InfoNCELoss(0.2, learnable=True)
+    assert not list(fixed.parameters()) and fixed.logit_scale.item() == pytest.approx(5)
+    audio, text = torch.randn(4, 8), torch.randn(4, 8)
+    learnt(audio, text).backward()
+    assert learnt.log_logit_scale.grad.abs() > 0
+    with torch.no_grad():
+        learnt.log_logit_scale.fill_(math.log(1e6))
+    assert learnt.logit_scale.item() == pytest.approx(100)
+
+
+def test_aligned_contrastive_loss_is_the_weighted_sum():
+    audio, text = torch.randn(4, 8), torch.randn(4, 8)
+    frames, tokens = torch.randn(4, 6, 8), torch.randn(4, 3, 8)
+    inputs = audio, text, frames, tokens
+    unit = [F.normalize(value, dim=-1) for value in inputs]
+    wanted_global = atk.info_nce(unit[0], unit[1], 5.0)
+    wanted_aligned = atk.aligned_info_nce(unit[2], unit[3], 5.0)
+    terms = atk.nn.AlignedContrastiveLoss().terms(*inputs)
+    torch.testing.assert_close(terms["global"], wanted_global)
+    torch.testing.assert_close(terms["aligned"], wanted_aligned)
+    loss = atk.nn.AlignedContrastiveLoss(global_weight=2, aligned_weight=3)
+    torch.testing.assert_close(loss(*inputs), 2 * wanted_global + 3 * wanted_aligned)
+    assert list(atk.nn.AlignedContrastiveLoss(aligned_weight=0).terms(*inputs)) == ["global"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: atk.info_nce(torch.randn(3, 4), torch.randn(2, 4), 1.0), "same number N >= 1 of pairs, got 3 and 2"),
+        (lambda: atk.info_nce(torch.randn(0, 4), torch.randn(0, 4), 1.0), "got 0 and 0"),
+        (lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), 1.0, reduction="none"), "reduction must be one of"),
+        (lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), 1.0, backend="cpp"), "backend must be one of"),
+        (lambda: atk.aligned_info_nce(torch.randn(3, 2, 4), torch.randn(2, 2, 4), 1.0), "got 3 and 2"),
+        (lambda: atk.nn.InfoNCELoss(0.0), "temperature must be above 0"),
+        (lambda: atk.nn.AlignedContrastiveLoss(global_weight=0, aligned_weight=0), "not both 0"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

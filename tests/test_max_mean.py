@@ -1,0 +1,289 @@
+"""The public op: what it means, on every backend that runs on this machine; launchers have tests of their own."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import atk
+from atk import reference
+from atk.backend import unavailable
+
+BACKENDS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            unavailable(name, torch.device("cpu"), torch.float32) is not None, reason=f"{name} cannot run here"
+        ),
+    )
+    for name in ("reference", "cpp")
+]
+
+
+def loop_similarity(audio, text, audio_mask, text_mask):
+    """(3.6) by Python loops in float64: independent of the einsum."""
+    sim = torch.zeros(len(audio), len(text), dtype=torch.float64)
+    for i, j in itertools.product(range(len(audio)), range(len(text))):
+        frames, tokens = audio[i][audio_mask[i]].double(), text[j][text_mask[j]].double()
+        if len(frames) and len(tokens):
+            sim[i, j] = sum(max(float(t @ w) for w in tokens) for t in frames) / len(frames)
+    return sim
+
+
+def ragged(clips=4, captions=5, frames=9, tokens=7, width=6, dtype=torch.float32):
+    audio, text = torch.randn(clips, frames, width), torch.randn(captions, tokens, width)
+    audio_mask, text_mask = torch.rand(clips, frames) > 0.4, torch.rand(captions, tokens) > 0.4
+    audio_mask[1], text_mask[2] = False, False
+    return audio.to(dtype), text.to(dtype), audio_mask, text_mask
+
+
+def gradients(function, *values):
+    leaves = [value.detach().clone().requires_grad_() for value in values]
+    out = function(*leaves)
+    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    return out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_definition(backend, dtype):
+    inputs = ragged(dtype=dtype)
+    sim = atk.max_mean_similarity(*inputs, backend=backend)
+    assert sim.dtype == torch.float32
+    torch.testing.assert_close(sim.double(), loop_similarity(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("direction", ["audio", "text", "both"])
+def test_directions_and_gradients_equal_the_float64_reference(backend, direction):
+    audio, text, audio_mask, text_mask = ragged()
+
+    def truth(audio, text):
+        by_audio = reference.max_mean_similarity(audio, text, audio_mask, text_mask)
+        by_text = reference.max_mean_similarity(text, audio, text_mask, audio_mask).T
+        return {"audio": by_audio, "text": by_text, "both": (by_audio + by_text) / 2}[direction]
+
+    def op(audio, text):
+        return atk.max_mean_similarity(audio, text, audio_mask, text_mask, direction=direction, backend=backend)
+
+    for got, wanted in zip(gradients(op, audio, text), gradients(truth, audio.double(), text.double()), strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_of_any_content_changes_nothing_and_gets_no_gradient(backend):
+    audio, text, audio_mask, text_mask = ragged()
+
+    def op(audio, text):
+        return atk.max_mean_similarity(audio, text, audio_mask, text_mask, backend=backend, normalize=True)
+
+    wanted = gradients(op, audio, text)
+    for poison in (math.nan, math.inf, -math.inf, 1e30):
+        got = gradients(
+            op, audio.masked_fill(~audio_mask[..., None], poison), text.masked_fill(~text_mask[..., None], poison)
+        )
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.equal(one, other)
+    assert wanted[1][~audio_mask].eq(0).all() and wanted[2][~text_mask].eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_rows_score_zero_with_zero_gradient(backend):
+    audio, text, audio_mask, text_mask = ragged()
+    sim, grad_audio, grad_text = gradients(
+        lambda a, t: atk.max_mean_similarity(a, t, audio_mask, text_mask, backend=backend), audio, text
+    )
+    assert sim[1].eq(0).all() and sim[:, 2].eq(0).all()
+    assert grad_audio[1].eq(0).all() and grad_text[2].eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (3, 0, 4, 5), (3, 2, 0, 5), (3, 2, 4, 0)])
+def test_empty_axes(backend, shape):
+    clips, captions, frames, tokens = shape
+    sim, grad_audio, grad_text = gradients(
+        lambda a, t: atk.max_mean_similarity(a, t, backend=backend),
+        torch.randn(clips, frames, 6),
+        torch.randn(captions, tokens, 6),
+    )
+    assert sim.shape == (clips, captions) and sim.eq(0).all()
+    assert grad_audio.eq(0).all() and grad_text.eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_first_valid_token(backend):
+    audio, token = torch.randn(2, 3, 4), torch.randn(4)
+    text = token.expand(1, 5, 4).clone()
+    text_mask = torch.tensor([[False, True, True, False, True]])
+    _, _, grad_text = gradients(
+        lambda a, t: atk.max_mean_similarity(a, t, None, text_mask, backend=backend), audio, text
+    )
+    assert grad_text[0, 1].abs().sum() > 0
+    assert grad_text[0, [0, 2, 3, 4]].eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_in_a_valid_place_propagates_and_stays_in_its_row(backend):
+    audio, text = torch.randn(3, 4, 5), torch.randn(3, 6, 5)
+    audio[0, 1, 2] = text[2, 3, 4] = math.nan
+    sim = atk.max_mean_similarity(audio, text, backend=backend)
+    expected = torch.zeros(3, 3, dtype=torch.bool)
+    expected[0], expected[:, 2] = True, True
+    assert torch.equal(sim.isnan(), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_of_minus_infinity_never_choose_padding(backend):
+    audio, text = torch.full((1, 2, 1), 3e38), torch.full((1, 3, 1), -3e38)
+    text_mask = torch.tensor([[False, True, True]])
+    sim, _, grad_text = gradients(
+        lambda a, t: atk.max_mean_similarity(a, t, None, text_mask, backend=backend), audio, text
+    )
+    assert sim.item() == -math.inf
+    assert grad_text[0, 1] != 0 and grad_text[0, 0] == 0 and grad_text[0, 2] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_and_tiny_values(backend):
+    for scale in (1e-18, 1e15):
+        audio, text, audio_mask, text_mask = ragged()
+        sim = atk.max_mean_similarity(audio * scale, text * scale, audio_mask, text_mask, backend=backend)
+        wanted = loop_similarity(audio * scale, text * scale, audio_mask, text_mask)
+        torch.testing.assert_close(sim.double(), wanted, rtol=1e-4, atol=1e-6 * scale**2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normalize_is_the_cosine(backend):
+    audio, text, audio_mask, text_mask = ragged()
+    sim = atk.max_mean_similarity(audio, text, audio_mask, text_mask, normalize=True, backend=backend)
+    unit = F.normalize(audio, dim=-1), F.normalize(text, dim=-1)
+    torch.testing.assert_close(sim, atk.max_mean_similarity(*unit, audio_mask, text_mask, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs_and_masks(backend):
+    audio, text, audio_mask, text_mask = ragged(frames=8)
+    strided = (audio.transpose(0, 1).contiguous().transpose(0, 1), text.flip(2), audio_mask.T.contiguous().T)
+    sim = atk.max_mean_similarity(*strided, text_mask, backend=backend)
+    wanted = loop_similarity(audio, text.flip(2), audio_mask, text_mask)
+    torch.testing.assert_close(sim.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_are_refused(backend):
+    audio, text = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    sim = atk.max_mean_similarity(audio, text, backend=backend)
+    (grad,) = torch.autograd.grad(sim.sum(), audio, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.pow(2).sum().backward()
+
+
+def test_gradcheck():
+    audio, text, audio_mask, text_mask = ragged(dtype=torch.float64)
+    for direction, normalize in (("audio", False), ("both", True)):
+        assert torch.autograd.gradcheck(
+            lambda a, t, d=direction, n=normalize: atk.max_mean_similarity(
+                a, t, audio_mask, text_mask, direction=d, normalize=n, backend="reference"
+            ),
+            (audio.requires_grad_(), text.requires_grad_()),
+        )
+
+
+@pytest.mark.skipif(unavailable("cpp", torch.device("cpu"), torch.float32) is not None, reason="cpp cannot run here")
+def test_opcheck():
+    audio, text, audio_mask, text_mask = ragged()
+    leaves = audio.requires_grad_(), text.requires_grad_()
+    torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*leaves, audio_mask, text_mask, "cpp", True))
+    torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*leaves, None, None, "cpp", True))
+    sim, index = torch.ops.atk.max_mean_forward(*leaves, audio_mask, text_mask, "cpp", True)
+    torch.library.opcheck(
+        torch.ops.atk.max_mean_backward.default,
+        (sim.detach(), audio.detach(), text.detach(), audio_mask, text_mask, index, "cpp"),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_into_one_graph(backend):
+    audio, text, audio_mask, text_mask = ragged(captions=4)
+    loss = atk.nn.AlignedContrastiveLoss(learnable=True, backend=backend)
+
+    def run(function):
+        return gradients(lambda a, t: function(a[:, 0], t[:, 0], a, t, audio_mask, text_mask), audio, text)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(run(compiled), run(loss), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_takes_mixed_inputs_and_half_ones(backend):
+    audio, text, audio_mask, text_mask = ragged(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        sim = atk.max_mean_similarity(audio.float(), text.float(), audio_mask, text_mask, backend=backend)
+    assert torch.equal(sim, atk.max_mean_similarity(audio, text, audio_mask, text_mask, backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"audio": torch.randn(3, 4)}, ValueError, r"audio must have shape \[N_a, L_a, D\], got \[3, 4\]"),
+        ({"audio": [[1.0]]}, TypeError, "audio must be a torch.Tensor"),
+        ({"text": torch.randn(2, 3, 6)}, ValueError, "text and audio must have the same width D, got 6 and 5"),
+        ({"text": torch.randn(2, 3, 5).half()}, TypeError, "same dtype, got torch.float16 and torch.float32"),
+        ({"text": torch.zeros(2, 3, 5, dtype=torch.int64)}, TypeError, "text must be float32"),
+        ({"text": torch.randn(2, 3, 5, device="meta")}, ValueError, "on one device, got meta and cpu"),
+        ({"audio": torch.randn(2, 4, 0), "text": torch.randn(2, 3, 0)}, ValueError, "at least one channel"),
+        ({"audio_mask": torch.ones(2, 4)}, TypeError, "audio_mask must be a boolean tensor, True = valid"),
+        ({"text_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"text_mask must have shape \[2, 3\]"),
+        ({"text_mask": [True]}, TypeError, "text_mask must be a boolean tensor"),
+        ({"direction": "frames"}, ValueError, "direction must be one of"),
+        ({"backend": "cuda"}, ValueError, "argument backend must be 'auto' or one of"),
+        ({"backend": "triton"}, atk.BackendError, "backend 'triton'"),
+    ],
+)
+def test_errors_name_the_argument(change, kind, message, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    arguments = {"audio": torch.randn(2, 4, 5), "text": torch.randn(2, 3, 5), **change}
+    with pytest.raises(kind, match=message):
+        atk.max_mean_similarity(**arguments)
+
+
+def test_environment_variable_sets_the_default(monkeypatch):
+    monkeypatch.setenv("ATK_BACKEND", "fast")
+    with pytest.raises(ValueError, match="environment variable ATK_BACKEND"):
+        atk.max_mean_similarity(torch.randn(2, 4, 5), torch.randn(2, 3, 5))
+    monkeypatch.setenv("ATK_BACKEND", "reference")
+    assert atk.max_mean_similarity(torch.randn(2, 4, 5), torch.randn(2, 3, 5)).shape == (2, 2)
+
+
+def test_backends_says_what_auto_takes_and_why_others_cannot():
+    row = atk.backends()["cpu float64"]
+    assert row["auto"] == "reference" == next(name for name, state in row.items() if state == "available")
+    assert "float64" in row["cpp"]
+
+
+_PEAK = """
+import sys, torch, atk
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) >> 10
+audio, text = (torch.randn(128, n, 128, requires_grad=True) for n in (250, 32))
+atk.max_mean_similarity(audio[:2], text[:2], backend=sys.argv[1]).sum().backward()
+audio.grad = text.grad = None
+before = peak()
+atk.max_mean_similarity(audio, text, backend=sys.argv[1]).sum().backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.skipif(unavailable("cpp", torch.device("cpu"), torch.float32) is not None, reason="cpp cannot run here")
+def test_cpp_never_holds_the_four_dimensional_tensor():
+    used = {
+        name: int(subprocess.run([sys.executable, "-c", _PEAK, name], capture_output=True, check=True).stdout)
+        for name in ("cpp", "reference")
+    }
+    assert used["cpp"] < 200 < 1000 < used["reference"], f"peak extra MiB: {used}"
