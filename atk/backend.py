@@ -6,6 +6,8 @@ import os
 import torch
 
 BACKENDS = ("triton", "cpp", "reference")  # in the order "auto" prefers them
+# Looked up once, here: torch.compile traces through the choice of a backend.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,7 +27,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         from atk.kernels import cpp
 
         return cpp.unavailable()
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "triton is not installed; pip install 'audio-text-kernels[triton]'"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "runs on GPU tensors; on the CPU only in Triton's interpreter, with TRITON_INTERPRET=1 set at start"
@@ -34,7 +36,6 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     return None
 
 
-@torch.compiler.assume_constant_result
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs this call: `backend` itself, or for `"auto"` the one in `ATK_BACKEND` or the fastest here.
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     config = parser.parse_args(_with_saved_config(argv))
     name = config.subcommand
     try:
-        commands[name](parser.instantiate_classes(config)[name])
+        commands[name](parser.instantiate(config)[name])
     except BrokenPipeError:
         sys.exit(FAILURE)
     except Exception as error:
@@ -77,10 +77,10 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
     }
     for name, (text, add_arguments, _) in entries.items():
         command = _Parser(prog=f"atk {name}", description=text)
+        commands.add_subcommand(name, command, help=text)
         # Arguments that import a whole model are built only for the command at hand.
         if name in argv[:1]:
             add_arguments(command)
-        commands.add_subcommand(name, command, help=text)
     return parser, {name: entry[2] for name, entry in entries.items()}
 
 
@@ -89,10 +89,10 @@ def _add_train(parser: ArgumentParser) -> None:
 
     methods = parser.add_subcommands(title="methods", dest="method")
     aligned = _Parser(prog="atk train aligned", description="Aligned contrastive learning (thesis ch. 3).")
+    methods.add_subcommand("aligned", aligned, help="aligned contrastive learning")
     aligned.add_argument("--config", action="config", help="YAML file with any of the fields below")
     aligned.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --out")
     aligned.add_class_arguments(AlignedConfig)
-    methods.add_subcommand("aligned", aligned, help="aligned contrastive learning")
 
 
 def _train(arguments: Namespace) -> None:
@@ -109,26 +109,34 @@ def _train(arguments: Namespace) -> None:
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--clip_seconds", type=float, default=9.91, help="longer clips are embedded in such windows")
+
+
+def _add_reading(parser: ArgumentParser) -> None:
+    parser.add_argument("--batch_size", type=int, default=32, help="windows embedded at a time")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read audio")
+    parser.add_argument("--on_error", type=str, default="skip", help="skip (and name) bad files, or raise at the first")
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
     _add_run(parser)
+    _add_reading(parser)
     parser.add_argument("--data", type=str, required=True, help="data folder")
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
-    parser.add_argument("--on_error", type=str, default="skip", help="skip or raise at bad files and rows")
-    parser.add_argument("--tags", action="store_true", help="also tag-level retrieval, from the folder's tags.csv")
+    parser.add_argument("--tags", action="store_true", help="also tags: retrieval and zero-shot, by the folder's tags.csv")
 
 
 def _add_align(parser: ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("audio", type=str, help="audio file")
-    parser.add_argument("caption", type=str, help="words to look for")
+    parser.add_argument("text", type=str, help="caption or words to look for")
     parser.add_argument("--out", type=str, default="align.png", help="picture to write; the numbers go beside it as CSV")
-    parser.add_argument("--events", type=str, default=None, help="events.csv with true times (default: found by itself)")
+    parser.add_argument("--events", type=str, default=None, help="events.csv with true times (default: looked for)")
 
 
 def _add_search(parser: ArgumentParser) -> None:
     _add_run(parser)
+    _add_reading(parser)
     parser.add_argument("folder", type=str, help="folder of audio files, searched recursively")
     parser.add_argument("query", type=str, help="text to look for")
     parser.add_argument("--top", type=int, default=10, help="how many files to print")
@@ -141,3 +149,62 @@ def _add_soundscapes(parser: ArgumentParser) -> None:
     parser.add_argument("--preset", type=str, default="medium", help="easy, medium or hard")
     for field in fields(SoundscapeConfig):
         parser.add_argument(f"--{field.name}", type=field.type | None, default=None, help="overrides the preset")
+
+
+def _load(arguments: Namespace):
+    """The model of a run folder (its best checkpoint) or of a folder with a saved model."""
+    from atk.checkpoint import best_or_last
+    from atk.models.clap import CLAP
+    from atk.trainer import pick_device
+
+    run = Path(arguments.run)
+    model = CLAP.from_pretrained(best_or_last(run) if (run / "checkpoints").is_dir() else run)
+    return model.to(pick_device(arguments.device)).eval()
+
+
+def _reading(arguments: Namespace) -> dict:
+    return {name: arguments[name] for name in ("clip_seconds", "batch_size", "workers", "on_error")}
+
+
+def _evaluate(arguments: Namespace) -> None:
+    from atk.evaluate import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
+
+    model = _load(arguments)
+    split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading(arguments))
+    result = evaluate_retrieval(model, split)
+    if arguments.tags:
+        result |= {"tags": evaluate_tags(model, split), "zero_shot": zero_shot(model, split)}
+    print(json.dumps(result, indent=2))
+
+
+def _align(arguments: Namespace) -> None:
+    from atk.align import align
+
+    options = {"clip_seconds": arguments.clip_seconds, "events": arguments.events}
+    align(_load(arguments), arguments.audio, arguments.text, arguments.out, **options)
+    print(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
+
+
+def _search(arguments: Namespace) -> None:
+    from atk.data.captions import describe_skipped
+    from atk.search import search
+
+    found = search(_load(arguments), arguments.folder, arguments.query, progress="search", **_reading(arguments))
+    if found.skipped:
+        sys.stderr.write(describe_skipped(found.skipped) + "\n")
+    for score, path in found.hits[: arguments.top]:
+        print(f"{score:.3f}  {path}")
+
+
+def _doctor(arguments: Namespace) -> None:
+    from atk.doctor import report
+
+    print(report())
+
+
+def _soundscapes(arguments: Namespace) -> None:
+    from atk.soundscapes import SoundscapeConfig, write_soundscapes
+
+    names = [field.name for field in fields(SoundscapeConfig)]
+    overrides = {name: arguments[name] for name in names if arguments[name] is not None}
+    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **overrides)))

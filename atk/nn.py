@@ -89,7 +89,10 @@ class AlignedContrastiveLoss(_Temperature):
         token_mask: Tensor | None = None,
     ) -> Tensor:
         """Weighted total of `terms(...)`, a scalar."""
-        terms = self.terms(audio, text, frames, tokens, frame_mask, token_mask)
+        return self.total(self.terms(audio, text, frames, tokens, frame_mask, token_mask))
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """`L_total` (3.7) of what `terms` returned."""
         weights = {"global": self.global_weight, "aligned": self.aligned_weight}
         return sum(weights[name] * value for name, value in terms.items())
 

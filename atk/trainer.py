@@ -33,6 +33,7 @@ class Task(Protocol):
     """One method of training. `loss` runs under autocast; `batch.files` names what a batch was made of."""
 
     model: nn.Module  # with save_pretrained and, for resuming, the weights loaded
+    criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
     monitor: str  # the validation metric whose maximum is kept as the best checkpoint
     steps_per_epoch: int
 
@@ -60,12 +61,14 @@ class Trainer:
         self.bf16 = config.precision == "bf16" or (
             config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
-        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        modules = (task.model, task.criterion)
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, config.optim.lr, weight_decay=config.optim.weight_decay)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         if resume:
             state = load_state(self.out / "checkpoints", device)
             self.optimizer.load_state_dict(state["optimizer"])
+            task.criterion.load_state_dict(state["criterion"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
 
     def fit(self) -> None:
@@ -147,11 +150,28 @@ class Trainer:
     def _save(self, best: bool) -> None:
         state = {
             "optimizer": self.optimizer.state_dict(),
+            "criterion": self.task.criterion.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
         }
         save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `"auto"` is the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} is not available here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:

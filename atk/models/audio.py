@@ -62,6 +62,9 @@ class LogMel(nn.Module):
         self.mel = transforms.MelSpectrogram(
             config.sample_rate, config.window, hop_length=config.hop, n_mels=config.mel_bins, center=False
         )
+        # Constants of the configuration, not weights to save.
+        self.mel.spectrogram.register_buffer("window", self.mel.spectrogram.window, persistent=False)
+        self.mel.mel_scale.register_buffer("fb", self.mel.mel_scale.fb, persistent=False)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrograms scaled to about unit range, and the number of valid frames of each clip `[N]`."""

@@ -1,5 +1,7 @@
 """The text encoder: any BERT- or RoBERTa-like checkpoint through transformers, or a small one trained from scratch."""
 
+import contextlib
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +65,17 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
         """
-        from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
-
+        transformers = _transformers()
         if config.pretrained is not None:
             try:
-                model = AutoModel.from_pretrained(config.pretrained)
-                tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+                model = transformers.AutoModel.from_pretrained(config.pretrained)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(config.pretrained)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"text.pretrained: cannot load {config.pretrained!r}: {reason}") from error
             return cls(config, model, tokenizer)
         tokenizer = train_tokenizer(captions, config.vocabulary)
-        bert = BertConfig(
+        bert = transformers.BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.width,
             num_hidden_layers=config.layers,
@@ -84,15 +85,14 @@ class TextEncoder(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             max_position_embeddings=max(config.max_tokens, 128),
         )
-        return cls(config, BertModel(bert, add_pooling_layer=False), tokenizer)
+        return cls(config, transformers.BertModel(bert, add_pooling_layer=False), tokenizer)
 
     @classmethod
     def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
         """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
-        return cls(config, model, AutoTokenizer.from_pretrained(folder))
+        transformers = _transformers()
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+        return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
 
     def save(self, folder: Path) -> None:
         """Architecture and tokenizer, without the weights."""
@@ -131,24 +131,41 @@ class TextEncoder(nn.Module):
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int):
-    """A lower-case WordPiece tokenizer with BERT's special tokens, trained on `captions` (the same for the same set).
+    """A lower-case byte-level BPE tokenizer with BERT's special tokens; the same captions give the same tokenizer.
 
     Raises:
         ValueError: there is no caption to train on.
     """
     import tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     captions = sorted(set(captions))
     if not captions:
         raise ValueError("captions: at least one caption is needed to train a tokenizer")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    special = list(_SPECIAL_TOKENS.values())
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    # Not WordPiece: its trainer numbers "##" pieces in hash order, and a resumed run must repeat the killed one.
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(_SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(captions, trainer)
     ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids),
+        ]
+    )
+    return _transformers().PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
+
+
+def _transformers():
+    # transformers imports torchaudio where it is installed, and that must be the one that fits this torch.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("atk._torchaudio")
+    return importlib.import_module("transformers")

@@ -1,0 +1,155 @@
+"""Training by aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atk.backend import choose
+from atk.checkpoint import best_or_last
+from atk.config import AlignedConfig
+from atk.data.captions import describe_skipped, read_split
+from atk.data.dataset import Batch
+from atk.data.loader import train_loader
+from atk.evaluate import EvalSplit, evaluate_retrieval
+from atk.models.clap import CLAP
+from atk.nn import AlignedContrastiveLoss
+from atk.trainer import Trainer, TrainingError, pick_device
+
+
+class AlignedTask:
+    """Batches, loss and validation of aligned contrastive learning, for `atk.trainer.Trainer`."""
+
+    monitor = "mAP@10"
+
+    def __init__(self, config: AlignedConfig, device: torch.device, checkpoint: Path | None = None):
+        self.config, self.device = config, device
+        train = read_split(config.data, "train", config.on_error)
+        self.clips, self.skipped = train.clips, dict(train.skipped)
+        if train.skipped:
+            print(f"train.csv: {describe_skipped(train.skipped)}", file=sys.stderr)
+        captions = [caption for clip in train.clips for caption in clip.captions]
+        torch.manual_seed(config.seed)
+        model = CLAP.create(config.model, captions) if checkpoint is None else CLAP.from_pretrained(checkpoint)
+        loss = AlignedContrastiveLoss(
+            config.loss.temperature,
+            config.loss.learnable,
+            config.loss.reduction,
+            global_weight=config.loss.global_weight,
+            aligned_weight=config.loss.aligned_weight,
+            direction=config.loss.direction,
+            backend=config.backend,
+        )
+        self.model, self.criterion = model.to(device), loss.to(device)
+        self.validation = eval_split(config, "val", side_files=False)
+        loader = self._loader(0)
+        self.steps_per_epoch = loader.batches.steps_per_epoch
+        if loader.batches.note:
+            print(f"train.csv: {loader.batches.note}", file=sys.stderr)
+
+    def _loader(self, start_step: int):
+        config = self.config
+        return train_loader(
+            self.clips,
+            sample_rate=self.model.sample_rate,
+            clip_seconds=config.clip_seconds,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            bucket=config.bucket,
+            workers=config.workers,
+            pin_memory=self.device.type == "cuda",
+            on_error=config.on_error,
+        )
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Training batches from a step on; files found bad are named once."""
+        for batch in self._loader(start_step):
+            for name, reason in batch.skipped:
+                if name not in self.skipped:
+                    self.skipped[name] = reason
+                    print(f"skipped {name} ({reason})", file=sys.stderr)
+            if len(batch) == 0:
+                raise TrainingError(f"no file of a batch could be read: {', '.join(name for name, _ in batch.skipped)}")
+            yield batch.to(self.device)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`L_total` of a batch, and its terms."""
+        audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
+        terms = self.criterion.terms(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
+        parts = terms | {"logit_scale": self.criterion.logit_scale}
+        return self.criterion.total(terms), parts
+
+    def validate(self) -> dict[str, float] | None:
+        """Text-to-audio retrieval on val.csv, None where there is none."""
+        if self.validation is None:
+            return None
+        return evaluate_retrieval(self.model, self.validation.embed(self.model))["text_to_audio"]
+
+
+def eval_split(config: AlignedConfig, split: str, side_files: bool) -> EvalSplit | None:
+    """A split of the run's data, None where the folder has none of that name."""
+    if not (Path(config.data) / f"{split}.csv").is_file():
+        return None
+    return EvalSplit(
+        config.data,
+        split,
+        sample_rate=config.model.audio.sample_rate,
+        clip_seconds=config.clip_seconds,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_error=config.on_error,
+        side_files=side_files,
+    )
+
+
+def train(config: AlignedConfig, resume: bool = False) -> dict:
+    """Train, evaluate test.csv (else val.csv) with the best checkpoint, and write the run folder `config.out`.
+
+    Args:
+        config: the whole run; written to `config.yaml`.
+        resume: go on from the last checkpoint of `config.out`, or start where there is none yet.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        ValueError, FileNotFoundError, AudioError: the data or the configuration cannot be used.
+        TrainingError, Interrupted: see `atk.trainer.Trainer.fit`.
+    """
+    out = Path(config.out)
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
+    device = pick_device(config.device)
+    backend = choose(config.backend, device, torch.float32)
+    last = out / "checkpoints" / "last"
+    resume = resume and last.is_dir()
+    task = AlignedTask(config, device, last if resume else None)
+    trainer = Trainer(task, config, device, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(out / "config.yaml")
+    trainer.fit()
+    metrics, split = None, "test" if (Path(config.data) / "test.csv").is_file() else "val"
+    held_out = eval_split(config, split, side_files=True)
+    if held_out is not None:
+        best = CLAP.from_pretrained(best_or_last(out)).to(device)
+        metrics = evaluate_retrieval(best, held_out.embed(best, f"evaluate {split}"))
+    summary = {
+        "method": "aligned",
+        "data": config.data,
+        "split": split if metrics else None,
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+        "device": str(device),
+        "backend": backend,
+        "skipped": len(task.skipped),
+        "metrics": metrics,
+    }
+    aside = out / ".summary.json"
+    aside.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(aside, out / "summary.json")
+    return summary

@@ -1,0 +1,177 @@
+"""Retrieval, tagging and classification metrics on a matrix of scores. Everything but ranks is in percent."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+_AP_AT = 10
+_ROWS = 1024  # queries ranked at a time, which bounds the memory of sorting
+
+
+def retrieval_metrics(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
+    """Score how well each query ranks its relevant candidates.
+
+    With `R` relevant candidates for a query and `rel(k)` = 1 where the candidate at rank `k` is one of them:
+
+        R@k    = 1 if any of the first k candidates is relevant
+        AP@10  = 1 / min(R, 10) * sum_{k=1..10} rel(k) * (relevant candidates in the first k) / k
+        MedR   = median over queries of the rank of the best relevant candidate (1 = first)
+
+    Ties are pessimistic: an irrelevant candidate with the score of a relevant one is ranked ahead of it, so that
+    constant scores earn nothing. AP@10 with one relevant candidate, as for a caption that looks for its clip, is
+    `1 / rank` within the first 10. With several (a clip that looks for its five captions) it divides by all that could
+    have been found, as in DCASE's and TREC's truncated average precision; torchmetrics' `RetrievalMAP(top_k=10)`
+    divides by those that were found, which gives full marks to one caption of five at rank 1. The two agree where
+    `R = 1` or where all relevant candidates are among the first 10.
+
+    Args:
+        similarity: scores `[Q, C]`, higher = better, any floating dtype.
+        relevant: boolean `[Q, C]`, at least one True in each row.
+
+    Returns:
+        `{"R@1", "R@5", "R@10", "mAP@10"}` in percent, averaged over queries, and `"MedR"`, a rank.
+
+    Raises:
+        ValueError: shapes differ, there is no query, a score is NaN, or a query has nothing relevant.
+        TypeError: `relevant` is not boolean.
+    """
+    _check_relevant(relevant)
+    if similarity.shape != relevant.shape:
+        raise ValueError(
+            f"similarity and relevant must have one shape [Q, C], got {list(similarity.shape)} and "
+            f"{list(relevant.shape)}"
+        )
+    if similarity.isnan().any():
+        raise ValueError(f"similarity holds {int(similarity.isnan().sum())} NaN of {similarity.numel()} scores")
+    ranks, precisions = [], []
+    for scores, truth in zip(similarity.split(_ROWS), relevant.split(_ROWS), strict=True):
+        hits = _ranked(scores, truth)
+        ranks.append(hits.int().argmax(1) + 1)
+        precisions.append(_average_precision(hits[:, :_AP_AT], truth.sum(1)))
+    rank = torch.cat(ranks).double().cpu()
+    metrics = {f"R@{k}": 100 * (rank <= k).double().mean().item() for k in RECALL_AT}
+    metrics[f"mAP@{_AP_AT}"] = 100 * torch.cat(precisions).mean().item()
+    return metrics | {"MedR": float(np.median(rank.numpy()))}
+
+
+def _check_relevant(relevant: Tensor) -> None:
+    if relevant.dtype != torch.bool:
+        raise TypeError(f"relevant must be a boolean tensor [Q, C], got {relevant.dtype}")
+    if relevant.dim() != 2 or not relevant.numel():
+        raise ValueError(f"relevant must have shape [Q, C] with Q, C >= 1, got {list(relevant.shape)}")
+    empty = (~relevant.any(1)).nonzero()
+    if len(empty):
+        raise ValueError(f"relevant: {len(empty)} queries have no relevant candidate, the first is row {empty[0, 0]}")
+
+
+def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
+    """`relevant` in the order of falling scores; of equal scores, the irrelevant come first."""
+    first_irrelevant = relevant.int().argsort(dim=1, stable=True)
+    scores, relevant = scores.gather(1, first_irrelevant), relevant.gather(1, first_irrelevant)
+    return relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+
+
+def _average_precision(hits: Tensor, total: Tensor) -> Tensor:
+    """AP of ranked `hits [Q, k]`, of `total [Q]` relevant candidates, as a share."""
+    hits = hits.double()
+    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    return (hits * hits.cumsum(1) / rank).sum(1) / total.clamp(max=_AP_AT)
+
+
+def chance_metrics(relevant: Tensor) -> dict[str, float]:
+    """What `retrieval_metrics` gives on average when candidates are ranked at random (exact, not sampled).
+
+    With `R` of `C` candidates relevant: `R@k = 1 - C(C-R, k) / C(C, k)` in binomial coefficients,
+    `AP@10 = R / (min(R, 10) C) * sum_k (1 + (k-1)(R-1)/(C-1)) / k`, and MedR is the median of the best rank's
+    distribution over all queries, `(C + 1) / 2` for one relevant candidate each.
+
+    Args:
+        relevant: boolean `[Q, C]`, at least one True in each row.
+
+    Returns:
+        The keys of `retrieval_metrics`.
+
+    Raises:
+        ValueError, TypeError: as `retrieval_metrics`.
+    """
+    _check_relevant(relevant)
+    candidates = relevant.shape[1]
+    totals, counts = np.unique(relevant.sum(1).cpu().numpy(), return_counts=True)
+    share = counts / counts.sum()
+    rank = np.arange(1, candidates + 1)
+    found = np.zeros(candidates)  # found[k - 1]: probability that one of the first k candidates is relevant
+    precision = 0.0
+    for total, weight in zip(totals, share, strict=True):
+        # All of the first k miss: the factors (C - R - i) / (C - i), i < k.
+        found += weight * (1 - np.cumprod(np.maximum(candidates - total - rank + 1, 0) / (candidates - rank + 1)))
+        first = rank[:_AP_AT]
+        others = (first - 1) * (total - 1) / max(candidates - 1, 1)
+        precision += weight * total / (min(total, _AP_AT) * candidates) * ((1 + others) / first).sum()
+    metrics = {f"R@{k}": 100 * float(found[min(k, candidates) - 1]) for k in RECALL_AT}
+    lower = int(np.argmax(found >= 0.5 - 1e-9)) + 1
+    upper = int(np.argmax(found > 0.5 + 1e-9)) + 1
+    return metrics | {f"mAP@{_AP_AT}": 100 * float(precision), "MedR": (lower + upper) / 2}
+
+
+def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Macro ROC-AUC and PR-AUC (average precision) over tags, through scikit-learn.
+
+    Args:
+        scores: `[N, T]` score of each clip for each tag.
+        labels: boolean `[N, T]`.
+
+    Returns:
+        `"ROC-AUC"` and `"PR-AUC"` in percent, averaged over the tags with a positive and a negative clip; `"tags"`,
+        their number; `"left_out"`, the number of the others, for which neither area is defined.
+
+    Raises:
+        ValueError: shapes differ, a score is NaN, or every tag is left out.
+        TypeError: `labels` is not boolean.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if labels.dtype != torch.bool:
+        raise TypeError(f"labels must be a boolean tensor [N, T], got {labels.dtype}")
+    if scores.shape != labels.shape or scores.dim() != 2:
+        raise ValueError(
+            f"scores and labels must have one shape [N, T], got {list(scores.shape)} and {list(labels.shape)}"
+        )
+    if scores.isnan().any():
+        raise ValueError(f"scores holds {int(scores.isnan().sum())} NaN of {scores.numel()}")
+    usable = labels.any(0) & ~labels.all(0)
+    kept = int(usable.sum())
+    if not kept:
+        raise ValueError(f"labels: none of {labels.shape[1]} tags has both a positive and a negative clip")
+    truth, score = labels[:, usable].cpu().numpy(), scores[:, usable].double().cpu().numpy()
+    return {
+        "ROC-AUC": 100 * float(roc_auc_score(truth, score, average="macro")),
+        "PR-AUC": 100 * float(average_precision_score(truth, score, average="macro")),
+        "tags": kept,
+        "left_out": labels.shape[1] - kept,
+    }
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Percent of rows whose true class scores above every other class; a tie for the first place is wrong.
+
+    Args:
+        scores: `[N, K]` score of each clip for each class.
+        labels: true class of each clip `[N]`, int64 in `0..K-1`.
+
+    Raises:
+        ValueError: shapes do not fit, there is no clip, a score is NaN, or a label is out of range.
+    """
+    if scores.dim() != 2 or labels.shape != scores.shape[:1] or not scores.numel():
+        raise ValueError(
+            f"scores must be [N, K] and labels [N] with N, K >= 1, got {list(scores.shape)}, {list(labels.shape)}"
+        )
+    if scores.isnan().any():
+        raise ValueError(f"scores holds {int(scores.isnan().sum())} NaN of {scores.numel()}")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels must be in 0..{scores.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
+    right = scores.gather(1, labels[:, None])
+    others = scores.scatter(1, labels[:, None], -math.inf)
+    return 100 * (right > others).sum(1).eq(scores.shape[1]).double().mean().item()

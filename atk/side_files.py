@@ -1,0 +1,99 @@
+"""What a data folder may tell beside its captions: events.csv, tags.csv and twins.csv."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """A line of events.csv: `phrase` is how a caption of the clip names it, `start` and `end` are in seconds."""
+
+    file_name: str
+    event: str
+    phrase: str
+    start: float
+    end: float
+
+
+def read_events(path: str | Path) -> list[Event]:
+    """The lines of an events.csv: columns `file_name, event, phrase, start, end`.
+
+    Raises:
+        ValueError: the file or a column is missing, a phrase is empty, or a time is no number, negative or ends before
+            it starts; the message names the line.
+    """
+    return [_event(row, f"{path}, line {line}") for line, row in enumerate(_rows(Path(path), Event._fields), 2)]
+
+
+def _event(row: dict[str, str], where: str) -> Event:
+    try:
+        start, end = float(row["start"]), float(row["end"])
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: start and end must be seconds, got {row['start']!r}, {row['end']!r}") from None
+    if not 0 <= start <= end < float("inf"):
+        raise ValueError(f"{where}: an event must have 0 <= start <= end, got {start} and {end}")
+    if not row["phrase"].strip():
+        raise ValueError(f"{where}: phrase is empty")
+    return Event(row["file_name"], row["event"], row["phrase"].strip(), start, end)
+
+
+def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event]:
+    """The events of one audio file.
+
+    Args:
+        audio: audio file.
+        path: the events.csv that names it; None: the nearest in the folders above it, if there is one.
+
+    Raises:
+        ValueError: as `read_events`, or the `path` given does not name the file.
+    """
+    audio = Path(audio).absolute()
+    found = [folder / "events.csv" for folder in audio.parents] if path is None else [Path(path).absolute()]
+    for table in found:
+        if path is None and not table.is_file():
+            continue
+        events = [event for event in read_events(table) if table.parent / event.file_name == audio]
+        if path is not None and not events:
+            raise ValueError(f"{path} names no event of {audio}")
+        return events
+    return []
+
+
+def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
+    """The tags of a tags.csv (`file_name`, then a column of 0 and 1 for each tag), and which of them each file has.
+
+    Raises:
+        ValueError: the file or its column `file_name` is missing, there is no tag or line, or a value is not 0 or 1.
+    """
+    rows = _rows(Path(path), ("file_name",))
+    tags = [name for name in rows[0] if name != "file_name"] if rows else []
+    if not tags:
+        raise ValueError(f"{path} must have a column for each tag and at least one line")
+    table = {}
+    for line, row in enumerate(rows, 2):
+        values = [row[tag] for tag in tags]
+        if any(value not in ("0", "1") for value in values):
+            raise ValueError(f"{path}, line {line}: tags must be 0 or 1, got {', '.join(map(str, values))}")
+        table[row["file_name"]] = [value == "1" for value in values]
+    return tags, table
+
+
+def read_twins(path: str | Path) -> list[tuple[str, str]]:
+    """The pairs of a twins.csv (`file_name`, `twin`), each once, whichever of the two comes first.
+
+    Raises:
+        ValueError: the file or a column is missing.
+    """
+    rows = _rows(Path(path), ("file_name", "twin"))
+    return list(dict.fromkeys(tuple(sorted((row["file_name"], row["twin"]))) for row in rows))
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, restval="")
+        missing = [name for name in columns if name not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} lacks the column {', '.join(missing)}")
+        return list(rows)

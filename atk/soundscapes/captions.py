@@ -1,0 +1,101 @@
+"""Captions: words for each event, for the order of events and for their overlap."""
+
+import re
+from collections.abc import Sequence
+
+from numpy.random import Generator
+
+from .config import SoundscapeConfig
+from .phrases import CLAUSES, COUNT_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, NOUNS, PITCH_WORDS
+from .scenes import Event, Scene
+
+# Two events at the same time; the order in which they are named says nothing.
+_OVERLAP = {
+    "clause": ("{} while {}", "{} as {}", "{} and at the same time {}", "{} and meanwhile {}", "{} just as {}"),
+    "noun": ("{} over {}", "{} together with {}", "{} along with {}", "{} at the same time as {}", "{} mixed with {}"),
+}
+# Events one after another: the first, those between, the last.
+_ORDER = {
+    "clause": (
+        ("{}", ", then {}", ", then {}"),
+        ("{}", " and then {}", " and then {}"),
+        ("first {}", ", then {}", ", and afterwards {}"),
+        ("{}", ", after that {}", ", and after that {}"),
+        ("{}", ", next {}", ", and later {}"),
+    ),
+    "noun": (
+        ("{}", ", then {}", ", then {}"),
+        ("{}", " followed by {}", " followed by {}"),
+        ("{}", ", then {}", ", and finally {}"),
+        ("{}", ", after that {}", ", and after that {}"),
+        ("{}", ", next {}", ", and later {}"),
+    ),
+}
+# Two single events in sequence, the later one named first or the order told by one word.
+_TWO = {"clause": ("{0} before {1}", "after {0}, {1}"), "noun": ("{0} before {1}", "{0} and right after it {1}")}
+_LATER_FIRST = {"clause": ("{1} after {0}", "before {1}, {0}"), "noun": ("{1} after {0}", "{1} preceded by {0}")}
+_FRAMES = {
+    "clause": ("in this recording {}", "in the clip {}", "here {}", "we hear how {}", "{} in this clip"),
+    "noun": ("the sound of {}", "a recording of {}", "we hear {}", "here is {}", "{} in this clip"),
+}
+
+
+def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[list[str]]]:
+    """The captions of a scene (`config.captions_per_clip`, all different) and the phrase of each event by group.
+
+    Twins draw from one generator: their captions hold the same phrases in the same template, in opposite order.
+    """
+    rng = scene.rng(config, 4)
+    style = "clause" if rng.random() < 0.5 else "noun"
+    groups = scene.groups[::-1] if scene.reversed else scene.groups
+    phrases = [[name_event(event, style, rng) for event in group] for group in groups]
+    if scene.reversed:
+        phrases = phrases[::-1]
+    captions: list[str] = []
+    while len(captions) < config.captions_per_clip:
+        caption = _sentence(rng, style, phrases, config.later_first)
+        if caption not in captions:
+            captions.append(caption)
+    return captions, phrases
+
+
+def name_event(event: Event, style: str, rng: Generator) -> str:
+    """Words for one event with its attributes, as a "clause" (a dog barks) or a "noun" (a dog barking)."""
+    forms = (CLAUSES if style == "clause" else NOUNS)[event.name]
+    counted = event.count in COUNT_WORDS
+    fitting = [form for form in forms if ("{b}" in form or not counted) and ("{a}" in form or not event.pitch)]
+    form = _pick(rng, fitting)
+    adjectives, adverbs = [], []
+    if event.loudness:
+        as_adverb = "{b}" in form and ("{a}" not in form or rng.random() < 0.5)
+        words, place = (LOUDNESS_ADVERBS, adverbs) if as_adverb else (LOUDNESS_ADJECTIVES, adjectives)
+        place.append(_pick(rng, words[event.loudness]))
+    if event.pitch:
+        adjectives.append(_pick(rng, PITCH_WORDS[event.pitch]))
+    if counted:
+        adverbs.append(_pick(rng, COUNT_WORDS[event.count]))
+    words = form.format(a="".join(word + " " for word in adjectives), b="".join(" " + word for word in adverbs))
+    return re.sub(r"\ba (?=[aeiou])", "an ", words)
+
+
+def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first: float) -> str:
+    """One caption. The number of draws depends on the numbers of events alone, so that twins stay in step."""
+    overlap = _pick(rng, _OVERLAP[style])
+    parts = [overlap.format(*group) if len(group) == 2 else group[0] for group in phrases]
+    if len(parts) == 2 and max(map(len, phrases)) == 1 and rng.random() < max(later_first, 0.4):
+        templates = _LATER_FIRST[style] if rng.random() < later_first / max(later_first, 0.4) else _TWO[style]
+        text = _pick(rng, templates).format(*parts)
+    else:
+        text = _in_order(_pick(rng, _ORDER[style]), parts)
+    return _pick(rng, _FRAMES[style]).format(text) if rng.random() < 0.5 else text
+
+
+def _in_order(template: tuple[str, str, str], parts: list[str]) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    first, between, last = template
+    return first.format(parts[0]) + "".join(between.format(part) for part in parts[1:-1]) + last.format(parts[-1])
+
+
+def _pick(rng: Generator, choices: Sequence):
+    return choices[int(rng.integers(len(choices)))]

@@ -1,0 +1,140 @@
+"""The event classes: how each is rendered, repeated and pitched, and which class it is easily taken for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.random import Generator
+
+from . import animals, instruments, nature, signals
+from .primitives import grains, time_axis
+
+Render = Callable[[Generator, np.ndarray, float], np.ndarray]
+
+
+@dataclass(frozen=True)
+class EventClass:
+    """One kind of sound."""
+
+    name: str
+    """Class name, as in events.csv and tags.csv."""
+    render: Render
+    """(rng, t [n] seconds, pitch factor) -> waveform [n] float32, any level."""
+    unit: tuple[float, float] | None = None
+    """Shortest and longest single call in seconds; None: a sound that goes on, which cannot be counted."""
+    repeats: tuple[int, int] = (1, 3)
+    """Fewest and most calls where the count is left open."""
+    pitched: bool = True
+    """Whether a low and a high version differ clearly enough for a word."""
+    similar_to: str = ""
+    """The class whose timbre this one nearly shares; it takes part with `similar` only."""
+
+
+# Ordered so that the first classes differ most: `SoundscapeConfig.classes` takes them from the front.
+_DISTINCT = (
+    EventClass("dog bark", animals.bark, (0.16, 0.28), (1, 4)),
+    EventClass("church bell", signals.church_bell, (0.8, 1.6)),
+    EventClass("rain", nature.rain, pitched=False),
+    EventClass("engine", nature.engine),
+    EventClass("bird chirp", animals.chirp, (0.12, 0.2), (2, 5)),
+    EventClass("siren", signals.siren),
+    EventClass("footsteps", nature.footsteps, pitched=False),
+    EventClass("telephone ring", signals.telephone, (0.5, 0.8), (1, 2)),
+    EventClass("cow moo", animals.moo, (0.7, 1.1), (1, 2)),
+    EventClass("thunder", nature.thunder, pitched=False),
+    EventClass("flute", instruments.flute),
+    EventClass("clapping", nature.clap, (0.14, 0.16), (3, 6), pitched=False),
+    EventClass("cricket", animals.stridulate, pitched=False),
+    EventClass("piano", instruments.piano),
+    EventClass("car horn", signals.car_horn, (0.3, 0.7), (1, 2)),
+    EventClass("helicopter", nature.helicopter, pitched=False),
+    EventClass("frog croak", animals.croak, (0.25, 0.4)),
+    EventClass("waves", nature.waves, pitched=False),
+    EventClass("door knock", nature.knock, (0.13, 0.15), (2, 4)),
+    EventClass("drill", nature.drill),
+    EventClass("cat meow", animals.meow, (0.5, 0.8), (1, 2)),
+    EventClass("alarm", signals.alarm),
+    EventClass("kettle", signals.kettle),
+    EventClass("drum", instruments.drum, pitched=False),
+    EventClass("guitar", instruments.guitar),
+    EventClass("glass clink", nature.clink, (0.25, 0.35)),
+    EventClass("wind", nature.wind, pitched=False),
+    EventClass("fire", nature.fire, pitched=False),
+    EventClass("doorbell", signals.doorbell, (0.6, 0.9), (1, 2)),
+    EventClass("sheep bleat", animals.bleat, (0.5, 0.8), (1, 2)),
+    EventClass("clock", signals.clock, pitched=False),
+    EventClass("trumpet", instruments.trumpet),
+    EventClass("owl hoot", animals.hoot, (0.35, 0.55)),
+    EventClass("water drip", nature.drip, (0.15, 0.18), (2, 4)),
+    EventClass("violin", instruments.violin),
+    EventClass("phone keypad", signals.keypad, pitched=False),
+)
+
+_SIMILAR = (
+    EventClass("seal bark", partial(animals.bark, mouth=650.0, breath=0.2), (0.2, 0.32), (1, 4), similar_to="dog bark"),
+    EventClass("gong", partial(signals.church_bell, strike=360.0, beating=5.0), (0.8, 1.6), similar_to="church bell"),
+    EventClass("shower", partial(nature.rain, low=2300.0, drops=30.0), pitched=False, similar_to="rain"),
+    EventClass("motorcycle", partial(nature.engine, idle=50.0, rasp=0.6), similar_to="engine"),
+    EventClass(
+        "alarm clock", partial(signals.telephone, tones=(1250, 1590)), (0.5, 0.8), (1, 2), similar_to="telephone ring"
+    ),
+    EventClass("explosion", partial(nature.thunder, crack=0.9, tau=0.2), pitched=False, similar_to="thunder"),
+    EventClass("recorder", partial(instruments.flute, overtone=0.6, breath=0.02), similar_to="flute"),
+    EventClass("cicada", partial(animals.stridulate, carrier=5200.0, pulses=6), pitched=False, similar_to="cricket"),
+    EventClass("harpsichord", partial(instruments.piano, hardness=0.6, tau=0.35), similar_to="piano"),
+    EventClass(
+        "train horn", partial(signals.car_horn, chord=(0.84, 1.0, 1.5)), (0.4, 0.8), (1, 2), similar_to="car horn"
+    ),
+    EventClass("hammer", partial(nature.knock, panel=420.0, ring=0.04), (0.13, 0.15), (2, 4), similar_to="door knock"),
+    EventClass("chainsaw", partial(nature.drill, spin=150.0, rough=0.5), similar_to="drill"),
+    EventClass("baby cry", partial(animals.meow, sob=0.8), (0.5, 0.8), (1, 2), similar_to="cat meow"),
+    EventClass("banjo", partial(instruments.guitar, pluck=0.06, tau=0.15), similar_to="guitar"),
+    EventClass("trombone", partial(instruments.trumpet, bright=1.0), similar_to="trumpet"),
+    EventClass("viola", partial(instruments.violin, body=0.7), similar_to="violin"),
+)
+
+EVENTS: dict[str, EventClass] = {kind.name: kind for kind in _DISTINCT + _SIMILAR}
+MAX_CLASSES = len(_DISTINCT)
+
+
+def class_names(classes: int, similar: bool) -> tuple[str, ...]:
+    """The first `classes` distinct classes and, with `similar`, the near-identical partners that these have."""
+    names = tuple(kind.name for kind in _DISTINCT[:classes])
+    return names + tuple(kind.name for kind in _SIMILAR if kind.similar_to in names) if similar else names
+
+
+def render_event(
+    kind: EventClass, rng: Generator, rate: int, seconds: float, pitch: float, count: int | None = None
+) -> np.ndarray:
+    """The sound of one event, [n] float32 with n <= seconds * rate, cut where it can no longer be heard.
+
+    `pitch` is a frequency factor. A countable class is sounded `count` times (None: as often as it likes and fits).
+    """
+    if kind.unit is None:
+        return _audible(kind.render(rng, time_axis(seconds, rate), pitch), rate)
+    if count is None:
+        fitting = int(seconds / (1.3 * kind.unit[0]))
+        count = int(rng.integers(kind.repeats[0], kind.repeats[1] + 1))
+        count = max(1, min(count, fitting))
+    length = min(rng.uniform(*kind.unit), seconds / (count + 0.3 * (count - 1)))
+    call = _audible(kind.render(rng, time_axis(length, rate), pitch), rate)
+    # Calls stand at least 0.3 of a call apart, so that they can be counted.
+    spare = max(0.0, seconds / length - (count + 0.3 * (count - 1)))
+    period = length * (1.3 + rng.uniform(0.0, min(1.0, spare / max(count - 1, 1))))
+    total = time_axis(min(seconds, (count - 1) * period + len(call) / rate), rate)
+    return grains(total, period * np.arange(count), [call * gain for gain in rng.uniform(0.85, 1.0, count)])
+
+
+def _audible(wave: np.ndarray, rate: int) -> np.ndarray:
+    """`wave` between the first and last 10 ms blocks within 35 dB of its loudest, with 5 ms fades at the cuts."""
+    block = rate // 100
+    blocks = np.add.reduceat(np.square(wave), np.arange(0, len(wave), block))
+    heard = np.flatnonzero(blocks > blocks.max() * 10**-3.5)
+    wave = wave[heard[0] * block : (heard[-1] + 1) * block].astype(np.float32)
+    fade = min(rate // 200, len(wave) // 2)
+    ramp = np.linspace(0.0, 1.0, fade, endpoint=False, dtype=np.float32)
+    if heard[0] > 0:
+        wave[:fade] *= ramp
+    wave[len(wave) - fade :] *= ramp[::-1]
+    return wave

