@@ -123,14 +123,18 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument("--data", type=str, required=True, help="data folder")
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
-    parser.add_argument("--tags", action="store_true", help="also tags: retrieval and zero-shot, by the folder's tags.csv")
+    parser.add_argument(
+        "--tags", action="store_true", help="also tags: retrieval and zero-shot, by the folder's tags.csv"
+    )
 
 
 def _add_align(parser: ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("audio", type=str, help="audio file")
     parser.add_argument("text", type=str, help="caption or words to look for")
-    parser.add_argument("--out", type=str, default="align.png", help="picture to write; the numbers go beside it as CSV")
+    parser.add_argument(
+        "--out", type=str, default="align.png", help="picture to write; the numbers go beside it as CSV"
+    )
     parser.add_argument("--events", type=str, default=None, help="events.csv with true times (default: looked for)")
 
 

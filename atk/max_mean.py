@@ -7,7 +7,9 @@ from torch import Tensor
 from atk import checks, reference
 from atk.backend import choose
 
-_NO_SECOND_DERIVATIVE = "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
+_NO_SECOND_DERIVATIVE = (
+    "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
+)
 
 
 def max_mean_similarity(

@@ -25,7 +25,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and names the files of the batch."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (not an error)
     """The run was asked to stop; its state is saved and `--resume` goes on from there."""
 
 

@@ -1,7 +1,15 @@
-"""Every test starts from the same seed, and uninitialised memory is poisoned: NaN, or the largest integer."""
+"""Every test starts from the same seed, and uninitialised memory is poisoned: NaN, or the largest integer.
 
+`tiny_data` is a data folder of tones, `tiny_run` the finished run folder of a tiny model trained on it.
+"""
+
+import csv
+
+import numpy as np
 import pytest
+import soundfile
 import torch
+import yaml
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +19,57 @@ def seeded_and_poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+NOTES = {"low": 220, "middle": 660, "high": 1980}
+CONFIG = {
+    "steps": 8,
+    "batch_size": 4,
+    "clip_seconds": 0.5,
+    "workers": 0,
+    "log_every": 1,
+    "save_every": 2,
+    "eval_every": 4,
+    "optim": {"lr": 0.003},
+    "loss": {"learnable": True},
+    "model": {
+        "dim": 16,
+        "audio": {"mel_bins": 16, "channels": [4, 4, 8, 8], "width": 32, "layers": 1, "heads": 2},
+        "text": {"width": 32, "layers": 1, "heads": 2},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """Tones and their captions: 12 to train on, 4 to validate, 6 to test."""
+    folder = tmp_path_factory.mktemp("data set")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 6)):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file_name", "caption"])
+            for number in range(count):
+                name = list(NOTES)[number % 3]
+                samples = np.arange(int(16000 * draw.uniform(0.4, 0.9)))
+                tone = 0.5 * np.sin(2 * np.pi * NOTES[name] * draw.uniform(0.9, 1.1) / 16000 * samples)
+                soundfile.write(folder / f"{split} {number}.wav", tone, 16000)
+                rows.writerow([f"{split} {number}.wav", f"a {name} tone number {number}"])
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+def arguments(folder, out, *more):
+    """Command line of a run of 8 steps on `tiny_data`."""
+    return [
+        "train", "aligned", "--config", str(folder / "tiny.yaml"), "--data", str(folder), "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory):
+    from atk.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    main(arguments(tiny_data, out))
+    return out

@@ -87,7 +87,9 @@ def test_gradients_reach_every_parameter():
     AlignedContrastiveLoss()(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # The shift common to all frames of a clip and all keys of an attention head cannot matter.
-    assert all("position_embeddings" in name or name.endswith(("in_proj_bias", "key.bias")) for name in missing), missing
+    assert all("position_embeddings" in name or name.endswith(("in_proj_bias", "key.bias")) for name in missing), (
+        missing
+    )
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -104,7 +104,9 @@ class CLAP(nn.Module):
             self.text_projection(pooled), self.text_projection(features), mask, tokens["offset_mapping"]
         )
 
-    def forward(self, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]) -> tuple[AudioEmbedding, TextEmbedding]:
+    def forward(
+        self, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]
+    ) -> tuple[AudioEmbedding, TextEmbedding]:
         """Both encoders, for training."""
         return self.encode_audio(audio, lengths), self.encode_text(tokens)
 

@@ -1,0 +1,106 @@
+"""The commands on a finished run: what they print, write and refuse."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import atk
+from atk.cli import main
+
+
+def printed(capsys, *arguments):
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data, "--clip-seconds", "0.5"))
+    summary = json.loads((tiny_run / "summary.json").read_text())["metrics"]
+    for direction in ("text_to_audio", "audio_to_text"):
+        assert result[direction] == pytest.approx(summary[direction])
+
+
+def test_search_ranks_every_file_and_names_the_bad_one(tiny_run, tiny_data, capsys):
+    bad = tiny_data / "broken.wav"
+    bad.write_bytes(b"not audio")
+    try:
+        main(["search", str(tiny_run), str(tiny_data), "a high tone", "--top", "5"])
+    finally:
+        bad.unlink()
+    out, err = capsys.readouterr()
+    scores = [float(line.split()[0]) for line in out.splitlines()]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True)
+    assert "broken.wav" in err
+
+
+def test_align_writes_picture_and_numbers(tiny_run, tiny_data, capsys, tmp_path):
+    out = tmp_path / "map.png"
+    printed(capsys, "align", tiny_run, tiny_data / "test 0.wav", "a low tone", "--out", out)
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    words = [line.split(",")[0] for line in out.with_suffix(".csv").read_text().splitlines()]
+    assert words[1:] == ["a", "low", "tone"]
+
+
+def test_soundscapes_and_a_second_call(capsys, tmp_path):
+    arguments = ["soundscapes", tmp_path / "scenes", "--preset", "easy", "--train", "3", "--test", "2", "--seed", "4"]
+    assert printed(capsys, *arguments).strip() == str(tmp_path / "scenes")
+    assert len((tmp_path / "scenes" / "train.csv").read_text().splitlines()) == 4
+    main([str(argument) for argument in arguments])
+    assert "already holds" in capsys.readouterr().err
+
+
+def test_doctor_names_versions_and_backends(capsys):
+    report = printed(capsys, "doctor")
+    assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto takes" in report
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "doctor"])
+def test_help_describes_every_option(command, capsys):
+    arguments = [command, "aligned", "--help"] if command == "train" else [command, "--help"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    if command == "train":
+        for option in ("--optim.lr", "--batch_size", "--model.text.pretrained", "--loss.aligned_weight", "--resume"):
+            assert option in text
+        assert "peak learning rate" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "/no/such/run", "--data", "."], "/no/such/run"),
+        (["evaluate", "{run}", "--data", "/no/such/data"], "/no/such/data"),
+        (["evaluate", "{run}"], "data"),
+        (["align", "{run}", "/no/such.wav", "a dog"], "/no/such.wav"),
+        (["align", "{run}", "{data}/test 0.wav", "..."], "at least one word"),
+        (["search", "{run}", "{data}", " "], "at least one word"),
+        (["soundscapes", "{data}"], "not empty"),
+        (["soundscapes", "{run}/x", "--classes", "1"], "classes"),
+        (["soundscapes", "{run}/x", "--preset", "harder"], "preset must be one of"),
+        (["trian"], "trian"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(arguments, message, tiny_run, tiny_data, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(run=tiny_run, data=tiny_data) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_import_is_light():
+    code = (
+        "import sys, torch; before = set(sys.modules); import atk; "
+        "print([name for name in ('triton', 'transformers', 'torchaudio', 'sklearn', 'matplotlib') "
+        "if name in sys.modules and name not in before])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_public_names():
+    assert set(atk.__all__) == {
+        "BackendError", "aligned_info_nce", "backends", "info_nce", "max_mean_similarity", "nn",
+    }  # fmt: skip
