@@ -13,9 +13,9 @@ install: .venv/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/atk soundscapes $(SCENES) --preset demo
-	$(BIN)/atk train aligned --config examples/demo.yaml --data $(SCENES) --out $(RUN) --resume
-	$(BIN)/python examples/demo.py $(RUN) $(SCENES)
+	$(BIN)/atk soundscapes $(SCENES) --preset easy --train 3000 --val 0 --test 240 --twins 20
+	$(BIN)/atk train aligned --data $(SCENES) --out $(RUN) --resume --config benchmarks/demo.yaml
+	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
 test: install
 	$(BIN)/pytest

@@ -1,13 +1,10 @@
 """Which backend can run a call here, which one `"auto"` takes, and why the others cannot."""
 
-import importlib.util
 import os
 
 import torch
 
 BACKENDS = ("triton", "cpp", "reference")  # in the order "auto" prefers them
-# Looked up once, here: torch.compile traces through the choice of a backend.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,13 +24,9 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         from atk.kernels import cpp
 
         return cpp.unavailable()
-    if not _HAS_TRITON:
-        return "triton is not installed; pip install 'audio-text-kernels[triton]'"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "runs on GPU tensors; on the CPU only in Triton's interpreter, with TRITON_INTERPRET=1 set at start"
-    if device.type not in ("cpu", "cuda"):
-        return f"runs on CUDA tensors, not on {device.type}"
-    return None
+    from atk.kernels import launch
+
+    return launch.unavailable(device.type)
 
 
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -1,6 +1,7 @@
 """The `atk` command."""
 
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -73,6 +74,7 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
         "align": ("Draw the token-by-frame similarity of one clip (Figure 3.3).", _add_align, _align),
         "search": ("Rank the audio files of a folder for a text query.", _add_search, _search),
         "soundscapes": ("Write a synthetic captioned data set.", _add_soundscapes, _soundscapes),
+        "kernels": ("Compile every Triton kernel for a GPU, with or without one.", _add_kernels, _kernels),
         "doctor": ("Versions, devices, backends, and what is missing.", lambda parser: None, _doctor),
     }
     for name, (text, add_arguments, _) in entries.items():
@@ -166,6 +168,11 @@ def _load(arguments: Namespace):
     return model.to(pick_device(arguments.device)).eval()
 
 
+def _add_kernels(parser: ArgumentParser) -> None:
+    parser.add_argument("--arch", type=str, required=True, help="sm_80, sm_90, ...")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
+
+
 def _reading(arguments: Namespace) -> dict:
     return {name: arguments[name] for name in ("clip_seconds", "batch_size", "workers", "on_error")}
 
@@ -198,6 +205,15 @@ def _search(arguments: Namespace) -> None:
         sys.stderr.write(describe_skipped(found.skipped) + "\n")
     for score, path in found.hits[: arguments.top]:
         print(f"{score:.3f}  {path}")
+
+
+def _kernels(arguments: Namespace) -> None:
+    from atk.kernels.compile import compile_report, format_table
+
+    rows = compile_report(arguments.arch, workers=arguments.workers)
+    print(format_table(rows))
+    if any(row.spills for row in rows):
+        sys.exit(FAILURE)
 
 
 def _doctor(arguments: Namespace) -> None:

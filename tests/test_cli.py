@@ -56,7 +56,7 @@ def test_doctor_names_versions_and_backends(capsys):
     assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto takes" in report
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "doctor"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "kernels", "doctor"])
 def test_help_describes_every_option(command, capsys):
     arguments = [command, "aligned", "--help"] if command == "train" else [command, "--help"]
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,86 @@
+"""Global loss alone against global + aligned (3.7): same data, same steps, several seeds, one table.
+
+python benchmarks/aligned_vs_global.py            # goes on where it was interrupted
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from harness import environment
+
+ARMS = {"global": "0", "global + aligned": "1"}
+SCENES = {
+    "preset": "medium", "train": 6000, "val": 0, "test": 1000, "twins": 150, "seed": 1,
+}  # fmt: skip
+RUN = {
+    "steps": 900, "batch_size": 64, "eval_every": 0, "save_every": 300,
+    "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true",
+}  # fmt: skip
+COLUMNS = {
+    **{f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
+    **{f"a2t {name}": ("audio_to_text", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
+    "twins, global": ("twins", "global"),
+    "twins, max-mean": ("twins", "max_mean"),
+    "alignment": ("alignment", "percent"),
+}
+
+
+def atk(*arguments: str) -> None:
+    subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True)
+
+
+def flags(options: dict) -> list[str]:
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def run_all(folder: Path, seeds: int, steps: int) -> list[dict]:
+    """Train and evaluate every arm and seed that has no summary yet; the rows."""
+    atk("soundscapes", folder / "data", *flags(SCENES))
+    rows = []
+    for seed in range(seeds):
+        for arm, weight in ARMS.items():
+            out = folder / f"{arm.replace(' + ', '-')}-{seed}"
+            if not (out / "summary.json").is_file():
+                options = RUN | {"steps": steps, "seed": seed, "loss.aligned_weight": weight}
+                atk("train", "aligned", "--data", folder / "data", "--out", out, "--resume", *flags(options))
+            summary = json.loads((out / "summary.json").read_text())
+            metrics = summary["metrics"]
+            values = {column: metrics[group][name] for column, (group, name) in COLUMNS.items()}
+            rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Mean (standard deviation) over the seeds of each arm, one metric a line."""
+    lines = ["| metric | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
+    for column in (*COLUMNS, "seconds"):
+        cells = []
+        for arm in ARMS:
+            values = [row[column] for row in rows if row["arm"] == arm]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ({spread:.1f})")
+        lines.append(f"| {column} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/aligned_vs_global"), help="folder for data and runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=RUN["steps"])
+    options = parser.parse_args()
+    rows = run_all(options.runs, options.seeds, options.steps)
+    scenes = yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text())
+    record = {"environment": environment(), "scenes": scenes, "run": RUN | {"steps": options.steps}, "rows": rows}
+    (options.results / "aligned_vs_global.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What `make demo` ends with: the alignment map of a held-out scene, retrieval beside chance, the op beside the einsum."""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import bench_max_mean
+import torch
+
+from atk.align import align
+from atk.checkpoint import best_or_last
+from atk.data.captions import Clip, read_split
+from atk.models.clap import CLAP
+from atk.side_files import read_events
+
+
+def scene_in_sequence(scenes: Path) -> Clip:
+    """The held-out scene with the most events that do not overlap: its map is the easiest to read."""
+    spans = {}
+    for event in read_events(scenes / "events.csv"):
+        spans.setdefault(event.file_name, []).append((event.start, event.end))
+
+    def apart(clip: Clip) -> int:
+        events = sorted(spans[clip.file_name])
+        overlap = any(first[1] > second[0] for first, second in itertools.pairwise(events))
+        return 0 if overlap else len(events)
+
+    return max(read_split(scenes, "test").clips, key=apart)
+
+
+def retrieval_table(metrics: dict) -> str:
+    """Held-out retrieval beside what a random order gives."""
+    names = list(metrics["chance"]["text_to_audio"])
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for direction in ("text_to_audio", "audio_to_text"):
+        for label, values in ((direction, metrics[direction]), ("  chance", metrics["chance"][direction])):
+            lines.append(f"| {label} | " + " | ".join(f"{values[name]:.1f}" for name in names) + " |")
+    alignment = metrics["alignment"]
+    return "\n".join(lines) + (
+        f"\n\n{metrics['clips']} held-out scenes. Best frame for an event's words inside the event: "
+        f"{alignment['right']:.0f} % of {alignment['phrases']} (chance {alignment['chance']:.0f} %)."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("scenes", type=Path, help="soundscapes it was trained on")
+    arguments = parser.parse_args()
+    clip = scene_in_sequence(arguments.scenes)
+    picture = arguments.run / "align.png"
+    align(CLAP.from_pretrained(best_or_last(arguments.run)), clip.path, clip.captions[0], picture)
+    torch.manual_seed(0)
+    shape = {"n": 128, "la": 250, "lt": 32, "d": 128}
+    rows = bench_max_mean.run(**shape, rounds=3)["step"]
+    print("\nRetrieval\n" + retrieval_table(json.loads((arguments.run / "summary.json").read_text())["metrics"]))
+    print("\n" + bench_max_mean.harness.markdown(f"Forward and backward, {shape}, float32", rows))
+    print(f"{picture}: {clip.captions[0]}")
+
+
+if __name__ == "__main__":
+    main()
