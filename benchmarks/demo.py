@@ -1,4 +1,4 @@
-"""What `make demo` ends with: the alignment map of a held-out scene, retrieval beside chance, the op beside the einsum."""
+"""The end of `make demo`: the alignment map of a held-out scene, retrieval beside chance, the op beside the einsum."""
 
 import argparse
 import itertools

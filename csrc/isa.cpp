@@ -1,0 +1,50 @@
+#include "isa.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace atk {
+namespace {
+
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  // These also ask whether the operating system saves the wide registers.
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(&kAvx512Kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Kernels);
+#endif
+  found.push_back(&kPortableKernels);
+  return found;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{runnable().front()};
+  return kernels;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : runnable()) names.push_back(kernels->name);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  std::string names;
+  for (const Kernels* kernels : runnable()) {
+    if (name == kernels->name) {
+      chosen() = kernels;
+      return;
+    }
+    names += names.empty() ? kernels->name : std::string(", ") + kernels->name;
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not available here; available: " + names);
+}
+
+const Kernels& kernels() { return *chosen(); }
+
+}  // namespace atk
