@@ -15,18 +15,20 @@ from harness import environment
 
 ARMS = {"global": "0", "global + aligned": "1"}
 SCENES = {
-    "preset": "medium", "train": 6000, "val": 0, "test": 1000, "twins": 150, "seed": 1,
+    "preset": "easy", "events": [1, 3], "overlap": 0.25, "snr_db": [15, 25], "seconds": [3.0, 4.5],
+    "train": 6000, "test": 1000, "twins": 150, "seed": 1,
 }  # fmt: skip
 RUN = {
-    "steps": 900, "batch_size": 64, "eval_every": 0, "save_every": 300,
+    "steps": 600, "batch_size": 64, "precision": "bf16", "eval_every": 0, "save_every": 300,
     "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true",
+    "model.audio.dropout": 0, "model.text.dropout": 0,
 }  # fmt: skip
 COLUMNS = {
     **{f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
     **{f"a2t {name}": ("audio_to_text", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
     "twins, global": ("twins", "global"),
     "twins, max-mean": ("twins", "max_mean"),
-    "alignment": ("alignment", "percent"),
+    "alignment": ("alignment", "right"),
 }
 
 

@@ -59,12 +59,11 @@ class LogMel(nn.Module):
         from atk._torchaudio import transforms
 
         self.hop, self.window = config.hop, config.window
-        self.mel = transforms.MelSpectrogram(
-            config.sample_rate, config.window, hop_length=config.hop, n_mels=config.mel_bins, center=False
-        )
+        self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)
+        self.mel_scale = transforms.MelScale(config.mel_bins, config.sample_rate, n_stft=config.window // 2 + 1)
         # Constants of the configuration, not weights to save.
-        self.mel.spectrogram.register_buffer("window", self.mel.spectrogram.window, persistent=False)
-        self.mel.mel_scale.register_buffer("fb", self.mel.mel_scale.fb, persistent=False)
+        self.spectrogram.register_buffer("window", self.spectrogram.window, persistent=False)
+        self.mel_scale.register_buffer("fb", self.mel_scale.fb, persistent=False)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrograms scaled to about unit range, and the number of valid frames of each clip `[N]`."""
@@ -73,8 +72,11 @@ class LogMel(nn.Module):
         samples = math.ceil(max(audio.shape[1], 1) / self.hop) * self.hop
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
         with torch.autocast(audio.device.type, enabled=False):
-            power = self.mel(audio.float()).transpose(1, 2)  # [N, frames, mel_bins]
-        # Silence is -10 dB-like: log(1e-5) = -11.5 maps to -1.9, a full-scale tone to about +2.
+            # Not power=2: abs() of complex numbers takes as long as the Fourier transform.
+            spectrum = self.spectrogram(audio.float())
+            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+            power = self.mel_scale(power).transpose(1, 2)  # [N, frames, mel_bins]
+        # Silence, log(1e-5), maps to -1.9 and a full-scale tone to about 4.
         return (torch.log(power + 1e-5) + 4) / 4, frames
 
 
