@@ -1,12 +1,14 @@
 """The `atk` command."""
 
+import itertools
 import json
 import os
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -58,11 +60,16 @@ def _with_saved_config(argv: list[str]) -> list[str]:
     """On `--resume` the run's own config.yaml comes first, so that flags after it override it."""
     if argv[:1] != ["train"] or "--resume" not in argv or "--config" in argv:
         return argv
-    out = next((argv[i + 1] for i, arg in enumerate(argv[:-1]) if arg == "--out"), None)
-    out = out or next((arg.removeprefix("--out=") for arg in argv if arg.startswith("--out=")), None)
+    out = _flag(argv, "--out")
     if out is None or not (Path(out) / "config.yaml").is_file():
         return argv
     return [*argv[:2], "--config", str(Path(out) / "config.yaml"), *argv[2:]]
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    """The value of a flag, before anything is parsed."""
+    parts = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith(f"{name}=") else [arg])]
+    return next((value for flag, value in itertools.pairwise(parts) if flag == name), None)
 
 
 def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
@@ -73,7 +80,11 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
         "evaluate": ("Evaluate a run on a data folder.", _add_evaluate, _evaluate),
         "align": ("Draw the token-by-frame similarity of one clip (Figure 3.3).", _add_align, _align),
         "search": ("Rank the audio files of a folder for a text query.", _add_search, _search),
-        "soundscapes": ("Write a synthetic captioned data set.", _add_soundscapes, _soundscapes),
+        "soundscapes": (
+            "Write a synthetic captioned data set.",
+            lambda parser: _add_soundscapes(parser, argv),
+            _soundscapes,
+        ),
         "kernels": ("Compile every Triton kernel for a GPU, with or without one.", _add_kernels, _kernels),
         "doctor": ("Versions, devices, backends, and what is missing.", lambda parser: None, _doctor),
     }
@@ -111,7 +122,9 @@ def _train(arguments: Namespace) -> None:
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--clip_seconds", type=float, default=9.91, help="longer clips are embedded in such windows")
+    parser.add_argument(
+        "--clip_seconds", type=float | None, default=None, help="longer clips are embedded in such windows (the run's)"
+    )
 
 
 def _add_reading(parser: ArgumentParser) -> None:
@@ -148,22 +161,30 @@ def _add_search(parser: ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=10, help="how many files to print")
 
 
-def _add_soundscapes(parser: ArgumentParser) -> None:
-    from atk.soundscapes import SoundscapeConfig
+def _add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
+    from atk.soundscapes import PRESETS, SoundscapeConfig
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument("out", type=str, help="folder to write")
-    parser.add_argument("--preset", type=str, default="medium", help="easy, medium or hard")
-    for field in fields(SoundscapeConfig):
-        parser.add_argument(f"--{field.name}", type=field.type | None, default=None, help="overrides the preset")
+    parser.add_argument("--preset", type=str, default="medium", help=f"{', '.join(PRESETS)}: sets the defaults below")
+    parser.add_class_arguments(SoundscapeConfig)
+    parser.set_defaults(PRESETS.get(_flag(argv, "--preset") or "medium", {}))
 
 
 def _load(arguments: Namespace):
-    """The model of a run folder (its best checkpoint) or of a folder with a saved model."""
+    """The model of a run folder (its best checkpoint) or of a folder with a saved model.
+
+    Sets `arguments.clip_seconds` where the user did not: to the run's, so that windows are as long as in training.
+    """
     from atk.checkpoint import best_or_last
+    from atk.config import TrainConfig
     from atk.models.clap import CLAP
     from atk.trainer import pick_device
 
     run = Path(arguments.run)
+    if arguments.clip_seconds is None:
+        saved = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
+        arguments.clip_seconds = saved.get("clip_seconds", TrainConfig.clip_seconds)
     model = CLAP.from_pretrained(best_or_last(run) if (run / "checkpoints").is_dir() else run)
     return model.to(pick_device(arguments.device)).eval()
 
@@ -184,15 +205,18 @@ def _evaluate(arguments: Namespace) -> None:
     split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading(arguments))
     result = evaluate_retrieval(model, split)
     if arguments.tags:
-        result |= {"tags": evaluate_tags(model, split), "zero_shot": zero_shot(model, split)}
+        result["tags"] = evaluate_tags(model, split)
+    if arguments.zero_shot:
+        result["zero_shot"] = zero_shot(model, split)
     print(json.dumps(result, indent=2))
 
 
 def _align(arguments: Namespace) -> None:
     from atk.align import align
 
+    model = _load(arguments)
     options = {"clip_seconds": arguments.clip_seconds, "events": arguments.events}
-    align(_load(arguments), arguments.audio, arguments.text, arguments.out, **options)
+    align(model, arguments.audio, arguments.text, arguments.out, **options)
     print(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
 
 
@@ -200,7 +224,8 @@ def _search(arguments: Namespace) -> None:
     from atk.data.captions import describe_skipped
     from atk.search import search
 
-    found = search(_load(arguments), arguments.folder, arguments.query, progress="search", **_reading(arguments))
+    model = _load(arguments)
+    found = search(model, arguments.folder, arguments.query, progress="search", **_reading(arguments))
     if found.skipped:
         sys.stderr.write(describe_skipped(found.skipped) + "\n")
     for score, path in found.hits[: arguments.top]:
@@ -225,6 +250,5 @@ def _doctor(arguments: Namespace) -> None:
 def _soundscapes(arguments: Namespace) -> None:
     from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-    names = [field.name for field in fields(SoundscapeConfig)]
-    overrides = {name: arguments[name] for name in names if arguments[name] is not None}
-    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **overrides)))
+    values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
+    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values)))

