@@ -1,7 +1,6 @@
 """Training by aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atk.backend import choose
-from atk.checkpoint import best_or_last
+from atk.checkpoint import best_or_last, write_whole
 from atk.config import AlignedConfig
 from atk.data.captions import describe_skipped, read_split
 from atk.data.dataset import Batch
@@ -18,7 +17,7 @@ from atk.data.loader import train_loader
 from atk.evaluate import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP
 from atk.nn import AlignedContrastiveLoss
-from atk.trainer import Trainer, TrainingError, pick_device
+from atk.trainer import Trainer, pick_device
 
 
 class AlignedTask:
@@ -73,8 +72,6 @@ class AlignedTask:
                 if name not in self.skipped:
                     self.skipped[name] = reason
                     print(f"skipped {name} ({reason})", file=sys.stderr)
-            if len(batch) == 0:
-                raise TrainingError(f"no file of a batch could be read: {', '.join(name for name, _ in batch.skipped)}")
             yield batch.to(self.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,6 +126,10 @@ def train(config: AlignedConfig, resume: bool = False) -> dict:
     last = out / "checkpoints" / "last"
     resume = resume and last.is_dir()
     task = AlignedTask(config, device, last if resume else None)
+    if task.model.config != config.model:
+        raise ValueError(
+            f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
+        )
     trainer = Trainer(task, config, device, resume)
     out.mkdir(parents=True, exist_ok=True)
     config.save(out / "config.yaml")
@@ -149,7 +150,5 @@ def train(config: AlignedConfig, resume: bool = False) -> dict:
         "skipped": len(task.skipped),
         "metrics": metrics,
     }
-    aside = out / ".summary.json"
-    aside.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(aside, out / "summary.json")
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

@@ -25,9 +25,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: dict, best
     if target.exists():  # a kill came between this rename and the links below
         shutil.rmtree(target)
     os.rename(partial, target)
-    _link(folder / "last", target.name)
-    if best:
+    if best:  # before "last": a run killed in between resumes at the step before and comes here again
         _link(folder / "best", target.name)
+    _link(folder / "last", target.name)
     _sync(folder)
     kept = {os.readlink(folder / name) for name in ("last", "best") if (folder / name).is_symlink()}
     for path in folder.iterdir():
@@ -36,8 +36,15 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: dict, best
     return target
 
 
-def load_state(folder: Path, device: torch.device) -> dict:
-    """Everything but the model's weights of `folder/last`.
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that a kill leaves either as it was or whole."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def load_state(folder: Path) -> dict:
+    """Everything but the model's weights of `folder/last`, on the CPU: where Adam keeps its step counts.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -45,7 +52,7 @@ def load_state(folder: Path, device: torch.device) -> dict:
     path = folder / "last" / _STATE
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint to resume from: {path} does not exist")
-    return torch.load(path, map_location=device, weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def best_or_last(run: Path) -> Path:

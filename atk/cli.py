@@ -32,16 +32,22 @@ def main(argv: list[str] | None = None) -> None:
         commands[name](parser.instantiate(config)[name])
     except BrokenPipeError:
         sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sys.exit(_report(f"atk {name}", error))
 
 
 def _report(prog: str, error: Exception) -> int:
+    import torch
+    from safetensors import SafetensorError
+
     from atk.backend import BackendError
     from atk.trainer import Interrupted, TrainingError
 
-    codes = ((Interrupted, INTERRUPTED), (TrainingError, FAILURE), (BackendError, MISTAKE), (ImportError, MISTAKE))
-    for kind, code in (*codes, (ValueError, MISTAKE), (OSError, MISTAKE)):
+    codes = {Interrupted: INTERRUPTED, TrainingError: FAILURE, torch.OutOfMemoryError: FAILURE}
+    mistakes = (ValueError, OSError, ImportError, BackendError, SafetensorError, yaml.YAMLError)
+    for kind, code in (*codes.items(), (mistakes, MISTAKE)):
         if isinstance(error, kind):
             sys.stderr.write(f"{prog}: {' '.join(str(error).split())}\n")
             return code
@@ -138,9 +144,8 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     _add_reading(parser)
     parser.add_argument("--data", type=str, required=True, help="data folder")
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
-    parser.add_argument(
-        "--tags", action="store_true", help="also tags: retrieval and zero-shot, by the folder's tags.csv"
-    )
+    parser.add_argument("--tags", action="store_true", help="also tag-level retrieval, by the folder's tags.csv")
+    parser.add_argument("--zero_shot", action="store_true", help="also classification of the clips with a single tag")
 
 
 def _add_align(parser: ArgumentParser) -> None:

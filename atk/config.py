@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from atk.checkpoint import write_whole
 from atk.models.clap import ModelConfig
 
 
@@ -115,7 +116,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML, enough to repeat the run."""
-        path.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+        write_whole(path, yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
 @dataclass(frozen=True)

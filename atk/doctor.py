@@ -1,7 +1,6 @@
 """What is installed, which devices and backends there are, and what is missing and how to get it."""
 
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 
@@ -49,8 +48,6 @@ def report() -> str:
 
 
 def _instructions() -> str:
-    if importlib.util.find_spec("atk._C") is None:
-        return ""
-    from atk import _C
+    from atk.kernels import cpp
 
-    return f", instructions {_C.isa()}"
+    return "" if cpp.unavailable() else f", instructions {cpp._C.isa()}"

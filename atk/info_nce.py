@@ -6,7 +6,7 @@ from torch import Tensor
 from atk import checks, reference
 from atk.max_mean import max_mean_similarity
 
-_REDUCTIONS = ("sum", "mean")
+REDUCTIONS = ("sum", "mean")
 
 
 def info_nce(
@@ -80,4 +80,4 @@ def _check_pairs(audio: Tensor, text: Tensor, reduction: str) -> None:
         raise ValueError(
             f"audio and text must hold the same number N >= 1 of pairs, got {audio.shape[0]} and {text.shape[0]}"
         )
-    checks.one_of("reduction", reduction, _REDUCTIONS)
+    checks.one_of("reduction", reduction, REDUCTIONS)

@@ -7,6 +7,7 @@ from torch import Tensor
 from atk import checks, reference
 from atk.backend import choose
 
+DIRECTIONS = ("audio", "text", "both")
 _NO_SECOND_DERIVATIVE = (
     "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
 )
@@ -53,9 +54,9 @@ def max_mean_similarity(
     checks.embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
     checks.mask("audio_mask", audio_mask, "audio", audio)
     checks.mask("text_mask", text_mask, "text", text)
-    checks.one_of("direction", direction, ("audio", "text", "both"))
+    checks.one_of("direction", direction, DIRECTIONS)
     if normalize:
-        audio, text = _normalized(audio, audio_mask), _normalized(text, text_mask)
+        audio, text = normalized(audio, audio_mask), normalized(text, text_mask)
     if audio.dtype != torch.float64 and torch.is_autocast_enabled(audio.device.type):
         dtype = torch.get_autocast_dtype(audio.device.type)
         audio, text = audio.to(dtype), text.to(dtype)
@@ -68,10 +69,12 @@ def max_mean_similarity(
     return (_similarity(audio, text, audio_mask, text_mask, backend) + by_text) / 2
 
 
-def _normalized(value: Tensor, mask: Tensor | None) -> Tensor:
+def normalized(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`value` over its L2 norm along the last axis, computed in float32 at least; masked vectors become 0."""
     if mask is not None:  # the gradient of a norm at NaN padding would be NaN
         value = value.masked_fill(~mask[..., None], 0)
-    return F.normalize(value, dim=-1)
+    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return F.normalize(wide, dim=-1).to(value.dtype)
 
 
 def _similarity(

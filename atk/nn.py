@@ -3,10 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.info_nce import aligned_info_nce, info_nce
+from atk import checks
+from atk.info_nce import REDUCTIONS, aligned_info_nce, info_nce
+from atk.max_mean import DIRECTIONS, normalized
 
 MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 
@@ -14,8 +15,10 @@ MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 class _Temperature(nn.Module):
     """A temperature, fixed or learnt as the logarithm of its inverse."""
 
-    def __init__(self, temperature: float, learnable: bool):
+    def __init__(self, temperature: float, learnable: bool, reduction: str):
         super().__init__()
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         value = torch.tensor(math.log(1 / temperature))
@@ -27,8 +30,10 @@ class _Temperature(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """`1 / temperature`, at most 100 when learnt."""
-        scale = self.log_logit_scale.exp()
-        return scale.clamp(max=MAX_LOGIT_SCALE) if isinstance(self.log_logit_scale, nn.Parameter) else scale
+        if isinstance(self.log_logit_scale, nn.Parameter):
+            with torch.no_grad():  # the parameter itself, as in CLIP: a clamped result would have no gradient
+                self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        return self.log_logit_scale.exp()
 
 
 class InfoNCELoss(_Temperature):
@@ -41,14 +46,11 @@ class InfoNCELoss(_Temperature):
     """
 
     def __init__(self, temperature: float = 0.2, learnable: bool = False, reduction: str = "sum"):
-        super().__init__(temperature, learnable)
-        self.reduction = reduction
+        super().__init__(temperature, learnable, reduction)
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Loss of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here."""
-        return info_nce(
-            F.normalize(audio, dim=-1), F.normalize(text, dim=-1), self.logit_scale, reduction=self.reduction
-        )
+        return info_nce(normalized(audio), normalized(text), self.logit_scale, reduction=self.reduction)
 
 
 class AlignedContrastiveLoss(_Temperature):
@@ -71,12 +73,13 @@ class AlignedContrastiveLoss(_Temperature):
         direction: str = "audio",
         backend: str = "auto",
     ):
-        super().__init__(temperature, learnable)
+        super().__init__(temperature, learnable, reduction)
+        checks.one_of("direction", direction, DIRECTIONS)
         if min(global_weight, aligned_weight) < 0 or global_weight + aligned_weight == 0:
             raise ValueError(
                 f"global_weight and aligned_weight must be >= 0 and not both 0, got {global_weight}, {aligned_weight}"
             )
-        self.reduction, self.direction, self.backend = reduction, direction, backend
+        self.direction, self.backend = direction, backend
         self.global_weight, self.aligned_weight = global_weight, aligned_weight
 
     def forward(
@@ -113,7 +116,7 @@ class AlignedContrastiveLoss(_Temperature):
         """
         terms = {}
         if self.global_weight:
-            pair = F.normalize(audio, dim=-1), F.normalize(text, dim=-1)
+            pair = normalized(audio), normalized(text)
             terms["global"] = info_nce(*pair, self.logit_scale, reduction=self.reduction)
         if self.aligned_weight:
             terms["aligned"] = aligned_info_nce(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 import signal
 import sys
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atk.checkpoint import load_state, save_checkpoint
+from atk.checkpoint import load_state, save_checkpoint, write_whole
 from atk.config import OptimConfig, TrainConfig
 
 
@@ -36,6 +35,7 @@ class Task(Protocol):
     criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
     monitor: str  # the validation metric whose maximum is kept as the best checkpoint
     steps_per_epoch: int
+    skipped: dict[str, str]  # files that could not be used, and why
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Batches of step `start_step` and on, a pure function of seed and step."""
@@ -58,18 +58,19 @@ class Trainer:
         self.task, self.config, self.device = task, config, device
         self.out = Path(config.out)
         self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
-        self.bf16 = config.precision == "bf16" or (
-            config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
+        self.bf16 = config.precision == "bf16"
+        if config.precision == "auto" and device.type == "cuda":
+            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         modules = (task.model, task.criterion)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, config.optim.lr, weight_decay=config.optim.weight_decay)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         if resume:
-            state = load_state(self.out / "checkpoints", device)
+            state = load_state(self.out / "checkpoints")
             self.optimizer.load_state_dict(state["optimizer"])
             task.criterion.load_state_dict(state["criterion"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            task.skipped |= state["skipped"]
 
     def fit(self) -> None:
         """Train to the last step.
@@ -90,11 +91,12 @@ class Trainer:
                 row = self._update(batch)
                 self.step += 1
                 before, self.seconds = self.seconds, time.perf_counter() - started
-                row["examples_per_second"] = round(len(batch.files) / (self.seconds - before), 2)
                 last = self.step == self.steps
                 bar.update()
-                if self.step % config.log_every == 0 or last or self.step == 1:
-                    row |= {"step": self.step, "seconds": round(self.seconds, 3), "memory_mib": _memory(self.device)}
+                if row and (self.step % config.log_every == 0 or last or self.step == 1):
+                    rate = round(len(batch.files) / (self.seconds - before), 2)
+                    row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate}
+                    row["memory_mib"] = _memory(self.device)
                     log.write(row)
                     bar.set_postfix(
                         loss=f"{row['loss']:.3f}",
@@ -107,13 +109,15 @@ class Trainer:
                 stop = interrupt.is_set()
                 if best or stop or last or self.step % config.save_every == 0:
                     self._save(best)
-                if last:
-                    return
                 if stop:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; go on with --resume")
+                if last:
+                    return
 
     def _update(self, batch: Any) -> dict[str, float]:
-        """One optimiser step; the row to log."""
+        """One optimiser step; the row to log. A batch of which no file could be read is passed over."""
+        if not batch.files:
+            return {}
         optim = self.config.optim
         torch.manual_seed((self.config.seed << 32) + self.step)
         lr = optim.lr * lr_factor(self.step, self.steps, optim)
@@ -124,15 +128,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, optim.clip_norm)
-        value, norm = float(loss.detach()), float(norm)
+        # One copy to the host for all of them.
+        values = torch.stack([loss.detach().float(), norm.float(), *(part.detach().float() for part in parts.values())])
+        value, norm, *terms = values.tolist()
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 f"loss {value} with gradient norm {norm} at step {self.step + 1}; the batch's files: "
                 + ", ".join(batch.files)
             )
         self.optimizer.step()
-        row = {"loss": value, **{name: float(part.detach()) for name, part in parts.items()}}
-        return row | {"lr": lr, "grad_norm": norm}
+        return {"loss": value, **dict(zip(parts, terms, strict=True)), "lr": lr, "grad_norm": norm}
 
     def _validate(self, log: "_Log") -> bool:
         """Log validation metrics; True when they are the best so far."""
@@ -154,6 +159,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "skipped": self.task.skipped,
         }
         save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
 
@@ -191,9 +197,7 @@ class _Log:
 
         path = out / "metrics.jsonl"
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(line + "\n" for line in kept))
-        os.replace(aside, path)
+        write_whole(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a")
         self.board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
@@ -221,13 +225,23 @@ def _step_of(line: str) -> float:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step is finished and saved before the run stops."""
+    """An event that SIGINT and SIGTERM set, so that a step is finished and saved before the run stops.
+
+    Only the first signal is caught: a second one stops a run that hangs.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in signals}
+
+    def first(number: int, _: object) -> None:
+        event.set()
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
+        signal.signal(number, first)
     try:
         yield event
     finally:

@@ -15,7 +15,7 @@ from harness import environment
 
 ARMS = {"global": "0", "global + aligned": "1"}
 SCENES = {
-    "preset": "easy", "events": [1, 3], "overlap": 0.25, "snr_db": [15, 25], "seconds": [3.0, 4.5],
+    "preset": "medium", "attribute_rate": 0.3, "seconds": [3.0, 4.5],
     "train": 6000, "test": 1000, "twins": 150, "seed": 1,
 }  # fmt: skip
 RUN = {
@@ -50,12 +50,24 @@ def run_all(folder: Path, seeds: int, steps: int) -> list[dict]:
             if not (out / "summary.json").is_file():
                 options = RUN | {"steps": steps, "seed": seed, "loss.aligned_weight": weight}
                 atk("train", "aligned", "--data", folder / "data", "--out", out, "--resume", *flags(options))
+            check_settings(out, RUN | {"steps": steps})
             summary = json.loads((out / "summary.json").read_text())
             metrics = summary["metrics"]
             values = {column: metrics[group][name] for column, (group, name) in COLUMNS.items()}
             chance = {"alignment chance": metrics["alignment"]["chance"]}
             rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values, **chance})
     return rows
+
+
+def check_settings(out: Path, wanted: dict) -> None:
+    """A run left by an earlier call must have the settings that the page will name."""
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    for name, value in wanted.items():
+        found = config
+        for part in name.split("."):
+            found = found[part]
+        if found != yaml.safe_load(str(value)):
+            sys.exit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")
 
 
 def table(rows: list[dict]) -> str:
@@ -100,15 +112,16 @@ def main() -> None:
     parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
     options = parser.parse_args()
     rows = run_all(options.runs, options.seeds, options.steps)
+    stem = options.results / "aligned_vs_global"
+    previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
     record = {
         "environment": environment(),
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | {"steps": options.steps},
         "alignment_chance": rows[0]["alignment chance"],
-        "reading": options.reading,
+        "reading": options.reading or previous.get("reading", ""),
         "rows": rows,
     }
-    stem = options.results / "aligned_vs_global"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     stem.with_suffix(".md").write_text(document(record))
     print(table(rows))

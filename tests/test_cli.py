@@ -1,6 +1,8 @@
 """The commands on a finished run: what they print, write and refuse."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,8 @@ from atk.cli import main
 
 
 def printed(capsys, *arguments):
-    main([str(argument) for argument in arguments])
+    arguments = [str(argument) for argument in arguments]
+    main([*arguments, "--device", "cpu"] if arguments[0] in ("evaluate", "align", "search") else arguments)
     return capsys.readouterr().out
 
 
@@ -22,10 +25,11 @@ def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
         assert result[direction] == pytest.approx(summary[direction])
 
 
-def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, capsys):
+def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(tiny_data, tmp_path / "tagged")
     rows = "".join(f"test {number}.wav,{int(number % 3 == 0)},{int(number % 3 == 1)}\n" for number in range(6))
-    (tiny_data / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
-    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data, "--tags", "--zero-shot"))
+    (folder / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", folder, "--tags", "--zero-shot"))
     assert result["tags"]["tags"] == 2 and 0 <= result["tags"]["ROC-AUC"] <= 100
     assert result["zero_shot"]["clips"] == 4 and result["zero_shot"]["classes"] == 2
 
@@ -71,10 +75,12 @@ def test_help_describes_every_option(command, capsys):
         main(arguments)
     text = capsys.readouterr().out
     assert stop.value.code == 0
+    bare = re.findall(r"^  (--[a-z_.]+)[^\n]*\n(?=  -|\n)", text, re.MULTILINE)
+    assert [option for option in bare if not re.search(rf"^  {option}\b.*?  +\w", text, re.MULTILINE)] == []
     if command == "train":
         for option in ("--optim.lr", "--batch_size", "--model.text.pretrained", "--loss.aligned_weight", "--resume"):
             assert option in text
-        assert "peak learning rate" in text
+        assert "peak learning rate" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,7 @@ def test_help_describes_every_option(command, capsys):
         (["evaluate", "/no/such/run", "--data", "."], "/no/such/run"),
         (["evaluate", "{run}", "--data", "/no/such/data"], "/no/such/data"),
         (["evaluate", "{run}"], "data"),
+        (["evaluate", "{run}", "--data", "{data}", "--clip-seconds", "0"], "clip_seconds must be above 0"),
         (["align", "{run}", "/no/such.wav", "a dog"], "/no/such.wav"),
         (["align", "{run}", "{data}/test 0.wav", "..."], "at least one word"),
         (["search", "{run}", "{data}", " "], "at least one word"),
@@ -109,6 +116,5 @@ def test_import_is_light():
 
 
 def test_public_names():
-    assert set(atk.__all__) == {
-        "BackendError", "aligned_info_nce", "backends", "info_nce", "max_mean_similarity", "nn",
-    }  # fmt: skip
+    promised = {"BackendError", "aligned_info_nce", "backends", "info_nce", "max_mean_similarity", "nn"}
+    assert set(atk.__all__) == promised and all(hasattr(atk, name) for name in promised)

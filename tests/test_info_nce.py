@@ -53,6 +53,9 @@ def test_temperature_fixed_or_learnt():
     with torch.no_grad():
         learnt.log_logit_scale.fill_(math.log(1e6))
     assert learnt.logit_scale.item() == pytest.approx(100)
+    learnt.log_logit_scale.grad = None
+    learnt(audio, text).backward()
+    assert learnt.log_logit_scale.grad.abs() > 0  # it can come back
 
 
 def test_aligned_contrastive_loss_is_the_weighted_sum():

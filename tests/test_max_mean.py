@@ -170,6 +170,14 @@ def test_normalize_is_the_cosine(backend):
     torch.testing.assert_close(sim, atk.max_mean_similarity(*unit, audio_mask, text_mask, backend=backend))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normalize_of_zero_and_of_huge_vectors(dtype):
+    audio, text = torch.zeros(1, 2, 64, dtype=dtype), torch.ones(1, 1, 64, dtype=dtype)
+    audio[0, 1] = 3e4  # its norm is beyond float16
+    sim, grad_audio, _ = gradients(lambda a, t: atk.max_mean_similarity(a, t, normalize=True), audio, text)
+    assert sim.item() == pytest.approx(0.5, rel=0.01) and grad_audio[0, 1].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs_and_masks(backend):
     audio, text, audio_mask, text_mask = ragged(frames=8)
@@ -212,7 +220,7 @@ def test_opcheck():
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_compiles_into_one_graph(backend):
     audio, text, audio_mask, text_mask = ragged(captions=4)
     loss = atk.nn.AlignedContrastiveLoss(learnable=True, backend=backend)
@@ -220,6 +228,7 @@ def test_compiles_into_one_graph(backend):
     def run(function):
         return gradients(lambda a, t: function(a[:, 0], t[:, 0], a, t, audio_mask, text_mask), audio, text)
 
+    torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for got, wanted in zip(run(compiled), run(loss), strict=True):
         torch.testing.assert_close(got, wanted)

@@ -7,7 +7,7 @@ import torch
 
 from atk.models.audio import FRAME_STRIDE, AudioEncoder, AudioEncoderConfig
 from atk.models.clap import CLAP, ModelConfig
-from atk.models.text import TextEncoderConfig, train_tokenizer
+from atk.models.text import TextEncoder, TextEncoderConfig, train_tokenizer
 
 CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "Été: naïve café 雨が降る", "engine"]
 TINY = ModelConfig(
@@ -17,13 +17,13 @@ TINY = ModelConfig(
 )
 
 
-def tiny_bert(folder):
+def tiny_bert(folder, dtype=torch.float32):
     """A BERT checkpoint as people have them on disk: transformers' own files, with a pooler."""
     from transformers import BertConfig, BertModel
 
     tokenizer = train_tokenizer(CAPTIONS, 200)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
-    model = BertModel(config)
+    model = BertModel(config).to(dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -97,7 +97,7 @@ def test_saved_model_comes_back_the_same(tmp_path, pooling):
     config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pooling=pooling))
     model = CLAP.create(config, CAPTIONS).eval()
     model.save_pretrained(tmp_path / "a model")
-    again = CLAP.from_pretrained(tmp_path / "a model").eval()
+    again = CLAP.from_pretrained(tmp_path / "a model")
     assert again.config == config
     assert (tmp_path / "a model" / "model.safetensors").is_file()
     assert torch.equal(model.embed_text(CAPTIONS).tokens, again.embed_text(CAPTIONS).tokens)
@@ -105,14 +105,37 @@ def test_saved_model_comes_back_the_same(tmp_path, pooling):
     assert torch.equal(model.embed_audio(audio, lengths).frames, again.embed_audio(audio, lengths).frames)
 
 
-def test_pretrained_text_weights_are_loaded(tmp_path):
-    bert = tiny_bert(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pretrained_text_weights_are_loaded_and_kept_in_float32(tmp_path, dtype):
+    bert = tiny_bert(tmp_path, dtype)
     model = CLAP.create(dataclasses.replace(TINY, text=TextEncoderConfig(pretrained=str(tmp_path))), [])
     loaded = model.text_encoder.model.state_dict()
     for name, value in bert.state_dict().items():
         if not name.startswith("pooler"):
-            assert torch.equal(loaded[name], value), name
+            assert torch.equal(loaded[name], value.to(loaded[name].dtype)), name
     assert model.text_projection.in_features == 24
+    with torch.no_grad():
+        model.text_encoder.model.get_input_embeddings().weight += 1e-6  # lost in half precision
+    model.save_pretrained(tmp_path / "saved")
+    again = CLAP.from_pretrained(tmp_path / "saved")
+    assert torch.equal(model.eval().embed_text(CAPTIONS).pooled, again.embed_text(CAPTIONS).pooled)
+
+
+def test_roberta_takes_captions_up_to_its_last_position():
+    from transformers import RobertaConfig, RobertaModel
+
+    tokenizer = train_tokenizer(CAPTIONS, 300)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    encoder = TextEncoder(TextEncoderConfig(), RobertaModel(config), tokenizer).eval()
+    pooled, features, _ = encoder(encoder.tokenize(["dog " * 50]))
+    assert pooled.isfinite().all() and features.shape[1] == 20 - tokenizer.pad_token_id - 1
 
 
 def test_minilm_weights_load_offline_and_mean_something(monkeypatch):

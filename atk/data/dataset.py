@@ -94,6 +94,8 @@ class EvalDataset(_Clips):
 
     def __init__(self, clips: Sequence[Clip], sample_rate: int, clip_seconds: float | None):
         super().__init__(clips, sample_rate)
+        if clip_seconds is not None and not clip_seconds > 0:
+            raise ValueError(f"clip_seconds must be above 0, got {clip_seconds}")
         self.clip_seconds = clip_seconds
         counts = np.array([self._count(clip.seconds) for clip in self.clips], dtype=np.int64)
         self.ends = np.cumsum(counts)  # window `ends[c] - 1` is the last one of clip c

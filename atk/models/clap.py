@@ -132,7 +132,7 @@ class CLAP(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "CLAP":
-        """Load what `save_pretrained` wrote, from a local folder or a hub repository.
+        """Load what `save_pretrained` wrote, from a local folder or a hub repository, in evaluation mode.
 
         Raises:
             ValueError: there is no such model.
@@ -147,7 +147,7 @@ class CLAP(nn.Module):
         config = ModelConfig.from_dict(json.loads((folder / _CONFIG).read_text()))
         model = cls(config, TextEncoder.load(config.text, folder / _TEXT))
         load_model(model, folder / _WEIGHTS)
-        return model
+        return model.eval()
 
 
 def _unit(value: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig, model: nn.Module, tokenizer):
         super().__init__()
-        self.config, self.model, self.tokenizer = config, model, tokenizer
+        # float(): checkpoints may be stored in half precision, weights are trained in float32 (under autocast or not).
+        self.config, self.model, self.tokenizer = config, model.float(), tokenizer
         if getattr(model, "pooler", None) is not None:  # a pooler is not used here and would get no gradient
             model.pooler = None
         self.width = model.config.hidden_size
@@ -101,18 +102,24 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
         """Padded `input_ids`, `attention_mask`, `special_tokens_mask` `[N, L_t]` and character `offset_mapping`."""
-        limit = min(self.config.max_tokens, getattr(self.model.config, "max_position_embeddings", 512))
         return dict(
             self.tokenizer(
                 list(captions),
                 padding=True,
                 truncation=True,
-                max_length=limit,
+                max_length=self._longest(),
                 return_tensors="pt",
                 return_special_tokens_mask=True,
                 return_offsets_mapping=True,
             )
         )
+
+    def _longest(self) -> int:
+        """Most tokens that configuration, tokenizer and position embeddings allow."""
+        positions = getattr(self.model.config, "max_position_embeddings", 512)
+        if "roberta" in self.model.config.model_type:  # its positions start after the padding index
+            positions -= self.model.config.pad_token_id + 1
+        return min(self.config.max_tokens, self.tokenizer.model_max_length, positions)
 
     def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Encode what `tokenize` returned.
