@@ -124,8 +124,8 @@ def alignment_score(
 ) -> dict[str, float]:
     """How often the best frame for the words of an event falls inside the event.
 
-    For each phrase of a clip's events, in the clip's first caption that holds it, the frames are scored by the mean
-    similarity over the phrase's words. It counts as right if the best frame touches the event (its centre is inside,
+    For each phrase of a clip's events, in the clip's first caption that holds it, the frames are scored by the most
+    similar of the phrase's words, as in (3.6): an article need not point anywhere. It counts as right if the best frame touches the event (its centre is inside,
     give or take half a frame). Events of one clip with the same phrase are one case, in which any of them will do; of
     frames that tie for the best all must touch it.
 
@@ -159,7 +159,7 @@ def alignment_score(
             rows = alignment.rows_of(phrase)
             if not rows:  # beyond the tokenizer's limit
                 continue
-            curve = alignment.similarity[rows].mean(0)
+            curve = alignment.similarity[rows].amax(0)
             if curve.isnan().any():
                 raise ValueError(f"similarity of {phrase!r} to the frames of {name} is NaN")
             inside = alignment.inside(group)

@@ -44,6 +44,31 @@ def test_padding_a_clip_changes_nothing(hop):
             torch.testing.assert_close(alone[1][0], frames[i, :valid], rtol=1e-4, atol=1e-5)
 
 
+def test_lower_layers_see_less_context():
+    """Frames of layer 0 depend on the sound around them alone, tokens of layer 0 on their word alone."""
+    audio, lengths = torch.randn(1, 48000), torch.tensor([48000])
+    changed = audio.clone()
+    changed[:, :8000] = 0
+    for layer, local in ((0, True), (1, False)):
+        config = dataclasses.replace(
+            TINY,
+            audio=dataclasses.replace(TINY.audio, frame_layer=layer),
+            text=dataclasses.replace(TINY.text, token_layer=layer),
+        )
+        model = CLAP.create(config, CAPTIONS).eval()
+        with torch.no_grad():
+            frames = [model.embed_audio(x, lengths).frames[0, -10:] for x in (audio, changed)]
+            tokens = [model.embed_text([text]).tokens[0, 1] for text in ("a dog barks", "a dog rings")]
+        assert torch.allclose(*frames, atol=1e-6) == torch.allclose(*tokens, atol=1e-6) == local
+
+
+def test_the_last_layer_is_the_default():
+    full = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, token_layer=1))
+    model, same = CLAP.create(TINY, CAPTIONS).eval(), CLAP.create(full, CAPTIONS).eval()
+    same.load_state_dict(model.state_dict())
+    assert torch.equal(model.embed_text(CAPTIONS).tokens, same.embed_text(CAPTIONS).tokens)
+
+
 def test_thesis_clip_has_about_250_frames():
     config = AudioEncoderConfig(mel_bins=128, hop=160, width=32, layers=1, heads=2, channels=(4, 4, 4, 4))
     samples = int(9.91 * 16000)
@@ -159,6 +184,11 @@ def test_minilm_weights_load_offline_and_mean_something(monkeypatch):
         (lambda: AudioEncoderConfig(hop=2048), "hop must be in 1..window"),
         (lambda: AudioEncoderConfig(width=130), "width must be a multiple of heads"),
         (lambda: TextEncoderConfig(pooling="max"), "pooling must be 'cls' or 'mean'"),
+        (lambda: AudioEncoderConfig(frame_layer=5), r"frame_layer must be in 0..layers \(4\)"),
+        (
+            lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(token_layer=3)), CAPTIONS),
+            r"token_layer must be in 0..2",
+        ),
         (lambda: train_tokenizer([], 100), "at least one caption"),
         (lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(pretrained="/no/such/folder")), []), "cannot load"),
     ],

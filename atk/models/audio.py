@@ -25,6 +25,8 @@ class AudioEncoderConfig:
         layers: Transformer layers.
         heads: attention heads.
         dropout: dropout rate in the Transformer.
+        frame_layer: layer whose output the frames are taken from, 0 = before the first; None = the last, as in the
+            thesis. Frames of lower layers know less of the rest of the clip, so alignment maps are sharper.
     """
 
     sample_rate: int = 16000
@@ -36,8 +38,11 @@ class AudioEncoderConfig:
     layers: int = 4
     heads: int = 4
     dropout: float = 0.1
+    frame_layer: int | None = None
 
     def __post_init__(self):
+        if self.frame_layer is not None and not 0 <= self.frame_layer <= self.layers:
+            raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
         if self.mel_bins % 16 or self.mel_bins <= 0:
             raise ValueError(f"mel_bins must be a positive multiple of 16, got {self.mel_bins}")
         if not 0 < self.hop <= self.window:
@@ -121,6 +126,7 @@ class AudioEncoder(nn.Module):
         )
         norm = nn.LayerNorm(config.width)
         self.transformer = nn.TransformerEncoder(layer, config.layers, norm, enable_nested_tensor=False)
+        self.frame_layer = config.layers if config.frame_layer is None else config.frame_layer
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode clips.
@@ -146,8 +152,11 @@ class AudioEncoder(nn.Module):
         x = x + _sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
         padding = F.pad(~mask, (1, 0))
-        x = self.transformer(x, src_key_padding_mask=padding)
-        return x[:, 0], x[:, 1:], mask
+        outputs = [x]
+        for layer in self.transformer.layers:
+            outputs.append(layer(outputs[-1], src_key_padding_mask=padding))
+        norm = self.transformer.norm
+        return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask
 
 
 def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:

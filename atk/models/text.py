@@ -30,6 +30,8 @@ class TextEncoderConfig:
         layers: Transformer layers.
         heads: attention heads.
         dropout: dropout rate.
+        token_layer: layer whose output the tokens are taken from, 0 = the word embeddings; None = the last, as in the
+            thesis. Tokens of lower layers know less of the rest of the caption, so alignment maps are sharper.
     """
 
     pretrained: str | None = None
@@ -40,6 +42,7 @@ class TextEncoderConfig:
     layers: int = 2
     heads: int = 4
     dropout: float = 0.1
+    token_layer: int | None = None
 
     def __post_init__(self):
         if self.pooling not in ("cls", "mean"):
@@ -58,6 +61,12 @@ class TextEncoder(nn.Module):
         if getattr(model, "pooler", None) is not None:  # a pooler is not used here and would get no gradient
             model.pooler = None
         self.width = model.config.hidden_size
+        layers = model.config.num_hidden_layers
+        self.token_layer = layers if config.token_layer is None else config.token_layer
+        if not 0 <= self.token_layer <= layers:
+            raise ValueError(
+                f"token_layer must be in 0..{layers}, the layers of the text encoder, got {self.token_layer}"
+            )
 
     @classmethod
     def create(cls, config: TextEncoderConfig, captions: Iterable[str]) -> "TextEncoder":
@@ -129,12 +138,18 @@ class TextEncoder(nn.Module):
             stand for text: neither padding nor `[CLS]`, `[SEP]` and their like.
         """
         attention = tokens["attention_mask"]
-        features = self.model(input_ids=tokens["input_ids"], attention_mask=attention).last_hidden_state
+        outputs = self.model(
+            input_ids=tokens["input_ids"],
+            attention_mask=attention,
+            output_hidden_states=self.token_layer < self.model.config.num_hidden_layers,
+        )
+        features = outputs.last_hidden_state
+        words = features if outputs.hidden_states is None else outputs.hidden_states[self.token_layer]
         mask = attention.bool() & ~tokens["special_tokens_mask"].bool()
         if self.config.pooling == "cls":
-            return features[:, 0], features, mask
+            return features[:, 0], words, mask
         weight = attention[..., None].to(features.dtype)
-        return (features * weight).sum(1) / weight.sum(1), features, mask
+        return (features * weight).sum(1) / weight.sum(1), words, mask
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int):
