@@ -125,9 +125,9 @@ def alignment_score(
     """How often the best frame for the words of an event falls inside the event.
 
     For each phrase of a clip's events, in the clip's first caption that holds it, the frames are scored by the most
-    similar of the phrase's words, as in (3.6): an article need not point anywhere. It counts as right if the best frame touches the event (its centre is inside,
-    give or take half a frame). Events of one clip with the same phrase are one case, in which any of them will do; of
-    frames that tie for the best all must touch it.
+    similar of the phrase's words, as in (3.6): an article need not point anywhere. It counts as right if the best frame
+    touches the event (its centre is inside, give or take half a frame). Events of one clip with the same phrase are one
+    case, in which any of them will do; of frames that tie for the best all must touch it.
 
     Args:
         model: gives `embed_text` and `frame_seconds`.
