@@ -1,0 +1,37 @@
+"""Installing where there is no compiler, and what the library then says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import atk
+from atk.kernels import cpp
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
+def test_the_build_goes_on_without_a_working_compiler_and_says_why(tmp_path, compiler):
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "tmp"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"CXX": compiler}, check=True, capture_output=True)
+    assert not list(tmp_path.rglob("*.so"))
+    assert (tmp_path / "atk" / "_build_error.txt").read_text().strip()
+
+
+def test_a_missing_extension_is_explained_and_auto_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpp, "_C", None)
+    monkeypatch.setattr(cpp, "_IMPORT_ERROR", "cannot import name '_C'", raising=False)
+    monkeypatch.setattr(atk, "__file__", str(tmp_path / "__init__.py"))
+    assert "cannot be imported" in atk.backends()["cpu float32"]["cpp"]
+    (tmp_path / "_build_error.txt").write_text("no C++ compiler: CXX=/no/such/compiler does not run\n")
+    row = atk.backends()["cpu float32"]
+    assert row["auto"] == "reference" and "no C++ compiler" in row["cpp"] and "install a C++17 compiler" in row["cpp"]
+    audio, text = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    assert atk.max_mean_similarity(audio, text).shape == (2, 2)
+    with pytest.raises(atk.BackendError, match=r"no C\+\+ compiler"):
+        atk.max_mean_similarity(audio, text, backend="cpp")
