@@ -12,8 +12,10 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -191,7 +193,8 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 def write(stem: Path, tables: dict[str, Sequence[Row]], settings: dict) -> None:
     """Writes `stem`.json and `stem`.md: the tables by title, the benchmark's settings and the environment."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    record = {"environment": environment(), "settings": settings}
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    record = {"environment": environment(), "settings": settings | {"command": command}}
     document = record | {"tables": {title: [asdict(row) for row in rows] for title, rows in tables.items()}}
     stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
     facts = [f"- {name}: {value}\n" for part in record.values() for name, value in part.items()]
