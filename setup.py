@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cpp"))
 HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.h"))
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
-FLAGS_BY_SUFFIX = {"avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma", "avx2": "-mavx2 -mfma"}
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma"
+FLAGS_BY_SUFFIX = {"bf16": f"{AVX512} -mavx512bf16 -mavx512vnni", "avx512": AVX512, "avx2": "-mavx2 -mfma"}
 BUILD_ERROR = "_build_error.txt"
 
 NINJA = """\
@@ -76,7 +77,7 @@ def compile_module(folder: Path, module: Path) -> None:
     objects = []
     for source in SOURCES:
         objects.append(f"{Path(source).stem}.o")
-        lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}\n  isa = {isa_flags(source)}\n")
+        lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}\n  isa = {isa_flags(source, cxx)}\n")
     lines.append(f"build {ninja_path(module)}: link {' '.join(objects)}\n")
     (folder / "build.ninja").write_text("".join(lines))
     result = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
@@ -118,10 +119,13 @@ def include_folders() -> list[str]:
     return [pybind11.get_include(), *sorted({paths["include"], paths["platinclude"]})]
 
 
-def isa_flags(source: str) -> str:
+def isa_flags(source: str, cxx: str) -> str:
+    """The flags of the instruction set that the file's name ends with; none when the compiler is too old for them."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
-    return FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")
+    flags = FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")
+    probe = [*shlex.split(cxx), *flags.split(), "-fsyntax-only", "-x", "c++", os.devnull]
+    return flags if subprocess.run(probe, capture_output=True).returncode == 0 else ""
 
 
 def ninja_path(path: Path) -> str:

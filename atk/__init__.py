@@ -3,7 +3,16 @@
 from atk import nn
 from atk.backend import BackendError, backends
 from atk.info_nce import aligned_info_nce, info_nce
-from atk.max_mean import max_mean_similarity
+from atk.max_mean import max_mean_similarity, max_mean_similarity_pairs, max_mean_similarity_varlen
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "aligned_info_nce", "backends", "info_nce", "max_mean_similarity", "nn"]
+__all__ = [
+    "BackendError",
+    "aligned_info_nce",
+    "backends",
+    "info_nce",
+    "max_mean_similarity",
+    "max_mean_similarity_pairs",
+    "max_mean_similarity_varlen",
+    "nn",
+]

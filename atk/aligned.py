@@ -41,6 +41,7 @@ class AlignedTask:
             global_weight=config.loss.global_weight,
             aligned_weight=config.loss.aligned_weight,
             direction=config.loss.direction,
+            skip_below=config.loss.skip_below,
             backend=config.backend,
         )
         self.model, self.criterion = model.to(device), loss.to(device)

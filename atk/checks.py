@@ -44,6 +44,42 @@ def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
 
 
+def padded(audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None) -> None:
+    """Padded frames `[N_a, L_a, D]` and tokens `[N_t, L_t, D]` with their masks, as the max-mean ops take them."""
+    embeddings("audio", audio, "N_a, L_a, D")
+    embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
+    mask("audio_mask", audio_mask, "audio", audio)
+    mask("text_mask", text_mask, "text", text)
+
+
+def same_count(audio: Tensor, text: Tensor) -> None:
+    """Clip i belongs to caption i."""
+    if audio.shape[0] != text.shape[0]:
+        raise ValueError(
+            f"audio and text must hold the same number N of pairs, got {audio.shape[0]} and {text.shape[0]}"
+        )
+
+
+def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, longest: int | None) -> None:
+    """`value` cuts the rows of `of` into sequences; what it holds is looked at unless `longest` is given."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int32:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an int32 tensor, got {kind}")
+    if value.dim() != 1 or value.shape[0] == 0:
+        raise ValueError(f"{name} must have shape [N + 1], got {list(value.shape)}")
+    if value.device != of.device:
+        raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
+    if longest is not None:
+        if longest < 0:
+            raise ValueError(f"max_seqlen of {of_name} must be at least 0, got {longest}")
+        return
+    first, last = int(value[0]), int(value[-1])
+    if first != 0 or last != of.shape[0]:
+        raise ValueError(f"{name} must run from 0 to the {of.shape[0]} rows of {of_name}, got {first} to {last}")
+    if bool((value.diff() < 0).any()):
+        raise ValueError(f"{name} must never decrease")
+
+
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """`value` is one of `choices`."""
     if value not in choices:

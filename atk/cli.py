@@ -195,8 +195,11 @@ def _load(arguments: Namespace):
 
 
 def _add_kernels(parser: ArgumentParser) -> None:
-    parser.add_argument("--arch", type=str, required=True, help="sm_80, sm_90, ...")
+    parser.add_argument("--arch", type=str, help="compile for sm_80, sm_90, ...; needs no GPU")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument("--tune", type=str, metavar="OUT.json", help="on a GPU: time launch numbers, write the fastest")
+    parser.add_argument("--shape", type=int, nargs=5, metavar=("N_A", "N_T", "L_A", "L_T", "D"), help="to tune for")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="to tune for")
 
 
 def _reading(arguments: Namespace) -> dict:
@@ -238,12 +241,35 @@ def _search(arguments: Namespace) -> None:
 
 
 def _kernels(arguments: Namespace) -> None:
+    if arguments.tune is not None:
+        _tune(arguments)
+    if arguments.arch is None:
+        if arguments.tune is None:
+            raise ValueError("needs --arch sm_90, say, to compile, or --tune OUT.json to time")
+        return
     from atk.kernels.compile import compile_report, format_table
 
     rows = compile_report(arguments.arch, workers=arguments.workers)
     print(format_table(rows))
     if any(row.spills for row in rows):
         sys.exit(FAILURE)
+
+
+def _tune(arguments: Namespace) -> None:
+    import torch
+
+    from atk.backend import BackendError
+    from atk.kernels.launch import unavailable
+
+    reason = unavailable("cuda")
+    if reason is not None:
+        raise BackendError(f"--tune: {reason}")
+    from atk.kernels.tune import SHAPES, tune
+
+    shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
+    tuned = tune(shapes, [getattr(torch, arguments.dtype)], arguments.tune)
+    print(f"{tuned.tried} candidates, {tuned.failed} failed, {tuned.wrong} wrong")
+    print(f"ATK_LAUNCH_TABLE={arguments.tune} makes atk use the table")
 
 
 def _doctor(arguments: Namespace) -> None:

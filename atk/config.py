@@ -52,6 +52,8 @@ class LossConfig:
         global_weight: factor of InfoNCE on global cosine; 0 leaves it out.
         aligned_weight: factor of InfoNCE on max-mean similarity; 0 leaves it out.
         direction: "audio" (frames look for tokens), "text" or "both".
+        skip_below: leave pairs of a smaller softmax weight out of the aligned loss's backward; see
+            `atk.aligned_info_nce`. 0 leaves none out.
     """
 
     temperature: float = 0.2
@@ -60,6 +62,7 @@ class LossConfig:
     global_weight: float = 1.0
     aligned_weight: float = 1.0
     direction: str = "audio"
+    skip_below: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from atk import checks, reference
-from atk.max_mean import max_mean_similarity
+from atk.max_mean import similarity
+from atk.sequences import from_padded
 
 REDUCTIONS = ("sum", "mean")
 
@@ -50,6 +51,8 @@ def aligned_info_nce(
     reduction: str = "sum",
     normalize: bool = False,
     direction: str = "audio",
+    skip_below: float = 0.0,
+    save_index: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE over the max-mean similarity of N clips and their N captions: `L_align` of thesis eq. 3.7.
@@ -58,8 +61,13 @@ def aligned_info_nce(
         audio: frame embeddings `[N, L_a, D]`.
         text: token embeddings `[N, L_t, D]`, same dtype and device; caption i belongs to clip i.
         logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
-        audio_mask, text_mask, normalize, direction, backend: as in `atk.max_mean_similarity`.
+        audio_mask, text_mask, normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
         reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`.
+        skip_below: the backward leaves out pairs whose weight `|P_ij + Q_ij - 2 [i = j]|` is below this, with P and Q
+            the softmax of the logits along rows and along columns. The loss and the gradient of `logit_scale` stay
+            exact. With unit-length embeddings the gradient of a frame of clip i is off by at most
+            `skip_below * logit_scale / n_i` (n_i valid frames) and those of a caption's tokens by at most
+            `skip_below * logit_scale` together, in L2 norm; half of that for the mean. 0 leaves nothing out.
 
     Returns:
         Scalar loss in float32 (float64 for float64 input).
@@ -68,16 +76,26 @@ def aligned_info_nce(
         ValueError, TypeError: a shape, dtype, device, mask or option does not fit; the message names the argument.
         atk.BackendError: the backend asked for cannot run here.
     """
-    sim = max_mean_similarity(
-        audio, text, audio_mask, text_mask, normalize=normalize, direction=direction, backend=backend
-    )
+    checks.padded(audio, text, audio_mask, text_mask)
     _check_pairs(audio, text, reduction)
+    if not 0 <= skip_below < 2:
+        raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")
+    sides = from_padded(audio, audio_mask), from_padded(text, text_mask)
+    sim = similarity(*sides, normalize, direction, save_index, backend, sparse=skip_below > 0)
+    if skip_below > 0:
+        sim = torch.where(_weights(sim.detach(), logit_scale) < skip_below, sim.detach(), sim)
     return reference.info_nce(sim, logit_scale, reduction)
 
 
+@torch.no_grad()
+def _weights(sim: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """`|P + Q - 2 I|` [N, N]: the gradient of N times the summed loss with respect to the logits, without its sign."""
+    logits = sim * logit_scale
+    return (logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(sim), device=sim.device)).abs()
+
+
 def _check_pairs(audio: Tensor, text: Tensor, reduction: str) -> None:
-    if audio.shape[0] != text.shape[0] or audio.shape[0] == 0:
-        raise ValueError(
-            f"audio and text must hold the same number N >= 1 of pairs, got {audio.shape[0]} and {text.shape[0]}"
-        )
+    checks.same_count(audio, text)
+    if audio.shape[0] == 0:
+        raise ValueError("audio and text must hold at least one pair, got 0 and 0")
     checks.one_of("reduction", reduction, REDUCTIONS)

@@ -1,16 +1,14 @@
-"""Frame-token max-mean similarity (3.6): checks, the `torch.library` op over the backends, and the public call."""
+"""Frame-token max-mean similarity (3.6): the public calls, for padded, packed and paired sequences."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from atk import checks, reference
+from atk import checks
 from atk.backend import choose
+from atk.max_mean_op import normalize_rows, score
+from atk.sequences import Sequences, from_cu_seqlens, from_padded
 
 DIRECTIONS = ("audio", "text", "both")
-_NO_SECOND_DERIVATIVE = (
-    "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
-)
 
 
 def max_mean_similarity(
@@ -21,6 +19,7 @@ def max_mean_similarity(
     *,
     normalize: bool = False,
     direction: str = "audio",
+    save_index: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Score every clip against every caption by the mean over frames of the best token (thesis eq. 3.6).
@@ -34,9 +33,12 @@ def max_mean_similarity(
         text: token embeddings `[N_t, L_t, D]`, same dtype and device.
         audio_mask: boolean `[N_a, L_a]`, True = valid frame; None = all. Holes are allowed.
         text_mask: boolean `[N_t, L_t]`, True = valid token; None = all.
-        normalize: divide every embedding by its L2 norm first.
+        normalize: divide every embedding by its L2 norm first; those shorter than 1e-12 become 0, with gradient 0.
         direction: `"audio"` looks from frames to tokens as above; `"text"` takes for each token the best frame and
             the mean over tokens; `"both"` is the average of the two (FILIP).
+        save_index: keep the winning token of every frame and caption for the backward (`N_a * N_t * L_a` bytes, twice
+            that for L_t > 256), or compute it again there, which costs one more forward and no such memory. None
+            keeps it up to 1 GiB. The gradients are the same bit for bit.
         backend: `"auto"`, `"reference"`, `"cpp"` or `"triton"`; see `atk.backends()`.
 
     Returns:
@@ -50,142 +52,96 @@ def max_mean_similarity(
         atk.BackendError: the backend asked for cannot run here.
         RuntimeError: when a second derivative is taken.
     """
-    checks.embeddings("audio", audio, "N_a, L_a, D")
-    checks.embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
-    checks.mask("audio_mask", audio_mask, "audio", audio)
-    checks.mask("text_mask", text_mask, "text", text)
-    checks.one_of("direction", direction, DIRECTIONS)
-    if normalize:
-        audio, text = normalized(audio, audio_mask), normalized(text, text_mask)
-    if audio.dtype != torch.float64 and torch.is_autocast_enabled(audio.device.type):
-        dtype = torch.get_autocast_dtype(audio.device.type)
-        audio, text = audio.to(dtype), text.to(dtype)
-    backend = choose(backend, audio.device, audio.dtype)
-    if direction == "audio":
-        return _similarity(audio, text, audio_mask, text_mask, backend)
-    by_text = _similarity(text, audio, text_mask, audio_mask, backend).T
-    if direction == "text":
-        return by_text
-    return (_similarity(audio, text, audio_mask, text_mask, backend) + by_text) / 2
+    checks.padded(audio, text, audio_mask, text_mask)
+    sequences = from_padded(audio, audio_mask), from_padded(text, text_mask)
+    return similarity(*sequences, normalize, direction, save_index, backend)
 
 
-def normalized(value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`value` over its L2 norm along the last axis, computed in float32 at least; masked vectors become 0."""
-    if mask is not None:  # the gradient of a norm at NaN padding would be NaN
-        value = value.masked_fill(~mask[..., None], 0)
-    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    return F.normalize(wide, dim=-1).to(value.dtype)
-
-
-def _similarity(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, backend: str
-) -> Tensor:
-    if backend == "reference":
-        if audio.dtype in (torch.float16, torch.bfloat16):
-            audio, text = audio.float(), text.float()
-        if not torch.compiler.is_compiling():  # a compiled graph refuses second derivatives itself
-            audio, text = _OnceDifferentiable.apply(audio), _OnceDifferentiable.apply(text)
-        with torch.autocast(audio.device.type, enabled=False):
-            return reference.max_mean_similarity(audio, text, audio_mask, text_mask)
-    with_index = torch.is_grad_enabled() and (audio.requires_grad or text.requires_grad)
-    return _forward(audio, text, audio_mask, text_mask, backend, with_index)[0]
-
-
-def _launchers(backend: str):
-    if backend == "cpp":
-        from atk.kernels import cpp as launchers
-    else:
-        from atk.kernels import max_mean as launchers
-    return launchers
-
-
-def _index_dtype(tokens: int) -> torch.dtype:
-    return torch.uint8 if tokens <= 256 else torch.int16 if tokens <= 32768 else torch.int32
-
-
-@torch.library.custom_op("atk::max_mean_forward", mutates_args=())
-def _forward(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, backend: str, with_index: bool
-) -> tuple[Tensor, Tensor]:
-    """Scores [N_a, N_t] and, when asked for, the winning token of each frame [N_a, N_t, L_a] (else empty)."""
-    sim, index = _empty_outputs(audio, text, audio_mask, text_mask, backend, with_index)
-    if audio.numel() == 0 or text.numel() == 0:
-        return sim.zero_(), index
-    _launchers(backend).max_mean_forward(
-        *_contiguous(audio, text, audio_mask, text_mask), sim, index if with_index else None
-    )
-    return sim, index
-
-
-@_forward.register_fake
-def _empty_outputs(audio, text, audio_mask, text_mask, backend, with_index):
-    sim = audio.new_empty((audio.shape[0], text.shape[0]), dtype=torch.float32)
-    shape = (audio.shape[0], text.shape[0], audio.shape[1]) if with_index else (0,)
-    return sim, audio.new_empty(shape, dtype=_index_dtype(text.shape[1]))
-
-
-@torch.library.custom_op("atk::max_mean_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
+def max_mean_similarity_pairs(
     audio: Tensor,
     text: Tensor,
-    audio_mask: Tensor | None,
-    text_mask: Tensor | None,
-    index: Tensor,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to audio and text from the saved winners."""
-    grad_audio, grad_text = _empty_gradients(grad, audio, text, audio_mask, text_mask, index, backend)
-    if audio.numel() == 0 or text.numel() == 0:
-        return grad_audio.zero_(), grad_text.zero_()
-    _launchers(backend).max_mean_backward(
-        grad.contiguous(), *_contiguous(audio, text, audio_mask, text_mask), index, grad_audio, grad_text
+    audio_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    direction: str = "audio",
+    save_index: bool | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Score clip i against caption i only: `[N]`, the diagonal of `max_mean_similarity`, at 1/N of its cost.
+
+    Args:
+        audio: frame embeddings `[N, L_a, D]`.
+        text: token embeddings `[N, L_t, D]`, same dtype and device.
+        audio_mask, text_mask, normalize, direction, save_index, backend: as in `atk.max_mean_similarity`; masks are
+            `[N, L_a]` and `[N, L_t]`.
+
+    Returns, raises: as `atk.max_mean_similarity`.
+    """
+    checks.padded(audio, text, audio_mask, text_mask)
+    checks.same_count(audio, text)
+    sequences = from_padded(audio, audio_mask), from_padded(text, text_mask)
+    return similarity(*sequences, normalize, direction, save_index, backend, pairs=True)
+
+
+def max_mean_similarity_varlen(
+    audio: Tensor,
+    text: Tensor,
+    cu_seqlens_audio: Tensor,
+    cu_seqlens_text: Tensor,
+    *,
+    max_seqlen_audio: int | None = None,
+    max_seqlen_text: int | None = None,
+    normalize: bool = False,
+    direction: str = "audio",
+    save_index: bool | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`max_mean_similarity` of packed sequences: clips of any length one after another, captions too, no padding.
+
+    Args:
+        audio: frame embeddings `[T_a, D]` of all clips.
+        text: token embeddings `[T_t, D]` of all captions, same dtype and device.
+        cu_seqlens_audio: int32 `[N_a + 1]`, from 0 to T_a: clip i is `audio[cu[i] : cu[i + 1]]`, perhaps empty.
+        cu_seqlens_text: int32 `[N_t + 1]`, from 0 to T_t.
+        max_seqlen_audio, max_seqlen_text: at least the longest clip and caption; None reads them from the device and
+            checks `cu_seqlens`, which waits for a GPU.
+        normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
+
+    Returns, raises: as `atk.max_mean_similarity`.
+    """
+    checks.embeddings("audio", audio, "T_a, D")
+    checks.embeddings("text", text, "T_t, D", like=("audio", audio))
+    checks.cu_seqlens("cu_seqlens_audio", cu_seqlens_audio, "audio", audio, max_seqlen_audio)
+    checks.cu_seqlens("cu_seqlens_text", cu_seqlens_text, "text", text, max_seqlen_text)
+    sequences = (
+        from_cu_seqlens(audio, cu_seqlens_audio, max_seqlen_audio),
+        from_cu_seqlens(text, cu_seqlens_text, max_seqlen_text),
     )
-    return grad_audio, grad_text
+    return similarity(*sequences, normalize, direction, save_index, backend)
 
 
-@_backward.register_fake
-def _empty_gradients(grad, audio, text, audio_mask, text_mask, index, backend):
-    return audio.new_empty(audio.shape), text.new_empty(text.shape)
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
-def _save(ctx, inputs, output):
-    audio, text, audio_mask, text_mask, ctx.backend, _ = inputs
-    ctx.save_for_backward(audio, text, audio_mask, text_mask, output[1])
-
-
-def _differentiate(ctx, grad, _):
-    audio, text, audio_mask, text_mask, index = ctx.saved_tensors
-    return *_backward(grad, audio, text, audio_mask, text_mask, index, ctx.backend), None, None, None, None
-
-
-def _refuse(ctx, *grads):
-    raise RuntimeError(_NO_SECOND_DERIVATIVE)
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    """The identity, whose gradient refuses to be differentiated: the reference then behaves as the kernels do."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Constant.apply(grad)
-
-
-class _Constant(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad):
-        return grad.view_as(grad)
-
-    backward = staticmethod(_refuse)
+def similarity(
+    audio: Sequences,
+    text: Sequences,
+    normalize: bool,
+    direction: str,
+    save_index: bool | None,
+    backend: str,
+    *,
+    pairs: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """The similarity in the asked direction; `sparse`: the gradient will hold many exact zeros."""
+    checks.one_of("direction", direction, DIRECTIONS)
+    backend = choose(backend, audio.rows.device, audio.rows.dtype)
+    if normalize:
+        audio, text = (side._replace(rows=normalize_rows(side.rows, side.mask, backend)) for side in (audio, text))
+    if audio.rows.dtype != torch.float64 and torch.is_autocast_enabled(audio.rows.device.type):
+        dtype = torch.get_autocast_dtype(audio.rows.device.type)
+        audio, text = (side._replace(rows=side.rows.to(dtype)) for side in (audio, text))
+    options = {"pairs": pairs, "sparse": sparse, "save_index": save_index, "backend": backend}
+    if direction == "audio":
+        return score(audio, text, **options)
+    by_text = score(text, audio, **options).mT if not pairs else score(text, audio, **options)
+    return by_text if direction == "text" else (score(audio, text, **options) + by_text) / 2

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from atk import checks
 from atk.info_nce import REDUCTIONS, aligned_info_nce, info_nce
-from atk.max_mean import DIRECTIONS, normalized
+from atk.max_mean import DIRECTIONS
+from atk.reference import normalize
 
 MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 
@@ -50,7 +51,7 @@ class InfoNCELoss(_Temperature):
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Loss of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here."""
-        return info_nce(normalized(audio), normalized(text), self.logit_scale, reduction=self.reduction)
+        return info_nce(normalize(audio), normalize(text), self.logit_scale, reduction=self.reduction)
 
 
 class AlignedContrastiveLoss(_Temperature):
@@ -59,7 +60,7 @@ class AlignedContrastiveLoss(_Temperature):
     Args:
         temperature, learnable, reduction: as in `InfoNCELoss`; one temperature serves both terms.
         global_weight, aligned_weight: factors of the two terms; a term of weight 0 is not computed.
-        direction, backend: as in `atk.max_mean_similarity`.
+        direction, skip_below, backend: as in `atk.aligned_info_nce`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class AlignedContrastiveLoss(_Temperature):
         global_weight: float = 1.0,
         aligned_weight: float = 1.0,
         direction: str = "audio",
+        skip_below: float = 0.0,
         backend: str = "auto",
     ):
         super().__init__(temperature, learnable, reduction)
@@ -79,7 +81,7 @@ class AlignedContrastiveLoss(_Temperature):
             raise ValueError(
                 f"global_weight and aligned_weight must be >= 0 and not both 0, got {global_weight}, {aligned_weight}"
             )
-        self.direction, self.backend = direction, backend
+        self.direction, self.skip_below, self.backend = direction, skip_below, backend
         self.global_weight, self.aligned_weight = global_weight, aligned_weight
 
     def forward(
@@ -116,7 +118,7 @@ class AlignedContrastiveLoss(_Temperature):
         """
         terms = {}
         if self.global_weight:
-            pair = normalized(audio), normalized(text)
+            pair = normalize(audio), normalize(text)
             terms["global"] = info_nce(*pair, self.logit_scale, reduction=self.reduction)
         if self.aligned_weight:
             terms["aligned"] = aligned_info_nce(
@@ -128,6 +130,7 @@ class AlignedContrastiveLoss(_Temperature):
                 reduction=self.reduction,
                 normalize=True,
                 direction=self.direction,
+                skip_below=self.skip_below,
                 backend=self.backend,
             )
         return terms

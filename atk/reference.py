@@ -7,15 +7,30 @@ Masks are boolean, True = valid. Padding contributes nothing, whatever it holds.
 import torch
 from torch import Tensor
 
+from atk.sequences import Sequences
+
+SHORTEST = 1e-12  # vectors with a smaller norm have no direction
+
 
 def max_mean_similarity(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None = None, text_mask: Tensor | None = None
+    audio: Tensor,
+    text: Tensor,
+    audio_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    *,
+    pairs: bool = False,
 ) -> Tensor:
     """Frame-token max-mean similarity (3.6) by the einsum that holds all `N_a * N_t * L_a * L_t` scores.
 
     `sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>`, as `[N_a, N_t]`,
-    0 for a clip without a valid frame or a caption without a valid token.
+    0 for a clip without a valid frame or a caption without a valid token. `pairs`: only i = j, as `[N]`.
     """
+    if pairs:  # N problems of one clip and one caption
+        sides = zip(
+            audio, text, *([None] * len(audio) if m is None else m for m in (audio_mask, text_mask)), strict=True
+        )
+        single = [max_mean_similarity(*(None if x is None else x[None] for x in side)) for side in sides]
+        return torch.cat([sim.view(1) for sim in single]) if single else audio.new_zeros(0)
     # audio [N_a, L_a, D], text [N_t, L_t, D]
     if audio_mask is not None:
         audio = audio.masked_fill(~audio_mask[..., None], 0)
@@ -45,6 +60,30 @@ def _max_over_tokens(scores: Tensor, text_mask: Tensor | None) -> Tensor:
     # Among scores that are all -inf, max may pick a padded token.
     index = torch.where(mask.expand_as(scores).gather(-1, index), index, first)
     return scores.gather(-1, index).squeeze(-1)
+
+
+def pad(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+    """Packed rows as `[N, L, D]` and their mask `[N, L]`; None: everything is valid."""
+    rows, cu_seqlens, mask, length = sequences
+    number, total = sequences.number, rows.shape[0]
+    if total == number * length:  # no sequence is longer, so all are as long
+        return rows.view(number, length, rows.shape[1]), None if mask is None else mask.view(number, length)
+    place = cu_seqlens[:-1, None].long() + torch.arange(length, device=rows.device)  # [N, L]
+    valid = place < cu_seqlens[1:, None]
+    place = place.clamp(max=total - 1)
+    return rows[place], valid if mask is None else valid & mask[place]
+
+
+def normalize(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`value` over its L2 norm along the last axis, computed in float32 at least.
+
+    Vectors masked out or with a norm below 1e-12 become 0, with gradient 0.
+    """
+    if mask is not None:  # the gradient of a norm at NaN padding would be NaN
+        value = value.masked_fill(~mask[..., None], 0)
+    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return torch.where(norm < SHORTEST, 0, wide / norm.clamp(min=SHORTEST)).to(value.dtype)
 
 
 def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "sum") -> Tensor:

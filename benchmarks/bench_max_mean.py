@@ -1,66 +1,120 @@
-"""Max-mean similarity of N clips against N captions on the CPU: the einsum that a user writes against the fused op."""
+"""Max-mean similarity of N clips against N captions: the einsum that a user writes, other libraries, the fused op.
+
+The limit is the rate of the library's own matrix product in the same process, and operations are those of the
+forward's products alone: a step at 0.3 of the limit takes as long as three ideal forwards.
+"""
 
 import argparse
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import harness
+import peers
 import torch
 from torch import Tensor
 
 import atk
 from atk import backend, reference
 
-TITLES = {"forward": "Forward", "step": "Forward and backward"}
+TITLES = {
+    "forward": "Forward, winners kept for the backward",
+    "step": "Forward and backward",
+    "ragged": "Forward and backward, captions of {shortest} to {lt} tokens",
+}
 
 
-def naive(audio: Tensor, text: Tensor) -> Tensor:
-    return torch.einsum("atd,bld->abtl", audio, text).max(-1).values.mean(-1)
-
-
-def fused(audio: Tensor, text: Tensor) -> Tensor:
-    return atk.max_mean_similarity(audio, text, backend="cpp")
+def naive(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+    scores = torch.einsum("atd,bld->abtl", audio, text)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[None, :, None], float("-inf"))
+    return scores.max(-1).values.mean(-1)
 
 
 def run(
-    n: int = 128, la: int = 250, lt: int = 32, d: int = 128, dtype: torch.dtype = torch.float32, rounds: int = 7
+    n: int = 128,
+    la: int = 250,
+    lt: int = 32,
+    d: int = 128,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    kernels: str | None = None,
+    rounds: int = 7,
+    kinds: Sequence[str] = tuple(TITLES),
+    others: bool = True,
 ) -> dict[str, list[harness.Row]]:
-    """Rows for the forward alone (key `"forward"`) and for the forward and backward (key `"step"`).
+    """Rows for each of `kinds`: `"forward"`, `"step"` (with the backward), `"ragged"` (a step on uneven captions).
 
     Args:
-        n: clips and captions; la: frames of a clip; lt: tokens of a caption; d: channels.
+        n: clips and captions; la: frames of a clip; lt: tokens of a caption, at most in `"ragged"`; d: channels.
         dtype: of the embeddings, float32, bfloat16 or float16.
+        kernels: backend of atk; None: `"triton"` on a GPU, `"cpp"` on the CPU.
         rounds: timed calls of each provider.
+        others: time `torch.compile` of the einsum and the other libraries too, not only the einsum and atk.
     """
-    audio, text, grad = embeddings(n, la, d, dtype), embeddings(n, lt, d, dtype), torch.randn(n, n)
-    scores = n * n * la * lt
-    flops = {"forward": 2.0 * scores * d, "step": 2.0 * scores * d + 4.0 * n * n * la * d}
-    missing = backend.unavailable("cpp", audio.device, dtype)
+    kernels = kernels or ("triton" if device == "cuda" else "cpp")
+    with torch.device(device):
+        audio, text, grad = embeddings(n, la, d, dtype), embeddings(n, lt, d, dtype), torch.randn(n, n)
+        mask = torch.arange(lt) < ragged_lengths(n, lt)[:, None]
+        # Copies of the first token never win, so that those who compute the padding find the same.
+        uneven = torch.where(mask[..., None], text, text[:, :1])
     half = dtype != torch.float32
-    truth = true_step(audio, text, grad)
+    # In a half type the einsum rounds every score, which moves winners and with them gradients.
+    tolerances = {"naive": 1.0 if half else 1e-4, "fused": 1e-2 if half else 1e-4}
     tables = {}
-    for kind in TITLES:
-        wrap = without_grad if kind == "forward" else with_grad
-        copies = 1 if kind == "forward" else 2  # autograd holds the scores and their gradient at once
-        tables[kind] = harness.compare(
-            [
-                # In a half type the einsum rounds every score, which moves winners and with them gradients.
-                harness.Provider(
-                    "naive einsum",
-                    wrap(naive),
-                    flops[kind],
-                    tolerance=1.0 if half else 1e-4,
-                    needs_bytes=copies * scores * audio.element_size(),
-                ),
-                harness.Provider(
-                    "atk cpp", wrap(fused), flops[kind], tolerance=1e-2 if half else 1e-4, missing=missing
-                ),
-                harness.Provider("limit: matmul of the forward", matmul(d), flops["forward"], tolerance=None),
-            ],
-            (audio, text, grad),
-            truth[:1] if kind == "forward" else truth,
-            rounds,
-        )
+    for kind in kinds:
+        inputs = (audio, uneven, grad, mask) if kind == "ragged" else (audio, text, grad)
+        truth = true_step(*inputs)
+        valid = int(mask.sum()) if kind == "ragged" else n * lt
+        scores = n * la * valid
+        providers = []
+        for name, call, tolerance, missing in candidates(kind, device, dtype, kernels, others):
+            held = scores * audio.element_size() * (1 if kind == "forward" else 2) if tolerance == "naive" else 0
+            # Ready for a backward the einsum would keep all scores, which nobody times as a forward.
+            timed = forward_only(call, winners=tolerance != "naive") if kind == "forward" else with_backward(call)
+            providers.append(harness.Provider(name, timed, 2.0 * scores * d, tolerances[tolerance], held, missing))
+        providers.append(limit(dtype, device))
+        tables[kind] = harness.compare(providers, inputs, truth[:1] if kind == "forward" else truth, rounds)
     return tables
+
+
+def candidates(
+    kind: str, device: str, dtype: torch.dtype, kernels: str, others: bool
+) -> list[tuple[str, Callable[..., Tensor], str, str | None]]:
+    """Who computes the similarity: name, function, class of tolerance, why it cannot run here."""
+    missing = backend.unavailable(kernels, torch.device(device), dtype)
+    found = [("naive einsum", naive, "naive", None)]
+    if others:
+        found.append(("torch.compile of the einsum", torch.compile(naive, dynamic=False), "naive", None))
+        found += [(name, call, "fused", why) for name, call, why in peers.providers(device, dtype, kind)]
+
+    def fused(**options):
+        def call(audio, text, mask=None):
+            return atk.max_mean_similarity(audio, text, None, mask, backend=kernels, **options)
+
+        return call
+
+    def padded(audio, text, mask):
+        return atk.max_mean_similarity(audio, text, backend=kernels)
+
+    def varlen(audio, text, mask):
+        n, la, _ = audio.shape
+        cu_audio = torch.arange(0, (n + 1) * la, la, dtype=torch.int32, device=audio.device)
+        cu_text = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+        longest = {"max_seqlen_audio": la, "max_seqlen_text": text.shape[1]}
+        return atk.max_mean_similarity_varlen(
+            audio.flatten(0, 1), text[mask], cu_audio, cu_text, backend=kernels, **longest
+        )
+
+    if kind == "ragged":
+        found.append((f"atk {kernels}, padding computed", padded, "fused", missing))
+        found.append((f"atk {kernels}, masks", fused(), "fused", missing))
+        found.append((f"atk {kernels}, packed", varlen, "fused", missing))
+        return found
+    found.append((f"atk {kernels}", fused(), "fused", missing))
+    if kind == "step":
+        found.append((f"atk {kernels}, winners computed again", fused(save_index=False), "fused", missing))
+    return found
 
 
 def embeddings(n: int, length: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -68,67 +122,78 @@ def embeddings(n: int, length: int, d: int, dtype: torch.dtype) -> Tensor:
     return (torch.randn(n, length, d) * 64).round().clamp(-255, 255).div(64).to(dtype)
 
 
-def without_grad(similarity):
-    @torch.no_grad()
-    def call(audio, text, grad):
-        return (similarity(audio, text),)
+def ragged_lengths(n: int, longest: int) -> Tensor:
+    """[n] caption lengths from 6/32 of the longest up, 12/32 of it in the mean: many short, few long."""
+    shortest = math.ceil(longest * 6 / 32)
+    return (shortest + (longest - shortest) * torch.linspace(0, 1, n) ** (10 / 3)).round().long()[torch.randperm(n)]
+
+
+def forward_only(similarity, winners: bool):
+    def call(audio, text, grad, *mask):
+        with torch.set_grad_enabled(winners):
+            return (similarity(audio.detach().requires_grad_(), text.detach().requires_grad_(), *mask).detach(),)
 
     return call
 
 
-def with_grad(similarity):
-    def call(audio, text, grad):
+def with_backward(similarity):
+    def call(audio, text, grad, *mask):
         audio, text = audio.detach().requires_grad_(), text.detach().requires_grad_()
-        sim = similarity(audio, text)
+        sim = similarity(audio, text, *mask)
         sim.backward(grad.to(sim.dtype))
         return sim.detach(), audio.grad, text.grad
 
     return call
 
 
-def matmul(d: int):
-    """The same products as one matrix multiplication by the library, in pieces that fit the cache."""
-
-    @torch.no_grad()
-    def call(audio, text, grad):
-        frames, tokens = audio.view(-1, d), text.view(-1, d).T
-        out = frames.new_empty(min(4096, len(frames)), tokens.shape[1])
-        for piece in frames.split(len(out)):
-            torch.mm(piece, tokens, out=out[: len(piece)])
-        return (out,)
-
-    return call
+def limit(dtype: torch.dtype, device: str) -> harness.Provider:
+    """The library's product of two square matrices, large enough to reach its rate."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    name = f"limit: matmul {size} x {size}"
+    return harness.Provider(name, lambda *inputs: (torch.mm(a, b, out=out),), 2.0 * size**3, tolerance=None)
 
 
-def true_step(audio: Tensor, text: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def true_step(audio: Tensor, text: Tensor, grad: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """sim, dL/daudio and dL/dtext in float64, one caption at a time so that it fits where the einsum does not."""
     audio, text = audio.double().requires_grad_(), text.double().requires_grad_()
-    sim = torch.empty(grad.shape, dtype=torch.float64)
+    sim = torch.empty(grad.shape, dtype=torch.float64, device=grad.device)
     for j in range(len(text)):
-        column = reference.max_mean_similarity(audio, text[j : j + 1])
+        column = reference.max_mean_similarity(audio, text[j : j + 1], None, None if mask is None else mask[j : j + 1])
         column.backward(grad[:, j : j + 1].double())
         sim[:, j : j + 1] = column.detach()
     return sim, audio.grad, text.grad
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=128, help="clips, and captions (default 128)")
     parser.add_argument("--la", type=int, default=250, help="frames of a clip (default 250)")
     parser.add_argument("--lt", type=int, default=32, help="tokens of a caption (default 32)")
     parser.add_argument("--d", type=int, default=128, help="channels (default 128)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--backend", choices=("cpp", "triton"), help="of atk; default: triton on cuda, cpp on cpu")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(TITLES), default=list(TITLES))
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each provider (default 7)")
+    parser.add_argument("--alone", action="store_true", help="leave out torch.compile and the other libraries")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     args = parser.parse_args()
     torch.manual_seed(0)
     shape = {"n": args.n, "la": args.la, "lt": args.lt, "d": args.d}
-    rows = run(**shape, dtype=getattr(torch, args.dtype), rounds=args.rounds)
-    tables = {TITLES[kind]: table for kind, table in rows.items()}
-    for title, table in tables.items():
-        print(harness.markdown(title, table))
+    tables = {}
+    for dtype in args.dtype:
+        rows = run(
+            **shape, dtype=getattr(torch, dtype), device=args.device, kernels=args.backend, rounds=args.rounds,
+            kinds=args.kinds, others=not args.alone,
+        )  # fmt: skip
+        for kind, table in rows.items():
+            title = TITLES[kind].format(shortest=math.ceil(args.lt * 6 / 32), lt=args.lt)
+            tables[f"{title}, {dtype}"] = table
+            print(harness.markdown(f"{title}, {dtype}", table), flush=True)
     if args.out:
-        harness.write(args.out, tables, shape | {"dtype": args.dtype, "rounds": args.rounds})
+        harness.write(args.out, tables, shape | {"device": args.device, "rounds": args.rounds})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Times callables beside their error and their memory.
 
 A provider's result is compared with a float64 truth first: a wrong one is reported and not timed. Providers then take
-turns in one process, over inputs that together exceed the cache. Missing providers and those that run out of memory
-keep their row.
+turns in one process, over inputs that together exceed the cache. Missing and failing providers, and those that run
+out of memory, keep their row.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class Provider:
     name: str
     call: Callable[..., Sequence[Tensor]]
     flops: float  # operations that the task needs, however many the provider spends
-    tolerance: float | None = 1e-4  # largest error that is right; None: a limit of the machine, not a result
+    tolerance: float | None = 1e-4  # largest error that is right; None: the limit of the machine, not a result
     needs_bytes: int = 0  # known demand: not tried where less memory is free
     missing: str | None = None  # why the provider cannot run here
 
@@ -45,12 +45,13 @@ class Row:
     """One line of the table; times in milliseconds, memory in MiB, error relative to the largest true value."""
 
     provider: str
-    status: str = "ok"  # ok | wrong | out of memory | missing
+    status: str = "ok"  # ok | wrong | out of memory | failed | missing
     note: str = ""
     median_ms: float | None = None
     p20_ms: float | None = None
     p80_ms: float | None = None
     gflops: float | None = None  # 1e9 operations a second
+    of_limit: float | None = None  # that over the rate of the limit, the provider without a tolerance
     ratio: float | None = None  # speed relative to the first provider
     peak_mib: float | None = None  # extra memory of one call, its result included
     error: float | None = None
@@ -71,11 +72,14 @@ def compare(
                 times[provider.name].append(_milliseconds(provider.call, rotation[turn % copies], device))
     for row, provider in zip(rows, providers, strict=True):
         if row.status == "ok":
-            row.median_ms = statistics.median(times[row.provider])
-            row.p20_ms, *_, row.p80_ms = statistics.quantiles(times[row.provider], n=5, method="inclusive")
+            row.p20_ms, row.median_ms, row.p80_ms = np.percentile(times[row.provider], (20, 50, 80)).tolist()
             row.gflops = provider.flops / row.median_ms / 1e6
-            if rows[0].median_ms:
+            if rows[0].median_ms and provider.tolerance is not None:
                 row.ratio = rows[0].median_ms / row.median_ms
+    limits = [row.gflops for row, provider in zip(rows, providers, strict=True) if provider.tolerance is None]
+    for row in rows:
+        if row.gflops and limits:
+            row.of_limit = row.gflops / limits[0]
     return rows
 
 
@@ -95,10 +99,10 @@ def _check(provider: Provider, inputs: Sequence[Tensor], truth: Sequence[Tensor]
             row.error = max(_error(got, want) for got, want in zip(result, truth, strict=True))
         del result
         row.peak_mib = _peak_bytes(provider.call, inputs, device) / 2**20
-    except (MemoryError, RuntimeError) as error:  # on the CPU torch raises a plain RuntimeError
-        if type(error) is RuntimeError and "allocate memory" not in str(error):
-            raise
-        row.status, row.note = "out of memory", str(error).splitlines()[0]
+    except Exception as error:  # one provider's failure must not lose the others' results
+        # On the CPU torch raises a plain RuntimeError.
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        row.status, row.note = "out of memory" if memory else "failed", f"{error or type(error)}".splitlines()[0]
         return row
     if provider.tolerance is not None and not row.error <= provider.tolerance:  # NaN is wrong too
         row.status, row.note = "wrong", f"error above {provider.tolerance:g}"
@@ -175,17 +179,18 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
     """The rows as a table under a heading."""
     lines = [
         f"### {title}\n",
-        "| provider | median ms | p20 to p80 | GFLOP/s | speed | peak MiB | error |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| provider | median ms | p20 to p80 | GFLOP/s | of the limit | speed | peak MiB | error |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
         peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
         if row.status == "ok":
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-            times = f"{row.median_ms:.2f} | {row.p20_ms:.2f} to {row.p80_ms:.2f} | {row.gflops:.0f} | {ratio}"
+            limit = "" if row.of_limit is None else f"{row.of_limit:.2f}"
+            times = f"{row.median_ms:.2f} | {row.p20_ms:.2f} to {row.p80_ms:.2f} | {row.gflops:.0f} | {limit} | {ratio}"
         else:
-            times = f"{row.status}: {row.note} | | |"
+            times = f"{row.status}: {row.note} | | | | "
         lines.append(f"| {row.provider} | {times} | {peak} | {error} |")
     return "\n".join(lines) + "\n"
 

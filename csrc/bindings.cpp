@@ -4,13 +4,16 @@
 
 #include "isa.h"
 #include "max_mean.h"
+#include "normalize.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using Address = std::uintptr_t;  // of a contiguous array; 0 stands for a mask or an index that is not there
+
 template <class T>
-T* pointer(std::uintptr_t address) {
+T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
@@ -28,28 +31,50 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", &atk::available_isas, "Instruction sets that this CPU runs, best first.");
   m.def("set_isa", &atk::set_isa, py::arg("name"), "Forces one of available_isas(); raises ValueError otherwise.");
 
-  // Addresses of contiguous arrays; 0 stands for a mask or an index that is not there.
-  py::class_<atk::MaxMean>(m, "MaxMean")
-      .def(py::init([](std::uintptr_t audio, std::uintptr_t text, std::uintptr_t audio_mask, std::uintptr_t text_mask,
-                       std::uintptr_t index, int index_bytes, atk::Dtype dtype, std::int64_t n_a, std::int64_t n_t,
-                       std::int64_t l_a, std::int64_t l_t, std::int64_t d, int threads) {
-             return atk::MaxMean{pointer<void>(audio),      pointer<void>(text),  pointer<bool>(audio_mask),
-                                 pointer<bool>(text_mask), pointer<void>(index), index_bytes,
-                                 dtype,                     n_a,                  n_t,
-                                 l_a,                       l_t,                  d,
-                                 threads};
+  py::class_<atk::Sequences>(m, "Sequences")
+      .def(py::init([](Address rows, Address cu_seqlens, Address mask, std::int64_t count, std::int64_t total) {
+             return atk::Sequences{pointer<void>(rows), pointer<std::int32_t>(cu_seqlens), pointer<bool>(mask), count,
+                                   total};
            }),
-           py::kw_only(), py::arg("audio"), py::arg("text"), py::arg("audio_mask"), py::arg("text_mask"),
-           py::arg("index"), py::arg("index_bytes"), py::arg("dtype"), py::arg("n_a"), py::arg("n_t"), py::arg("l_a"),
-           py::arg("l_t"), py::arg("d"), py::arg("threads"))
+           py::kw_only(), py::arg("rows"), py::arg("cu_seqlens"), py::arg("mask"), py::arg("count"), py::arg("total"));
+
+  py::class_<atk::MaxMean>(m, "MaxMean")
+      .def(py::init([](const atk::Sequences& audio, const atk::Sequences& text, atk::Dtype dtype, std::int64_t d,
+                       bool pairs, int threads) {
+             return atk::MaxMean{audio, text, dtype, d, pairs, threads};
+           }),
+           py::kw_only(), py::arg("audio"), py::arg("text"), py::arg("dtype"), py::arg("d"), py::arg("pairs"),
+           py::arg("threads"))
       .def(
           "forward",
-          [](const atk::MaxMean& op, std::uintptr_t sim) { atk::max_mean_forward(op, pointer<float>(sim)); },
-          py::arg("sim"), py::call_guard<py::gil_scoped_release>())
+          [](const atk::MaxMean& op, Address index, int index_bytes, Address sim) {
+            atk::max_mean_forward(op, {pointer<void>(index), index_bytes, 0}, pointer<float>(sim));
+          },
+          py::arg("index"), py::arg("index_bytes"), py::arg("sim"), py::call_guard<py::gil_scoped_release>())
       .def(
           "backward",
-          [](const atk::MaxMean& op, std::uintptr_t grad, std::uintptr_t grad_audio, std::uintptr_t grad_text) {
-            atk::max_mean_backward(op, pointer<float>(grad), pointer<void>(grad_audio), pointer<void>(grad_text));
+          [](const atk::MaxMean& op, Address index, int index_bytes, std::int64_t workspace, Address grad,
+             Address grad_audio, Address grad_text) {
+            atk::max_mean_backward(op, {pointer<void>(index), index_bytes, 0}, workspace, pointer<float>(grad),
+                                   pointer<void>(grad_audio), pointer<void>(grad_text));
           },
-          py::arg("grad"), py::arg("grad_audio"), py::arg("grad_text"), py::call_guard<py::gil_scoped_release>());
+          py::arg("index"), py::arg("index_bytes"), py::arg("workspace"), py::arg("grad"), py::arg("grad_audio"),
+          py::arg("grad_text"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "normalize_rows",
+      [](Address rows, atk::Dtype dtype, Address mask, std::int64_t total, std::int64_t d, int threads, Address unit,
+         Address inverse_norm) {
+        atk::normalize_rows(pointer<void>(rows), dtype, pointer<bool>(mask), total, d, threads, pointer<void>(unit),
+                            pointer<float>(inverse_norm));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "normalize_rows_backward",
+      [](Address grad, Address unit, atk::Dtype dtype, Address inverse_norm, std::int64_t total, std::int64_t d,
+         int threads, Address grad_rows) {
+        atk::normalize_rows_backward(pointer<void>(grad), pointer<void>(unit), dtype, pointer<float>(inverse_norm),
+                                     total, d, threads, pointer<void>(grad_rows));
+      },
+      py::call_guard<py::gil_scoped_release>());
 }

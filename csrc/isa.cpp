@@ -3,8 +3,19 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace atk {
 namespace {
+
+#if defined(__x86_64__)
+bool cpu_has_avx512_bf16() {  // compilers that cannot name it in __builtin_cpu_supports are still in use
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+#endif
 
 std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> found;
@@ -12,8 +23,11 @@ std::vector<const Kernels*> runnable() {
   __builtin_cpu_init();
   // These also ask whether the operating system saves the wide registers.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512vl")) {
+    if (kAvx512Bf16Kernels && __builtin_cpu_supports("avx512vnni") && cpu_has_avx512_bf16())
+      found.push_back(kAvx512Bf16Kernels);
     found.push_back(&kAvx512Kernels);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Kernels);
 #endif
   found.push_back(&kPortableKernels);

@@ -3,9 +3,7 @@
 #define ATK_LANES 16
 #define ATK_TILE_VECTORS 2
 #define ATK_TILE_TOKENS 12
-#include "max_mean_grad.h"
-#include "max_mean_score.h"
+#include "kernel_table.h"
 
-const atk::Kernels atk::kAvx512Kernels = {"avx512", kLanes,     kBlock,     pack_caption,
-                                          score,    widen_rows, frame_grad, token_grad};
+const atk::Kernels atk::kAvx512Kernels = ATK_KERNEL_TABLE("avx512");
 #endif

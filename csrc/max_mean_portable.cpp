@@ -6,8 +6,6 @@
 #define ATK_TILE_VECTORS 2
 #endif
 #define ATK_TILE_TOKENS 6
-#include "max_mean_grad.h"
-#include "max_mean_score.h"
+#include "kernel_table.h"
 
-const atk::Kernels atk::kPortableKernels = {"portable", kLanes,     kBlock,     pack_caption,
-                                            score,      widen_rows, frame_grad, token_grad};
+const atk::Kernels atk::kPortableKernels = ATK_KERNEL_TABLE("portable");

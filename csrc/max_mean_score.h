@@ -8,6 +8,10 @@
 
 #include "simd.h"
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace atk {
 namespace {
 
@@ -23,67 +27,122 @@ inline TokenTiles token_tiles(int64_t tokens) {
 
 inline int64_t tile_size(const TokenTiles& tiles, int64_t tile) { return tiles.base + (tile < tiles.larger); }
 
-// Packs rows[position[r]], r < count, as [d][lanes]. Returns the largest magnitude so far as bits: integers order
-// finite < inf < NaN.
+// A packed row consists of 32-bit words: one channel in float32, or two channels in bfloat16 (the last may be a zero).
+#if defined(__AVX512BF16__)
+constexpr int64_t kBfloat16PerWord = 2;
+#else
+constexpr int64_t kBfloat16PerWord = 1;
+#endif
 template <class T>
-uint32_t pack_rows(const T* rows, const int32_t* position, int64_t count, int64_t d, int64_t lanes, float* packed,
-                   uint32_t magnitude) {
-  constexpr int64_t kStep = 64;  // channels at a time, so that the strided writes stay in the first-level cache
-  float row[kStep];
-  for (int64_t c = 0; c < d; c += kStep) {
-    const int64_t n = min(kStep, d - c);
-    for (int64_t r = 0; r < count; ++r) {
-      const T* source = rows + position[r] * d + c;
-      for (int64_t k = 0; k < n; ++k) row[k] = widen(source[k]);
-      for (int64_t k = 0; k < n; ++k) {
-        const uint32_t bits = float_bits(row[k]) & 0x7fffffff;
-        magnitude = bits > magnitude ? bits : magnitude;
-      }
-      for (int64_t k = 0; k < n; ++k) packed[(c + k) * lanes + r] = row[k];
-    }
-    for (int64_t k = 0; k < n; ++k)
-      for (int64_t r = count; r < lanes; ++r) packed[(c + k) * lanes + r] = 0;
+constexpr int64_t kPerWord = 1;
+template <>
+constexpr int64_t kPerWord<BFloat16> = kBfloat16PerWord;
+
+template <class T>
+inline void read_words(const T* row, int64_t channels, float* words) {
+  if constexpr (kPerWord<T> == 1) {
+    for (int64_t c = 0; c < channels; ++c) words[c] = widen(row[c]);
+  } else {
+    words[(channels - 1) / 2] = 0;
+    std::memcpy(words, row, channels * sizeof *row);
   }
-  return magnitude;
 }
 
-float pack_caption(const MaxMean& op, const ValidRows& tokens, int64_t caption, float* packed) {
-  const int32_t* position = tokens.position + tokens.first[caption];
+// Packs rows[row[r]], r < count, as [words][lanes].
+template <class T>
+void pack_rows(const T* rows, const int32_t* row, int64_t count, int64_t d, int64_t lanes, float* packed) {
+  constexpr int64_t kStep = 64;  // words at a time, so that the strided writes stay in the first-level cache
+  float words[kStep];
+  for (int64_t c = 0; c < d; c += kStep * kPerWord<T>, packed += kStep * lanes) {
+    const int64_t channels = min(kStep * kPerWord<T>, d - c), n = (channels + kPerWord<T> - 1) / kPerWord<T>;
+    for (int64_t r = 0; r < count; ++r) {
+      read_words(rows + row[r] * d + c, channels, words);
+      for (int64_t k = 0; k < n; ++k) packed[k * lanes + r] = words[k];
+    }
+    for (int64_t k = 0; k < n; ++k)
+      for (int64_t r = count; r < lanes; ++r) packed[k * lanes + r] = 0;
+  }
+}
+
+// Magnitudes are compared as bits: integers order finite < inf < NaN.
+template <class T>
+Magnitudes magnitudes(const T* rows, const int32_t* row, int64_t count, int64_t d) {
+  uint32_t largest = 0, smallest_row = float_bits(FLT_MAX);
+  for (int64_t r = 0; r < count; ++r) {
+    const T* channels = rows + row[r] * d;
+    uint32_t magnitude = 0;
+    for (int64_t c = 0; c < d; ++c) {
+      const uint32_t bits = float_bits(widen(channels[c])) & 0x7fffffff;
+      magnitude = bits > magnitude ? bits : magnitude;
+    }
+    largest = magnitude > largest ? magnitude : largest;
+    smallest_row = magnitude && magnitude < smallest_row ? magnitude : smallest_row;
+  }
+  return {bits_float(largest), bits_float(smallest_row)};
+}
+
+Magnitudes pack_caption(const MaxMean& op, const ValidRows& tokens, int64_t caption, float* packed) {
+  const int32_t* row = tokens.row + tokens.first[caption];
   const int64_t count = tokens.first[caption + 1] - tokens.first[caption];
-  uint32_t magnitude = 0;
-  if (count == 0) return 0;
+  Magnitudes result = {};
   with_dtype(op.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const T* rows = static_cast<const T*>(op.text) + caption * op.l_t * op.d;
-    const TokenTiles tiles = token_tiles(count);
+    const T* rows = static_cast<const T*>(op.text.rows);
+    const int64_t words = (op.d + kPerWord<T> - 1) / kPerWord<T>;
+    result = magnitudes(rows, row, count, op.d);
     for (int64_t l = 0, tile = 0; l < count; ++tile) {
+      const TokenTiles tiles = token_tiles(count);
       const int64_t n = tile_size(tiles, tile);
-      magnitude = pack_rows(rows, position + l, n, op.d, n, packed + l * op.d, magnitude);
+      pack_rows(rows, row + l, n, op.d, n, packed + l * words);
       l += n;
     }
   });
-  return bits_float(magnitude);
+  return result;
 }
 
-struct Winners {
+// Multiply-adds of words: `frames` holds a word of kLanes frames, `token` a word of one token.
+struct Float32Words {
+  static Vec multiply_add(Vec sum, Vec frames, float token) { return sum + frames * token; }
+};
+
+// In float32, channel by channel.
+struct Bfloat16Words {
+  static Vec multiply_add(Vec sum, Vec frames, float token) {
+    const IntVec words = reinterpret_cast<IntVec>(frames);
+    const uint32_t bits = float_bits(token);
+    sum += reinterpret_cast<Vec>(words << 16) * bits_float(bits << 16);
+    return sum + reinterpret_cast<Vec>(words & static_cast<int32_t>(0xffff0000)) * bits_float(bits & 0xffff0000);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Two channels at once; takes what is below the smallest normal float for zero.
+struct Bfloat16Dot {
+  static Vec multiply_add(Vec sum, Vec frames, float token) {
+    const IntVec tokens = IntVec{} + static_cast<int32_t>(float_bits(token));
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(frames), reinterpret_cast<__m512bh>(tokens));
+  }
+};
+#endif
+
+struct Best {
   Vec score[kTileVectors];
   IntVec token[kTileVectors];
 };
 
-// Scores V vectors of frames [d][V * kLanes] against K tokens [d][K]. `position` are the tokens' places in the padded
-// caption; `careful` says that scores may be NaN.
-template <int V, int K>
-void score_tile(const float* frames, const float* tokens, int64_t d, const int32_t* position, bool careful,
-                Winners* winners) {
+// Scores V vectors of frames [words][V * kLanes] against K tokens [words][K], which the caption counts from `first`;
+// `careful` says that scores may be NaN.
+template <class Words, int V, int K>
+void score_tile(const float* frames, const float* tokens, int64_t words, int32_t first, bool careful, Best* winners) {
   Vec score[K][V] = {};
-  for (int64_t c = 0; c < d; ++c, frames += V * kLanes, tokens += K) {
+  for (int64_t c = 0; c < words; ++c, frames += V * kLanes, tokens += K) {
     Vec frame[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) frame[v] = load(frames + v * kLanes);
 #pragma GCC unroll 16
     for (int k = 0; k < K; ++k)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) score[k][v] += frame[v] * tokens[k];
+      for (int v = 0; v < V; ++v) score[k][v] = Words::multiply_add(score[k][v], frame[v], tokens[k]);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
@@ -94,14 +153,14 @@ void score_tile(const float* frames, const float* tokens, int64_t d, const int32
         const Vec s = score[k][v];
         const IntVec wins = (s > best) | ((s != s) & (best == best));
         best = wins ? s : best;
-        token = wins ? IntVec{} + position[k] : token;
+        token = wins ? IntVec{} + (first + k) : token;
       }
     } else {
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k) {
         const IntVec wins = score[k][v] > best;
         best = wins ? score[k][v] : best;
-        token = wins ? IntVec{} + position[k] : token;
+        token = wins ? IntVec{} + (first + k) : token;
       }
     }
     winners->score[v] = best;
@@ -109,34 +168,38 @@ void score_tile(const float* frames, const float* tokens, int64_t d, const int32
   }
 }
 
-using ScoreTile = void (*)(const float*, const float*, int64_t, const int32_t*, bool, Winners*);
+using ScoreTile = void (*)(const float*, const float*, int64_t, int32_t, bool, Best*);
 
-template <int V, class Tokens>
+template <class Words, int V, class Tokens>
 struct TilesOfWidth;
-template <int V, int... K>
-struct TilesOfWidth<V, std::integer_sequence<int, K...>> {
-  static constexpr ScoreTile tile[] = {score_tile<V, K + 1>...};
+template <class Words, int V, int... K>
+struct TilesOfWidth<Words, V, std::integer_sequence<int, K...>> {
+  static constexpr ScoreTile tile[] = {score_tile<Words, V, K + 1>...};
 };
-template <class Widths>
+template <class Words, class Widths>
 struct AllTiles;
-template <int... V>
-struct AllTiles<std::integer_sequence<int, V...>> {
+template <class Words, int... V>
+struct AllTiles<Words, std::integer_sequence<int, V...>> {
   static constexpr const ScoreTile* width[] = {
-      TilesOfWidth<V + 1, std::make_integer_sequence<int, kTileTokens>>::tile...};
+      TilesOfWidth<Words, V + 1, std::make_integer_sequence<int, kTileTokens>>::tile...};
 };
-using Tiles = AllTiles<std::make_integer_sequence<int, kTileVectors>>;
+template <class Words>
+using Tiles = AllTiles<Words, std::make_integer_sequence<int, kTileVectors>>;
 
 template <class Index>
-inline void write_index(const Winners& winners, const int32_t* position, int64_t count, Index* index) {
+inline void write_index(const Best& best, int64_t count, Index* index) {
   int32_t token[kBlock];
-  std::memcpy(token, winners.token, sizeof token);
-  for (int64_t r = 0; r < count; ++r) index[position[r]] = static_cast<Index>(token[r]);
+  std::memcpy(token, best.token, sizeof token);
+  if (count == kBlock)
+    for (int64_t r = 0; r < kBlock; ++r) index[r] = static_cast<Index>(token[r]);
+  else
+    for (int64_t r = 0; r < count; ++r) index[r] = static_cast<Index>(token[r]);
 }
 
 // Sum over `count` packed frames of the best score among the caption's tokens.
-template <class Index>
-float score_chunk(const float* frames, int64_t count, const int32_t* frame_position, const float* tokens,
-                  int64_t token_count, const int32_t* token_position, int64_t d, bool careful, Index* index) {
+template <class Words, class Index>
+float score_chunk(const float* frames, int64_t count, const float* tokens, int64_t token_count, int64_t words,
+                  bool careful, Index* index) {
   IntVec lane;
   for (int k = 0; k < kLanes; ++k) lane[k] = k;
   Vec sum[kTileVectors] = {};
@@ -144,18 +207,19 @@ float score_chunk(const float* frames, int64_t count, const int32_t* frame_posit
   for (int64_t r = 0; r < count; r += kBlock) {
     const int32_t valid = static_cast<int32_t>(min(kBlock, count - r));
     const int vectors = (valid + kLanes - 1) / kLanes;
-    Winners winners;
+    Best best;
     for (int v = 0; v < vectors; ++v) {
-      winners.score[v] = Vec{} - __builtin_inff();
-      winners.token[v] = IntVec{} + token_position[0];
+      best.score[v] = Vec{} - __builtin_inff();
+      best.token[v] = IntVec{};
     }
     for (int64_t l = 0, tile = 0; l < token_count; ++tile) {
       const int64_t n = tile_size(tiles, tile);
-      Tiles::width[vectors - 1][n - 1](frames + r * d, tokens + l * d, d, token_position + l, careful, &winners);
+      Tiles<Words>::width[vectors - 1][n - 1](frames + r * words, tokens + l * words, words, static_cast<int32_t>(l),
+                                              careful, &best);
       l += n;
     }
-    for (int v = 0; v < vectors; ++v) sum[v] += lane + v * kLanes < valid ? winners.score[v] : Vec{};
-    if (index) write_index(winners, frame_position + r, valid, index);
+    for (int v = 0; v < vectors; ++v) sum[v] += lane + v * kLanes < valid ? best.score[v] : Vec{};
+    if (index) write_index(best, valid, index + r);
   }
   for (int v = 1; v < kTileVectors; ++v) sum[0] += sum[v];
   float total = 0;
@@ -163,41 +227,60 @@ float score_chunk(const float* frames, int64_t count, const int32_t* frame_posit
   return total;
 }
 
+// What the magnitudes of a caption and of a chunk of frames allow.
+struct Bounds {
+  bool finite;    // no score is infinite or NaN: |score| <= d * max|a| * max|t|
+  bool ordinary;  // nor does it matter to any score that values below the smallest normal float are taken for zero
+};
+
+inline Bounds bounds(const Magnitudes& frames, const Magnitudes& tokens, int64_t d) {
+  constexpr float kTiny = 0x1p-45f;
+  const bool finite = static_cast<double>(frames.largest) * tokens.largest * d < FLT_MAX;
+  return {finite, finite && frames.smallest_row >= kTiny && tokens.smallest_row >= kTiny};
+}
+
+// score_chunk in the arithmetic that fits the type T of the rows.
+template <class T, class Index>
+float score_caption(const float* frames, int64_t count, const float* tokens, int64_t token_count, int64_t words,
+                    const Bounds& bounds, Index* index) {
+  if constexpr (kPerWord<T> == 1) {
+    return score_chunk<Float32Words>(frames, count, tokens, token_count, words, !bounds.finite, index);
+  } else {
+#if defined(__AVX512BF16__)
+    if (bounds.ordinary)
+      return score_chunk<Bfloat16Dot>(frames, count, tokens, token_count, words, false, index);
+#endif
+    return score_chunk<Bfloat16Words>(frames, count, tokens, token_count, words, !bounds.finite, index);
+  }
+}
+
 template <class T, class Index>
 void score_clip(const ScoreTask& task) {
   const MaxMean& op = *task.op;
   const PackedCaptions& captions = task.captions;
-  const int32_t* position = task.frames.position + task.frames.first[task.clip];
-  const int64_t count = task.frames.first[task.clip + 1] - task.frames.first[task.clip];
-  const int64_t* first_token = captions.rows.first;
-  float* sim = task.sim + task.clip * op.n_t;
-  Index* index = static_cast<Index*>(op.index);
-  for (int64_t j = task.caption_begin; j < task.caption_end; ++j) sim[j] = 0;
-  for (int64_t r = 0; r < count; r += task.chunk) {
-    const int64_t frames = min(task.chunk, count - r);
-    const T* rows = static_cast<const T*>(op.audio) + task.clip * op.l_a * op.d;
-    uint32_t magnitude = 0;
-    for (int64_t b = 0; b < frames; b += kBlock) {
-      const int64_t n = min(kBlock, frames - b), lanes = (n + kLanes - 1) / kLanes * kLanes;
-      magnitude = pack_rows(rows, position + r + b, n, op.d, lanes, task.packed + b * op.d, magnitude);
-    }
-    for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
-      const int64_t tokens = first_token[j + 1] - first_token[j];
-      if (tokens == 0) continue;
-      // |score| <= d * max|a| * max|t|: below the largest float no score is infinite or NaN, and no check is needed.
-      const double bound = static_cast<double>(bits_float(magnitude)) * captions.magnitude[j - captions.begin] * op.d;
-      sim[j] += score_chunk<Index>(task.packed, frames, position + r,
-                                   captions.packed + (first_token[j] - first_token[captions.begin]) * op.d, tokens,
-                                   captions.rows.position + first_token[j], op.d, !(bound < FLT_MAX),
-                                   index ? index + (task.clip * op.n_t + j) * op.l_a : nullptr);
-    }
+  const Chunk& chunk = task.chunk;
+  const int64_t* first_token = captions.tokens.first;
+  const int64_t words = (op.d + kPerWord<T> - 1) / kPerWord<T>, count = chunk.end - chunk.begin;
+  const int32_t* row = task.frames.row + chunk.begin;
+  const T* rows = static_cast<const T*>(op.audio.rows);
+  const Magnitudes frames = magnitudes(rows, row, count, op.d);
+  for (int64_t b = 0; b < count; b += kBlock) {
+    const int64_t n = min(kBlock, count - b), lanes = (n + kLanes - 1) / kLanes * kLanes;
+    pack_rows(rows, row + b, n, op.d, lanes, task.packed + b * words);
   }
-  for (int64_t j = task.caption_begin; j < task.caption_end && count; ++j) sim[j] /= count;
+  for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
+    const int64_t tokens = first_token[j + 1] - first_token[j], pair = op.pairs ? j : chunk.clip * op.text.count + j;
+    float& sum = task.sum[j - captions.begin] = 0;
+    if (tokens == 0 || (task.grad && task.grad[pair] == 0)) continue;
+    sum = score_caption<T>(task.packed, count, captions.packed + (first_token[j] - first_token[captions.begin]) * words,
+                           tokens, words, bounds(frames, captions.magnitudes[j - captions.begin], op.d),
+                           winners_of<Index>(op, task.winners, j, chunk.begin));
+  }
 }
 
 void score(const ScoreTask& task) {
   with_dtype(task.op->dtype, [&](auto type) {
-    with_index(task.op->index_bytes, [&](auto index) {
+    with_index(task.winners.bytes, [&](auto index) {
       score_clip<typename decltype(type)::type, typename decltype(index)::type>(task);
     });
   });

@@ -27,6 +27,14 @@ inline Vec load(const float* p) {
   return x;
 }
 
+template <class T>
+inline Vec load(const T* p) {
+  float x[kLanes];
+#pragma GCC unroll 1  // a loop is turned into vector conversions, its unrolled body is not
+  for (int k = 0; k < kLanes; ++k) x[k] = widen(p[k]);
+  return load(x);
+}
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -49,6 +57,14 @@ inline void with_index(int bytes, const Body& body) {
   if (bytes == 1) return body(Type<uint8_t>{});
   if (bytes == 2) return body(Type<int16_t>{});
   return body(Type<int32_t>{});
+}
+
+// Winners of one caption from one frame on; null if they are not wanted.
+template <class Index>
+inline Index* winners_of(const MaxMean& op, const Winners& winners, int64_t caption, int64_t frame) {
+  if (!winners.index) return nullptr;
+  const int64_t row = op.pairs ? 0 : caption - winners.first_caption;
+  return static_cast<Index*>(winners.index) + row * op.audio.total + frame;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be there, and reads registers, spills and matrix instructions."""
 
+import inspect
 import re
 import subprocess
 import tempfile
@@ -11,23 +12,43 @@ from pathlib import Path
 
 import torch
 
-from atk.kernels.launch import Device, Launch, max_mean_launch
+from atk.kernels.launch import Device, max_mean_launch, packed_width, tile_width
 
+MATRIX_KERNELS = ("forward", "grad_audio", "grad_text")
+SMALL_KERNELS = {
+    "pack": ("count", "order", "place", "gather", "frame_tiles"),
+    "weights": ("weights", "text_lists", "frame_lists"),
+    "normalize": ("normalize", "normalize_backward"),
+}
+_MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in names}
 _MULTIPROCESSORS = 132  # no compile-time argument depends on it
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _POINTERS}
+_INDEX = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
+# Which tensors are of the embeddings' type, and which are float32; the other pointers are to integers of 32 bits.
+_EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "grad_rows"}
+_FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel for embeddings of one dtype, D channels and L_t tokens; `index`: forward keeps the winners."""
+    """One kernel, for embeddings of one dtype and D channels, and captions of up to `tokens` tokens.
+
+    `chunked`: longer captions, in chunks of `tokens`; `index`: bytes of a winner, 0 for a forward pass that keeps none;
+    `several`: gradients pass through float32 buffers, for there are several classes or groups of captions, or parts of
+    the frames; `masks`, `sparse` and `pairs` as in a call. A sparse forward pass computes winners only.
+    """
 
     kernel: str
     dtype: torch.dtype
-    L_t: int
-    D: int
+    tokens: int = 32
+    D: int = 128
+    chunked: bool = False
+    index: int = 1
     masks: bool = True
-    index: bool = True
+    several: bool = True
+    sparse: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ class Row:
 
     kernel: str
     dtype: str
-    L_t: int
+    tokens: int
     D: int
     config: str
     registers: int
@@ -48,19 +69,6 @@ class Row:
     shared: int
     hgmma: int
     hmma: int
-
-
-def representative_cases(dtypes: Iterable[torch.dtype] = tuple(_POINTERS)) -> list[Case]:
-    """Each class of L_t and each class of D (small to streamed; uneven; not aligned) that the heuristics tell apart."""
-    shapes = [(L_t, 128) for L_t in (8, 16, 32, 64, 128, 300)] + [(32, D) for D in (16, 64, 192, 256, 768, 100)]
-    shapes += [(8, 256), (128, 256), (8, 768), (128, 768), (300, 768)]
-    cases = []
-    for dtype in dtypes:
-        for kernel in ("forward", "grad_audio", "grad_text"):
-            cases += [Case(kernel, dtype, L_t, D) for L_t, D in shapes]
-            cases.append(Case(kernel, dtype, 32, 128, masks=False))
-        cases.append(Case("forward", dtype, 32, 128, index=False))
-    return cases
 
 
 def compile_report(arch: str, cases: Iterable[Case] | None = None, workers: int = 1) -> list[Row]:
@@ -77,12 +85,15 @@ def compile_report(arch: str, cases: Iterable[Case] | None = None, workers: int 
     if match is None:
         raise ValueError(f"arch must be of the form 'sm_90', got {arch!r}")
     capability = int(match[1]), int(match[2])
-    unique = {}
-    for case in representative_cases() if cases is None else cases:
-        launch = _launch(case, capability)
-        unique.setdefault(tuple(_source(case, launch).items()), (case, launch))
-    jobs = [(case, launch, capability) for case, launch in unique.values()]
     _check_triton()
+    if cases is None:
+        from atk.kernels.compile_cases import representative_cases
+
+        cases = representative_cases()
+    unique = {}
+    for case in cases:
+        unique.setdefault(str(_arguments(case, capability)), case)
+    jobs = [(case, capability) for case in unique.values()]
     if workers == 1:
         return [_compile(job) for job in jobs]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -105,59 +116,101 @@ def _check_triton() -> None:
         raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler by the interpreter; unset it to compile kernels")
 
 
-def _launch(case: Case, capability: tuple[int, int]) -> Launch:
-    return max_mean_launch(case.kernel, case.dtype, case.L_t, case.D, Device(capability, _MULTIPROCESSORS))
+def _kernel(name: str):
+    from atk.kernels import max_mean_kernels, normalize, pack, weights
+
+    modules = {"pack": pack, "weights": weights, "normalize": normalize}
+    return getattr(modules[_MODULES[name]] if name in _MODULES else max_mean_kernels, f"{name}_kernel")
 
 
-def _source(case: Case, launch: Launch) -> dict[str, object]:
-    """What the compiled code depends on: the launch, the argument types, the divisibility of D by 16."""
-    index = "*u8" if case.L_t <= 256 else "*i16"
-    return {
-        "kernel": case.kernel,
-        "embeddings": _POINTERS[case.dtype],
-        "index": index if case.index or case.kernel != "forward" else None,
-        "mask": "*u8" if case.masks else None,
-        "aligned": case.D % 16 == 0,
-        **launch.meta(case.D),
-    }
+def _meta(case: Case, capability: tuple[int, int]) -> dict[str, object]:
+    """The compile-time numbers of a case, `num_warps` and `num_stages` of the matrix kernels among them."""
+    from atk.kernels.normalize import normalize_launch
+    from atk.kernels.pack import gather_block
+
+    width = tile_width(case.dtype)
+    meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
+    if case.kernel in MATRIX_KERNELS:
+        device = Device(capability, _MULTIPROCESSORS)
+        D = packed_width(case.D)
+        return meta | max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device).meta()
+    if case.kernel in SMALL_KERNELS["normalize"]:
+        return normalize_launch(case.D)
+    return meta | {"SIZE": 64, "BLOCK_D": gather_block(case.D)}
 
 
-def _compile(job: tuple[Case, Launch, tuple[int, int]]) -> Row:
+def _absent(case: Case) -> set[str]:
+    """Names of the tensors that this case does without: None, which the code depends on."""
+    absent = set()
+    if not case.masks:
+        absent |= {"mask"} | ({"home"} if case.kernel == "grad_audio" else set())
+    if not case.sparse:
+        absent |= {"active", "active_count"}
+    elif case.kernel == "forward":
+        absent.add("sim")
+    if not case.several:
+        absent.add("carry")
+    return absent
+
+
+def _arguments(case: Case, capability: tuple[int, int]) -> tuple[dict, dict, dict, dict]:
+    """Signature, constants, attributes and options, as triton.compile takes them: what the code depends on."""
+    kernel, meta, absent = _kernel(case.kernel), _meta(case, capability), _absent(case)
+    options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    signature, constants, attributes = {}, {}, {}
+    packed = "D" if case.kernel in MATRIX_KERNELS else "D_out"  # aligned, whatever the caller's D
+    parameters = inspect.signature(kernel.fn).parameters
+    for position, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr:
+            kind, constants[name] = "constexpr", meta.get(name, parameters[name].default)
+        elif parameter.do_not_specialize or name in ("D", "D_out"):
+            kind = "i32"
+        else:
+            kind = None if name in absent else _pointer(case, name)
+            kind, constants = (kind, constants) if kind else ("constexpr", constants | {name: None})
+        signature[name] = kind
+        if kind.startswith("*") or name == packed or (name == "D" and case.D % 16 == 0):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return {"kernel": case.kernel} | signature, constants, attributes, options
+
+
+def _pointer(case: Case, name: str) -> str | None:
+    if name == "index":
+        return _INDEX[case.index]
+    if name == "grad_text":
+        return "*fp32" if case.several else _POINTERS[case.dtype]
+    embeddings = name in _EMBEDDINGS or (name == "grad" and case.kernel == "normalize_backward")
+    return _POINTERS[case.dtype] if embeddings else "*fp32" if name in _FLOATS else "*u8" if name == "mask" else "*i32"
+
+
+def _compile(job: tuple[Case, tuple[int, int]]) -> Row:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from atk.kernels import max_mean
-
-    case, launch, capability = job
-    source = _source(case, launch)
-    options = {name: source.pop(name) for name in ("num_warps", "num_stages")}
-    kernel = getattr(max_mean, f"{case.kernel}_kernel")
-    signature, constants, attributes = {}, {}, {}
-    for position, name in enumerate(kernel.arg_names):
-        if name in ("audio", "text", "grad_audio", "grad_text"):
-            kind = source["embeddings"]
-        elif name in ("audio_mask", "text_mask", "index"):
-            kind = source["index" if name == "index" else "mask"]
-        elif name in ("sim", "grad", "inverse", "peak"):
-            kind = "*fp32"
-        else:
-            kind = "constexpr" if name in source else "i32"
-        signature[name] = kind or "constexpr"  # an absent tensor is the constant None
-        if signature[name] == "constexpr":
-            constants[name] = source.get(name)
-        elif kind != "i32" or (name == "D" and source["aligned"]):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+    case, capability = job
+    signature, constants, attributes, options = _arguments(case, capability)
+    kernel = _kernel(signature.pop("kernel"))
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
     compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
-    tiles = f"{launch.frames}x{launch.captions}x{launch.tokens}x{launch.channels}"
-    config = f"{tiles} warps={launch.warps} stages={launch.stages}" + " stationary" * bool(launch.stationary)
-    config += "" if case.masks else " unmasked"
-    config += "" if case.index else " no index"
     registers, spills, hgmma, hmma = _inspect(compiled.asm["cubin"])
-    dtype = _DTYPE_NAMES[case.dtype]
+    config = _describe(case, constants, options)
     shared = compiled.metadata.shared
-    return Row(case.kernel, dtype, case.L_t, case.D, config, registers, spills, shared, hgmma, hmma)
+    return Row(
+        case.kernel, _DTYPE_NAMES[case.dtype], case.tokens, case.D, config, registers, spills, shared, hgmma, hmma
+    )
+
+
+def _describe(case: Case, constants: dict, options: dict) -> str:
+    """The configuration in words: tile sizes and what departs from a plain call."""
+    words = []
+    if case.kernel in MATRIX_KERNELS:
+        words.append("x".join(str(constants[name]) for name in ("BLOCK_A", "C", "LT", "BLOCK_D")))
+        words.append("warps={num_warps} stages={num_stages}".format(**options))
+        words.append("stationary" * bool(constants.get("STATIONARY")))
+    words += [name for name in ("chunked", "masks", "several", "sparse", "pairs") if getattr(case, name)]
+    return " ".join([*filter(None, words), f"index={case.index}"])
 
 
 def _inspect(cubin: bytes) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """Launchers of the C++ extension (csrc/, built as `atk._C`): CPU, float32 / bfloat16 / float16, multi-threaded.
 
-Shapes: N_a clips, N_t captions, L_a frames, L_t tokens, D channels. Callers have checked and allocated everything.
+Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels. Callers have checked and
+allocated everything, and launch nothing of size 0.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import atk
+from atk.sequences import Sequences
 
 try:
     from atk import _C
@@ -16,6 +18,7 @@ except ImportError as error:
     _C = None
     _IMPORT_ERROR = str(error)
 
+WORKSPACE_BYTES = 64 << 20  # of winners that the backward finds again at a time, unless one caption needs more
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 
 
@@ -29,62 +32,105 @@ def unavailable() -> str | None:
     return f"the C++ extension cannot be imported ({_IMPORT_ERROR}); {_REBUILD}"
 
 
-def max_mean_forward(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, sim: Tensor, index: Tensor | None
-) -> None:
+def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
     """Writes `sim[i,j] = mean_{t valid} max_{l valid} <audio[i,t], text[j,l]>` (3.6) and the winning tokens.
 
     Args:
-        audio: `[N_a, L_a, D]`, contiguous, float32 | bfloat16 | float16.
-        text: `[N_t, L_t, D]`, contiguous, the dtype of `audio`.
-        audio_mask: `[N_a, L_a]` bool, contiguous; None: every frame is valid.
-        text_mask: `[N_t, L_t]` bool, contiguous; None: every token is valid.
-        sim: `[N_a, N_t]` float32, written whole; 0 where the clip or the caption has nothing valid.
-        index: `[N_a, N_t, L_a]` uint8 | int16 | int32, position of the winning token for every valid frame (the
-            first on ties), elsewhere left as it is; None: not wanted.
+        audio: N_a clips `[T_a, D]`, float32 | bfloat16 | float16.
+        text: N_t captions `[T_t, D]`, the dtype of `audio`.
+        sim: `[N_a, N_t]` float32, contiguous, written whole; 0 where the clip or the caption has nothing valid.
+        index: `[N_t, T_a]` uint8 | int16 | int32 by `text.longest` (up to 256, up to 32768, more), contiguous. The
+            first entries of a row are the winners of the valid frames, in order, the first token on ties; tokens are
+            counted within their caption without the padding. None: not wanted.
+        pairs: clip i against caption i only: `sim` is `[N]`, `index` `[T_a]`.
     """
-    _problem(audio, text, audio_mask, text_mask, index).forward(sim.data_ptr())
+    _problem(audio, text, pairs).forward(*_winners(index, text), sim.data_ptr())
 
 
 def max_mean_backward(
     grad: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    audio_mask: Tensor | None,
-    text_mask: Tensor | None,
-    index: Tensor,
+    audio: Sequences,
+    text: Sequences,
+    index: Tensor | None,
     grad_audio: Tensor,
     grad_text: Tensor,
+    pairs: bool,
+    sparse: bool,
 ) -> None:
     """Writes the gradients of `max_mean_forward`, summed in float32 in a fixed order, whatever the thread count.
 
     Args:
-        grad: `[N_a, N_t]` float32, contiguous, dL/dsim.
-        index: what the forward wrote for the same inputs.
-        grad_audio: like `audio`, written whole: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]`, n_i valid frames.
-        grad_text: like `text`, written whole: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
+        grad: `[N_a, N_t]` (with `pairs` `[N]`) float32, contiguous, dL/dsim. Pairs where it is 0 cost nothing.
+        index: what the forward wrote for the same inputs; None: the winners are found again, for as many captions at
+            a time as `WORKSPACE_BYTES` hold, with bitwise the same gradients.
+        grad_audio: `[T_a, D]`, written whole: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]`, n_i valid frames.
+        grad_text: `[T_t, D]`, written whole: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
+        sparse: a hint that is not needed here.
     """
-    problem = _problem(audio, text, audio_mask, text_mask, index)
-    problem.backward(grad.data_ptr(), grad_audio.data_ptr(), grad_text.data_ptr())
+    outputs = grad.data_ptr(), grad_audio.data_ptr(), grad_text.data_ptr()
+    _problem(audio, text, pairs).backward(*_winners(index, text), WORKSPACE_BYTES, *outputs)
 
 
-def _problem(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, index: Tensor | None
-) -> "_C.MaxMean":
-    n_a, l_a, d = audio.shape
-    n_t, l_t, _ = text.shape
+def normalize_rows(rows: Tensor, mask: Tensor | None, unit: Tensor, inverse_norm: Tensor) -> None:
+    """Writes `unit = rows / ||rows||` and `inverse_norm = 1 / ||rows||`, with norms in float32.
+
+    Both are 0 for rows that are masked out or whose norm is below 1e-12; NaN in a row makes both NaN.
+
+    Args:
+        rows, unit: `[T, D]`, contiguous, of one dtype: float32 | bfloat16 | float16.
+        mask: `[T]` bool, contiguous, True = valid; None: every row is valid.
+        inverse_norm: `[T]` float32.
+    """
+    count, d = rows.shape
+    _C.normalize_rows(
+        rows.data_ptr(), _dtype(rows), _address(mask), count, d, torch.get_num_threads(), unit.data_ptr(),
+        inverse_norm.data_ptr(),
+    )  # fmt: skip
+
+
+def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, grad_rows: Tensor) -> None:
+    """Writes `grad_rows = inverse_norm * (grad - <grad, unit> unit)`, 0 where `inverse_norm` is 0.
+
+    Args:
+        grad, unit, grad_rows: `[T, D]`, contiguous, of one dtype; products are summed in float32.
+        inverse_norm: `[T]` float32, as `unit` written by `normalize_rows`.
+    """
+    count, d = grad.shape
+    _C.normalize_rows_backward(
+        grad.data_ptr(), unit.data_ptr(), _dtype(grad), inverse_norm.data_ptr(), count, d, torch.get_num_threads(),
+        grad_rows.data_ptr(),
+    )  # fmt: skip
+
+
+def _problem(audio: Sequences, text: Sequences, pairs: bool) -> "_C.MaxMean":
     return _C.MaxMean(
-        audio=audio.data_ptr(),
-        text=text.data_ptr(),
-        audio_mask=0 if audio_mask is None else audio_mask.data_ptr(),
-        text_mask=0 if text_mask is None else text_mask.data_ptr(),
-        index=0 if index is None else index.data_ptr(),
-        index_bytes=1 if index is None else index.element_size(),
-        dtype=getattr(_C.Dtype, str(audio.dtype).removeprefix("torch.")),
-        n_a=n_a,
-        n_t=n_t,
-        l_a=l_a,
-        l_t=l_t,
-        d=d,
+        audio=_sequences(audio),
+        text=_sequences(text),
+        dtype=_dtype(audio.rows),
+        d=audio.rows.shape[1],
+        pairs=pairs,
         threads=torch.get_num_threads(),
     )
+
+
+def _sequences(value: Sequences) -> "_C.Sequences":
+    return _C.Sequences(
+        rows=value.rows.data_ptr(),
+        cu_seqlens=value.cu_seqlens.data_ptr(),
+        mask=_address(value.mask),
+        count=value.number,
+        total=value.rows.shape[0],
+    )
+
+
+def _winners(index: Tensor | None, text: Sequences) -> tuple[int, int]:
+    """Address (0: none) and bytes of an entry."""
+    return _address(index), 1 if text.longest <= 256 else 2 if text.longest <= 32768 else 4
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dtype(rows: Tensor) -> "_C.Dtype":
+    return getattr(_C.Dtype, str(rows.dtype).removeprefix("torch."))

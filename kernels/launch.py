@@ -1,32 +1,39 @@
 """Launch numbers of the Triton kernels: chosen by shape, dtype and GPU, without tuning at run time, so runs repeat.
 
+A table of measured numbers (`launch_table.py`) overrides the heuristics here.
+
 The reasons name what was read from the compiled code (`kernels/compile.py`): registers, spills, shared memory.
 """
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from atk.kernels.launch_table import find
+
 # Looked up once, here: torch.compile traces through the choice of a backend.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_OLDEST = (8, 0)  # compute capability: bfloat16 matrix instructions and asynchronous copies
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the choices depend on: the compute capability and the number of multiprocessors."""
+    """What the choices depend on: compute capability, number of multiprocessors, name."""
 
     capability: tuple[int, int]
     multiprocessors: int
+    name: str = "unknown"
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
-        """The properties of a GPU; for the CPU (the interpreter) those of a small A100."""
+        """The properties of a GPU; for the CPU (the interpreter) those of a very small A100."""
         if device.type == "cpu":
-            return cls((8, 0), 4)
+            return cls((8, 0), 1, "interpreter")
         properties = torch.cuda.get_device_properties(device)
-        return cls((properties.major, properties.minor), properties.multi_processor_count)
+        return cls((properties.major, properties.minor), properties.multi_processor_count, properties.name)
 
     @property
     def has_wgmma(self) -> bool:
@@ -36,23 +43,21 @@ class Device:
 
 @dataclass(frozen=True)
 class Launch:
-    """Tile sizes of one kernel: frames x (captions * tokens) x channels, its warps and pipeline stages.
+    """Tile sizes of one kernel: frames x channels, its warps and pipeline stages.
 
     `stationary` (forward only): one caption tile serves the whole program and stays in shared memory.
     """
 
     frames: int
-    captions: int
-    tokens: int
     channels: int
     warps: int
     stages: int
     stationary: bool | None = None
 
-    def meta(self, D: int) -> dict[str, int | bool]:
-        """The kernel's compile-time arguments for `D` channels, `num_warps` and `num_stages` among them."""
-        meta = {"BLOCK_A": self.frames, "C": self.captions, "LT": self.tokens, "BLOCK_D": self.channels}
-        meta |= {"EVEN_D": D % self.channels == 0, "num_warps": self.warps, "num_stages": self.stages}
+    def meta(self) -> dict[str, int | bool]:
+        """The kernel's compile-time arguments, `num_warps` and `num_stages` among them."""
+        meta = {"BLOCK_A": self.frames, "BLOCK_D": self.channels}
+        meta |= {"num_warps": self.warps, "num_stages": self.stages}
         return meta if self.stationary is None else meta | {"STATIONARY": self.stationary}
 
 
@@ -61,7 +66,7 @@ def unavailable(device_type: str) -> str | None:
     if not _HAS_TRITON:
         return "triton is not installed; pip install 'audio-text-kernels[triton]'"
     if device_type == "cuda":
-        return None
+        return _too_old()
     if device_type != "cpu":
         return f"runs on CUDA tensors, not on {device_type}"
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -69,52 +74,87 @@ def unavailable(device_type: str) -> str | None:
     return None
 
 
-def max_mean_launch(kernel: str, dtype: torch.dtype, L_t: int, D: int, device: Device) -> Launch:
-    """Launch numbers of one max-mean kernel: `"forward"`, `"grad_audio"` or `"grad_text"`."""
+@torch.compiler.assume_constant_result  # torch.compile traces through the choice of a backend
+def _too_old() -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no GPU that PyTorch can use"
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) >= _OLDEST:
+        return None
+    return f"needs a GPU of compute capability 8.0 or newer, this one has {major}.{minor}"
+
+
+def tile_width(dtype: torch.dtype) -> int:
+    """Rows of a tile of packed text: twice as many scores leave no registers for the maximum."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def packed_width(D: int) -> int:
+    """Channels of packed rows, zeros behind the D given: 32 or a multiple of 64, so tiles are whole and aligned."""
+    return 32 if D <= 32 else D + -D % 64
+
+
+def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
+    """Launch numbers of `"forward"`, `"grad_audio"` or `"grad_text"` for captions of up to `tokens` tokens.
+
+    `chunked`: longer captions, in chunks of `tokens`; D is that of packed rows.
+
+    Raises:
+        ValueError: the table of measured numbers cannot be used.
+    """
+    measured = find(device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device) if measured is None else Launch(**measured)
+
+
+def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
     half = dtype != torch.float32
-    width = 128 if half else 64  # 256 tokens of scores in half, or 128 in fp32, leave no registers for the maximum
-    tokens = min(width, max(8, _next_power_of_two(L_t)))  # longer captions come in chunks: less padding than doubling
-    captions = width // tokens
-    channels = max(16, _next_power_of_two(D))
-    aligned = D % 16 == 0  # else rows are loaded element by element, and their addresses take the registers
+    whole = D & -D  # the largest tile of channels that divides D
     if kernel != "forward":
-        channels = min(max(32, channels), 128 if half and aligned else 64)  # twice as many spill
+        channels = min(whole, 128 if half else 64)  # twice as many spill
         if not half:
-            return Launch(64, captions, tokens, channels, warps=8, stages=2)
+            return Launch(64, channels, warps=8, stages=3)
         if device.has_wgmma:
-            return Launch(128, captions, tokens, channels, warps=8, stages=3)
+            return Launch(128, channels, warps=8, stages=3)
         # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
-        return Launch(64, captions, tokens, min(channels, 64 if kernel == "grad_text" else 128), warps=8, stages=3)
+        # So do eight warps of grad_audio with 16 captions a tile and 64 channels: ptxas aims at 128 registers.
+        channels = min(channels, 64 if kernel == "grad_text" else 128)
+        spills = kernel == "grad_audio" and tokens == 8 and channels == 64
+        return Launch(64, channels, 4 if spills else 8, stages=3)
     if not half:
         # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
-        return Launch(64, captions, tokens, 16, warps=8, stages=3 if aligned else 2, stationary=False)
-    if tokens >= L_t and aligned:
-        if channels <= 128:
-            # 80 KiB on Hopper: two programs share a multiprocessor, so one's maximum runs under the other's product.
+        return Launch(64, 16, warps=8, stages=3, stationary=False)
+    if whole == D and not chunked:
+        if D <= 128:
+            # 64 KiB on Hopper: three programs share a multiprocessor, so one's maximum runs under another's product.
             # One warp's matrix instructions hold their operands in registers too: eight warps there.
-            return Launch(64, captions, tokens, channels, 4 if device.has_wgmma else 8, stages=3, stationary=True)
-        if channels == 256 and tokens > 8 and device.has_wgmma:
-            return Launch(128, captions, tokens, channels, warps=8, stages=2, stationary=True)  # 192 KiB
+            return Launch(64, D, 4 if device.has_wgmma else 8, stages=3, stationary=True)
+        if D == 256 and tokens > 8 and device.has_wgmma:
+            return Launch(128, D, warps=8, stages=2, stationary=True)  # 192 KiB
     # Both operands streamed: as large a tile as the registers take beside the running maximum of each caption.
-    frames = 128 if device.has_wgmma and aligned else 64
-    channels = min(channels, (64 if tokens > 8 else 32) if aligned else 16)
-    return Launch(frames, captions, tokens, channels, warps=8, stages=3, stationary=False)
+    channels = min(whole, 64 if tokens > 8 else 32)
+    return Launch(128 if device.has_wgmma else 64, channels, warps=8, stages=3, stationary=False)
 
 
-def clips_per_program(groups: int, N_a: int, frame_tiles: int, device: Device) -> int:
-    """Clips that one forward program streams past its captions: few enough to fill the GPU several times over."""
-    programs = 8 * device.multiprocessors  # four rounds of two a multiprocessor: the last, partial one costs little
-    busy = -(-8 // frame_tiles)  # eight tiles at least, or loading the captions and filling the pipeline shows
-    return min(N_a, max(busy, N_a * groups // programs))
+def parts_of_frames(caption_tiles: int, N_a: int, frame_tiles: int, device: Device) -> int:
+    """Into how many parts the clips are split among forward programs, given bounds on the tiles of both sides."""
+    programs = 16 * device.multiprocessors  # rounds enough that the last, partial one costs little
+    busy = max(1, frame_tiles // 8)  # eight tiles at least, or loading the captions and filling the pipeline shows
+    return max(1, min(N_a, busy, programs // caption_tiles))
 
 
-def clip_parts(programs: int, N_a: int, device: Device) -> int:
-    """Into how many parts the clips of `grad_text` are split when its `programs` alone would not fill the GPU.
+def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
+    """Into how many parts the frames of `grad_text` are split when its `tiles` alone would not fill the GPU.
 
-    Each part needs a float32 copy of the gradient, at most 2 * multiprocessors tiles in all.
+    Each part needs a float32 copy of the gradient, 4 * multiprocessors tiles in all.
     """
-    return max(1, min(N_a, 2 * device.multiprocessors // programs))
+    return max(1, min(N_a, 4 * device.multiprocessors // tiles))
 
 
-def _next_power_of_two(n: int) -> int:
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`."""
     return 1 << (n - 1).bit_length()

@@ -1,301 +1,222 @@
-"""Max-mean similarity (3.6) in Triton: forward that keeps the winners, backward by one-hot products, no atomics.
+"""Max-mean similarity (3.6) in Triton: what launches the kernels, class by class of the captions' lengths.
 
-Shapes: N_a clips, N_t captions, L_a frames, L_t tokens, D channels. A program works on tiles of BLOCK_A frames of one
-clip and of W = C * LT tokens: C consecutive captions, LT tokens of each. A caption longer than LT comes in chunks of
-LT. Every output element belongs to one program, which adds up in a fixed order: results repeat bit for bit.
+Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels. Results repeat bit for bit.
 """
 
-import os
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from atk.kernels.launch import Device, clip_parts, clips_per_program, max_mean_launch, unavailable
+from atk.kernels.launch import (
+    Device,
+    Launch,
+    max_mean_launch,
+    on_device,
+    parts_of_frames,
+    parts_of_sum,
+    tile_width,
+    unavailable,
+)
+from atk.kernels.max_mean_kernels import forward_kernel, grad_audio_kernel, grad_text_kernel
+from atk.kernels.normalize import normalize_rows, normalize_rows_backward
+from atk.kernels.pack import Captions, Frames, FrameTiles, LengthClass, frame_tiles, pack_captions, pack_frames
+from atk.kernels.weights import Active, Weights, active_frames, active_text, pair_weights
+from atk.sequences import Sequences
 
-__all__ = ["max_mean_backward", "max_mean_forward", "unavailable"]
+__all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-_LOWEST = tl.constexpr(-torch.finfo(torch.float32).max)
-_NONE = tl.constexpr(2**31 - 1)  # no valid token seen yet
-_NEVER = tl.constexpr(-(2**31))  # the position of a padded token: equal to no index
-
-
-@triton.jit
-def _load_rows(base, row, row_ok, d0, D, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
-    """Channels d0 to d0 + BLOCK_D of the given rows of D channels, 0 where not ok: [rows, BLOCK_D]."""
-    d = d0 + tl.arange(0, BLOCK_D)
-    ok = row_ok[:, None]
-    if not EVEN_D:
-        ok = ok & (d < D)[None, :]
-    return tl.load(base + row[:, None] * D + d[None, :], mask=ok, other=0.0)
-
-
-@triton.jit
-def _valid(mask, base, offset, inside):
-    """Which positions are inside the tensor and, if there is a mask, valid."""
-    ok = inside
-    if mask is not None:
-        ok = tl.load(mask + base + offset, mask=inside, other=0) != 0
-    return ok
+INDEX_BYTES = 64 * 2**20  # of winners that a backward pass without saved ones holds at a time
 
 
-@triton.jit
-def _token_tile(j0, l0, N_t, L_t, C: tl.constexpr, LT: tl.constexpr):
-    """The W tokens from l0 of captions from j0: rows counted from caption j0, positions, which are inside; each [W]."""
-    slot = tl.arange(0, C * LT)
-    position = l0 + slot % LT
-    return slot // LT * L_t + position, position, (j0 + slot // LT < N_t) & (position < L_t)
+@dataclass(frozen=True)
+class Group:
+    """Slots `skip` to `skip + room` of a length class; `grouped`: the index begins with them, not with slot 0."""
+
+    kind: LengthClass
+    skip: int
+    room: int
+    grouped: bool
+
+    @property
+    def slot_tiles(self) -> int:
+        """Upper bound on its tiles of captions."""
+        return triton.cdiv(min(self.room, self.kind.bound), self.kind.captions)
+
+    @property
+    def text_tiles(self) -> int:
+        """Upper bound on its tiles of packed text: as many, but for captions in chunks."""
+        return self.kind.tile_bound if self.kind.chunked else self.slot_tiles
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int]:
+        """As the kernels take it."""
+        return self.kind.number, self.skip, self.room, int(self.grouped)
 
 
-@triton.jit
-def _nan_maximum(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+class Problem:
+    """Packed inputs, and the launches of the kernels on them."""
+
+    def __init__(self, audio: Sequences, text: Sequences, pairs: bool):
+        self.device = Device.of(audio.rows.device)
+        self.frames: Frames = pack_frames(audio)
+        self.captions: Captions = pack_captions(text, tile_width(audio.rows.dtype), pairs)
+        self.longest, self.pairs = text.longest, pairs
+        self.N_a, self.N_t = audio.number, text.number
+        (self.T_a, self.D), self.T_t = self.frames.rows.shape, len(text.rows)
+        self.launches: dict[str, Launch] = {}  # by kernel: what to take instead of the usual numbers
+        self._tiles: dict[int, FrameTiles] = {}
+
+    def tiles(self, launch: Launch) -> FrameTiles:
+        """The table of frame tiles of this size, made once."""
+        if launch.frames not in self._tiles:
+            self._tiles[launch.frames] = frame_tiles(self.frames, launch.frames)
+        return self._tiles[launch.frames]
+
+    def launch(self, kernel: str, kind: LengthClass) -> Launch:
+        """The launch numbers of a kernel for one class."""
+        if kernel in self.launches:
+            return self.launches[kernel]
+        return max_mean_launch(kernel, self.frames.rows.dtype, kind.tokens, kind.chunked, self.D, self.device)
+
+    def index_row(self) -> int:
+        return 0 if self.pairs else self.T_a
+
+    def groups(self, index_bytes: int | None) -> list[Group]:
+        """All slots of every class, or as many at a time as give `index_bytes` of winners, whole tiles."""
+        groups = []
+        for kind in self.captions.classes:
+            room = kind.bound
+            if index_bytes is not None and not self.pairs:
+                size = self.T_a * index_dtype(self.longest).itemsize
+                room = max(1, index_bytes // (size * kind.captions)) * kind.captions
+            steps = range(0, kind.bound, room)
+            groups += [Group(kind, skip, room, index_bytes is not None) for skip in steps]
+        return groups
+
+    def forward(self, group: Group, sim: Tensor | None, index: Tensor | None, weights: Weights | None = None) -> None:
+        """Similarities and winners of one group; with `weights` only where they are not all 0."""
+        kind, launch = group.kind, self.launch("forward", group.kind)
+        tiles, captions = self.tiles(launch), self.captions
+        active = self._active_frames(weights, tiles, group)
+        parts = 1 if self.pairs else parts_of_frames(group.slot_tiles, self.N_a, tiles.bound, self.device)
+        sim_strides = (1, 0) if self.pairs else (self.N_t, 1)
+        forward_kernel[(group.slot_tiles, parts)](
+            self.frames.rows, tiles.table, tiles.first, captions.rows, captions.slots, captions.bounds, *active[:2],
+            sim, index, self.N_a, self.N_t, self.D, self.index_row(), *sim_strides, active[2], *group.arguments,
+            C=kind.captions, LT=kind.tokens, PAIRS=self.pairs, **launch.meta(),
+        )  # fmt: skip
+
+    def grad_audio(self, group, weights, index, carry, out, sparse, first, last) -> None:
+        """Adds the captions of one group to the gradient of the frames."""
+        kind, launch = group.kind, self.launch("grad_audio", group.kind)
+        tiles, captions, frames = self.tiles(launch), self.captions, self.frames
+        active = _arguments(active_text(weights, captions, kind, group.skip, group.room) if sparse else None)
+        grid = (tiles.bound * triton.cdiv(self.D, launch.channels),)
+        grad_audio_kernel[grid](
+            weights.weight, weights.peak, tiles.table, tiles.first, frames.home, captions.rows, captions.slots,
+            captions.bounds, captions.tiles, *active[:2], index, carry, out, self.N_a, self.N_t, self.D,
+            self.index_row(), weights.clip_stride, weights.slot_stride, active[2], *group.arguments,
+            int(first), int(last), C=kind.captions, LT=kind.tokens, PAIRS=self.pairs, **launch.meta(),
+        )  # fmt: skip
+
+    def grad_text(self, group, weights, index, out, sparse) -> None:
+        """The gradient of the tokens of one group, in as many parts as `out` [parts, T_t, D] has."""
+        kind, launch = group.kind, self.launch("grad_text", group.kind)
+        tiles, captions = self.tiles(launch), self.captions
+        active = self._active_frames(weights if sparse else None, tiles, group)
+        grid = (group.text_tiles * triton.cdiv(self.D, launch.channels), len(out))
+        grad_text_kernel[grid](
+            weights.weight, self.frames.rows, tiles.table, tiles.first, captions.home, captions.slots, captions.bounds,
+            captions.tiles, *active[:2], index, out, self.N_a, self.N_t, self.T_t, self.D,
+            self.index_row(), weights.clip_stride, weights.slot_stride, active[2], *group.arguments,
+            C=kind.captions, LT=kind.tokens, PAIRS=self.pairs, **launch.meta(),
+        )  # fmt: skip
+
+    def text_parts(self) -> int:
+        """Into how many parts the frames are split to sum the gradient of the tokens."""
+        kind = self.captions.classes[-1]
+        channels = self.launch("grad_text", kind).channels
+        tiles = triton.cdiv(self.T_t, kind.width) * triton.cdiv(self.D, channels)
+        return 1 if self.pairs else parts_of_sum(tiles, self.N_a, self.device)
+
+    def _active_frames(self, weights: Weights | None, tiles: FrameTiles, group: Group):
+        if weights is None:
+            return _arguments(None)
+        return _arguments(active_frames(weights, self.captions, tiles, group.kind, group.skip, group.room))
 
 
-@triton.jit
-def _token_max(scores):
-    """Max over the last of three axes; NaN wins, as in torch.max."""
-    if _INTERPRETED:  # which runs a reduction of one's own element by element
-        nan = tl.max((scores != scores).to(tl.int32), 2)
-        best = tl.where(nan != 0, float("nan"), tl.max(scores, 2))
-    else:
-        best = tl.reduce(scores, 2, _nan_maximum)
-    return best
+def _arguments(active: Active | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """As the kernels take the lists: tiles, counts, stride."""
+    return (None, None, 0) if active is None else (active.tiles, active.count, active.tiles.shape[1])
 
 
-@triton.jit
-def _winners(scores, position, token_ok, BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr):
-    """Best score and its position among the valid tokens of each caption: [BLOCK_A, W] -> two [BLOCK_A, C].
-
-    The first of equal scores wins, the first NaN wins over everything; no valid token: -inf and _NONE.
-    """
-    scores = tl.where(token_ok[None, :], scores, float("-inf"))
-    scores = tl.reshape(scores, (BLOCK_A, C, LT))
-    best = _token_max(scores)
-    # "Neither less nor greater" is true of NaN too, in one comparison; a NaN best must not match every other score.
-    limit = tl.where(best == best, best, _LOWEST)[:, :, None]
-    loses = (scores < limit) | (scores > limit)
-    position = tl.reshape(tl.where(token_ok, position, _NONE), (1, C, LT))
-    return best, tl.min(tl.where(loses, _NONE, position), 2)
+def index_dtype(longest: int) -> torch.dtype:
+    """The type of the winners in captions of up to `longest` tokens."""
+    return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
 
 
-@triton.jit(do_not_specialize=["N_a", "N_t", "L_t", "run"])
-def forward_kernel(
-    audio, text, audio_mask, text_mask, sim, index, N_a, N_t, L_a, L_t, D, run,
-    BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr,
-    EVEN_D: tl.constexpr, STATIONARY: tl.constexpr,
-):  # fmt: skip
+def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
     """sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>.
 
-    A program owns C captions and a run of clips. It streams the clips' frames past the captions, tile after tile, and
-    carries the sum over the tiles of a clip. STATIONARY: the captions fit one tile, which is loaded once.
+    Args:
+        audio: clips, rows [T_a, D], float32, bfloat16 or float16.
+        text: captions, rows [T_t, D] of the same dtype.
+        sim: written, [N_a, N_t] float32; with `pairs` [N], clip i against caption i.
+        index: written unless None, [N_t, T_a], with `pairs` [T_a], of `index_dtype(text.longest)`: the winning tokens,
+            for `max_mean_backward`. Row s belongs to the caption in slot s, column r to the r-th packed frame.
+        pairs: whether to score caption i against clip i only.
     """
-    groups = tl.cdiv(N_t, C)
-    j0 = tl.program_id(0) % groups * C
-    j = j0 + tl.arange(0, C)  # [C]
-    first_clip = tl.program_id(0) // groups * run
-    text_row = j0.to(tl.int64) * L_t
-    text += text_row * D
-    nonempty = tl.zeros((C,), tl.int32)
-    for l0 in range(0, L_t, LT):
-        row, position, row_in = _token_tile(j0, l0, N_t, L_t, C, LT)
-        token_ok = _valid(text_mask, text_row, row, row_in)
-        nonempty = tl.maximum(nonempty, tl.max(tl.reshape(token_ok.to(tl.int32), (C, LT)), 1))
-    if STATIONARY:
-        row, position, row_in = _token_tile(j0, 0, N_t, L_t, C, LT)
-        token_ok = _valid(text_mask, text_row, row, row_in)
-        tokens = tl.trans(_load_rows(text, row, row_in, 0, D, BLOCK_D, EVEN_D))  # [BLOCK_D, W]
-
-    tiles = tl.cdiv(L_a, BLOCK_A)
-    lane = tl.arange(0, BLOCK_A)
-    total = tl.zeros((C,), tl.float32)
-    count = 0
-    for step in range(0, tl.minimum(run, N_a - first_clip) * tiles):
-        i = (first_clip + step // tiles).to(tl.int64)
-        t0 = step % tiles * BLOCK_A
-        t_in = t0 + lane < L_a
-        frame_row = i * L_a + t0
-        frame_ok = _valid(audio_mask, frame_row, lane, t_in)  # [BLOCK_A]
-        if STATIONARY:
-            frames = _load_rows(audio + frame_row * D, lane, t_in, 0, D, BLOCK_D, EVEN_D)  # [BLOCK_A, BLOCK_D]
-            scores = tl.dot(frames, tokens, input_precision="ieee")  # [BLOCK_A, W]
-            best, winner = _winners(scores, position, token_ok, BLOCK_A, C, LT)
-        else:
-            best = tl.full((BLOCK_A, C), float("-inf"), tl.float32)
-            winner = tl.full((BLOCK_A, C), _NONE, tl.int32)
-            for l0 in range(0, L_t, LT):
-                row, position, row_in = _token_tile(j0, l0, N_t, L_t, C, LT)
-                scores = tl.zeros((BLOCK_A, C * LT), tl.float32)
-                for d0 in range(0, D, BLOCK_D):
-                    frames = _load_rows(audio + frame_row * D, lane, t_in, d0, D, BLOCK_D, EVEN_D)
-                    tokens = tl.trans(_load_rows(text, row, row_in, d0, D, BLOCK_D, EVEN_D))
-                    scores = tl.dot(frames, tokens, scores, input_precision="ieee")
-                token_ok = _valid(text_mask, text_row, row, row_in)
-                chunk_best, chunk_winner = _winners(scores, position, token_ok, BLOCK_A, C, LT)
-                better = (chunk_best > best) | ((chunk_best != chunk_best) & (best == best)) | (winner == _NONE)
-                best = tl.where(better, chunk_best, best)
-                winner = tl.where(better, chunk_winner, winner)
-        if index is not None:
-            at = index + (i * N_t + j)[None, :] * L_a + (t0 + lane)[:, None]
-            tl.store(at, winner.to(index.dtype.element_ty), mask=frame_ok[:, None] & (j < N_t)[None, :])
-        total = tl.where(t0 == 0, 0.0, total) + tl.sum(tl.where(frame_ok[:, None], best, 0.0), 0)
-        count = tl.where(t0 == 0, 0, count) + tl.sum(frame_ok.to(tl.int32), 0)
-        mean = tl.where(nonempty != 0, total / tl.maximum(count, 1).to(tl.float32), 0.0)
-        tl.store(sim + i * N_t + j, mean, mask=(j < N_t) & (t0 + BLOCK_A >= L_a))
-
-
-@triton.jit(do_not_specialize=["N_a", "N_t", "L_t"])
-def grad_audio_kernel(
-    grad, inverse, peak, text, audio_mask, text_mask, index, grad_audio, N_a, N_t, L_a, L_t, D,
-    BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
-):  # fmt: skip
-    """grad_audio[i, t] = inverse[i] * sum over j of grad[i, j] * text[j, index[i, j, t]], with inverse[i] = 1 / n_i.
-
-    A program owns a tile of frames by channels of one clip and streams the captions: P @ text, where row t of P holds
-    grad[i, j] at column index[i, j, t] of caption j, else 0. P has the dtype of text: half precision rounds grad[i, j],
-    divided by peak[i] = max over j of |grad[i, j]| lest it underflow. The error is at most 2^-9 (bfloat16) or 2^-11
-    (float16) of the sum over j of |grad[i, j] / n_i * text|, as if the products had been stored in that dtype.
-    """
-    d_tiles = tl.cdiv(D, BLOCK_D)
-    d0 = tl.program_id(0) % d_tiles * BLOCK_D
-    tiles = tl.cdiv(L_a, BLOCK_A)
-    i = (tl.program_id(0) // d_tiles // tiles).to(tl.int64)
-    t0 = tl.program_id(0) // d_tiles % tiles * BLOCK_A
-    lane = tl.arange(0, BLOCK_A)
-    t_in = t0 + lane < L_a
-    frame_row = i * L_a + t0
-    largest = tl.load(peak + i)
-    c = tl.arange(0, C)
-    chunks = tl.cdiv(L_t, LT)
-    total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
-    for step in range(0, tl.cdiv(N_t, C) * chunks):
-        j0 = step // chunks * C
-        row, position, row_in = _token_tile(j0, step % chunks * LT, N_t, L_t, C, LT)
-        text_row = j0.to(tl.int64) * L_t
-        token_ok = _valid(text_mask, text_row, row, row_in)  # [W]
-        tokens = _load_rows(text + text_row * D, row, token_ok, d0, D, BLOCK_D, EVEN_D)  # [W, BLOCK_D]
-        weight = tl.load(grad + i * N_t + j0 + c, mask=j0 + c < N_t, other=0.0) / largest  # [C]
-        at = index + (i * N_t + j0) * L_a + t0 + c[None, :].to(tl.int64) * L_a + lane[:, None]
-        winner = tl.load(at, mask=t_in[:, None] & (j0 + c < N_t)[None, :], other=0).to(tl.int32)  # [BLOCK_A, C]
-        position = tl.reshape(tl.where(token_ok, position, _NEVER), (1, C, LT))
-        hot = tl.where(winner[:, :, None] == position, weight[None, :, None], 0.0).to(text.dtype.element_ty)
-        total = tl.dot(tl.reshape(hot, (BLOCK_A, C * LT)), tokens, total, input_precision="ieee")
-    frame_ok = _valid(audio_mask, frame_row, lane, t_in)
-    total = tl.where(frame_ok[:, None], total * (largest * tl.load(inverse + i)), 0.0)
-    d = d0 + tl.arange(0, BLOCK_D)
-    at = grad_audio + frame_row * D + lane[:, None] * D + d[None, :]
-    tl.store(at, total.to(grad_audio.dtype.element_ty), mask=t_in[:, None] & (d < D)[None, :])
-
-
-@triton.jit(do_not_specialize=["N_a", "N_t", "L_t", "run"])
-def grad_text_kernel(
-    grad, inverse, audio, audio_mask, text_mask, index, grad_text, N_a, N_t, L_a, L_t, D, run,
-    BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
-):  # fmt: skip
-    """grad_text[j, l] = sum over i of grad[i, j] * inverse[i] * sum over t with index[i, j, t] = l of audio[i, t].
-
-    A program owns a tile of tokens by channels and streams the frames of a run of clips: the inner sum is P @ audio
-    with an exact 0-1 matrix P, weighted afterwards in float32. `grad_text` is [parts, N_t, L_t, D], a part for a run.
-    Unlike in a gather, a non-finite frame or gradient reaches every valid token of the caption (0 * inf).
-    """
-    d_tiles = tl.cdiv(D, BLOCK_D)
-    d0 = tl.program_id(0) % d_tiles * BLOCK_D
-    chunks = tl.cdiv(L_t, LT)
-    groups = tl.cdiv(N_t, C)
-    tile = tl.program_id(0) // d_tiles
-    part = tile // chunks // groups
-    first_clip = part * run
-    j0 = tile // chunks % groups * C
-    row, position, row_in = _token_tile(j0, tile % chunks * LT, N_t, L_t, C, LT)
-    c = tl.arange(0, C)
-    row_caption = j0 + tl.arange(0, C * LT) // LT  # [W]
-    lane = tl.arange(0, BLOCK_A)
-    tiles = tl.cdiv(L_a, BLOCK_A)
-    total = tl.zeros((C * LT, BLOCK_D), tl.float32)
-    for step in range(0, tl.minimum(run, N_a - first_clip) * tiles):
-        i = (first_clip + step // tiles).to(tl.int64)
-        t0 = step % tiles * BLOCK_A
-        t_in = t0 + lane < L_a
-        frame_row = i * L_a + t0
-        frame_ok = _valid(audio_mask, frame_row, lane, t_in)
-        frames = _load_rows(audio + frame_row * D, lane, frame_ok, d0, D, BLOCK_D, EVEN_D)  # [BLOCK_A, BLOCK_D]
-        at = index + (i * N_t + j0) * L_a + t0 + c[:, None].to(tl.int64) * L_a + lane[None, :]
-        winner = tl.load(at, mask=(j0 + c < N_t)[:, None] & t_in[None, :], other=0).to(tl.int32)  # [C, BLOCK_A]
-        hot = tl.where(winner[:, None, :] == tl.reshape(position, (C, LT, 1)), 1.0, 0.0)  # [C, LT, BLOCK_A]
-        hot = tl.reshape(hot.to(audio.dtype.element_ty), (C * LT, BLOCK_A))
-        share = tl.load(inverse + i)  # 0 for a clip without a valid frame, whose grad must not count even if NaN
-        weight = tl.where(share > 0, tl.load(grad + i * N_t + row_caption, mask=row_in, other=0.0) * share, 0.0)
-        total += weight[:, None] * tl.dot(hot, frames, input_precision="ieee")
-    text_row = j0.to(tl.int64) * L_t
-    total = tl.where(_valid(text_mask, text_row, row, row_in)[:, None], total, 0.0)
-    d = d0 + tl.arange(0, BLOCK_D)
-    at = grad_text + (part.to(tl.int64) * N_t * L_t + text_row) * D + row[:, None] * D + d[None, :]
-    tl.store(at, total.to(grad_text.dtype.element_ty), mask=row_in[:, None] & (d < D)[None, :])
-
-
-def max_mean_forward(
-    audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, sim: Tensor, index: Tensor | None
-) -> None:
-    """Writes the similarities `sim` [N_a, N_t] float32 and, unless None, the winners `index` [N_a, N_t, L_a].
-
-    audio [N_a, L_a, D] and text [N_t, L_t, D] are contiguous and of one dtype, float32, bfloat16 or float16; masks are
-    boolean, True = valid, or None. `index` is uint8, int16 or int32, wide enough for L_t - 1; its entries at padded
-    frames and at captions without a valid token mean nothing.
-    """
-    (N_a, L_a, D), (N_t, L_t, _) = audio.shape, text.shape
-    device = Device.of(audio.device)
-    launch = max_mean_launch("forward", audio.dtype, L_t, D, device)
-    groups = triton.cdiv(N_t, launch.captions)
-    run = clips_per_program(groups, N_a, triton.cdiv(L_a, launch.frames), device)
-    grid = (groups * triton.cdiv(N_a, run),)
-    with _on(audio.device):
-        forward_kernel[grid](
-            audio, text, _bytes(audio_mask), _bytes(text_mask), sim, index, N_a, N_t, L_a, L_t, D, run,
-            **launch.meta(D),
-        )  # fmt: skip
+    with on_device(audio.rows.device):
+        problem = Problem(audio, text, pairs)
+        for group in problem.groups(None):
+            problem.forward(group, sim, index)
 
 
 def max_mean_backward(
-    grad: Tensor, audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, index: Tensor,
-    grad_audio: Tensor, grad_text: Tensor,
+    grad: Tensor, audio: Sequences, text: Sequences, index: Tensor | None, grad_audio: Tensor, grad_text: Tensor,
+    pairs: bool, sparse: bool, *, index_bytes: int = INDEX_BYTES,
 ) -> None:  # fmt: skip
-    """Writes the gradients `grad_audio` [N_a, L_a, D] and `grad_text` [N_t, L_t, D], zeros at padding.
+    """Writes grad_audio [T_a, D] and grad_text [T_t, D], the gradients of `sim` weighted by `grad`; zeros at padding.
 
-    `grad` [N_a, N_t] float32 is the gradient of `sim`; the rest is as handed to and written by `max_mean_forward`.
+    Args:
+        grad: [N_a, N_t] float32, with `pairs` [N]; pairs whose entry is exactly 0 contribute nothing.
+        audio, text, pairs: as handed to `max_mean_forward`.
+        index: as written by it; None: recomputed, for as many captions at a time as give `index_bytes` of winners, at
+            least one tile of captions. The gradients are the same bit for bit.
+        grad_audio, grad_text: written, of the dtype of the inputs.
+        sparse: whether to look for tiles of pairs whose `grad` is 0 and skip them; pays when most are.
     """
-    (N_a, L_a, D), (N_t, L_t, _) = audio.shape, text.shape
-    device = Device.of(audio.device)
-    masks = _bytes(audio_mask), _bytes(text_mask)
-    frames = grad.new_full((N_a,), L_a) if audio_mask is None else audio_mask.sum(1)
-    inverse = torch.where(frames > 0, 1 / frames, 0)  # [N_a]
-    peak = grad.abs().amax(1)
-    peak = torch.where((peak > 0) & (peak < torch.inf), peak, 1)  # [N_a]
-    with _on(audio.device):
-        launch = max_mean_launch("grad_audio", audio.dtype, L_t, D, device)
-        grid = (N_a * triton.cdiv(L_a, launch.frames) * triton.cdiv(D, launch.channels),)
-        grad_audio_kernel[grid](
-            grad, inverse, peak, text, *masks, index, grad_audio, N_a, N_t, L_a, L_t, D, **launch.meta(D)
-        )
-        launch = max_mean_launch("grad_text", audio.dtype, L_t, D, device)
-        tiles = triton.cdiv(N_t, launch.captions) * triton.cdiv(L_t, launch.tokens) * triton.cdiv(D, launch.channels)
-        run = triton.cdiv(N_a, clip_parts(tiles, N_a, device))
-        parts = triton.cdiv(N_a, run)
-        out = grad_text if parts == 1 else grad.new_empty(parts, *grad_text.shape)
-        grad_text_kernel[(tiles * parts,)](
-            grad, inverse, audio, *masks, index, out, N_a, N_t, L_a, L_t, D, run, **launch.meta(D)
-        )
+    with on_device(grad.device):
+        problem = Problem(audio, text, pairs)
+        sparse = sparse and not pairs
+        weights = pair_weights(grad, problem.frames, problem.captions, pairs)
+        groups = problem.groups(index_bytes if index is None else None)
+        wide_audio, wide_text = (_widened(grad_audio, problem.D), _widened(grad_text, problem.D))
+        for out, sequences in ((wide_audio, audio), (wide_text, text)):
+            if sequences.mask is not None:
+                out.zero_()
+        carry = grad.new_empty(wide_audio.shape) if len(groups) > 1 else None
+        parts = problem.text_parts()
+        partial = wide_text[None] if parts == 1 else grad.new_zeros(parts, *wide_text.shape)
+        workspace = index
+        if index is None:
+            rows = 1 if pairs else max(min(group.room, group.kind.bound) for group in groups)
+            workspace = torch.empty(rows, problem.T_a, dtype=index_dtype(text.longest), device=grad.device)
+        for number, group in enumerate(groups):
+            if index is None:
+                problem.forward(group, None, workspace, weights if sparse else None)
+            ends = number == 0, number == len(groups) - 1
+            problem.grad_audio(group, weights, workspace, carry, wide_audio, sparse, *ends)
+            problem.grad_text(group, weights, workspace, partial, sparse)
         if parts > 1:
-            grad_text.copy_(out.sum(0))
+            wide_text.copy_(partial.sum(0))
+        for out, wide in ((grad_audio, wide_audio), (grad_text, wide_text)):
+            if wide is not out:
+                out.copy_(wide[:, : out.shape[1]])
 
 
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    """The same memory as 0 and 1: Triton has no pointers to booleans of one byte."""
-    return None if mask is None else mask.view(torch.uint8)
-
-
-def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def _widened(out: Tensor, D: int) -> Tensor:
+    """`out`, or a buffer of D channels in its place."""
+    return out if out.shape[1] == D else out.new_empty(len(out), D)

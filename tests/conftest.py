@@ -8,9 +8,7 @@ import os
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-import yaml
 
 # What cuBLAS needs to be deterministic, on machines with a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -23,6 +21,16 @@ def seeded_and_poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def triton_cases_run_on_the_gpu(request):
+    case = getattr(request.node, "callspec", None)
+    if case is None or case.params.get("backend") != "triton" or not torch.cuda.is_available():
+        yield
+        return
+    with torch.device("cuda"):
+        yield
 
 
 NOTES = {"low": 220, "middle": 660, "high": 1980}
@@ -48,6 +56,9 @@ CONFIG = {
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Tones and their captions: 12 to train on, 4 to validate, 6 to test."""
+    import soundfile  # not on every machine that tests the kernels
+    import yaml
+
     folder = tmp_path_factory.mktemp("data set")
     draw = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4), ("test", 6)):

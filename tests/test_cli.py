@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import atk
 from atk.cli import main
@@ -96,6 +97,12 @@ def test_help_describes_every_option(command, capsys):
         (["soundscapes", "{data}"], "not empty"),
         (["soundscapes", "{run}/x", "--classes", "1"], "classes"),
         (["soundscapes", "{run}/x", "--preset", "harder"], "preset must be one of"),
+        (["kernels"], "--arch sm_90"),
+        pytest.param(
+            ["kernels", "--tune", "table.json"],
+            "--tune: there is no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["trian"], "trian"),
     ],
 )
@@ -116,5 +123,6 @@ def test_import_is_light():
 
 
 def test_public_names():
-    promised = {"BackendError", "aligned_info_nce", "backends", "info_nce", "max_mean_similarity", "nn"}
+    promised = {"BackendError", "aligned_info_nce", "backends", "info_nce", "nn"}
+    promised |= {f"max_mean_similarity{form}" for form in ("", "_pairs", "_varlen")}
     assert set(atk.__all__) == promised and all(hasattr(atk, name) for name in promised)

@@ -1,49 +1,79 @@
-"""Every kind of Triton kernel configuration compiled for GPUs that are not there: no spills, matrix instructions."""
+"""Kinds of Triton kernel configurations compiled for GPUs that are not there: no spills, matrix instructions."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from atk.kernels.compile import Case, Row, compile_report, format_table
+from atk.kernels.compile import MATRIX_KERNELS, SMALL_KERNELS, Case, Row, compile_report, format_table
+from atk.kernels.compile_cases import every_case, representative_cases
 
-KERNELS = ("forward", "grad_audio", "grad_text")
-# Classes of captions and of channels: one chunk, several; captions stationary, both streamed; rows not aligned.
+BF16, FP32 = torch.bfloat16, torch.float32
+# Captions in tiles, in chunks; stationary, streamed; rows not aligned; winners kept or not; each way of calling.
 # `atk kernels` compiles more: all of representative_cases().
 CASES = [
-    *(Case(kernel, torch.bfloat16, L_t, 128) for kernel in KERNELS for L_t in (8, 32)),
-    *(Case("forward", torch.bfloat16, L_t, D) for L_t, D in ((32, 256), (8, 768), (300, 128), (32, 100))),
-    *(Case(kernel, torch.bfloat16, 128, 100) for kernel in KERNELS[1:]),
-    *(Case(kernel, torch.float32, 32, 128) for kernel in KERNELS),
-    Case("forward", torch.float32, 32, 128, masks=False),
-    Case("forward", torch.float16, 32, 128, index=False),
+    *(Case(kernel, BF16) for kernel in MATRIX_KERNELS),
+    *(Case(kernel, FP32) for kernel in MATRIX_KERNELS),
+    Case("forward", BF16, 8, 768),
+    Case("forward", BF16, 128, chunked=True, index=2),
+    Case("forward", torch.float16, index=0),
+    Case("grad_audio", BF16, 128, 100, sparse=True),
+    Case("grad_text", BF16, 128, pairs=True, several=False),
 ]
+SMALL_CASES = [Case(name, BF16, D=100) for names in SMALL_KERNELS.values() for name in names]
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # compile, whatever an earlier run left behind
-    rows = compile_report(arch, CASES, workers=2)
+    cases = CASES + SMALL_CASES * (arch == "sm_80")
+    rows = compile_report(arch, cases, workers=2)
     table = format_table(rows)
-    assert {(row.kernel, row.dtype) for row in rows} == {(c.kernel, str(c.dtype)[len("torch.") :]) for c in CASES}, (
-        table
-    )
+    assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
     assert all(row.registers > 0 for row in rows), table
     assert not any(row.spills for row in rows), table
     assert all(row.shared <= SHARED_MEMORY[arch] for row in rows), table
     # Every half-precision tile has 64 rows or more, as a warpgroup instruction needs; fp32 must never become TF32.
     wanted, unwanted = ("hgmma", "hmma") if arch == "sm_90" else ("hmma", "hgmma")
     for row in rows:
-        half = row.dtype != "float32"
+        half = row.dtype != "float32" and row.kernel in MATRIX_KERNELS
         assert (getattr(row, wanted) > 0) == half and getattr(row, unwanted) == 0, table
+
+
+def test_frames_arrive_by_asynchronous_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from atk.kernels.compile import _arguments
+    from atk.kernels.max_mean_kernels import forward_kernel
+
+    signature, constants, attributes, options = _arguments(Case("forward", BF16), (9, 0))
+    del signature["kernel"]
+    source = ASTSource(forward_kernel, signature, constants, attributes)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    loop = ptx[ptx.rindex("wgmma.mma_async") :]  # what follows the last product is the loop's end
+    assert "cp.async.cg.shared.global" in loop.split("\n$L__BB")[0] and "st.local" not in ptx
 
 
 def test_cases_of_equal_code_are_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    cases = [Case("grad_text", torch.float32, L_t, D) for L_t in (20, 32) for D in (128, 256)]
+    cases = [Case("grad_text", FP32, D=D, masks=masks) for D in (128, 256) for masks in (True, False)]
     (row,) = compile_report("sm_90", cases)
-    assert (row.kernel, row.L_t, row.D) == ("grad_text", 20, 128)
+    assert (row.kernel, row.tokens, row.D) == ("grad_text", 32, 128)
+
+
+def test_every_case_holds_the_representative_ones_and_all_types_of_winners():
+    every = set(every_case())
+    assert set(representative_cases()) <= every | {replace(case, several=False) for case in every}
+    for kernel in MATRIX_KERNELS:
+        for pairs in (False, True):
+            sizes = {case.index for case in every if case.kernel == kernel and case.pairs == pairs}
+            assert sizes == ({0, 1, 2, 4} if kernel == "forward" else {1, 2, 4})
 
 
 def test_unknown_architectures_are_refused():
@@ -54,5 +84,5 @@ def test_unknown_architectures_are_refused():
 def test_table_is_aligned():
     row = Row("forward", "bfloat16", 32, 128, "64x4x32x128", 200, 0, 80000, 8, 0)
     head, line = format_table([row]).splitlines()
-    assert head.split()[:4] == ["kernel", "dtype", "L_t", "D"]
+    assert head.split()[:4] == ["kernel", "dtype", "tokens", "D"]
     assert head.index("registers") == line.index("200")

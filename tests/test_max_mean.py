@@ -3,7 +3,6 @@
 Triton runs here in its interpreter only: `test_max_mean_triton.py` starts these cases again in that way.
 """
 
-import itertools
 import math
 import subprocess
 import sys
@@ -11,51 +10,16 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from public_cases import BACKENDS, TRITON_DEVICE, cpp_runs, gradients, loop_similarity, no_bf16, ragged
 
 import atk
 from atk import reference
-from atk.backend import unavailable
-
-BACKENDS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            unavailable(name, torch.device("cpu"), torch.float32) is not None, reason=f"{name} cannot run here"
-        ),
-    )
-    for name in ("reference", "cpp", "triton")
-]
-no_bf16 = "the interpreter's bfloat16 products are wrong (triton 3.7.1)"
-
-
-def loop_similarity(audio, text, audio_mask, text_mask):
-    """(3.6) by Python loops in float64: independent of the einsum."""
-    sim = torch.zeros(len(audio), len(text), dtype=torch.float64)
-    for i, j in itertools.product(range(len(audio)), range(len(text))):
-        frames, tokens = audio[i][audio_mask[i]].double(), text[j][text_mask[j]].double()
-        if len(frames) and len(tokens):
-            sim[i, j] = sum(max(float(t @ w) for w in tokens) for t in frames) / len(frames)
-    return sim
-
-
-def ragged(clips=4, captions=5, frames=9, tokens=7, width=6, dtype=torch.float32):
-    audio, text = torch.randn(clips, frames, width), torch.randn(captions, tokens, width)
-    audio_mask, text_mask = torch.rand(clips, frames) > 0.4, torch.rand(captions, tokens) > 0.4
-    audio_mask[1], text_mask[2] = False, False
-    return audio.to(dtype), text.to(dtype), audio_mask, text_mask
-
-
-def gradients(function, *values):
-    leaves = [value.detach().clone().requires_grad_() for value in values]
-    out = function(*leaves)
-    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
-    return out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_definition(backend, dtype):
-    if backend == "triton" and dtype == torch.bfloat16:
+    if backend == "triton" and dtype == torch.bfloat16 and TRITON_DEVICE.type == "cpu":
         pytest.skip(no_bf16)
     inputs = ragged(dtype=dtype)
     sim = atk.max_mean_similarity(*inputs, backend=backend)
@@ -207,17 +171,22 @@ def test_gradcheck():
         )
 
 
-@pytest.mark.skipif(unavailable("cpp", torch.device("cpu"), torch.float32) is not None, reason="cpp cannot run here")
+@cpp_runs
 def test_opcheck():
-    audio, text, audio_mask, text_mask = ragged()
-    leaves = audio.requires_grad_(), text.requires_grad_()
-    torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*leaves, audio_mask, text_mask, "cpp", True))
-    torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*leaves, None, None, "cpp", True))
-    sim, index = torch.ops.atk.max_mean_forward(*leaves, audio_mask, text_mask, "cpp", True)
-    torch.library.opcheck(
-        torch.ops.atk.max_mean_backward.default,
-        (sim.detach(), audio.detach(), text.detach(), audio_mask, text_mask, index, "cpp"),
+    audio, text, audio_mask, text_mask = (value.flatten(0, 1) for value in ragged())
+    leaves, cu = (
+        (audio.requires_grad_(), text.requires_grad_()),
+        [torch.arange(n + 1).int() * L for n, L in ((4, 9), (5, 7))],
     )
+    for masks in ((audio_mask, text_mask), (None, None)):
+        sides = leaves[0], cu[0], masks[0], 9, leaves[1], cu[1], masks[1], 7
+        for with_index in (True, False):
+            options = False, False, "cpp", with_index
+            torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sides, *options))
+            sim, index = torch.ops.atk.max_mean_forward(*sides, *options)
+            detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sides]
+            torch.library.opcheck(torch.ops.atk.max_mean_backward.default, (sim.detach(), index, *detached, *options))
+        torch.library.opcheck(torch.ops.atk.normalize_rows.default, (leaves[0], masks[0], "cpp"))
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -236,10 +205,10 @@ def test_compiles_into_one_graph(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_takes_mixed_inputs_and_half_ones(backend):
-    if backend == "triton":
+    if backend == "triton" and TRITON_DEVICE.type == "cpu":
         pytest.skip(no_bf16)
     audio, text, audio_mask, text_mask = ragged(dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(audio.device.type, torch.bfloat16):
         sim = atk.max_mean_similarity(audio.float(), text.float(), audio_mask, text_mask, backend=backend)
     assert torch.equal(sim, atk.max_mean_similarity(audio, text, audio_mask, text_mask, backend=backend))
 
@@ -297,7 +266,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-@pytest.mark.skipif(unavailable("cpp", torch.device("cpu"), torch.float32) is not None, reason="cpp cannot run here")
+@cpp_runs
 def test_cpp_never_holds_the_four_dimensional_tensor():
     used = {
         name: int(subprocess.run([sys.executable, "-c", _PEAK, name], capture_output=True, check=True).stdout)

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# On a machine with a CUDA GPU, torch and triton (no registry needed): builds, tests, times and tunes within nine
+# minutes, and leaves a folder of small files with a summary.md.
+#
+#   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu
+#   DRY_RUN=1 benchmarks/gpu.sh [OUT]   the same steps without a GPU, in Triton's interpreter, at tiny sizes
+#   PYTHON=python3.12 PEERS=FOLDER      the interpreter; a folder of wheels of other libraries to time beside ours
+set -u
+here=$(cd "$(dirname "$0")/.." && pwd)
+out=$(mkdir -p "${1:-runs/gpu}" && cd "${1:-runs/gpu}" && pwd)
+python=${PYTHON:-python3}
+deadline=$((SECONDS + 530))
+summary=$out/summary.md
+export PYTHONPATH=$out/site:$out/peers PYTHONDONTWRITEBYTECODE=1
+
+if [ -n "${DRY_RUN:-}" ]; then
+  export TRITON_INTERPRET=1
+  device=(--device cpu --backend triton --rounds 1)
+  shapes=("tiny --n 4 --la 9 --lt 5 --d 16 --dtype float32")
+  tuned="--shape 3 9 5 16 --dtype float32"
+else
+  device=(--device cuda)
+  shapes=(
+    "clap_1024 --n 1024 --la 250 --lt 32 --d 128 --dtype bfloat16"
+    "clap_256 --n 256 --la 250 --lt 32 --d 128 --dtype bfloat16 float32"
+    "wide_512 --n 512 --la 250 --lt 32 --d 768 --dtype bfloat16 --kinds forward step"
+    "clap_4096 --n 4096 --la 250 --lt 32 --d 128 --dtype bfloat16 --kinds forward step --rounds 3 --alone"
+  )
+  tuned="--shape 1024 250 32 128 --dtype bfloat16"
+fi
+
+# step NAME SECONDS COMMAND...: output to NAME.log, one line to the summary; never beyond the deadline.
+step() {
+  local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS
+  shift 2
+  if [ "$left" -lt 5 ]; then
+    echo "- $name: not run, out of time" | tee -a "$summary"
+    return 1
+  fi
+  timeout $((left < limit ? left : limit)) "$@" >"$out/$name.log" 2>&1
+  local status=$?
+  case $status in
+    0) echo "- $name: done, $((SECONDS - start)) s" ;;
+    124) echo "- $name: stopped after $((SECONDS - start)) s" ;;
+    *) echo "- $name: FAILED ($status), $((SECONDS - start)) s, see $name.log" ;;
+  esac | tee -a "$summary"
+  return $status
+}
+
+printf '# Max-mean similarity on %s\n\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no GPU")" >"$summary"
+cd "$here" || exit 1
+step build 120 "$python" setup.py -q build --build-base "$out/build" --build-lib "$out/site" || exit 1
+if [ -n "${PEERS:-}" ]; then
+  step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$out/peers" "$PEERS"/*.whl
+fi
+cd "$out" || exit 1 # where no atk/ without its kernels shadows the built one
+step doctor 30 "$python" -c "from atk.doctor import report; print(report())"
+step tests 150 "$python" -m pytest -c "$here/pyproject.toml" -p no:cacheprovider --junitxml "$out/tests.xml" \
+  -k triton "$here"/tests/test_max_mean.py "$here"/tests/test_max_mean_modes.py "$here"/tests/test_max_mean_triton*.py
+for shape in "${shapes[@]}"; do
+  read -r name arguments <<<"$shape"
+  # shellcheck disable=SC2086  # the arguments are words
+  step "$name" 120 "$python" "$here/benchmarks/bench_max_mean.py" "${device[@]}" $arguments --out "$out/$name"
+done
+# shellcheck disable=SC2086
+step tune 120 "$python" -m atk.kernels.tune $tuned --out "$out/launch_table.json"
+
+rm -rf "$out/build" "$out/site" "$out/peers"
+for table in "$out"/*.md; do
+  [ "$table" = "$summary" ] || { printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"; } >>"$summary"
+done
+tail -n 5 "$out/tests.log" "$out/tune.log"
+! grep -q FAILED "$summary"

@@ -1,0 +1,65 @@
+"""Which kernel configurations there are to compile: all that the launch heuristics can choose, or one of each kind."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from atk.kernels.compile import MATRIX_KERNELS, SMALL_KERNELS, Case
+from atk.kernels.launch import tile_width
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# One of each class: 32, multiples of each power of two from 64 on, and rows that are not aligned.
+CHANNELS = (32, 64, 128, 256, 512, 192, 100, 40)
+_FLAGS = ({"sparse": True}, {"masks": False}, {"several": False}, {"masks": False, "several": False})
+
+
+def every_case(
+    dtypes: Iterable[torch.dtype] = DTYPES,
+    indices: Iterable[int] = (0, 1, 2, 4),
+    kernels: Iterable[str] = MATRIX_KERNELS,
+) -> Iterator[Case]:
+    """Each matrix kernel for each class of tokens and of channels, type of winners, and for pairs; the small kernels.
+
+    Calls that are sparse, without masks or with a single class are there for 128 and 64 channels.
+    """
+    indices = tuple(indices)
+    for dtype in dtypes:
+        yield from _small_cases(dtype)
+        for kernel in MATRIX_KERNELS:
+            for case in _classes(kernel, dtype):
+                for index in indices if kernel == "forward" else [size for size in indices if size]:
+                    yield replace(case, index=index)
+                    if case.tokens == tile_width(dtype):
+                        yield replace(case, index=index, pairs=True, several=False)
+                if case.D in (128, 64):
+                    yield from (replace(case, **flags) for flags in _FLAGS)
+
+
+def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
+    """Each class of tokens at 128 channels, each class of channels at 32 tokens, each flag once; the small kernels."""
+    for dtype in dtypes:
+        yield from _small_cases(dtype)
+        for kernel in MATRIX_KERNELS:
+            yield from (case for case in _classes(kernel, dtype) if case.D == 128 or case.tokens == 32)
+            case = Case(kernel, dtype)
+            yield from (replace(case, **flags) for flags in _FLAGS)
+            yield Case(kernel, dtype, tile_width(dtype), several=False, pairs=True)
+            if kernel == "forward":
+                yield replace(case, index=0)
+
+
+def _classes(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
+    width = tile_width(dtype)
+    for D in CHANNELS:
+        for tokens in (8, 16, 32, 64, 128):
+            if tokens <= width:
+                yield Case(kernel, dtype, tokens, D)
+        yield Case(kernel, dtype, width, D, chunked=True)
+
+
+def _small_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for kernel in (name for names in SMALL_KERNELS.values() for name in names):
+        for masks in (True, False):
+            if masks or kernel in ("place", "normalize"):
+                yield from (Case(kernel, dtype, 32, D, masks=masks) for D in CHANNELS)
