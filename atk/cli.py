@@ -196,6 +196,7 @@ def _load(arguments: Namespace):
 
 def _add_kernels(parser: ArgumentParser) -> None:
     parser.add_argument("--arch", type=str, help="compile for sm_80, sm_90, ...; needs no GPU")
+    parser.add_argument("--quick", action="store_true", help="one configuration of each kind, not all of them")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--tune", type=str, metavar="OUT.json", help="on a GPU: time launch numbers, write the fastest")
     parser.add_argument("--shape", type=int, nargs=5, metavar=("N_A", "N_T", "L_A", "L_T", "D"), help="to tune for")
@@ -248,8 +249,10 @@ def _kernels(arguments: Namespace) -> None:
             raise ValueError("needs --arch sm_90, say, to compile, or --tune OUT.json to time")
         return
     from atk.kernels.compile import compile_report, format_table
+    from atk.kernels.compile_cases import every_case, representative_cases
 
-    rows = compile_report(arguments.arch, workers=arguments.workers)
+    cases = representative_cases() if arguments.quick else every_case()
+    rows = compile_report(arguments.arch, cases, arguments.workers, progress=True)
     print(format_table(rows))
     if any(row.spills for row in rows):
         sys.exit(FAILURE)

@@ -17,7 +17,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   export TRITON_INTERPRET=1
   device=(--device cpu --backend triton --rounds 1)
   shapes=("tiny --n 4 --la 9 --lt 5 --d 16 --dtype float32")
-  tuned="--shape 3 9 5 16 --dtype float32"
+  tuned="[(3, 3, 9, 5, 16)], [torch.float32], device='cpu', repeats=1, choose=lambda *case: list(candidates(*case))[:2]"
 else
   device=(--device cuda)
   shapes=(
@@ -26,7 +26,7 @@ else
     "wide_512 --n 512 --la 250 --lt 32 --d 768 --dtype bfloat16 --kinds forward step"
     "clap_4096 --n 4096 --la 250 --lt 32 --d 128 --dtype bfloat16 --kinds forward step --rounds 3 --alone"
   )
-  tuned="--shape 1024 250 32 128 --dtype bfloat16"
+  tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=45"
 fi
 
 # step NAME SECONDS COMMAND...: output to NAME.log, one line to the summary; never beyond the deadline.
@@ -62,8 +62,8 @@ for shape in "${shapes[@]}"; do
   # shellcheck disable=SC2086  # the arguments are words
   step "$name" 120 "$python" "$here/benchmarks/bench_max_mean.py" "${device[@]}" $arguments --out "$out/$name"
 done
-# shellcheck disable=SC2086
-step tune 120 "$python" -m atk.kernels.tune $tuned --out "$out/launch_table.json"
+step tune 150 "$python" -c "import torch; from atk.kernels.tune import candidates, tune
+print(tune($tuned, out='$out/launch_table.json'))"
 
 rm -rf "$out/build" "$out/site" "$out/peers"
 for table in "$out"/*.md; do

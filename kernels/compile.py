@@ -71,11 +71,11 @@ class Row:
     hmma: int
 
 
-def compile_report(arch: str, cases: Iterable[Case] | None = None, workers: int = 1) -> list[Row]:
-    """Compiles `cases` (default: all representative ones) for `arch` such as "sm_90", in `workers` processes.
+def compile_report(arch: str, cases: Iterable[Case], workers: int = 1, progress: bool = False) -> list[Row]:
+    """Compiles `cases` for `arch` such as "sm_90", in `workers` processes; `compile_cases.py` has lists of them.
 
-    Cases that come to the same code are compiled once. A script that asks for several workers needs the usual
-    `if __name__ == "__main__"`.
+    Cases that come to the same code are compiled once. `progress` shows a bar. A script that asks for several workers
+    needs the usual `if __name__ == "__main__"`.
 
     Raises:
         ValueError: `arch` is not of the form sm_NN.
@@ -86,18 +86,22 @@ def compile_report(arch: str, cases: Iterable[Case] | None = None, workers: int 
         raise ValueError(f"arch must be of the form 'sm_90', got {arch!r}")
     capability = int(match[1]), int(match[2])
     _check_triton()
-    if cases is None:
-        from atk.kernels.compile_cases import representative_cases
-
-        cases = representative_cases()
     unique = {}
     for case in cases:
         unique.setdefault(str(_arguments(case, capability)), case)
     jobs = [(case, capability) for case in unique.values()]
     if workers == 1:
-        return [_compile(job) for job in jobs]
+        return list(_counted(map(_compile, jobs), len(jobs), progress))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_compile, jobs))
+        return list(_counted(pool.map(_compile, jobs), len(jobs), progress))
+
+
+def _counted(rows: Iterable[Row], total: int, progress: bool) -> Iterable[Row]:
+    if not progress:
+        return rows
+    from tqdm import tqdm
+
+    return tqdm(rows, desc="compile", total=total)
 
 
 def format_table(rows: list[Row]) -> str:

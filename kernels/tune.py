@@ -53,31 +53,35 @@ def tune(
     *,
     device: str = "cuda",
     repeats: int = 20,
+    seconds: float = float("inf"),
     choose: Callable[[str, int, bool], Iterable[Launch]] = candidates,
     report: Callable[[str], None] = print,
 ) -> Tuned:
     """Times every candidate for every kernel at shapes (N_a, N_t, L_a, L_t, D) and writes the fastest to `out`.
 
     Each candidate's result is checked against that of the usual launch numbers. One that does not compile, needs more
-    than the GPU has, or computes something else is skipped and counted. `choose(kernel, D, chunked)` gives the
-    candidates; `report` takes a line for each kernel and shape. A later shape of the same classes overrides.
+    than the GPU has, or computes something else is skipped and counted. After `seconds` a kernel and shape get no
+    further candidates. `choose(kernel, D, chunked)` gives the candidates; `report` takes a line for each kernel and
+    shape, and `out` is written after each. A later shape of the same classes overrides.
     """
     tuned = Tuned([])
     for shape, dtype in product(shapes, dtypes):
         for kernel, problem, call, result in _kernels(shape, dtype, device):
             kind = problem.captions.classes[0]
-            usual, wanted = problem.launch(kernel, kind), _run(call, result)
-            best, seconds = usual, _seconds(call, repeats, device)
-            line = f"{kernel} {dtype} {shape}: {seconds * 1e3:.3f} ms"
+            best, wanted = problem.launch(kernel, kind), _run(call, result)
+            shortest = usual = _seconds(call, repeats, device)
+            begin = time.monotonic()
             for candidate in choose(kernel, problem.D, kind.chunked):
+                if time.monotonic() - begin > seconds:
+                    break
                 problem.launches[kernel] = candidate
                 taken = _try(call, result, wanted, _TOLERANCE[dtype], repeats, device, tuned)
-                if taken is not None and taken < seconds:
-                    best, seconds = candidate, taken
+                if taken is not None and taken < shortest:
+                    best, shortest = candidate, taken
             problem.launches[kernel] = best
             tuned.entries.append(_entry(problem, kernel, dtype, kind, best))
-            report(f"{line} -> {seconds * 1e3:.3f} ms with {best}")
-    launch_table.write(out, tuned.entries)
+            report(f"{kernel} {dtype} {shape}: {usual * 1e3:.3f} ms -> {shortest * 1e3:.3f} ms with {best}")
+            launch_table.write(out, tuned.entries)
     return tuned
 
 
