@@ -65,6 +65,8 @@ def _maxsim_cpu(device: str, dtype: torch.dtype, kind: str):
 
     if device != "cpu" or dtype != torch.float32:
         return call, "takes float32 on the CPU only"
+    if "ragged" in kind:
+        return call, "takes no mask"
     return call, None if kind == "forward" else "has no backward"
 
 

@@ -30,6 +30,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return atk::kernels().name; }, "Instruction set that the kernels use.");
   m.def("available_isas", &atk::available_isas, "Instruction sets that this CPU runs, best first.");
   m.def("set_isa", &atk::set_isa, py::arg("name"), "Forces one of available_isas(); raises ValueError otherwise.");
+  m.def("set_screening", &atk::set_screening, py::arg("mode"),
+        "int8 screening of the float32 and float16 forward: \"auto\", \"always\" or \"never\".");
 
   py::class_<atk::Sequences>(m, "Sequences")
       .def(py::init([](Address rows, Address cu_seqlens, Address mask, std::int64_t count, std::int64_t total) {

@@ -39,6 +39,8 @@ std::atomic<const Kernels*>& chosen() {
   return kernels;
 }
 
+std::atomic<Screening> screening_mode{Screening::automatic};
+
 }  // namespace
 
 std::vector<std::string> available_isas() {
@@ -58,6 +60,19 @@ void set_isa(const std::string& name) {
   }
   throw std::invalid_argument("instruction set '" + name + "' is not available here; available: " + names);
 }
+
+void set_screening(const std::string& mode) {
+  if (mode == "auto")
+    screening_mode = Screening::automatic;
+  else if (mode == "always")
+    screening_mode = Screening::always;
+  else if (mode == "never")
+    screening_mode = Screening::never;
+  else
+    throw std::invalid_argument("screening mode '" + mode + "' is none of: auto, always, never");
+}
+
+Screening screening() { return screening_mode; }
 
 const Kernels& kernels() { return *chosen(); }
 

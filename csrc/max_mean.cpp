@@ -36,6 +36,12 @@ struct RowLists {
 
   ValidRows view() const { return {row.data(), first.data()}; }
   int64_t count(int64_t s) const { return first[s + 1] - first[s]; }
+
+  int64_t longest() const {
+    int64_t rows = 0;
+    for (size_t s = 1; s < first.size(); ++s) rows = std::max(rows, first[s] - first[s - 1]);
+    return rows;
+  }
 };
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -53,6 +59,14 @@ struct Problem {
   const RowLists frames{op.audio}, tokens{op.text};
   const int64_t element = op.dtype == Dtype::float32 ? 4 : 2;
   const int64_t spans = (op.d + kSpan - 1) / kSpan;
+  const int64_t longest_caption = tokens.longest();
+  const Screening mode = screening();
+  const ScreenKernels* const screen = screens() ? kernels.screen : nullptr;
+
+  bool screens() const {
+    return mode != Screening::never && kernels.screen &&
+           kernels.screen->applies(op, frames.first.back(), longest_caption, mode == Screening::always);
+  }
 
   int workers(double operations_per_channel) const {
     const double most = 1 + 2 * operations_per_channel * op.d / kOperationsPerThread;
@@ -79,14 +93,20 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
   const RowLists &frames = problem.frames, &tokens = problem.tokens;
   const int64_t per_word = op.dtype == Dtype::bfloat16 ? kernels.bfloat16_per_word : 1;
   const int64_t words = (op.d + per_word - 1) / per_word, captions = end - begin;
-  const double scores = static_cast<double>(frames.row.size()) * (tokens.first[end] - tokens.first[begin]);
+  const int64_t group_tokens = tokens.first[end] - tokens.first[begin];
+  const double scores = static_cast<double>(frames.row.size()) * group_tokens;
   const int workers = problem.workers(op.pairs ? scores / op.audio.count : scores);
 
-  const auto packed_tokens = make_buffer<float>((tokens.first[end] - tokens.first[begin]) * words);
+  const auto packed_tokens = make_buffer<float>(group_tokens * words);
   const auto magnitudes = make_buffer<Magnitudes>(captions);
+  const ScreenKernels* screen = problem.screen;
+  const auto screened = make_buffer<char>(screen ? screen->caption_offset(op.d, captions, group_tokens) : 0);
   parallel_for(captions, workers, [&](int64_t j, int) {
-    float* packed = packed_tokens.get() + (tokens.first[begin + j] - tokens.first[begin]) * words;
-    magnitudes[j] = kernels.pack_caption(op, tokens.view(), begin + j, packed);
+    const int64_t before = tokens.first[begin + j] - tokens.first[begin];
+    magnitudes[j] = kernels.pack_caption(op, tokens.view(), begin + j, packed_tokens.get() + before * words);
+    if (screen && tokens.count(begin + j))
+      screen->prepare_caption(op, tokens.view(), begin + j, magnitudes[j],
+                              screened.get() + screen->caption_offset(op.d, j, before));
   });
   const PackedCaptions packed{packed_tokens.get(), magnitudes.get(), tokens.view(), begin, end};
 
@@ -95,14 +115,19 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
   const int64_t count = static_cast<int64_t>(chunks.size());
   const auto packed_frames = make_buffer<float>(workers * length * words);
   const auto sums = make_buffer<float>(count * captions);
+  const int64_t scratch_bytes = screen ? screen->scratch_bytes(length, problem.longest_caption, op.d) : 0;
+  const auto scratch = make_buffer<char>(workers * scratch_bytes);
   const int64_t parts = parts_for(count, workers, op.pairs ? 1 : captions);
   parallel_for(count * parts, workers, [&](int64_t item, int worker) {
     const Chunk& chunk = chunks[item / parts];
     const int64_t part = item % parts;
     const int64_t first = op.pairs ? chunk.clip : begin + captions * part / parts;
     const int64_t last = op.pairs ? chunk.clip + 1 : begin + captions * (part + 1) / parts;
-    kernels.score({&op, winners, packed, frames.view(), chunk, first, last, grad,
-                   packed_frames.get() + worker * length * words, sums.get() + item / parts * captions});
+    const Screen screening{screened.get(), problem.longest_caption, scratch.get() + worker * scratch_bytes,
+                           problem.mode == Screening::always};
+    (screen ? screen->score : kernels.score)(
+        {&op, winners, packed, frames.view(), chunk, first, last, grad, packed_frames.get() + worker * length * words,
+         sums.get() + item / parts * captions, screening});
   });
   if (!sim) return;
   for (int64_t c = 0; c < count; ++c) {

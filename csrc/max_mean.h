@@ -67,6 +67,14 @@ struct PackedCaptions {
   int64_t begin, end;
 };
 
+// What ScreenKernels::score needs besides.
+struct Screen {
+  char* captions;           // the packed captions once more, as ScreenKernels::prepare_caption leaves them
+  int64_t longest_caption;  // of all captions
+  char* scratch;            // of ScreenKernels::scratch_bytes
+  bool always;              // as for ScreenKernels::applies
+};
+
 // One chunk of frames against the captions caption_begin .. before caption_end.
 struct ScoreTask {
   const MaxMean* op;
@@ -78,6 +86,7 @@ struct ScoreTask {
   const float* grad;  // [n_a, n_t]: pairs where it is 0 are left out; null: all are scored
   float* packed;      // scratch, for the chunk's frames in whole register tiles
   float* sum;         // [captions.end - captions.begin] sums over the chunk's frames
+  Screen screen;
 };
 
 // Gradient of a chunk of frames in the channels of the spans span_begin .. before span_end.
@@ -107,6 +116,17 @@ struct TokenGradTask {
   void* grad_text;
 };
 
+// Forward that scores in float32 only what int8 products cannot rule out: the same winners, sooner.
+struct ScreenKernels {
+  // Whether to screen this problem at all; `always`: whatever it costs.
+  bool (*applies)(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always);
+  int64_t (*caption_offset)(int64_t d, int64_t captions, int64_t tokens);  // bytes that so many of them take
+  int64_t (*scratch_bytes)(int64_t frames, int64_t longest_caption, int64_t d);
+  void (*prepare_caption)(const MaxMean& op, const ValidRows& tokens, int64_t caption, const Magnitudes& magnitudes,
+                          char* prepared);
+  void (*score)(const ScoreTask& task);
+};
+
 struct Kernels {
   const char* name;
   int64_t block;              // frames in a register tile
@@ -122,6 +142,7 @@ struct Kernels {
                     float* inverse_norm);
   void (*normalize_grad)(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t begin,
                          int64_t end, int64_t d, void* grad_rows);
+  const ScreenKernels* screen;  // null: this instruction set has none
 };
 
 extern const Kernels kAvx512Kernels, kAvx2Kernels, kPortableKernels;

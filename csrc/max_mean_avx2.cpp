@@ -5,5 +5,5 @@
 #define ATK_TILE_TOKENS 6
 #include "kernel_table.h"
 
-const atk::Kernels atk::kAvx2Kernels = ATK_KERNEL_TABLE("avx2");
+const atk::Kernels atk::kAvx2Kernels = ATK_KERNEL_TABLE("avx2", nullptr);
 #endif

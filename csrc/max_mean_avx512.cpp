@@ -5,5 +5,5 @@
 #define ATK_TILE_TOKENS 12
 #include "kernel_table.h"
 
-const atk::Kernels atk::kAvx512Kernels = ATK_KERNEL_TABLE("avx512");
+const atk::Kernels atk::kAvx512Kernels = ATK_KERNEL_TABLE("avx512", nullptr);
 #endif

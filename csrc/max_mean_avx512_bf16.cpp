@@ -6,9 +6,12 @@
 #define ATK_TILE_VECTORS 2
 #define ATK_TILE_TOKENS 12
 #include "kernel_table.h"
+#include "max_mean_screen.h"
 
 namespace atk {
-static const Kernels kTable = ATK_KERNEL_TABLE("avx512_bf16");
+static const ScreenKernels kScreenTable = {screening_applies, screened_caption_offset, ScreenScratch::bytes,
+                                           prepare_caption, screen};
+static const Kernels kTable = ATK_KERNEL_TABLE("avx512_bf16", &kScreenTable);
 const Kernels* const kAvx512Bf16Kernels = &kTable;
 }  // namespace atk
 #else

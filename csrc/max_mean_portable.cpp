@@ -8,4 +8,4 @@
 #define ATK_TILE_TOKENS 6
 #include "kernel_table.h"
 
-const atk::Kernels atk::kPortableKernels = ATK_KERNEL_TABLE("portable");
+const atk::Kernels atk::kPortableKernels = ATK_KERNEL_TABLE("portable", nullptr);

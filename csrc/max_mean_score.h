@@ -3,10 +3,9 @@
 // Each score is one chain of fused multiply-adds over the channels, whatever the tile: results do not depend on it.
 #pragma once
 
-#include <cfloat>
 #include <utility>
 
-#include "simd.h"
+#include "max_mean_pack.h"
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -14,91 +13,6 @@
 
 namespace atk {
 namespace {
-
-// A caption's tokens are cut into the fewest tiles of at most kTileTokens, as equal as possible.
-struct TokenTiles {
-  int64_t base, larger;  // `larger` tiles of base + 1 tokens come first
-};
-
-inline TokenTiles token_tiles(int64_t tokens) {
-  const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
-  return {tokens / tiles, tokens % tiles};
-}
-
-inline int64_t tile_size(const TokenTiles& tiles, int64_t tile) { return tiles.base + (tile < tiles.larger); }
-
-// A packed row consists of 32-bit words: one channel in float32, or two channels in bfloat16 (the last may be a zero).
-#if defined(__AVX512BF16__)
-constexpr int64_t kBfloat16PerWord = 2;
-#else
-constexpr int64_t kBfloat16PerWord = 1;
-#endif
-template <class T>
-constexpr int64_t kPerWord = 1;
-template <>
-constexpr int64_t kPerWord<BFloat16> = kBfloat16PerWord;
-
-template <class T>
-inline void read_words(const T* row, int64_t channels, float* words) {
-  if constexpr (kPerWord<T> == 1) {
-    for (int64_t c = 0; c < channels; ++c) words[c] = widen(row[c]);
-  } else {
-    words[(channels - 1) / 2] = 0;
-    std::memcpy(words, row, channels * sizeof *row);
-  }
-}
-
-// Packs rows[row[r]], r < count, as [words][lanes].
-template <class T>
-void pack_rows(const T* rows, const int32_t* row, int64_t count, int64_t d, int64_t lanes, float* packed) {
-  constexpr int64_t kStep = 64;  // words at a time, so that the strided writes stay in the first-level cache
-  float words[kStep];
-  for (int64_t c = 0; c < d; c += kStep * kPerWord<T>, packed += kStep * lanes) {
-    const int64_t channels = min(kStep * kPerWord<T>, d - c), n = (channels + kPerWord<T> - 1) / kPerWord<T>;
-    for (int64_t r = 0; r < count; ++r) {
-      read_words(rows + row[r] * d + c, channels, words);
-      for (int64_t k = 0; k < n; ++k) packed[k * lanes + r] = words[k];
-    }
-    for (int64_t k = 0; k < n; ++k)
-      for (int64_t r = count; r < lanes; ++r) packed[k * lanes + r] = 0;
-  }
-}
-
-// Magnitudes are compared as bits: integers order finite < inf < NaN.
-template <class T>
-Magnitudes magnitudes(const T* rows, const int32_t* row, int64_t count, int64_t d) {
-  uint32_t largest = 0, smallest_row = float_bits(FLT_MAX);
-  for (int64_t r = 0; r < count; ++r) {
-    const T* channels = rows + row[r] * d;
-    uint32_t magnitude = 0;
-    for (int64_t c = 0; c < d; ++c) {
-      const uint32_t bits = float_bits(widen(channels[c])) & 0x7fffffff;
-      magnitude = bits > magnitude ? bits : magnitude;
-    }
-    largest = magnitude > largest ? magnitude : largest;
-    smallest_row = magnitude && magnitude < smallest_row ? magnitude : smallest_row;
-  }
-  return {bits_float(largest), bits_float(smallest_row)};
-}
-
-Magnitudes pack_caption(const MaxMean& op, const ValidRows& tokens, int64_t caption, float* packed) {
-  const int32_t* row = tokens.row + tokens.first[caption];
-  const int64_t count = tokens.first[caption + 1] - tokens.first[caption];
-  Magnitudes result = {};
-  with_dtype(op.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const T* rows = static_cast<const T*>(op.text.rows);
-    const int64_t words = (op.d + kPerWord<T> - 1) / kPerWord<T>;
-    result = magnitudes(rows, row, count, op.d);
-    for (int64_t l = 0, tile = 0; l < count; ++tile) {
-      const TokenTiles tiles = token_tiles(count);
-      const int64_t n = tile_size(tiles, tile);
-      pack_rows(rows, row + l, n, op.d, n, packed + l * words);
-      l += n;
-    }
-  });
-  return result;
-}
 
 // Multiply-adds of words: `frames` holds a word of kLanes frames, `token` a word of one token.
 struct Float32Words {
@@ -254,34 +168,62 @@ float score_caption(const float* frames, int64_t count, const float* tokens, int
   }
 }
 
+// The frames of a task's chunk, to be packed in whole register tiles and scored without screening.
 template <class T, class Index>
+struct FrameChunk {
+  const ScoreTask& task;
+  const MaxMean& op = *task.op;
+  const T* rows = static_cast<const T*>(op.audio.rows);
+  const int32_t* row = task.frames.row + task.chunk.begin;
+  const int64_t count = task.chunk.end - task.chunk.begin, words = (op.d + kPerWord<T> - 1) / kPerWord<T>;
+
+  void pack(int64_t begin, int64_t end) const {
+    for (int64_t b = begin; b < end; b += kBlock) {
+      const int64_t n = min(kBlock, end - b), lanes = (n + kLanes - 1) / kLanes * kLanes;
+      pack_rows(rows, row + b, n, op.d, lanes, task.packed + b * words);
+    }
+  }
+
+  // Sum over the packed frames begin .. before end of the best score in caption j; begin is a multiple of kBlock.
+  float score(int64_t j, int64_t begin, int64_t end, const Magnitudes& frames) const {
+    const PackedCaptions& captions = task.captions;
+    const int64_t* first = captions.tokens.first;
+    Index* index = winners_of<Index>(op, task.winners, j, task.chunk.begin + begin);
+    return score_caption<T>(task.packed + begin * words, end - begin,
+                            captions.packed + (first[j] - first[captions.begin]) * words, first[j + 1] - first[j],
+                            words, bounds(frames, captions.magnitudes[j - captions.begin], op.d), index);
+  }
+};
+
+template <class T, class Index>
+struct DirectChunk {
+  FrameChunk<T, Index> frames;
+  Magnitudes frame_magnitudes;
+
+  explicit DirectChunk(const ScoreTask& task)
+      : frames{task}, frame_magnitudes(magnitudes(frames.rows, frames.row, frames.count, frames.op.d)) {
+    frames.pack(0, frames.count);
+  }
+
+  float score(int64_t j) { return frames.score(j, 0, frames.count, frame_magnitudes); }
+};
+
+template <class Chunk>
 void score_clip(const ScoreTask& task) {
   const MaxMean& op = *task.op;
-  const PackedCaptions& captions = task.captions;
-  const Chunk& chunk = task.chunk;
-  const int64_t* first_token = captions.tokens.first;
-  const int64_t words = (op.d + kPerWord<T> - 1) / kPerWord<T>, count = chunk.end - chunk.begin;
-  const int32_t* row = task.frames.row + chunk.begin;
-  const T* rows = static_cast<const T*>(op.audio.rows);
-  const Magnitudes frames = magnitudes(rows, row, count, op.d);
-  for (int64_t b = 0; b < count; b += kBlock) {
-    const int64_t n = min(kBlock, count - b), lanes = (n + kLanes - 1) / kLanes * kLanes;
-    pack_rows(rows, row + b, n, op.d, lanes, task.packed + b * words);
-  }
+  const int64_t* first_token = task.captions.tokens.first;
+  Chunk chunk(task);
   for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
-    const int64_t tokens = first_token[j + 1] - first_token[j], pair = op.pairs ? j : chunk.clip * op.text.count + j;
-    float& sum = task.sum[j - captions.begin] = 0;
-    if (tokens == 0 || (task.grad && task.grad[pair] == 0)) continue;
-    sum = score_caption<T>(task.packed, count, captions.packed + (first_token[j] - first_token[captions.begin]) * words,
-                           tokens, words, bounds(frames, captions.magnitudes[j - captions.begin], op.d),
-                           winners_of<Index>(op, task.winners, j, chunk.begin));
+    const int64_t pair = op.pairs ? j : task.chunk.clip * op.text.count + j;
+    const bool wanted = first_token[j] < first_token[j + 1] && !(task.grad && task.grad[pair] == 0);
+    task.sum[j - task.captions.begin] = wanted ? chunk.score(j) : 0;
   }
 }
 
 void score(const ScoreTask& task) {
   with_dtype(task.op->dtype, [&](auto type) {
     with_index(task.winners.bytes, [&](auto index) {
-      score_clip<typename decltype(type)::type, typename decltype(index)::type>(task);
+      score_clip<DirectChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
     });
   });
 }

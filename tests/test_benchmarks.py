@@ -67,8 +67,8 @@ def test_the_script_writes_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, *shape, "--dtype", "float32", "bfloat16", "--out", str(tmp_path / "t")])
     runpy.run_path(script, run_name="__main__")
     result = json.loads((tmp_path / "t.json").read_text())
-    assert len(result["tables"]) == 6 and "commit" in result["environment"]
+    assert len(result["tables"]) == 8 and "commit" in result["environment"]
     for rows in result["tables"].values():
         assert [row["status"] for row in rows if row["status"] not in ("ok", "missing")] == []
         assert rows[-1]["provider"].startswith("limit") and rows[-1]["of_limit"] == 1
-    assert (tmp_path / "t.md").read_text().count("| naive einsum |") == 6
+    assert (tmp_path / "t.md").read_text().count("| naive einsum |") == 8
