@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+MOST_ROWS = 2**31 - 1  # cu_seqlens are int32, as everywhere
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -23,10 +24,16 @@ def embeddings(name: str, value: Tensor, axes: str, like: tuple[str, Tensor] | N
         raise ValueError(
             f"{name} and {other_name} must have the same width D, got {value.shape[-1]} and {other.shape[-1]}"
         )
-    if value.dtype != other.dtype:
-        raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
     if value.device != other.device:
         raise ValueError(f"{name} and {other_name} must be on one device, got {value.device} and {other.device}")
+    if value.dtype != other.dtype and not _autocast_unites(value, other):
+        raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
+
+
+def _autocast_unites(*values: Tensor) -> bool:
+    device = values[0].device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return enabled and all(value.dtype != torch.float64 for value in values)
 
 
 def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
@@ -50,6 +57,9 @@ def padded(audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Te
     embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
     mask("audio_mask", audio_mask, "audio", audio)
     mask("text_mask", text_mask, "text", text)
+    for name, value in (("audio", audio), ("text", text)):
+        if value.shape[0] * value.shape[1] > MOST_ROWS:
+            raise ValueError(f"{name} must have at most {MOST_ROWS} rows in all, got shape {list(value.shape)}")
 
 
 def same_count(audio: Tensor, text: Tensor) -> None:
@@ -69,15 +79,22 @@ def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, longest: int 
         raise ValueError(f"{name} must have shape [N + 1], got {list(value.shape)}")
     if value.device != of.device:
         raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
-    if longest is not None:
-        if longest < 0:
-            raise ValueError(f"max_seqlen of {of_name} must be at least 0, got {longest}")
-        return
+    if longest is not None and longest < 0:
+        raise ValueError(f"max_seqlen_{of_name} must be at least 0, got {longest}")
+    if longest is None or (of.device.type == "cpu" and not torch.compiler.is_compiling()):
+        cu_seqlens_values(of_name, value, of, longest)
+
+
+def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, longest: int | None) -> None:
+    """The numbers in `value` cut the rows of `of` into sequences of at most `longest`; waits for a GPU."""
+    name, lengths = f"cu_seqlens_{of_name}", value.diff()
     first, last = int(value[0]), int(value[-1])
     if first != 0 or last != of.shape[0]:
         raise ValueError(f"{name} must run from 0 to the {of.shape[0]} rows of {of_name}, got {first} to {last}")
-    if bool((value.diff() < 0).any()):
+    if bool((lengths < 0).any()):
         raise ValueError(f"{name} must never decrease")
+    if longest is not None and bool((lengths > longest).any()):
+        raise ValueError(f"max_seqlen_{of_name} must be at least the longest, {int(lengths.max())}, got {longest}")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

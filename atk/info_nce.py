@@ -35,8 +35,9 @@ def info_nce(
     checks.embeddings("text", text, "N, D", like=("audio", audio))
     _check_pairs(audio, text, reduction)
     checks.one_of("backend", backend, ("auto", "reference"))
-    if audio.dtype in (torch.float16, torch.bfloat16):
-        audio, text = audio.float(), text.float()
+    audio, text = (
+        value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in (audio, text)
+    )
     with torch.autocast(audio.device.type, enabled=False):
         return reference.info_nce(audio @ text.T, logit_scale, reduction)
 
@@ -65,9 +66,10 @@ def aligned_info_nce(
         reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`.
         skip_below: the backward leaves out pairs whose weight `|P_ij + Q_ij - 2 [i = j]|` is below this, with P and Q
             the softmax of the logits along rows and along columns. The loss and the gradient of `logit_scale` stay
-            exact. With unit-length embeddings the gradient of a frame of clip i is off by at most
-            `skip_below * logit_scale / n_i` (n_i valid frames) and those of a caption's tokens by at most
-            `skip_below * logit_scale` together, in L2 norm; half of that for the mean. 0 leaves nothing out.
+            exact. With unit-length embeddings and `direction="audio"` the gradient of a frame of clip i is off by at
+            most `skip_below * logit_scale / n_i` (n_i valid frames) and those of a caption's tokens by at most
+            `skip_below * logit_scale` together, in L2 norm; frames and tokens change places for `"text"`, and half of
+            each adds up for `"both"`. Half of all that for the mean. 0 leaves nothing out.
 
     Returns:
         Scalar loss in float32 (float64 for float64 input).

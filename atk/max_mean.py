@@ -36,9 +36,10 @@ def max_mean_similarity(
         normalize: divide every embedding by its L2 norm first; those shorter than 1e-12 become 0, with gradient 0.
         direction: `"audio"` looks from frames to tokens as above; `"text"` takes for each token the best frame and
             the mean over tokens; `"both"` is the average of the two (FILIP).
-        save_index: keep the winning token of every frame and caption for the backward (`N_a * N_t * L_a` bytes, twice
-            that for L_t > 256), or compute it again there, which costs one more forward and no such memory. None
-            keeps it up to 1 GiB. The gradients are the same bit for bit.
+        save_index: keep the winning token of every frame and caption for the backward, or compute it again there,
+            which costs one more forward and no such memory. It takes `N_a * N_t * L_a` entries of 1 byte, of 2 for
+            L_t > 256, of 4 for L_t > 32768; `"text"` exchanges L_a and L_t, `"both"` takes both. None keeps up to
+            1 GiB a direction. The gradients are the same bit for bit.
         backend: `"auto"`, `"reference"`, `"cpp"` or `"triton"`; see `atk.backends()`.
 
     Returns:
@@ -104,8 +105,9 @@ def max_mean_similarity_varlen(
         text: token embeddings `[T_t, D]` of all captions, same dtype and device.
         cu_seqlens_audio: int32 `[N_a + 1]`, from 0 to T_a: clip i is `audio[cu[i] : cu[i + 1]]`, perhaps empty.
         cu_seqlens_text: int32 `[N_t + 1]`, from 0 to T_t.
-        max_seqlen_audio, max_seqlen_text: at least the longest clip and caption; None reads them from the device and
-            checks `cu_seqlens`, which waits for a GPU.
+        max_seqlen_audio, max_seqlen_text: at least the longest clip and caption. None reads them and checks
+            `cu_seqlens`, which waits for a GPU; given ones are trusted there with `cu_seqlens`, and a wrong number
+            gives wrong results or a fault. On the CPU all are checked.
         normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
 
     Returns, raises: as `atk.max_mean_similarity`.

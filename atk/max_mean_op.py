@@ -6,7 +6,7 @@ T_a rows of frames and T_t rows of tokens belong to N_a clips and N_t captions, 
 import torch
 from torch import Tensor
 
-from atk import reference
+from atk import checks, reference
 from atk.sequences import Sequences
 
 INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None keeps for the backward
@@ -52,7 +52,9 @@ def _index_dtype(tokens: int) -> torch.dtype:
     return torch.uint8 if tokens <= 256 else torch.int16 if tokens <= 32768 else torch.int32
 
 
-def _sequences(rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
+def _sequences(name: str, rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
+    if rows.device.type == "cpu":  # where looking costs nothing, and a wrong number would reach foreign memory
+        checks.cu_seqlens_values(name, cu_seqlens, rows, longest)
     return Sequences(rows.contiguous(), cu_seqlens.contiguous(), None if mask is None else mask.contiguous(), longest)
 
 
@@ -72,7 +74,10 @@ def _forward(
     )  # fmt: skip
     if audio.numel() == 0 or text.numel() == 0:
         return sim.zero_(), index
-    sides = _sequences(audio, cu_audio, audio_mask, longest_audio), _sequences(text, cu_text, text_mask, longest_text)
+    sides = (
+        _sequences("audio", audio, cu_audio, audio_mask, longest_audio),
+        _sequences("text", text, cu_text, text_mask, longest_text),
+    )
     _launchers(backend).max_mean_forward(*sides, sim, index if with_index else None, pairs)
     return sim, index
 
@@ -96,10 +101,13 @@ def _backward(
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of audio and text rows, from the winners or, without them, by computing them again."""
-    grad_audio, grad_text = torch.empty_like(audio), torch.empty_like(text)
+    grad_audio, grad_text = audio.new_empty(audio.shape), text.new_empty(text.shape)
     if audio.numel() == 0 or text.numel() == 0:
         return grad_audio.zero_(), grad_text.zero_()
-    sides = _sequences(audio, cu_audio, audio_mask, longest_audio), _sequences(text, cu_text, text_mask, longest_text)
+    sides = (
+        _sequences("audio", audio, cu_audio, audio_mask, longest_audio),
+        _sequences("text", text, cu_text, text_mask, longest_text),
+    )
     _launchers(backend).max_mean_backward(
         grad.contiguous(), *sides, index if with_index else None, grad_audio, grad_text, pairs, sparse
     )
@@ -108,7 +116,7 @@ def _backward(
 
 @_backward.register_fake
 def _empty_gradients(grad, index, audio, cu_audio, audio_mask, longest_audio, text, *rest):
-    return torch.empty_like(audio), torch.empty_like(text)
+    return audio.new_empty(audio.shape), text.new_empty(text.shape)
 
 
 @torch.library.custom_op("atk::normalize_rows", mutates_args=())

@@ -66,6 +66,7 @@ def pad(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
     """Packed rows as `[N, L, D]` and their mask `[N, L]`; None: everything is valid."""
     rows, cu_seqlens, mask, length = sequences
     number, total = sequences.number, rows.shape[0]
+    length = min(length, total)
     if total == number * length:  # no sequence is longer, so all are as long
         return rows.view(number, length, rows.shape[1]), None if mask is None else mask.view(number, length)
     place = cu_seqlens[:-1, None].long() + torch.arange(length, device=rows.device)  # [N, L]

@@ -1,7 +1,8 @@
 """Max-mean similarity of N clips against N captions: the einsum that a user writes, other libraries, the fused op.
 
-The limit is the rate of the library's own matrix product in the same process, and operations are those of the
-forward's products alone: a step at 0.3 of the limit takes as long as three ideal forwards.
+In a forward the einsum keeps nothing for a backward, atk its winners. The limit is the rate of the library's own matrix
+product in the same process, and operations are those of the forward's products alone: a step at 0.3 of the limit takes
+as long as three ideal forwards.
 """
 
 import argparse
@@ -52,6 +53,7 @@ def run(
         rounds: timed calls of each provider.
         others: time `torch.compile` of the einsum and the other libraries too, not only the einsum and atk.
     """
+    torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
     kernels = kernels or ("triton" if device == "cuda" else "cpp")
     with torch.device(device):
         audio, text, grad = embeddings(n, la, d, dtype), embeddings(n, lt, d, dtype), torch.randn(n, n)

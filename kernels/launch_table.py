@@ -30,7 +30,7 @@ def find(gpu: str, kernel: str, dtype: str, tokens: int, chunked: bool, D: int) 
     Raises:
         ValueError: the table named by ATK_LAUNCH_TABLE cannot be read, or one of its entries cannot be used.
     """
-    path = os.environ.get(VARIABLE) or (str(PACKAGED) if PACKAGED.exists() else None)
+    path = os.environ.get(VARIABLE) or _packaged()
     return None if path is None else _read(path).get((gpu, kernel, dtype, tokens, chunked, D))
 
 
@@ -38,6 +38,11 @@ def write(path: str | os.PathLike, entries: list[dict]) -> None:
     """Writes a table, after checking its entries."""
     _index(entries, str(path))
     Path(path).write_text(json.dumps({"entries": entries}, indent=1) + "\n")
+
+
+@lru_cache
+def _packaged() -> str | None:
+    return str(PACKAGED) if PACKAGED.exists() else None
 
 
 @lru_cache

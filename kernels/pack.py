@@ -198,7 +198,8 @@ def frame_tiles(frames: Frames, size: int) -> FrameTiles:
 
 def length_classes(text: Sequences, width: int, pairs: bool) -> list[LengthClass]:
     """The classes of valid lengths that can occur. One class for `pairs`, or when every caption has equal length."""
-    total, longest = len(text.rows), max(1, text.longest)
+    total = len(text.rows)
+    longest = max(1, min(text.longest, total))
     widest = min(width, max(_SHORTEST, next_power_of_two(longest)))
     dense = text.mask is None and total == text.number * text.longest  # then no caption is shorter
     edges = [width] if pairs else [widest]

@@ -37,7 +37,7 @@ def loop_similarity(audio, text, audio_mask, text_mask):
 def ragged(clips=4, captions=5, frames=9, tokens=7, width=6, dtype=torch.float32):
     audio, text = torch.randn(clips, frames, width), torch.randn(captions, tokens, width)
     audio_mask, text_mask = torch.rand(clips, frames) > 0.4, torch.rand(captions, tokens) > 0.4
-    audio_mask[1], text_mask[2] = False, False
+    audio_mask[1:2], text_mask[2:3] = False, False
     return audio.to(dtype), text.to(dtype), audio_mask, text_mask
 
 

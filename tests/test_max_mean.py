@@ -143,12 +143,23 @@ def test_normalize_of_zero_and_of_huge_vectors(dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_inputs_and_masks(backend):
-    audio, text, audio_mask, text_mask = ragged(frames=8)
-    strided = (audio.transpose(0, 1).contiguous().transpose(0, 1), text.flip(2), audio_mask.T.contiguous().T)
-    sim = atk.max_mean_similarity(*strided, text_mask, backend=backend)
-    wanted = loop_similarity(audio, text.flip(2), audio_mask, text_mask)
-    torch.testing.assert_close(sim.double(), wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    "order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)], ids=["frames first", "channels second", "reversed"]
+)
+def test_memory_layouts_and_their_gradients(backend, order):
+    audio, text, audio_mask, text_mask = ragged(clips=2, captions=1, frames=8)
+    back = [order.index(axis) for axis in range(3)]
+
+    def laid_out(value):
+        return value.permute(order).contiguous().permute(back)
+
+    def op(backend, masks):
+        return lambda a, t: atk.max_mean_similarity(laid_out(a), laid_out(t), *masks, backend=backend)
+
+    strided = audio_mask.T.contiguous().T, text_mask
+    wanted = gradients(op("reference", (audio_mask, text_mask)), audio.double(), text.double())
+    for got, want in zip(gradients(op(backend, strided), audio, text), wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -208,9 +219,11 @@ def test_autocast_takes_mixed_inputs_and_half_ones(backend):
     if backend == "triton" and TRITON_DEVICE.type == "cpu":
         pytest.skip(no_bf16)
     audio, text, audio_mask, text_mask = ragged(dtype=torch.bfloat16)
-    with torch.autocast(audio.device.type, torch.bfloat16):
-        sim = atk.max_mean_similarity(audio.float(), text.float(), audio_mask, text_mask, backend=backend)
-    assert torch.equal(sim, atk.max_mean_similarity(audio, text, audio_mask, text_mask, backend=backend))
+    wanted = atk.max_mean_similarity(audio, text, audio_mask, text_mask, backend=backend)
+    for mixed in ((audio.float(), text.float()), (audio, text.float()), (audio.float(), text)):
+        with torch.autocast(audio.device.type, torch.bfloat16):
+            sim = atk.max_mean_similarity(*mixed, audio_mask, text_mask, backend=backend)
+        assert torch.equal(sim, wanted)
 
 
 @pytest.mark.parametrize(

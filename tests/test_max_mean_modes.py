@@ -56,6 +56,25 @@ def test_varlen_equals_padded_with_mask(backend, direction, given):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_loose_bounds_and_strided_rows_change_nothing(backend):
+    audio, text = torch.randn(6, 5), torch.randn(6, 7)
+    cu_audio, cu_text = torch.tensor([0, 2, 5]).int(), torch.tensor([0, 3, 3, 7]).int()
+
+    def op(backend, **longest):
+        return lambda a, t: atk.max_mean_similarity_varlen(a.T, t.T, cu_audio, cu_text, backend=backend, **longest)
+
+    wanted = gradients(op("reference"), audio.double(), text.double())
+    for longest in ({}, {"max_seqlen_audio": 1000, "max_seqlen_text": 300}):
+        for got, want in zip(gradients(op(backend, **longest), audio, text), wanted, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    empty = torch.zeros(3).int()
+    sim = atk.max_mean_similarity_varlen(
+        audio[:0, :5], text.T[:, :5], empty, cu_text, max_seqlen_audio=5, backend=backend
+    )
+    assert sim.shape == (2, 3) and sim.eq(0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("direction", ["audio", "text", "both"])
 def test_pairs_are_the_diagonal(backend, direction):
     audio, text, audio_mask, text_mask = ragged(captions=4)
@@ -145,7 +164,13 @@ def test_forms_compile_into_one_graph(backend):
         ({"cu_seqlens_audio": torch.tensor([0, 5]).int()}, ValueError, "from 0 to the 6 rows of audio, got 0 to 5"),
         ({"cu_seqlens_audio": torch.tensor([0, 4, 2, 6]).int()}, ValueError, "must never decrease"),
         ({"cu_seqlens_audio": torch.tensor([0, 6], device="meta").int()}, ValueError, "on the device of audio"),
-        ({"max_seqlen_text": -1}, ValueError, "max_seqlen of text"),
+        ({"max_seqlen_text": -1}, ValueError, "max_seqlen_text must be at least 0"),
+        ({"max_seqlen_text": 2}, ValueError, "max_seqlen_text must be at least the longest, 3, got 2"),
+        (
+            {"cu_seqlens_text": torch.tensor([0, 9]).int(), "max_seqlen_text": 9},
+            ValueError,
+            "from 0 to the 3 rows of text, got 0 to 9",
+        ),
         ({"audio": torch.randn(1, 6, 5)}, ValueError, r"audio must have shape \[T_a, D\]"),
     ],
 )
@@ -158,6 +183,15 @@ def test_errors_of_packed_input_name_the_argument(change, kind, message):
     }
     with pytest.raises(kind, match=message):
         atk.max_mean_similarity_varlen(**arguments)
+
+
+@cpp_runs
+def test_compiled_calls_check_packed_input_too():
+    function = torch.compile(atk.max_mean_similarity_varlen, fullgraph=True, backend="aot_eager")
+    cu_seqlens = torch.tensor([0, 900]).int()
+    with pytest.raises(ValueError, match="from 0 to the 3 rows of audio, got 0 to 900"):
+        rows = torch.randn(3, 4)
+        function(rows, rows, cu_seqlens, cu_seqlens, max_seqlen_audio=900, max_seqlen_text=900, backend="cpp")
 
 
 def test_pairs_need_as_many_clips_as_captions():
