@@ -30,7 +30,7 @@ rule compile
   depfile = $out.d
   deps = gcc
 rule link
-  command = {cxx} -shared -pthread {link_extra} $in -o $out
+  command = {cxx} -shared -pthread {link_extra} $in -o $out {libraries}
 """
 
 
@@ -72,6 +72,7 @@ def compile_module(folder: Path, module: Path) -> None:
             extra=os.environ.get("CXXFLAGS", ""),
             includes=" ".join(f"-isystem {shlex.quote(path)}" for path in includes),
             link_extra=os.environ.get("LDFLAGS", ""),
+            libraries="-ldl" if sys.platform == "linux" else "",
         )
     ]
     objects = []

@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "max_mean.h"
 #include "normalize.h"
+#include "parallel.h"
 
 namespace py = pybind11;
 
@@ -21,6 +22,7 @@ T* pointer(Address address) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Fused CPU kernels of atk; call them through atk.kernels.cpp.";
+  atk::openmp_parallel();  // remembers the process that has the threads
 
   py::enum_<atk::Dtype>(m, "Dtype")
       .value("float32", atk::Dtype::float32)

@@ -1,5 +1,9 @@
-// Work sharing with threads that live for one call: nothing survives a fork, and nothing competes with OpenMP.
+// Work sharing: with the OpenMP threads of the process where it has some (PyTorch's), else with threads that live for one
+// call.
 #pragma once
+
+#include <dlfcn.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
@@ -11,22 +15,46 @@
 
 namespace atk {
 
+using OpenMpParallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+// OpenMP's entry point, or null. It is looked up and not linked, for two OpenMPs in one process would compete. PyTorch's
+// threads wait awake for their next task, so further threads beside them would have to share their cores.
+inline OpenMpParallel openmp_parallel() {
+  static const pid_t loaded_by = getpid();
+  static const auto parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == loaded_by ? parallel : nullptr;  // a forked child has lost the threads, and would wait for them
+}
+
+template <class Run>
+void run_on_new_threads(int workers, const Run& run) {
+  std::vector<std::thread> others;
+  others.reserve(workers);
+  try {
+    for (int worker = 1; worker < workers; ++worker) others.emplace_back(run);
+  } catch (const std::system_error&) {
+    // No further thread is to be had: those that started share the work.
+  }
+  run();
+  for (std::thread& other : others) other.join();
+}
+
 // Calls body(item, worker) once for every item in [0, items), worker in [0, workers). The body must not throw.
 template <class Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
   std::atomic<int64_t> next{0};
-  const auto run = [&](int worker) {
+  std::atomic<int> started{0};
+  auto run = [&] {
+    const int worker = started.fetch_add(1, std::memory_order_relaxed);
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, worker);
   };
-  std::vector<std::thread> others;
-  others.reserve(workers);
-  try {
-    for (int worker = 1; worker < workers && worker < items; ++worker) others.emplace_back(run, worker);
-  } catch (const std::system_error&) {
-    // No further thread is to be had: those that started share the work.
+  workers = static_cast<int>(workers < items ? workers : items);
+  if (workers <= 1) {
+    run();
+  } else if (const OpenMpParallel parallel = openmp_parallel()) {
+    parallel([](void* data) { (*static_cast<decltype(run)*>(data))(); }, &run, workers, 0);
+  } else {
+    run_on_new_threads(workers, run);
   }
-  run(0);
-  for (std::thread& other : others) other.join();
 }
 
 struct AlignedDelete {
