@@ -3,26 +3,36 @@
 from atk.data.audio import AudioError, AudioInfo, audio_info, find_audio, load_audio
 from atk.data.captions import Clip, Split, describe_skipped, read_folder, read_split
 from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
-from atk.data.loader import Loader, eval_loader, train_loader
+from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader
+from atk.data.mixtures import CONDITIONS, MixConfig, MixtureBatch, MixtureDataset
+from atk.data.references import ReferencePool, read_references
 from atk.data.sampler import TrainBatches
 
 __all__ = [
+    "CONDITIONS",
     "AudioError",
     "AudioInfo",
     "Batch",
     "Clip",
     "EvalDataset",
     "Loader",
+    "MixConfig",
+    "MixtureBatch",
+    "MixtureDataset",
+    "ReferencePool",
     "Split",
     "TrainBatches",
     "TrainDataset",
     "audio_info",
+    "batches_of",
     "collate",
     "describe_skipped",
     "eval_loader",
     "find_audio",
     "load_audio",
+    "one_pass",
     "read_folder",
+    "read_references",
     "read_split",
     "train_loader",
 ]

@@ -67,7 +67,7 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
         else:
             skipped.append((name, fault))
     clips = [(name, _locate(path.parent, name), tuple(dict.fromkeys(texts))) for name, texts in captions.items()]
-    return _checked(clips, skipped, on_error, path)
+    return checked_clips(clips, skipped, on_error, path)
 
 
 def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
@@ -80,7 +80,7 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
     """
     one_of("on_error", on_error, ON_ERROR)
     clips = [(path.relative_to(folder).as_posix(), path, ()) for path in find_audio(folder)]
-    return _checked(clips, [], on_error, Path(folder))
+    return checked_clips(clips, [], on_error, Path(folder))
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str:
@@ -136,10 +136,10 @@ def _locate(folder: Path, name: str) -> Path:
         return path
 
 
-def _checked(
+def checked_clips(
     found: list[tuple[str, Path, tuple[str, ...]]], skipped: list[tuple[str, str]], on_error: str, source: Path
 ) -> Split:
-    """The clips whose header can be read, with their lengths."""
+    """The clips (name, path, captions) whose header can be read, with their lengths; the rest joins `skipped`."""
 
     def check(clip: tuple[str, Path, tuple[str, ...]]) -> Clip | AudioError:
         name, path, captions = clip

@@ -32,6 +32,10 @@ class _Clips(Dataset):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         raise NotImplementedError
 
+    def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> "Batch":
+        """The batch of these items."""
+        return collate(items)
+
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any] | AudioError]:
         """The items of a batch, with the error of each that cannot be read in its place."""
         return [self._item_or_error(key) for key in keys]
@@ -152,7 +156,7 @@ class Batch:
 
     def _map(self, function: Any) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+        return type(self)(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
 def collate(items: Sequence[dict[str, Any] | AudioError]) -> Batch:

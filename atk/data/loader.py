@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from atk.checks import one_of
 from atk.data.audio import AudioError
 from atk.data.captions import ON_ERROR, Clip
-from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
+from atk.data.dataset import Batch, EvalDataset, TrainDataset
 from atk.data.sampler import TrainBatches
 
 
@@ -42,13 +42,15 @@ class Loader:
             yield batch
 
 
-def train_loader(
-    clips: Sequence[Clip],
+def train_loader(clips: Sequence[Clip], *, sample_rate: int, clip_seconds: float, seed: int = 0, **options) -> Loader:
+    """Training batches of `TrainDataset(clips, sample_rate, clip_seconds, seed)`; options as for `batches_of`."""
+    return batches_of(TrainDataset(clips, sample_rate, clip_seconds, seed), **options)
+
+
+def batches_of(
+    dataset: TrainDataset,
     *,
-    sample_rate: int,
-    clip_seconds: float,
     batch_size: int,
-    seed: int = 0,
     start_step: int = 0,
     bucket: bool = False,
     drop_last: bool = True,
@@ -56,15 +58,22 @@ def train_loader(
     pin_memory: bool = False,
     on_error: str = "skip",
 ) -> Loader:
-    """Endless training batches from step `start_step` on; batch k is a function of the clips, the seed and k alone.
+    """Endless training batches from step `start_step` on; batch k is a function of the data set, its seed and k alone.
 
-    See `TrainDataset` and `TrainBatches` for the arguments they share; `workers` is the number of processes that read
-    audio (0 = this one), `pin_memory` page-locks batches for copies to a GPU.
+    See `TrainBatches` for the order; `workers` is the number of processes that read audio (0 = this one), `pin_memory`
+    page-locks batches for copies to a GPU.
     """
-    lengths = [min(clip.seconds, clip_seconds) for clip in clips]
-    batches = TrainBatches(lengths, batch_size, seed, start_step, bucket, drop_last)
-    dataset = TrainDataset(clips, sample_rate, clip_seconds, seed)
-    options = _options(workers, pin_memory)
+    lengths = [min(clip.seconds, dataset.clip_seconds) for clip in dataset.clips]
+    batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last)
+    options = _options(workers, pin_memory, dataset.collate)
+    return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
+
+
+def one_pass(dataset: TrainDataset, *, batch_size: int, workers: int = 0, on_error: str = "skip") -> Loader:
+    """Every clip of a training data set once, in order, as drawn for epoch 0."""
+    keys = [(index, 0) for index in range(len(dataset))]
+    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    options = _options(workers, False, dataset.collate)
     return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
 
 
@@ -83,13 +92,18 @@ def eval_loader(
     Workers stay between passes, so that frequent validation does not pay for their start.
     """
     dataset = EvalDataset(clips, sample_rate, clip_seconds)
-    options = _options(workers, pin_memory)
+    options = _options(workers, pin_memory, dataset.collate)
     return Loader(DataLoader(dataset, batch_size, persistent_workers=workers > 0, **options), on_error)
 
 
-def _options(workers: int, pin_memory: bool) -> dict:
+def _options(workers: int, pin_memory: bool, collate_fn: Callable) -> dict:
     # A generator of their own keeps loaders from drawing on the random state that dropout uses.
-    options = {"collate_fn": collate, "pin_memory": pin_memory, "num_workers": workers, "generator": torch.Generator()}
+    options = {
+        "collate_fn": collate_fn,
+        "pin_memory": pin_memory,
+        "num_workers": workers,
+        "generator": torch.Generator(),
+    }
     if workers:
         options |= {"worker_init_fn": _start_worker, "multiprocessing_context": _context()}
     return options
