@@ -2,6 +2,7 @@
 
 from atk import nn
 from atk.backend import BackendError, backends
+from atk.cross_attention import cross_attention_difference
 from atk.info_nce import aligned_info_nce, info_nce
 from atk.max_mean import max_mean_similarity, max_mean_similarity_pairs, max_mean_similarity_varlen
 
@@ -10,6 +11,7 @@ __all__ = [
     "BackendError",
     "aligned_info_nce",
     "backends",
+    "cross_attention_difference",
     "info_nce",
     "max_mean_similarity",
     "max_mean_similarity_pairs",

@@ -70,6 +70,48 @@ def same_count(audio: Tensor, text: Tensor) -> None:
         )
 
 
+def cross_attention(
+    source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
+    key_mask: Tensor | None, num_heads: int,
+) -> None:  # fmt: skip
+    """Frames, queries, keys, values and the output projection, as the cross-attention difference takes them."""
+    embeddings("source", source, "N, L_a, D")
+    for name, value, axes in (("q", q, "N, L_a, D"), ("k", k, "N, L_ref, D"), ("v", v, "N, L_ref, D")):
+        embeddings(name, value, axes, like=("source", source))
+    same_shape("q", q, "source", source)
+    same_shape("v", v, "k", k)
+    same_batch("k", k, "source", source)
+    width = source.shape[-1]
+    for name, value, axes in (("out_weight", out_weight, "D, D"), ("out_bias", out_bias, "D")):
+        if value is None and name == "out_bias":
+            continue
+        embeddings(name, value, axes, like=("source", source))
+        if value.shape[0] != width:
+            raise ValueError(f"{name} must have shape [{axes}] with D = {width}, got {list(value.shape)}")
+    mask("key_mask", key_mask, "k", k)
+    heads(num_heads, width)
+
+
+def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """`value` holds a reference for every clip of `other`."""
+    if value.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{name} and {other_name} must hold the same number N of clips, got {value.shape[0]} and {other.shape[0]}"
+        )
+
+
+def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """`value` is shaped as `other`."""
+    if value.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
+
+
+def heads(num_heads: int, width: int) -> None:
+    """`num_heads` divides the channels."""
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads must be a whole number that divides D = {width}, got {num_heads}")
+
+
 def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, longest: int | None) -> None:
     """`value` cuts the rows of `of` into sequences; what it holds is looked at unless `longest` is given."""
     if not isinstance(value, Tensor) or value.dtype != torch.int32:

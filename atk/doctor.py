@@ -7,6 +7,7 @@ import shutil
 import torch
 
 import atk
+from atk.backend import OPS
 
 _PACKAGES = {
     "torch": "",
@@ -40,10 +41,11 @@ def report() -> str:
     else:
         lines.append("  cuda: none")
     lines.append(f"  C++ compiler: {shutil.which('c++') or shutil.which('g++') or 'none'}")
-    lines += ["", "backends of atk.max_mean_similarity"]
-    for row, states in atk.backends().items():
-        lines.append(f"  {row}: auto takes {states['auto']}")
-        lines += [f"    {name}: {state}" for name, state in states.items() if name != "auto"]
+    for op in OPS:
+        lines += ["", f"backends of atk.{op}"]
+        for row, states in atk.backends(op).items():
+            lines.append(f"  {row}: auto takes {states['auto']}")
+            lines += [f"    {name}: {state}" for name, state in states.items() if name != "auto"]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from atk import checks, reference
+from atk.once_differentiable import once_differentiable, refuse
 from atk.sequences import Sequences
 
 INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None keeps for the backward
@@ -22,7 +23,7 @@ def score(
     if backend == "reference":
         rows = (side.rows if side.rows.dtype == torch.float64 else side.rows.float() for side in (audio, text))
         if not torch.compiler.is_compiling():  # a compiled graph refuses second derivatives itself
-            rows = (_OnceDifferentiable.apply(row) for row in rows)
+            rows = (once_differentiable(row, _NO_SECOND_DERIVATIVE) for row in rows)
         audio, text = (side._replace(rows=row) for side, row in zip((audio, text), rows, strict=True))
         (audio, audio_mask), (text, text_mask) = reference.pad(audio), reference.pad(text)
         with torch.autocast(audio.device.type, enabled=False):
@@ -169,31 +170,7 @@ def _differentiate_norms(ctx, grad, _):
     return _normalize_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError(_NO_SECOND_DERIVATIVE)
-
-
 _forward.register_autograd(_differentiate_scores, setup_context=_save_scores)
 _normalize.register_autograd(_differentiate_norms, setup_context=_save_norms)
-_backward.register_autograd(_refuse)
-_normalize_backward.register_autograd(_refuse)
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    """The identity, whose gradient refuses to be differentiated: the reference then behaves as the kernels do."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Constant.apply(grad)
-
-
-class _Constant(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad):
-        return grad.view_as(grad)
-
-    backward = staticmethod(_refuse)
+_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
+_normalize_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))

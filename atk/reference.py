@@ -1,6 +1,7 @@
 """The ops in plain PyTorch: slow, differentiable in any floating type, and the truth every backend is tested against.
 
-Shapes, the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels.
+Shapes, the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels; L_ref frames of
+a reference, H heads.
 Masks are boolean, True = valid. Padding contributes nothing, whatever it holds.
 """
 
@@ -85,6 +86,28 @@ def normalize(value: Tensor, mask: Tensor | None = None) -> Tensor:
     wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     return torch.where(norm < SHORTEST, 0, wide / norm.clamp(min=SHORTEST)).to(value.dtype)
+
+
+def cross_attention_difference(
+    source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
+    key_mask: Tensor | None, num_heads: int,
+) -> Tensor:  # fmt: skip
+    """`(1 - sigmoid(Z_sim)) * source` (4.12) with all attention weights held; twice differentiable.
+
+    `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias` (4.11) over valid keys; source, q
+    `[N, L_a, D]`, k, v `[N, L_ref, D]`, key_mask `[N, L_ref]`. A clip without a valid key returns its source.
+    """
+    valid = q.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask  # [N, L_ref]
+    present = valid.any(1)[:, None, None]  # [N, 1, 1]
+    q = q.masked_fill(~present, 0)
+    k, v = (value.masked_fill(~valid[..., None], 0) for value in (k, v))
+    q, k, v = (value.unflatten(-1, (num_heads, -1)).transpose(1, 2) for value in (q, k, v))  # [N, H, L, D / H]
+    scores = q @ k.mT / q.shape[-1] ** 0.5  # [N, H, L_a, L_ref]
+    seen = (valid[:, None] | ~present)[:, None]  # [N, 1, 1, L_ref]: softmax over no key at all would be NaN
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    attended = (weights @ v).transpose(1, 2).flatten(2)  # [N, L_a, D]
+    similarity = torch.nn.functional.linear(attended, out_weight, out_bias)
+    return torch.where(present, torch.sigmoid(-similarity), 1) * source
 
 
 def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "sum") -> Tensor:

@@ -7,20 +7,35 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, fields
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from atk.kernels.launch import Device, max_mean_launch, packed_width, tile_width
+from atk.kernels.launch import (
+    Device,
+    cross_attention_launch,
+    head_channels,
+    key_end_launch,
+    max_mean_launch,
+    packed_width,
+    pointwise_launch,
+    tile_width,
+)
 
 MATRIX_KERNELS = ("forward", "grad_audio", "grad_text")
+ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
 SMALL_KERNELS = {
     "pack": ("count", "order", "place", "gather", "frame_tiles"),
     "weights": ("weights", "text_lists", "frame_lists"),
     "normalize": ("normalize", "normalize_backward"),
+    "cross_attention_kernels": ("key_end",),
+    "cross_attention_gate": ("gate_backward",),
 }
 _MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in names}
+_MODULES |= {name: "cross_attention_kernels" for name in ATTENTION_KERNELS}
+_MODULES |= {"gate": "cross_attention_gate"} | dict.fromkeys(MATRIX_KERNELS, "max_mean_kernels")
 _MULTIPROCESSORS = 132  # no compile-time argument depends on it
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _POINTERS}
@@ -28,12 +43,16 @@ _INDEX = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
 # Which tensors are of the embeddings' type, and which are float32; the other pointers are to integers of 32 bits.
 _EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "grad_rows"}
 _FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
+# The kernels of the cross-attention difference take tensors of the embeddings' type, but for _OTHERS.
+_CROSS_ATTENTION = {*ATTENTION_KERNELS, "key_end", "gate_backward"}
+_OTHERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
 
 
 @dataclass(frozen=True)
 class Case:
     """One kernel, for embeddings of one dtype and D channels, and captions of up to `tokens` tokens.
 
+    `heads`: of D / heads channels, for the kernels of the cross-attention difference, whose `tokens` is 0.
     `chunked`: longer captions, in chunks of `tokens`; `index`: bytes of a winner, 0 for a forward pass that keeps none;
     `several`: gradients pass through float32 buffers, for there are several classes or groups of captions, or parts of
     the frames; `masks`, `sparse` and `pairs` as in a call. A sparse forward pass computes winners only.
@@ -49,6 +68,7 @@ class Case:
     several: bool = True
     sparse: bool = False
     pairs: bool = False
+    heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,7 @@ def _check_triton() -> None:
 
 
 def _kernel(name: str):
-    from atk.kernels import max_mean_kernels, normalize, pack, weights
-
-    modules = {"pack": pack, "weights": weights, "normalize": normalize}
-    return getattr(modules[_MODULES[name]] if name in _MODULES else max_mean_kernels, f"{name}_kernel")
+    return getattr(import_module(f"atk.kernels.{_MODULES[name]}"), f"{name}_kernel")
 
 
 def _meta(case: Case, capability: tuple[int, int]) -> dict[str, object]:
@@ -132,6 +149,12 @@ def _meta(case: Case, capability: tuple[int, int]) -> dict[str, object]:
     from atk.kernels.normalize import normalize_launch
     from atk.kernels.pack import gather_block
 
+    if case.kernel in ATTENTION_KERNELS:
+        width, device = case.D // case.heads, Device(capability, _MULTIPROCESSORS)
+        launch = cross_attention_launch(case.kernel, case.dtype, case.D, case.heads, device)
+        return {"WIDTH": width, "HEAD": head_channels(width)} | launch.meta()
+    if case.kernel in _CROSS_ATTENTION:
+        return key_end_launch() if case.kernel == "key_end" else pointwise_launch()
     width = tile_width(case.dtype)
     meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
     if case.kernel in MATRIX_KERNELS:
@@ -147,7 +170,7 @@ def _absent(case: Case) -> set[str]:
     """Names of the tensors that this case does without: None, which the code depends on."""
     absent = set()
     if not case.masks:
-        absent |= {"mask"} | ({"home"} if case.kernel == "grad_audio" else set())
+        absent |= {"mask", "key_mask", "key_end", "bias"} | ({"home"} if case.kernel == "grad_audio" else set())
     if not case.sparse:
         absent |= {"active", "active_count"}
     elif case.kernel == "forward":
@@ -180,6 +203,8 @@ def _arguments(case: Case, capability: tuple[int, int]) -> tuple[dict, dict, dic
 
 
 def _pointer(case: Case, name: str) -> str | None:
+    if case.kernel in _CROSS_ATTENTION:
+        return _OTHERS.get(name, _POINTERS[case.dtype])
     if name == "index":
         return _INDEX[case.index]
     if name == "grad_text":
@@ -209,10 +234,15 @@ def _compile(job: tuple[Case, tuple[int, int]]) -> Row:
 def _describe(case: Case, constants: dict, options: dict) -> str:
     """The configuration in words: tile sizes and what departs from a plain call."""
     words = []
-    if case.kernel in MATRIX_KERNELS:
-        words.append("x".join(str(constants[name]) for name in ("BLOCK_A", "C", "LT", "BLOCK_D")))
+    if case.kernel in (*MATRIX_KERNELS, *ATTENTION_KERNELS):
+        matrix = case.kernel in MATRIX_KERNELS
+        names = ("BLOCK_A", "C", "LT", "BLOCK_D") if matrix else ("ROWS", "COLUMNS", "CHANNELS")
+        words.append("x".join(str(constants[name]) for name in names))
         words.append("warps={num_warps} stages={num_stages}".format(**options))
         words.append("stationary" * bool(constants.get("STATIONARY")))
+    if case.kernel in _CROSS_ATTENTION:
+        words += [f"heads={case.heads}"] * ("WIDTH" in constants) + ["masks"] * case.masks
+        return " ".join(words)
     words += [name for name in ("chunked", "masks", "several", "sparse", "pairs") if getattr(case, name)]
     return " ".join([*filter(None, words), f"index={case.index}"])
 

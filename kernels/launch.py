@@ -16,6 +16,7 @@ from atk.kernels.launch_table import find
 
 # Looked up once, here: torch.compile traces through the choice of a backend.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+MAX_HEAD_WIDTH = 256  # channels of an attention head: the accumulators of wider ones leave no registers
 _OLDEST = (8, 0)  # compute capability: bfloat16 matrix instructions and asynchronous copies
 
 
@@ -59,6 +60,46 @@ class Launch:
         meta = {"BLOCK_A": self.frames, "BLOCK_D": self.channels}
         meta |= {"num_warps": self.warps, "num_stages": self.stages}
         return meta if self.stationary is None else meta | {"STATIONARY": self.stationary}
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """Tile sizes of one kernel of the cross-attention difference, its warps and pipeline stages.
+
+    `rows`: what a program owns; `columns`: what it streams (`gate`: output channels); `channels`: how many a product
+    takes at a time.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    warps: int
+    stages: int
+
+    def meta(self) -> dict[str, int]:
+        """The kernel's compile-time arguments, `num_warps` and `num_stages` among them."""
+        meta = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
+        return meta | {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# Rows, columns, warps and stages for heads of up to so many channels: the largest tiles that spill no registers, in
+# float32, bfloat16 and float16, with a mask or without. Four warps where two or three programs then share a
+# multiprocessor: one's softmax runs under another's products.
+_ATTENTION_HOPPER = {
+    "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+}
+_ATTENTION_AMPERE = {
+    "attend": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "grad_key": {32: (64, 64, 4, 3), 64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+}
+_ATTENTION_FLOAT = {
+    "attend": {256: (32, 32, 8, 2)},
+    "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
+    "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
+}
 
 
 def unavailable(device_type: str) -> str | None:
@@ -133,6 +174,36 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     # Both operands streamed: as large a tile as the registers take beside the running maximum of each caption.
     channels = min(whole, 64 if tokens > 8 else 32)
     return Launch(128 if device.has_wgmma else 64, channels, warps=8, stages=3, stationary=False)
+
+
+def head_channels(width: int) -> int:
+    """Channels that a head of `width` is padded to."""
+    return max(16, next_power_of_two(width))
+
+
+def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, device: Device) -> TileLaunch:
+    """Launch numbers of `"attend"`, `"grad_query"`, `"grad_key"` or `"gate"` for `heads` of D / heads channels."""
+    half = dtype != torch.float32
+    if kernel == "gate":
+        if half and D % 16 == 0:
+            return TileLaunch(128, 128, 64, warps=8, stages=3)
+        # Rows that are not aligned take an address for each element, in registers.
+        return TileLaunch(64, 64, 32 if half else 16, warps=8, stages=3)
+    head = head_channels(D // heads)
+    numbers = _ATTENTION_FLOAT if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
+    rows, columns, warps, stages = next(tile for limit, tile in numbers[kernel].items() if head <= limit)
+    # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
+    return TileLaunch(rows, columns, head if half else 16, warps, stages)
+
+
+def key_end_launch() -> dict[str, int]:
+    """Compile-time arguments of `key_end`."""
+    return {"SIZE": 1024}
+
+
+def pointwise_launch() -> dict[str, int]:
+    """Compile-time arguments of `gate_backward`: a vector of 16 bytes of half precision a thread and tensor."""
+    return {"SIZE": 1024}
 
 
 def parts_of_frames(caption_tiles: int, N_a: int, frame_tiles: int, device: Device) -> int:

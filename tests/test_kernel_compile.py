@@ -7,11 +7,22 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from atk.kernels.compile import MATRIX_KERNELS, SMALL_KERNELS, Case, Row, compile_report, format_table
-from atk.kernels.compile_cases import every_case, representative_cases
+from atk.kernels.compile import (
+    ATTENTION_KERNELS,
+    MATRIX_KERNELS,
+    SMALL_KERNELS,
+    Case,
+    Row,
+    compile_report,
+    format_table,
+)
+from atk.kernels.compile_cases import DTYPES, every_case, representative_cases
+from atk.kernels.launch import Device, cross_attention_launch
 
 BF16, FP32 = torch.bfloat16, torch.float32
+HOPPER = Device((9, 0), 132)
 # Captions in tiles, in chunks; stationary, streamed; rows not aligned; winners kept or not; each way of calling.
+# Heads of 64, of 256 and of 20 channels (padded, not aligned), with a mask and without.
 # `atk kernels` compiles all of every_case().
 CASES = [
     *(Case(kernel, BF16) for kernel in MATRIX_KERNELS),
@@ -21,6 +32,10 @@ CASES = [
     Case("forward", torch.float16, index=0),
     Case("grad_audio", BF16, 128, 100, sparse=True),
     Case("grad_text", BF16, 128, pairs=True, several=False),
+    *(Case(kernel, BF16, 0, 768, heads=12) for kernel in ATTENTION_KERNELS),
+    *(Case(kernel, FP32, 0, 768, heads=12) for kernel in ("attend", "grad_key")),
+    *(Case(kernel, BF16, 0, 1024, heads=4, masks=False) for kernel in ("grad_query", "grad_key")),
+    *(Case(kernel, torch.float16, 0, 40, heads=2) for kernel in ("attend", "gate")),
 ]
 SMALL_CASES = [Case(name, BF16, D=100) for names in SMALL_KERNELS.values() for name in names]
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
@@ -39,7 +54,7 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, tmp_path,
     # Every half-precision tile has 64 rows or more, as a warpgroup instruction needs; fp32 must never become TF32.
     wanted, unwanted = ("hgmma", "hmma") if arch == "sm_90" else ("hmma", "hgmma")
     for row in rows:
-        half = row.dtype != "float32" and row.kernel in MATRIX_KERNELS
+        half = row.dtype != "float32" and row.kernel in (*MATRIX_KERNELS, *ATTENTION_KERNELS)
         assert (getattr(row, wanted) > 0) == half and getattr(row, unwanted) == 0, table
 
 
@@ -67,9 +82,15 @@ def test_cases_of_equal_code_are_compiled_once(tmp_path, monkeypatch):
     assert (row.kernel, row.tokens, row.D) == ("grad_text", 32, 128)
 
 
-def test_every_case_holds_the_representative_ones_and_all_types_of_winners():
+def test_every_case_holds_the_representative_ones_all_types_of_winners_and_all_launches():
     every = set(every_case())
     assert set(representative_cases()) <= every | {replace(case, several=False) for case in every}
+    launches = {case.kernel: set() for case in every if case.kernel in ATTENTION_KERNELS}
+    for case in every:
+        if case.kernel in launches:
+            launches[case.kernel].add(cross_attention_launch(case.kernel, case.dtype, case.D, case.heads, HOPPER))
+    for kernel, found in launches.items():
+        assert {cross_attention_launch(kernel, dtype, D, 1, HOPPER) for dtype in DTYPES for D in range(1, 257)} <= found
     for kernel in MATRIX_KERNELS:
         for pairs in (False, True):
             sizes = {case.index for case in every if case.kernel == kernel and case.pairs == pairs}

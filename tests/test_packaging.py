@@ -1,5 +1,6 @@
 """Installing where there is no compiler, and what the library then says."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -35,3 +36,23 @@ def test_a_missing_extension_is_explained_and_auto_goes_on(tmp_path, monkeypatch
     assert atk.max_mean_similarity(audio, text).shape == (2, 2)
     with pytest.raises(atk.BackendError, match=r"no C\+\+ compiler"):
         atk.max_mean_similarity(audio, text, backend="cpp")
+
+
+def test_the_public_names_and_keywords_are_frozen():
+    assert set(atk.__all__) == {
+        "BackendError",
+        "aligned_info_nce",
+        "backends",
+        "cross_attention_difference",
+        "info_nce",
+        "max_mean_similarity",
+        "max_mean_similarity_pairs",
+        "max_mean_similarity_varlen",
+        "nn",
+    }
+    parameters = inspect.signature(atk.cross_attention_difference).parameters
+    assert " ".join(parameters) == "source q k v out_weight out_bias key_mask num_heads backend"
+    assert [name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY] == ["num_heads", "backend"]
+    assert " ".join(inspect.signature(atk.nn.CrossAttentionDifference).parameters) == "dim num_heads bias backend"
+    for block in (atk.nn.CrossAttentionDifference, atk.nn.SubtractionDifference):
+        assert " ".join(inspect.signature(block.forward).parameters) == "self input reference reference_mask"
