@@ -43,20 +43,32 @@ _FRAMES = {
 def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[list[str]]]:
     """The captions of a scene (`config.captions_per_clip`, all different) and the phrase of each event by group.
 
+    With `config.rephrase` the phrases are those of the first caption, and the first caption is as without.
     Twins draw from one generator: their captions hold the same phrases in the same template, in opposite order.
     """
     rng = scene.rng(config, 4)
-    style = "clause" if rng.random() < 0.5 else "noun"
-    groups = scene.groups[::-1] if scene.reversed else scene.groups
-    phrases = [[name_event(event, style, rng) for event in group] for group in groups]
-    if scene.reversed:
-        phrases = phrases[::-1]
-    captions: list[str] = []
+    style, phrases = name_events(scene, rng)
+    captions, first_phrases = [], phrases
     while len(captions) < config.captions_per_clip:
         caption = _sentence(rng, style, phrases, config.later_first)
         if caption not in captions:
             captions.append(caption)
-    return captions, phrases
+        if config.rephrase:
+            style, phrases = name_events(scene, rng)
+    return captions, first_phrases
+
+
+def name_events(scene: Scene, rng: Generator) -> tuple[str, list[list[str]]]:
+    """A style for all events of a scene ("clause" or "noun"), and the phrase of each event by group."""
+    style = draw_style(rng)
+    groups = scene.groups[::-1] if scene.reversed else scene.groups
+    phrases = [[name_event(event, style, rng) for event in group] for group in groups]
+    return style, phrases[::-1] if scene.reversed else phrases
+
+
+def draw_style(rng: Generator) -> str:
+    """ "clause" or "noun"."""
+    return "clause" if rng.random() < 0.5 else "noun"
 
 
 def name_event(event: Event, style: str, rng: Generator) -> str:

@@ -9,6 +9,7 @@ from .events import MAX_CLASSES
 
 BACKGROUNDS = ("white", "pink", "brown", "hum", "babble")
 MAX_CAPTIONS = 5
+POOL_FOLDS, MAX_POOL = 5, 10000
 _SECONDS_AN_EVENT = 0.9
 
 
@@ -57,6 +58,11 @@ class SoundscapeConfig:
     """Chance that an event carries a word for each attribute in use; without it the event is in the middle, or once."""
     later_first: float = 0.0
     """Chance that the caption of two events in sequence names the later one first ("a bell after a dog")."""
+    rephrase: bool = False
+    """Each caption of a clip words its events anew, as several people would."""
+    pool: int = 0
+    """Recordings of single events without background of each class, in pool/ as ESC-50 lays them out; 0 or at least 5.
+    """
 
     def __post_init__(self) -> None:
         for name in ("seconds", "events", "snr_db", "backgrounds"):
@@ -97,10 +103,13 @@ class SoundscapeConfig:
             "train": (0, 10**7), "val": (0, 10**6), "test": (0, 10**6), "twins": (0, self.test // 2),
             "seed": (0, 2**63), "sample_rate": (8000, 192000), "captions_per_clip": (1, MAX_CAPTIONS),
             "classes": (2, MAX_CLASSES), "overlap": (0, 1), "attribute_rate": (0, 1), "later_first": (0, 1),
+            "pool": (0, MAX_POOL),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in {low} .. {high}, got {getattr(self, name)}")
+        if 0 < self.pool < POOL_FOLDS:
+            raise ValueError(f"pool must be 0 or at least {POOL_FOLDS}, one recording a fold, got {self.pool}")
         if not (self.events[0] >= 1 and self.events[1] <= min(4, self.classes)):
             raise ValueError(f"events must lie in 1 .. 4 and not above classes ({self.classes}), got {self.events}")
         if self.twins and self.events[1] < 2:

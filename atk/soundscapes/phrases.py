@@ -1,8 +1,11 @@
 """What events are called: for each class clauses ("a dog barks") and noun phrases ("a dog barking").
 
 `{a}` takes adjectives, `{b}` adverbs; the article "a" is put right before a vowel. Subjects and verbs vary within a
-class and no two classes share a form.
+class and no two classes share a form. `classes_named` reads the classes back out of a caption.
 """
+
+import re
+from functools import cache
 
 CLAUSES: dict[str, tuple[str, ...]] = {
     "dog bark": ("a {a}dog barks{b}", "a {a}hound is barking{b}", "a {a}dog woofs{b}"),
@@ -118,3 +121,120 @@ PITCH_WORDS = {"low": ("low", "low-pitched", "deep"), "high": ("high", "high-pit
 LOUDNESS_ADJECTIVES = {"quiet": ("quiet", "soft", "faint"), "loud": ("loud", "noisy")}
 LOUDNESS_ADVERBS = {"quiet": ("quietly", "softly", "faintly"), "loud": ("loudly", "noisily")}
 COUNT_WORDS = {2: ("twice", "two times"), 3: ("three times",)}
+
+# What names a class without the rest of a form; a noun that several classes share (car, horn, phone) needs its verb.
+HEADS: dict[str, tuple[str, ...]] = {
+    "dog bark": ("dog", "hound"),
+    "church bell": ("bell",),
+    "rain": ("rain", "rainfall"),
+    "engine": ("engine", "motor"),
+    "bird chirp": ("bird", "songbird", "birdsong"),
+    "siren": ("siren",),
+    "footsteps": ("footsteps", "steps", "walks"),
+    "telephone ring": ("telephone", "phone rings", "ringing phone"),
+    "cow moo": ("cow",),
+    "thunder": ("thunder", "thunderclap"),
+    "flute": ("flute",),
+    "clapping": ("claps", "hands"),
+    "cricket": ("cricket",),
+    "piano": ("piano",),
+    "car horn": ("car horn", "car honks", "car beeps", "horn honks", "honking"),
+    "helicopter": ("helicopter", "chopper", "rotor"),
+    "frog croak": ("frog", "toad"),
+    "waves": ("waves", "sea", "surf"),
+    "door knock": ("knocks",),
+    "drill": ("drill",),
+    "cat meow": ("cat", "kitten"),
+    "alarm": ("alarm",),
+    "kettle": ("kettle", "whistle"),
+    "drum": ("drum",),
+    "guitar": ("guitar",),
+    "glass clink": ("glass",),
+    "wind": ("wind",),
+    "fire": ("fire", "flames"),
+    "doorbell": ("doorbell", "door bell", "door chime", "door chimes"),
+    "sheep bleat": ("sheep", "goat", "lamb"),
+    "clock": ("clock", "watch"),
+    "trumpet": ("trumpet",),
+    "owl hoot": ("owl",),
+    "water drip": ("water", "tap", "drip"),
+    "violin": ("violin", "fiddle"),
+    "phone keypad": ("keypad", "phone keys", "phone keypad", "dials"),
+    "seal bark": ("seal", "sea lion"),
+    "gong": ("gong",),
+    "shower": ("shower",),
+    "motorcycle": ("motorcycle", "motorbike", "motorcycle engine", "motorbike engine"),
+    "alarm clock": ("alarm clock", "wind-up", "wind-up clock", "clock rings", "ringing clock"),
+    "explosion": ("explosion", "bomb"),
+    "recorder": ("recorder",),
+    "cicada": ("cicada",),
+    "harpsichord": ("harpsichord",),
+    "train horn": ("train", "train horn", "horn blows"),
+    "hammer": ("hammer",),
+    "chainsaw": ("chainsaw",),
+    "baby cry": ("baby", "infant"),
+    "banjo": ("banjo",),
+    "trombone": ("trombone",),
+    "viola": ("viola",),
+}
+
+_ARTICLES = {"a", "an", "the", "is", "are"}
+_MODIFIERS = {
+    word
+    for table in (PITCH_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, COUNT_WORDS)
+    for phrases in table.values()
+    for phrase in phrases
+    for word in re.findall(r"[a-z]+", phrase)
+}
+
+
+def classes_named(text: str) -> set[str]:
+    """The event classes that a caption names.
+
+    The words of the caption are read from left to right. At each place the longest run of words that names a class
+    counts and is passed over, so that "a car horn honks" is no engine, and "an alarm clock rings" neither an alarm nor
+    a clock. What names a class: its forms in `CLAUSES` and `NOUNS`, and the shorter `HEADS` for captions that are
+    wrong or partial ("dog bark", "the dogs"). Case, articles, "is" and "are", and the words for pitch, loudness and
+    count are ignored, wherever they stand; words are compared without their endings (bark, barks, barking); no run
+    goes over a punctuation mark other than a hyphen. Where classes share a noun the verb decides ("a horn honks", "a
+    horn blows"; "a clock ticks", "a clock rings"); alone, "alarm", "clock", "engine", "sea" and "wind" stand for the
+    class that is called so, and "car", "horn", "phone" and "door" for none.
+    """
+    words, names = _stems(text), name_by_stems()
+    longest = max(map(len, names))
+    found, start = set(), 0
+    while start < len(words):
+        runs = (words[start:end] for end in range(min(start + longest, len(words)), start, -1))
+        run = next((run for run in runs if run in names), None)
+        if run is not None:
+            found.add(names[run])
+        start += 1 if run is None else len(run)
+    return found
+
+
+@cache
+def name_by_stems() -> dict[tuple[str, ...], str]:
+    """Class by each run of stems that names it; raises ValueError where a run names two."""
+    names: dict[tuple[str, ...], str] = {}
+    for table in (CLAUSES, NOUNS, HEADS):
+        for name, forms in table.items():
+            for form in forms:
+                run = _stems(form.format(a="", b=""))
+                if names.setdefault(run, name) != name:
+                    raise ValueError(f"{form!r} names both {names[run]!r} and {name!r}")
+    return names
+
+
+def _stems(text: str) -> tuple[str, ...]:
+    """Stems of the words that count; punctuation marks stand as they are."""
+    words = re.findall(r"[^\W\d_]+|[^\w\s-]", text.lower())
+    return tuple(_stem(word) for word in words if word not in _ARTICLES and word not in _MODIFIERS)
+
+
+def _stem(word: str) -> str:
+    """`word` without the endings of plural and tense: barks, barking and bark are one, as cries and crying are."""
+    word = re.sub(r"(?<=[^s])s$", "", word)
+    word = re.sub(r"(.*[aeiouy].*)(?:ing|ed)$", r"\1", word)  # not "ring" or "string"
+    word = re.sub(r"(?<=..)e$", "", word)
+    word = re.sub(r"(?<=..)y$", "i", word)
+    return re.sub(r"(?<=..)(.)\1$", r"\1", word)  # not "off"

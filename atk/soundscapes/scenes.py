@@ -101,7 +101,7 @@ def render(scene: Scene, config: SoundscapeConfig) -> tuple[np.ndarray, list[Pla
     for index, (group, slot) in enumerate(zip(groups, slots, strict=True)):
         waves = []
         for member, event in enumerate(group):
-            wave, level = _sound(event, scene.rng(config, 2, index, member), config, slot)
+            wave, level = event_sound(event, scene.rng(config, 2, index, member), config, slot)
             waves.append(wave)
             quietest = min(quietest, level)
         for event, wave, offset in zip(group, waves, _together(rng, waves, round(slot * rate)), strict=True):
@@ -158,10 +158,10 @@ def _sequence(rng: Generator, config: SoundscapeConfig) -> tuple[tuple[Event, ..
 def _events(rng: Generator, config: SoundscapeConfig, fewest: int) -> list[Event]:
     names = class_names(config.classes, config.similar)
     count = int(rng.integers(fewest, config.events[1] + 1))
-    return [_event(rng, config, names[index]) for index in rng.choice(len(names), count, replace=False)]
+    return [draw_event(rng, config, names[index]) for index in rng.choice(len(names), count, replace=False)]
 
 
-def _event(rng: Generator, config: SoundscapeConfig, name: str) -> Event:
+def draw_event(rng: Generator, config: SoundscapeConfig, name: str) -> Event:
     """An event whose attributes in use are told at the chance of `config.attribute_rate`."""
     kind = EVENTS[name]
     told = rng.random(3) < config.attribute_rate
@@ -173,7 +173,7 @@ def _event(rng: Generator, config: SoundscapeConfig, name: str) -> Event:
     return Event(name, pitch, loudness, count)
 
 
-def _sound(event: Event, rng: Generator, config: SoundscapeConfig, seconds: float) -> tuple[np.ndarray, float]:
+def event_sound(event: Event, rng: Generator, config: SoundscapeConfig, seconds: float) -> tuple[np.ndarray, float]:
     """The waveform of an event in at most `seconds`, and its level in dB (loudest 50 ms)."""
     kind = EVENTS[event.name]
     semitones = PITCH_SEMITONES[event.pitch] if config.pitch and kind.pitched else _PITCH_OPEN_SEMITONES

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .captions import describe
 from .config import SoundscapeConfig
 from .events import class_names
+from .pool import ESC50_COLUMNS, Recording, plan_pool, render_recording
 from .scenes import SPLITS, Placed, Scene, plan, render
 
 FORMAT = 1  # raised whenever the same settings come to write other bytes
@@ -42,9 +43,10 @@ def write_soundscapes(
 
     The files: train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv (file_name,
     event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column for each class), twins.csv (file_name,
-    twin) if there are twins, and soundscapes.yaml (the settings). They depend on `config` alone, not on `processes`
-    (None: one for each CPU). The folder appears whole at the end; an interrupted run leaves none. A folder which holds
-    the data set of the same `config` is kept and returned at once.
+    twin) if there are twins, soundscapes.yaml (the settings), and with `config.pool` the folder pool/ of single events:
+    audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv (file_name, caption). They depend on `config` alone, not on
+    `processes` (None: one for each CPU). The folder appears whole at the end; an interrupted run leaves none. A folder
+    which holds the data set of the same `config` is kept and returned at once.
 
     Raises FileExistsError if `out` is a file or a non-empty folder that holds anything else, and ValueError if `config`
     asks for more different scenes than there are.
@@ -68,6 +70,8 @@ def write_soundscapes(
         with closing(_work(order, partial(_write_scene, root=partial_out, config=config), processes)) as work:
             written = list(tqdm(work, "soundscapes", len(order), unit="scene", disable=not progress))
         _write_tables(partial_out, written, config)
+        if config.pool:
+            _write_pool(partial_out / "pool", config, progress, processes)
         (partial_out / "soundscapes.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         os.replace(partial_out, out)
     finally:
@@ -83,6 +87,9 @@ def _already_there(out: Path, settings: dict) -> bool:
         found = yaml.safe_load((out / "soundscapes.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         found = None
+    if isinstance(found, dict):
+        # A folder written before a setting existed holds its default.
+        found = {**_plain(SoundscapeConfig()), **found}
     if found == settings:
         return True
     reason = "is not empty and holds no soundscapes"
@@ -98,11 +105,11 @@ def _plain(config: SoundscapeConfig) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _work(scenes: list[Scene], write: partial, processes: int | None) -> Iterator[_Written]:
-    """`write` of each scene in order, over processes where there is enough to do."""
-    count = min(processes or _cpus(), -(-len(scenes) // _SCENES_A_PROCESS))
+def _work(items: Sequence, write: partial, processes: int | None) -> Iterator:
+    """`write` of each scene or recording in order, over processes where there is enough to do."""
+    count = min(processes or _cpus(), -(-len(items) // _SCENES_A_PROCESS))
     if count == 1:
-        yield from map(write, scenes)
+        yield from map(write, items)
         return
     # A forked child needs no second import and runs numpy alone, so threads that it did not inherit are not missed.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -110,7 +117,7 @@ def _work(scenes: list[Scene], write: partial, processes: int | None) -> Iterato
     quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(count, mp_context=context, initializer=quiet) as pool:
         try:
-            yield from pool.map(write, scenes, chunksize=16)
+            yield from pool.map(write, items, chunksize=16)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -123,10 +130,14 @@ def _cpus() -> int:
 
 def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig) -> _Written:
     audio, events = render(scene, config)
-    samples = np.round(audio * 32767).astype(np.int16)
-    soundfile.write(root / scene.file_name, samples, config.sample_rate, subtype="PCM_16")
+    _write_audio(root / scene.file_name, audio, config)
     captions, phrases = describe(scene, config)
     return _Written(scene, captions, [phrase for group in phrases for phrase in group], events)
+
+
+def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> None:
+    samples = np.round(audio * 32767).astype(np.int16)
+    soundfile.write(path, samples, config.sample_rate, subtype="PCM_16")
 
 
 def _write_tables(root: Path, written: list[_Written], config: SoundscapeConfig) -> None:
@@ -152,6 +163,24 @@ def _write_tables(root: Path, written: list[_Written], config: SoundscapeConfig)
         test = [item.scene.file_name for item in written if item.scene.split == "test"]
         twins = ((test[number], test[number + 1]) for number in range(0, 2 * config.twins, 2))
         _write_csv(root / "twins.csv", ("file_name", "twin"), twins)
+
+
+def _write_pool(root: Path, config: SoundscapeConfig, progress: bool, processes: int | None) -> None:
+    recordings = plan_pool(config)
+    (root / "audio").mkdir(parents=True)
+    (root / "meta").mkdir()
+    with closing(_work(recordings, partial(_write_recording, root=root, config=config), processes)) as work:
+        phrases = list(tqdm(work, "pool", len(recordings), unit="recording", disable=not progress))
+    _write_csv(root / "meta" / "esc50.csv", ESC50_COLUMNS, (recording.esc50_row for recording in recordings))
+    names = (recording.file_name for recording in recordings)
+    _write_csv(root / "train.csv", ("file_name", "caption"), zip(names, phrases, strict=True))
+
+
+def _write_recording(recording: Recording, root: Path, config: SoundscapeConfig) -> str:
+    """Writes the audio and returns the phrase that names the event."""
+    audio, phrase = render_recording(recording, config)
+    _write_audio(root / recording.file_name, audio, config)
+    return phrase
 
 
 def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:
