@@ -1,8 +1,7 @@
 """Audio and text encoders projected into one space: every frame and every token, and one global vector each."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models.audio import FRAME_STRIDE, AudioEncoder, AudioEncoderConfig
+from atk.models.saved import find_model, load_weights, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
-_WEIGHTS, _CONFIG, _TEXT = "model.safetensors", "config.json", "text"
+_TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,7 @@ class CLAP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and weights (safetensors) to `folder`."""
-        from safetensors.torch import save_model
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        self.text_encoder.save(folder / _TEXT)
-        save_model(self, folder / _WEIGHTS)
+        self.text_encoder.save(save_model(self, folder) / _TEXT)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "CLAP":
@@ -137,29 +131,12 @@ class CLAP(nn.Module):
         Raises:
             ValueError: there is no such model.
         """
-        from safetensors.torch import load_model
-
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _download(str(name))
-        if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-            raise ValueError(f"{folder} holds no model: {_CONFIG} and {_WEIGHTS} are expected there")
-        config = ModelConfig.from_dict(json.loads((folder / _CONFIG).read_text()))
+        folder, values = find_model(name)
+        config = ModelConfig.from_dict(values)
         model = cls(config, TextEncoder.load(config.text, folder / _TEXT))
-        load_model(model, folder / _WEIGHTS)
+        load_weights(model, folder)
         return model.eval()
 
 
 def _unit(value: Tensor) -> Tensor:
     return F.normalize(value.float(), dim=-1)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{name!r} is neither a local folder nor a hub model: {reason}") from error

@@ -1,12 +1,12 @@
 """The text encoder: any BERT- or RoBERTa-like checkpoint through transformers, or a small one trained from scratch."""
 
-import contextlib
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+
+from atk.models.tokenizer import import_transformers, train_bpe
 
 _SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
         """
-        transformers = _transformers()
+        transformers = import_transformers()
         if config.pretrained is not None:
             try:
                 model = transformers.AutoModel.from_pretrained(config.pretrained)
@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
     @classmethod
     def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
         """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
-        transformers = _transformers()
+        transformers = import_transformers()
         model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
         return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
 
@@ -158,36 +158,4 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int):
     Raises:
         ValueError: there is no caption to train on.
     """
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    captions = sorted(set(captions))
-    if not captions:
-        raise ValueError("captions: at least one caption is needed to train a tokenizer")
-    # Not WordPiece: its trainer numbers "##" pieces in hash order, and a resumed run must repeat the killed one.
-    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(_SPECIAL_TOKENS.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=True),
-            processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids),
-        ]
-    )
-    return _transformers().PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
-
-
-def _transformers():
-    # transformers imports torchaudio where it is installed, and that must be the one that fits this torch.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("atk._torchaudio")
-    return importlib.import_module("transformers")
+    return train_bpe(captions, vocabulary, _SPECIAL_TOKENS, "[CLS] $A [SEP]")

@@ -1,0 +1,190 @@
+"""The captioner's decoder: that of a BART checkpoint through transformers, or a small one trained from scratch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atk.models.tokenizer import import_transformers, train_bpe
+
+# BART's own spellings and, in this order, its own numbers.
+_SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A pretrained BART, or the size of a small one with a tokenizer trained on the captions.
+
+    Args:
+        pretrained: local folder or hub name of a BART checkpoint; None = from scratch, as below.
+        width: width of the Transformer, and of the features it attends to.
+        layers: Transformer layers.
+        heads: attention heads.
+        dropout: dropout rate.
+        vocabulary: most entries in a tokenizer trained on the captions.
+        max_tokens: longer captions are cut to this many tokens, their end token included.
+    """
+
+    pretrained: str | None = None
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+    vocabulary: int = 4000
+    max_tokens: int = 64
+
+    def __post_init__(self):
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+
+
+class CaptionDecoder(nn.Module):
+    """Captions from audio features, with the tokenizer that belongs to them. BART's text encoder is left out."""
+
+    def __init__(self, config: DecoderConfig, bart: nn.Module, tokenizer):
+        super().__init__()
+        # float(): checkpoints may be stored in half precision, weights are trained in float32 (under autocast or not).
+        self.config, self.bart, self.tokenizer = config, bart.float(), tokenizer
+        bart.model.encoder = None  # features come from audio: its weights would get no gradient
+        self.width = bart.config.d_model
+        self.longest = bart.config.max_position_embeddings
+        self._check_length(config.max_tokens)
+        # Not the checkpoint's own: summarisation settings such as a least length do not suit captions.
+        self.bart.generation_config = import_transformers().GenerationConfig(
+            bos_token_id=bart.config.bos_token_id,
+            eos_token_id=bart.config.eos_token_id,
+            pad_token_id=bart.config.pad_token_id,
+            decoder_start_token_id=bart.config.decoder_start_token_id,
+        )
+
+    @classmethod
+    def create(cls, config: DecoderConfig, captions: Iterable[str]) -> "CaptionDecoder":
+        """The pretrained checkpoint named in `config`, or a new decoder with a tokenizer trained on `captions`.
+
+        Raises:
+            ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
+        """
+        if config.pretrained is not None:
+            return cls(config, *_pretrained(config.pretrained))
+        transformers = import_transformers()
+        # The decoder starts with <s>, so a target is the caption and </s>.
+        tokenizer = train_bpe(captions, config.vocabulary, _SPECIAL_TOKENS, "$A </s>", padding_side="right")
+        bart = transformers.BartConfig(
+            vocab_size=len(tokenizer),
+            d_model=config.width,
+            encoder_layers=config.layers,
+            encoder_attention_heads=config.heads,
+            encoder_ffn_dim=4 * config.width,
+            decoder_layers=config.layers,
+            decoder_attention_heads=config.heads,
+            decoder_ffn_dim=4 * config.width,
+            dropout=config.dropout,
+            attention_dropout=config.dropout,
+            max_position_embeddings=max(config.max_tokens, 128),
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            forced_eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.bos_token_id,
+        )
+        return cls(config, transformers.BartForConditionalGeneration(bart), tokenizer)
+
+    @classmethod
+    def load(cls, config: DecoderConfig, folder: Path) -> "CaptionDecoder":
+        """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
+        transformers = import_transformers()
+        bart = transformers.BartForConditionalGeneration(transformers.BartConfig.from_pretrained(folder))
+        return cls(config, bart, transformers.AutoTokenizer.from_pretrained(folder))
+
+    def save(self, folder: Path) -> None:
+        """Architecture and tokenizer, without the weights."""
+        self.bart.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
+        """Targets of the decoder: padded `input_ids` and `attention_mask` `[N, L_t]`; long ones keep the end token."""
+        return dict(
+            self.tokenizer(
+                list(captions),
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_tokens,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            )
+        )
+
+    def forward(self, features: Tensor, mask: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the tokens of captions (4.3), a float32 scalar.
+
+        Args:
+            features: what to describe `[N, L, width]`, with its mask `[N, L]`.
+            tokens: what `tokenize` returned for N captions.
+
+        Raises:
+            ValueError: there are more or fewer captions than features.
+        """
+        if len(tokens["input_ids"]) != len(features):
+            raise ValueError(f"tokens must hold {len(features)} captions, as audio, got {len(tokens['input_ids'])}")
+        targets, valid = tokens["input_ids"].to(features.device), tokens["attention_mask"].to(features.device)
+        start = targets.new_full((len(targets), 1), self.bart.config.decoder_start_token_id)
+        logits = self.bart(
+            encoder_outputs=_encoder_output(features),
+            attention_mask=mask.long(),
+            decoder_input_ids=torch.cat([start, targets[:, :-1]], 1),
+            use_cache=False,
+        ).logits
+        valid = valid.bool()
+        return F.cross_entropy(logits[valid].float(), targets[valid])
+
+    @torch.no_grad()
+    def generate(self, features: Tensor, mask: Tensor, beams: int, max_tokens: int | None) -> list[str]:
+        """Captions by beam search of features `[N, L, width]` with mask `[N, L]`.
+
+        Raises:
+            ValueError: `beams` or `max_tokens` is out of range.
+        """
+        if beams < 1:
+            raise ValueError(f"beams must be at least 1, got {beams}")
+        max_tokens = self.config.max_tokens if max_tokens is None else max_tokens
+        self._check_length(max_tokens)
+        ids = self.bart.generate(
+            encoder_outputs=_encoder_output(features),
+            attention_mask=mask.long(),
+            num_beams=beams,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+        )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]
+
+    def _check_length(self, max_tokens: int) -> None:
+        if not 1 <= max_tokens <= self.longest:
+            raise ValueError(f"max_tokens must be in 1..{self.longest}, the positions of the decoder, got {max_tokens}")
+
+
+def _pretrained(name: str) -> tuple[nn.Module, object]:
+    """BART and its tokenizer from a local folder or the hub."""
+    transformers = import_transformers()
+    try:
+        kind = transformers.AutoConfig.from_pretrained(name).model_type
+        if kind != "bart":
+            raise ValueError(f"a BART checkpoint is wanted, its model type is {kind!r}")
+        bart, info = transformers.BartForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"decoder.pretrained: cannot load {name!r}: {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"decoder.pretrained: {name!r} lacks {len(missing)} weights, the first is {missing[0]}")
+    return bart, tokenizer
+
+
+def _encoder_output(features: Tensor):
+    return import_transformers().modeling_outputs.BaseModelOutput(last_hidden_state=features)
