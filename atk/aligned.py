@@ -1,6 +1,5 @@
 """Training by aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from atk.backend import choose
-from atk.checkpoint import best_or_last, write_whole
 from atk.config import AlignedConfig
 from atk.data.captions import describe_skipped, read_split
 from atk.data.dataset import Batch
@@ -17,16 +15,17 @@ from atk.data.loader import train_loader
 from atk.evaluate import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP
 from atk.nn import AlignedContrastiveLoss
-from atk.trainer import Trainer, pick_device
+from atk.run import report_skipped, run
 
 
 class AlignedTask:
     """Batches, loss and validation of aligned contrastive learning, for `atk.trainer.Trainer`."""
 
-    monitor = "mAP@10"
+    method, monitor = "aligned", "mAP@10"
 
     def __init__(self, config: AlignedConfig, device: torch.device, checkpoint: Path | None = None):
         self.config, self.device = config, device
+        self.backend = choose(config.backend, device, torch.float32)
         train = read_split(config.data, "train", config.on_error)
         self.clips, self.skipped = train.clips, dict(train.skipped)
         if train.skipped:
@@ -69,10 +68,7 @@ class AlignedTask:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches from a step on; files found bad are named once."""
         for batch in self._loader(start_step):
-            for name, reason in batch.skipped:
-                if name not in self.skipped:
-                    self.skipped[name] = reason
-                    print(f"skipped {name} ({reason})", file=sys.stderr)
+            report_skipped(batch.skipped, self.skipped)
             yield batch.to(self.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,6 +83,13 @@ class AlignedTask:
         if self.validation is None:
             return None
         return evaluate_retrieval(self.model, self.validation.embed(self.model))["text_to_audio"]
+
+    def evaluate(self, checkpoint: Path, split: str) -> dict:
+        """Retrieval on a split by the model of a checkpoint; twins and alignment where the folder tells."""
+        model = CLAP.from_pretrained(checkpoint).to(self.device)
+        return evaluate_retrieval(
+            model, eval_split(self.config, split, side_files=True).embed(model, f"evaluate {split}")
+        )
 
 
 def eval_split(config: AlignedConfig, split: str, side_files: bool) -> EvalSplit | None:
@@ -106,50 +109,5 @@ def eval_split(config: AlignedConfig, split: str, side_files: bool) -> EvalSplit
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict:
-    """Train, evaluate test.csv (else val.csv) with the best checkpoint, and write the run folder `config.out`.
-
-    Args:
-        config: the whole run; written to `config.yaml`.
-        resume: go on from the last checkpoint of `config.out`, or start where there is none yet.
-
-    Returns:
-        What `summary.json` holds.
-
-    Raises:
-        ValueError, FileNotFoundError, AudioError: the data or the configuration cannot be used.
-        TrainingError, Interrupted: see `atk.trainer.Trainer.fit`.
-    """
-    out = Path(config.out)
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
-    device = pick_device(config.device)
-    backend = choose(config.backend, device, torch.float32)
-    last = out / "checkpoints" / "last"
-    resume = resume and last.is_dir()
-    task = AlignedTask(config, device, last if resume else None)
-    if task.model.config != config.model:
-        raise ValueError(
-            f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
-        )
-    trainer = Trainer(task, config, device, resume)
-    out.mkdir(parents=True, exist_ok=True)
-    config.save(out / "config.yaml")
-    trainer.fit()
-    metrics, split = None, "test" if (Path(config.data) / "test.csv").is_file() else "val"
-    held_out = eval_split(config, split, side_files=True)
-    if held_out is not None:
-        best = CLAP.from_pretrained(best_or_last(out)).to(device)
-        metrics = evaluate_retrieval(best, held_out.embed(best, f"evaluate {split}"))
-    summary = {
-        "method": "aligned",
-        "data": config.data,
-        "split": split if metrics else None,
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds, 1),
-        "device": str(device),
-        "backend": backend,
-        "skipped": len(task.skipped),
-        "metrics": metrics,
-    }
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
+    """Train by aligned contrastive learning; arguments, result and errors as `atk.run.run`."""
+    return run(AlignedTask, config, resume)

@@ -1,12 +1,17 @@
 """Configuration of a training run: dataclasses that a YAML file and command-line flags fill."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from atk.checkpoint import write_whole
+from atk.checks import one_of
+from atk.data.mixtures import MixConfig
+from atk.models.captioner import CaptionerConfig
 from atk.models.clap import ModelConfig
+
+OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
 
 
 def _at_least(owner: object, minimum: float, *names: str) -> None:
@@ -133,6 +138,33 @@ class AlignedConfig(TrainConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True)
+class DifferenceConfig(TrainConfig):
+    """Audio difference learning (thesis ch. 4).
+
+    Args:
+        objective: "mask" and "subtraction" learn captions from `mix - reference` (4.9); "plain" from the clips alone;
+            "pairmix" also from two clips mixed, their captions joined by "and".
+        clip_seconds: random crop in training; in evaluation longer clips are cut to it.
+        beams: width of the beam search that writes captions.
+        mix: what is mixed into clips, and what is given to subtract.
+        model: encoder, Diff block and decoder; `model.difference` follows from `objective`.
+    """
+
+    objective: str = "mask"
+    clip_seconds: float = 30.0
+    beams: int = 4
+    mix: MixConfig = field(default_factory=MixConfig)
+    model: CaptionerConfig = field(default_factory=CaptionerConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("objective", self.objective, OBJECTIVES)
+        _at_least(self, 1, "beams")
+        block = self.objective if self.objective in ("subtraction", "mask") else "none"
+        object.__setattr__(self, "model", replace(self.model, difference=block))
 
 
 def _plain(value: object) -> object:

@@ -31,7 +31,9 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 class Task(Protocol):
     """One method of training. `loss` runs under autocast; `batch.files` names what a batch was made of."""
 
-    model: nn.Module  # with save_pretrained and, for resuming, the weights loaded
+    method: str
+    backend: str  # of the fused op
+    model: nn.Module  # with config, save_pretrained and, for resuming, the weights loaded
     criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
     monitor: str  # the validation metric whose maximum is kept as the best checkpoint
     steps_per_epoch: int
@@ -45,6 +47,9 @@ class Task(Protocol):
 
     def validate(self) -> dict[str, float] | None:
         """Validation metrics, None without validation data."""
+
+    def evaluate(self, checkpoint: Path, split: str) -> dict:
+        """Metrics of a saved model on a split of the data, for the summary."""
 
 
 class Trainer:

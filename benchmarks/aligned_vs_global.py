@@ -7,12 +7,12 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 from harness import environment
+
+from runs import atk, flags, train_all
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
@@ -38,42 +38,26 @@ COLUMNS = {
 }
 
 
-def atk(*arguments: str) -> None:
-    subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True)
-
-
-def flags(options: dict) -> list[str]:
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
-
-
 def run_all(folder: Path, seeds: int, steps: int) -> list[dict]:
     """Train and evaluate every arm and seed that has no summary yet; the rows."""
     atk("soundscapes", folder / "data", *flags(SCENES))
+    runs = {
+        (arm, seed): (
+            folder / f"{re.sub('[^a-z]+', '-', arm)}-{seed}",
+            RUN | {"steps": steps, "seed": seed, **settings},
+        )
+        for seed in range(seeds)
+        for arm, settings in ARMS.items()
+    }
+    train_all("aligned", folder / "data", dict(runs.values()))
     rows = []
-    for seed in range(seeds):
-        for arm, settings in ARMS.items():
-            out = folder / f"{re.sub('[^a-z]+', '-', arm)}-{seed}"
-            options = RUN | {"steps": steps, "seed": seed, **settings}
-            if not (out / "summary.json").is_file():
-                atk("train", "aligned", "--data", folder / "data", "--out", out, "--resume", *flags(options))
-            check_settings(out, options)
-            summary = json.loads((out / "summary.json").read_text())
-            metrics = summary["metrics"]
-            values = {column: metrics[group][name] for column, (group, name) in COLUMNS.items()}
-            chance = {"alignment chance": metrics["alignment"]["chance"]}
-            rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values, **chance})
+    for (arm, seed), (out, _) in runs.items():
+        summary = json.loads((out / "summary.json").read_text())
+        metrics = summary["metrics"]
+        values = {column: metrics[group][name] for column, (group, name) in COLUMNS.items()}
+        chance = {"alignment chance": metrics["alignment"]["chance"]}
+        rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values, **chance})
     return rows
-
-
-def check_settings(out: Path, wanted: dict) -> None:
-    """A run left by an earlier call must have the settings that the page will name."""
-    config = yaml.safe_load((out / "config.yaml").read_text())
-    for name, value in wanted.items():
-        found = config
-        for part in name.split("."):
-            found = found[part]
-        if found != yaml.safe_load(str(value)):
-            sys.exit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")
 
 
 def table(rows: list[dict]) -> str:

@@ -64,13 +64,13 @@ def test_learning_lowers_the_loss(tiny_data, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def killed_at_a_random_moment(tiny_data, out, draw):
+def killed_at_a_random_moment(command, out, draw):
     """Start the run in a process of its own and SIGKILL it after a random number of steps and a random wait."""
     command = [
         sys.executable,
         "-c",
         "import sys; from atk.cli import main; main(sys.argv[1:])",
-        *arguments(tiny_data, out),
+        *command,
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     steps = draw.randrange(3, 8)  # past the first checkpoint, far from the end
@@ -86,7 +86,7 @@ def killed_at_a_random_moment(tiny_data, out, draw):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, seed):
     out = tmp_path / "killed"
-    killed_at_a_random_moment(tiny_data, out, random.Random(seed))
+    killed_at_a_random_moment(arguments(tiny_data, out), out, random.Random(seed))
     assert not (out / "summary.json").exists() and (out / "checkpoints" / "last").is_dir()
     main(["train", "aligned", "--out", str(out), "--resume"])
     assert {name for name, value in weights(out).items() if not torch.equal(value, weights(tiny_run)[name])} == set()

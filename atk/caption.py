@@ -1,0 +1,251 @@
+"""Captions by a trained model: of files, and of a held-out split with the metrics and the listing of Table 4.3."""
+
+import csv
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from atk.caption_metrics import caption_metrics
+from atk.data import (
+    Clip,
+    EvalDataset,
+    MixConfig,
+    MixtureBatch,
+    MixtureDataset,
+    ReferencePool,
+    audio_info,
+    one_pass,
+    read_references,
+    read_split,
+)
+from atk.embed import evaluating
+from atk.models.captioner import Captioner
+from atk.side_files import read_tags
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a model says of one clip (Table 4.3).
+
+    Args:
+        file_name: of the clip.
+        added: the recordings mixed into it, joined by "; ".
+        input: caption of the clip.
+        mix: caption of the mixture, without a reference.
+        minus_added: caption of `Diff(mix, added)`, which should be that of the clip; "" without a Diff block.
+        minus_input: caption of `Diff(mix, clip)`, which should describe the added sound; "" without a Diff block.
+    """
+
+    file_name: str
+    added: str
+    input: str
+    mix: str
+    minus_added: str = ""
+    minus_input: str = ""
+
+
+class CaptionSplit:
+    """A split of a data folder to caption, each clip also mixed with recordings of `mix.references`.
+
+    In ESC-50's layout only its test folds are used; without `mix.references`, other clips of the split are mixed in.
+    Where the folder's tags.csv and the recordings' classes share names, no class is mixed into a clip that holds it.
+
+    Args:
+        folder: data folder.
+        split: "train", "val" or "test".
+        sample_rate: the model's, in Hz.
+        clip_seconds: longer clips are cut to their first so many seconds.
+        mix: condition and level of the mixtures.
+        batch_size, workers, on_error: as in training.
+
+    Raises:
+        FileNotFoundError, ValueError, AudioError: as `read_split` and `read_references`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        sample_rate: int,
+        clip_seconds: float,
+        mix: MixConfig,
+        batch_size: int = 32,
+        workers: int = 0,
+        on_error: str = "skip",
+    ):
+        self.folder = Path(folder)
+        found = read_split(folder, split, on_error)
+        self.clips, self.skipped, self.on_error = found.clips, found.skipped, on_error
+        self.batch_size, self.workers = batch_size, workers
+        self.pool = ReferencePool(self.clips, [""] * len(self.clips), [])
+        if mix.references is not None:
+            self.pool = read_references(mix.references, on_error, folds=mix.test_folds or None)
+        names, tags = [], {}
+        if (self.folder / "tags.csv").is_file():
+            names, tags = read_tags(self.folder / "tags.csv")
+        self.classes = [
+            frozenset(itertools.compress(names, tags.get(clip.file_name, ()))) for clip in self.clips
+        ]  # of each clip
+        window = (sample_rate, clip_seconds)
+        self.dataset = MixtureDataset(self.clips, *window, mix=mix, pool=self.pool, evaluate=True, avoid=self.classes)
+
+
+def evaluate_captions(
+    model: Captioner, split: CaptionSplit, beams: int = 4, progress: str | None = None
+) -> tuple[dict, list[Captions]]:
+    """Caption a split four ways (Table 4.3), and score what should be the caption of the clip.
+
+    Args:
+        model: without a Diff block, the two differences are left out.
+        split: what to caption.
+        beams: width of the beam search.
+        progress: label of a progress bar, None for none.
+
+    Returns:
+        The metrics and the captions. Metrics: `"input"`, `"mix"` and `"minus_added"`: see
+        `atk.caption_metrics.caption_metrics`; `"named"`, for soundscapes with references of known class: see `named`;
+        `"missing"`: metrics that could not be computed, and why; `"clips"`, `"skipped"`.
+
+    Raises:
+        ValueError: no clip can be decoded; with `on_error="raise"`, a file cannot (AudioError).
+    """
+    loader = one_pass(split.dataset, batch_size=split.batch_size, workers=split.workers, on_error=split.on_error)
+    device = next(model.parameters()).device
+    rows, numbers, skipped = [], [], list(split.skipped)
+    with evaluating(model), torch.no_grad():
+        for batch in tqdm(loader, progress, unit="batch", leave=False, disable=None if progress else True):
+            skipped += batch.skipped
+            if batch.files:
+                rows += _four_ways(model, batch.to(device), beams)
+                numbers += batch.clips.tolist()
+    if not rows:
+        raise ValueError(f"{split.folder}: none of the {len(split.clips)} clips of the split can be decoded")
+    references = [list(split.clips[number].captions) for number in numbers]
+    result, missing = {}, {}
+    for name in ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix"):
+        scores = caption_metrics([getattr(row, name) for row in rows], references)
+        result[name], missing = scores.values, scores.missing
+    if (split.folder / "soundscapes.yaml").is_file() and all(split.pool.classes):
+        result["named"] = named(rows, [split.classes[number] for number in numbers], split.pool)
+    result |= {"missing": missing, "clips": len(rows)}
+    return result | {"skipped": [f"{name}: {reason}" for name, reason in skipped]}, rows
+
+
+def _has_difference(model: Captioner) -> bool:
+    return model.config.difference != "none"
+
+
+def _four_ways(model: Captioner, batch: MixtureBatch, beams: int) -> list[Captions]:
+    def write(audio: Tensor, *references: Tensor) -> list[str]:
+        return model.generate(audio, batch.lengths, *references, beams=beams)
+
+    columns = [batch.files, ["; ".join(names) for names in batch.added], write(batch.inputs), write(batch.audio)]
+    if _has_difference(model):
+        columns.append(write(batch.audio, batch.references, batch.reference_lengths))
+        columns.append(write(batch.audio, batch.inputs[:, None], batch.lengths[:, None]))
+    return [Captions(*row) for row in zip(*columns, strict=True)]
+
+
+def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: ReferencePool) -> dict[str, dict]:
+    """How often captions name the events of the clip, and those of the added sound, in percent.
+
+    Args:
+        rows: captions of soundscapes.
+        classes: event classes of each clip.
+        pool: the recordings that were added, with their classes.
+
+    Returns:
+        For each way of captioning `{"target": share of the clips' events that are named, "added": share of the added
+        recordings whose class is named}`.
+    """
+    from atk.soundscapes.phrases import classes_named
+
+    class_of = {clip.file_name: name for clip, name in zip(pool.clips, pool.classes, strict=True)}
+    added = [[class_of[name] for name in row.added.split("; ")] for row in rows]
+    result = {}
+    for way in ("input", "mix", "minus_added", "minus_input"):
+        if not any(getattr(row, way) for row in rows):
+            continue
+        found = [classes_named(getattr(row, way)) for row in rows]
+        result[way] = {
+            "target": _share([name in said for said, names in zip(found, classes, strict=True) for name in names]),
+            "added": _share([name in said for said, names in zip(found, added, strict=True) for name in names]),
+        }
+    return result
+
+
+def _share(hits: list[bool]) -> float:
+    return round(100 * sum(hits) / max(1, len(hits)), 2)
+
+
+def write_captions(path: Path, rows: Sequence[Captions]) -> None:
+    """The listing of Table 4.3 as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(field.name for field in fields(Captions))
+        table.writerows(astuple(row) for row in rows)
+
+
+def format_captions(rows: Sequence[Captions]) -> str:
+    """The listing of Table 4.3 as text."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row.file_name} + {row.added}")
+        lines += [f"  {name:<12} {text}" for name, text in list(asdict(row).items())[2:] if text]
+    return "\n".join(lines)
+
+
+def caption_file(
+    model: Captioner,
+    audio: str | Path,
+    references: Sequence[str | Path] = (),
+    *,
+    clip_seconds: float = 30.0,
+    beams: int = 4,
+) -> list[tuple[float, float, str]]:
+    """Caption a file, or what it has that the reference files do not.
+
+    Args:
+        model: on the device to use.
+        audio: file to describe; it is cut into windows of `clip_seconds`, one caption each.
+        references: files to subtract. A mask sees all windows of them, subtraction only those at the same time.
+        clip_seconds: length of a window.
+        beams: width of the beam search.
+
+    Returns:
+        (start, end, caption) of each window, in seconds.
+
+    Raises:
+        ValueError: references for a model without a Diff block.
+        AudioError: a file cannot be used.
+    """
+    if references and not _has_difference(model):
+        raise ValueError("reference: this model was trained without a Diff block and can only caption a clip alone")
+    windows = _windows(model, audio, clip_seconds)
+    others = [_windows(model, reference, clip_seconds) for reference in references]
+    device = next(model.parameters()).device
+    captions = []
+    with evaluating(model), torch.no_grad():
+        for number, window in enumerate(windows):
+            tracks = [track for file in others for track in file]
+            if model.config.difference == "subtraction":
+                tracks = [file[number] for file in others if number < len(file)]
+            batch = [window[None].to(device), torch.tensor([len(window)], device=device)]
+            if tracks:
+                padded = torch.nn.utils.rnn.pad_sequence(tracks, batch_first=True)
+                batch += [padded[None].to(device), torch.tensor([[len(track) for track in tracks]], device=device)]
+            start = number * clip_seconds
+            captions.append((start, start + len(window) / model.sample_rate, model.generate(*batch, beams=beams)[0]))
+    return captions
+
+
+def _windows(model: Captioner, path: str | Path, seconds: float) -> list[Tensor]:
+    clip = Clip(str(path), Path(path), (), audio_info(path).seconds)
+    dataset = EvalDataset([clip], model.sample_rate, seconds)
+    return [dataset[number]["audio"] for number in range(len(dataset))]

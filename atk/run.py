@@ -1,0 +1,64 @@
+"""A whole training run, the same for every method: run folder, training, evaluation of the held-out split, summary."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from atk.checkpoint import best_or_last, write_whole
+from atk.config import TrainConfig
+from atk.trainer import Task, Trainer, pick_device
+
+
+def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = False) -> dict:
+    """Train, evaluate test.csv (else val.csv) with the best checkpoint, and write the run folder `config.out`.
+
+    Args:
+        make_task: called with the configuration, the device and the checkpoint to go on from (None: start).
+        config: the whole run; written to `config.yaml`.
+        resume: go on from the last checkpoint of `config.out`, or start where there is none yet.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        ValueError, FileNotFoundError, AudioError: the data or the configuration cannot be used.
+        TrainingError, Interrupted: see `atk.trainer.Trainer.fit`.
+    """
+    out = Path(config.out)
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
+    device = pick_device(config.device)
+    last = out / "checkpoints" / "last"
+    resume = resume and last.is_dir()
+    task = make_task(config, device, last if resume else None)
+    if task.model.config != config.model:
+        raise ValueError(
+            f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
+        )
+    trainer = Trainer(task, config, device, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(out / "config.yaml")
+    trainer.fit()
+    split = next((name for name in ("test", "val") if (Path(config.data) / f"{name}.csv").is_file()), None)
+    summary = {
+        "method": task.method,
+        "data": config.data,
+        "split": split,
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+        "device": str(device),
+        "backend": task.backend,
+        "skipped": len(task.skipped),
+        "metrics": None if split is None else task.evaluate(best_or_last(out), split),
+    }
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def report_skipped(skipped: list[tuple[str, str]], known: dict[str, str]) -> None:
+    """Name on stderr, once, the files of a batch that could not be read; `known` keeps them."""
+    for name, reason in skipped:
+        if name not in known:
+            known[name] = reason
+            print(f"skipped {name} ({reason})", file=sys.stderr)

@@ -1,0 +1,164 @@
+"""Captioning by four objectives, and the mask under five reference conditions: same data, same steps, several seeds.
+
+python benchmarks/difference_captioning.py            # goes on where it was interrupted
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from harness import environment
+
+from atk.data import CONDITIONS
+from runs import atk, flags, train_all
+
+OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
+SCENES = {
+    "preset": "medium", "classes": 24, "events": [1, 2], "overlap": 0.5, "snr_db": [10, 20], "pitch": "false",
+    "seconds": [3.0, 4.0], "captions_per_clip": 5, "rephrase": "true",
+    "train": 3000, "test": 300, "pool": 20, "seed": 1,
+}  # fmt: skip
+RUN = {
+    "steps": 1000, "batch_size": 32, "precision": "fp32", "eval_every": 0, "save_every": 500, "optim.lr": 1e-3,
+    "clip_seconds": 4.0, "mix.rate": 0.5, "mix.snr_db": [0, 6],
+}  # fmt: skip
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr")
+
+
+def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tuple[Path, dict]]:
+    """(objective, condition, seed) to the run's folder and options; the most telling runs come first."""
+    arms = [(objective, CONDITIONS[0]) for objective in OBJECTIVES] + [("mask", name) for name in CONDITIONS[1:]]
+    runs = {}
+    for objective, condition in arms:
+        for seed in range(seeds):
+            options = {"objective": objective, "mix.condition": condition, "seed": seed, "steps": steps}
+            options["mix.references"] = folder / "data" / "pool"
+            name = f"{objective}-{condition.replace('/', '-')}-{seed}"
+            runs[objective, condition, seed] = folder / name, RUN | options
+    return runs
+
+
+def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
+    """One row a run: what its summary says of clips alone, of mixtures, and of the events it names."""
+    rows = []
+    for (objective, condition, seed), (out, _) in runs.items():
+        summary = json.loads((out / "summary.json").read_text())
+        metrics = summary["metrics"]
+        way = "minus_added" if "minus_added" in metrics else "mix"
+        row = {"objective": objective, "condition": condition, "seed": seed, "seconds": summary["seconds"]}
+        row |= {"input": metrics["input"], "mixture": metrics[way], "missing": metrics["missing"]}
+        row |= {f"named {name}": shares for name, shares in metrics["named"].items()}
+        rows.append(row | {"named mixture": metrics["named"][way]})
+    return rows
+
+
+def cell(values: Iterable[float], digits: int) -> str:
+    """Mean (standard deviation)."""
+    values = list(values)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ({spread:.{digits}f})"
+
+
+def table(rows: list[dict], arms: dict[str, tuple[str, str]], lines: dict[str, tuple[str, str, int]]) -> str:
+    """One column an arm (objective, condition), one line a value (group, name, digits)."""
+    text = ["| | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
+    for label, (group, name, digits) in lines.items():
+        cells = []
+        for arm in arms.values():
+            found = [row for row in rows if (row["objective"], row["condition"]) == arm]
+            values = [row[group][name] for row in found if name in row.get(group, {})]
+            cells.append(cell(values, digits) if values else "")
+        if any(cells):
+            text.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def tables(rows: list[dict]) -> dict[str, str]:
+    """The three tables: objectives on clips alone, objectives on mixtures, conditions of the mask."""
+    objectives = {name: (name, CONDITIONS[0]) for name in OBJECTIVES}
+    conditions = {name: ("mask", name) for name in CONDITIONS}
+    scores = {name: ("mixture", name, 3) for name in METRICS}
+    names = {
+        "names the clip's events, %": ("named mixture", "target", 1),
+        "names the added event, %": ("named mixture", "added", 1),
+        "Diff(mix, clip) names the added event, %": ("named minus_input", "added", 1),
+    }
+    alone = {name: ("input", name, 3) for name in METRICS} | {
+        "names the clip's events, %": ("named input", "target", 1)
+    }
+    few = {f"{name}, {label}": (group, name, 3) for name in ("METEOR", "CIDEr", "SPIDEr")
+           for label, group in (("clip alone", "input"), ("mixture", "mixture"))}  # fmt: skip
+    return {
+        "Clips alone, no reference": table(rows, objectives, alone),
+        "Mixtures: plain and PairMix caption the mix, subtraction and mask `Diff(mix, reference)`": table(
+            rows, objectives, scores | names
+        ),
+        "The mask trained and tested under the five reference conditions (source/time)": table(
+            rows, conditions, few | names
+        ),
+    }
+
+
+def document(record: dict) -> str:
+    """The Markdown page: what was compared, the tables, what they say, and where it was measured."""
+    scenes, run, rows = record["scenes"], record["run"], record["rows"]
+    seeds = len({row["seed"] for row in rows})
+    seconds = [row["seconds"] for row in rows]
+    missing = "; ".join(f"{name}: {reason}" for name, reason in rows[0]["missing"].items())
+    parts = [
+        "# Captioning with audio difference learning",
+        f"Synthetic soundscapes ({scenes['train']} to train on, {scenes['test']} held out, "
+        f"{scenes['captions_per_clip']} "
+        "captions each), single events of the same classes to mix in (five folds, the fifth for the tests; a class in "
+        "the clip is never added to it in the tests), the same model and steps in every run; mean and standard "
+        f"deviation over {seeds} seeds. Held-out mixtures have an added event "
+        f"{run['mix.snr_db'][0]} to {run['mix.snr_db'][1]} dB below the clip.",
+        *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
+        f"Not computed: {missing}." if missing else "",
+        record["reading"],
+        "Run: "
+        + ", ".join(f"{name} {value}" for name, value in run.items())
+        + "; scenes: "
+        + ", ".join(f"{name} {value}" for name, value in SCENES.items())
+        + ".",
+        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s a run, {record['jobs']} at a time.",
+        "Command: `python benchmarks/difference_captioning.py`.",
+        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/difference"), help="folder for data and runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=RUN["steps"])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
+    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
+    options = parser.parse_args()
+    atk("soundscapes", options.runs / "data", *flags(SCENES))
+    runs = plan(options.runs, options.seeds, options.steps)
+    train_all("difference", options.runs / "data", dict(runs.values()), options.jobs)
+    rows = rows_of(runs)
+    stem = options.results / "difference_captioning"
+    previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
+    record = {
+        "environment": environment(),
+        "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
+        "run": RUN | {"steps": options.steps},
+        "jobs": options.jobs,
+        "reading": options.reading or previous.get("reading", ""),
+        "tables": tables(rows),
+        "rows": rows,
+    }
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(document(record))
+    print("\n\n".join(record["tables"].values()))
+
+
+if __name__ == "__main__":
+    main()

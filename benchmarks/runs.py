@@ -1,0 +1,44 @@
+"""Training runs of a comparison: started by `atk`, kept when complete, checked against what is asked for."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+
+def atk(*arguments: object, threads: int | None = None) -> None:
+    """Run the command; `threads` limits its CPU threads."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True, env=environment)
+
+
+def flags(options: dict) -> list[str]:
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) -> None:
+    """Train every run (folder: options) that has no summary yet, `jobs` at a time on an equal share of the CPUs."""
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+
+    def train(out: Path, options: dict) -> None:
+        if not (out / "summary.json").is_file():
+            atk("train", method, "--data", data, "--out", out, "--resume", *flags(options), threads=threads)
+        check_settings(out, options)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(train, out, options) for out, options in runs.items()]:
+            done.result()
+
+
+def check_settings(out: Path, wanted: dict) -> None:
+    """A run left by an earlier call must have the settings that the page will name."""
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    for name, value in wanted.items():
+        found = config
+        for part in name.split("."):
+            found = found[part]
+        if found != yaml.safe_load(str(value)):
+            raise SystemExit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")

@@ -1,0 +1,198 @@
+"""Difference learning end to end on tiny scenes: the four objectives, exact resume, evaluation, captions, refusals."""
+
+import csv
+import json
+import os
+import random
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_training import killed_at_a_random_moment, rows
+
+from atk.caption import Captions, named
+from atk.cli import main
+from atk.data import Clip, ReferencePool
+from atk.soundscapes import SoundscapeConfig, write_soundscapes
+
+SMALL = """
+--model.audio.channels [4,4,8,8,8,8] --model.audio.mel_bins 32 --model.audio.dropout 0.1 --model.decoder.width 16
+--model.decoder.layers 1 --model.decoder.heads 2 --model.decoder.vocabulary 300 --model.heads 2 --beams 2 --steps 12
+--save-every 2 --log-every 1 --eval-every 4 --batch-size 4 --clip-seconds 2 --workers 0 --optim.lr 3e-3
+"""
+WAYS = {"input", "mix", "minus_added"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_java():
+    """METEOR takes seconds a call; tests/test_caption_metrics.py runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    settings = {"train": 12, "val": 4, "test": 6, "pool": 10, "classes": 4, "events": (1, 2), "seconds": (1.8, 2.0)}
+    config = SoundscapeConfig.preset("easy", captions_per_clip=2, rephrase=True, **settings)
+    return write_soundscapes(tmp_path_factory.mktemp("scenes") / "data", config, progress=False, processes=1)
+
+
+def arguments(scenes, out, *more):
+    pool = ("--mix.references", str(scenes / "pool"))
+    return ["train", "difference", "--data", str(scenes), "--out", str(out), *pool, *SMALL.split(), *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def mask_run(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("difference") / "run"
+    main(arguments(scenes, out))
+    return out
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / "last" / "model.safetensors")
+
+
+def same_weights(one, two):
+    return all(torch.equal(weights(one)[name], value) for name, value in weights(two).items())
+
+
+def test_run_folder_is_complete(mask_run):
+    summary = json.loads((mask_run / "summary.json").read_text())
+    assert summary["method"] == "difference" and summary["steps"] == 12 and summary["backend"] == "sdpa"
+    assert set(summary["metrics"]) == {*WAYS, "named", "missing", "clips", "skipped"}
+    assert set(summary["metrics"]["input"]) | set(summary["metrics"]["missing"]) == {
+        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr",
+    }  # fmt: skip
+    assert [row["step"] for row in rows(mask_run) if "val/log_likelihood" in row] == [4, 8, 12]
+    config = yaml.safe_load((mask_run / "config.yaml").read_text())
+    assert config["objective"] == config["model"]["difference"] == "mask"
+    with (mask_run / "captions_test.csv").open() as file:
+        listing = list(csv.DictReader(file))
+    assert len(listing) == 6 and set(listing[0]) == {"file_name", "added", *WAYS, "minus_input"}
+    assert all(row["added"].startswith("audio/5-") for row in listing)  # the held-out fold
+
+
+@pytest.mark.parametrize("objective", ["plain", "pairmix", "subtraction"])
+def test_every_objective_trains(scenes, tmp_path, objective):
+    main(arguments(scenes, tmp_path / "run", "--objective", objective, "--eval-every", 0))
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    ways = WAYS if objective == "subtraction" else WAYS - {"minus_added"}
+    assert set(metrics) - {"named", "missing", "clips", "skipped"} == ways
+    assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
+
+
+@pytest.mark.parametrize("condition", ["same/diff", "diff/diff", "multi/same", "multi/diff"])
+def test_every_condition_trains(scenes, tmp_path, condition):
+    main(arguments(scenes, tmp_path / "run", "--mix.condition", condition, "--steps", 2))
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_learning_lowers_the_loss(scenes, tmp_path):
+    main(arguments(scenes, tmp_path / "run", "--steps", 60, "--eval-every", 0, "--optim.lr", 1e-2))
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
+    kept = [argument for argument in arguments(scenes, tmp_path / "run") if "pool" not in argument]
+    kept.remove("--mix.references")
+    main([*kept, "--steps", "2"])
+    with (tmp_path / "run" / "captions_test.csv").open() as file:
+        listing = list(csv.DictReader(file))
+    assert all(row["added"].startswith("audio/test/") and row["added"] != row["file_name"] for row in listing)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
+    out = tmp_path / "killed"
+    killed_at_a_random_moment(arguments(scenes, out), out, random.Random(3))
+    assert not (out / "summary.json").exists()
+    main(["train", "difference", "--out", str(out), "--resume"])
+    assert same_weights(out, mask_run)
+    assert [row.get("loss") for row in rows(out)] == [row.get("loss") for row in rows(mask_run)]
+
+
+def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
+    main(arguments(scenes, tmp_path / "run", "--workers", 2))
+    assert same_weights(tmp_path / "run", mask_run)
+
+
+def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
+    main(["evaluate", str(mask_run), "--data", str(scenes), "--beams", "2", "--examples", "2", "--workers", "0"])
+    printed = capsys.readouterr().out
+    result, end = json.JSONDecoder().raw_decode(printed)
+    summary = json.loads((mask_run / "summary.json").read_text())["metrics"]
+    for way in WAYS:
+        assert result[way] == pytest.approx(summary[way])
+    assert printed[end:].count("minus_input") == 2
+
+
+def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys):
+    audio = str(scenes / "audio" / "test" / "00000.wav")
+    main(["caption", str(mask_run), audio])
+    assert capsys.readouterr().out.count("\n") == 1
+    main(["caption", str(mask_run), audio, "--reference", str(scenes / "audio" / "test" / "00001.wav"), audio])
+    assert capsys.readouterr().out.count("\n") == 1
+    main(["caption", str(mask_run), audio, "--clip-seconds", "0.5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[1].startswith("0.5-1.0 s  ")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["caption", "RUN", "missing.wav"], "missing.wav: no such file"),
+        (["align", "RUN", "missing.wav", "a dog"], "this command needs a CLAP"),
+        (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "condition must be one of"),
+        (["evaluate", "RUN", "--data", "SCENES", "--references", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
+    places = {"RUN": str(mask_run), "SCENES": str(scenes)}
+    with pytest.raises(SystemExit) as stop:
+        main([places.get(word, word) for word in command])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, capsys):
+    main(arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))
+    audio = str(scenes / "audio" / "test" / "00000.wav")
+    with pytest.raises(SystemExit):
+        main(["caption", str(tmp_path / "run"), audio, "--reference", audio])
+    assert "trained without a Diff block" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
+    from atk.difference import DifferenceTask
+
+    whole, calls = DifferenceTask.loss, []
+
+    def interrupted(self, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, batch)
+
+    monkeypatch.setattr(DifferenceTask, "loss", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(scenes, tmp_path / "run"))
+    assert stop.value.code == 130
+    main(arguments(scenes, tmp_path / "run", "--resume"))
+    assert same_weights(tmp_path / "run", mask_run)
+
+
+def test_named_counts_events_of_the_clip_and_of_the_added_sound():
+    pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
+    said = [
+        Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),
+        Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
+    ]
+    result = named(said, [frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
+    assert result["input"] == {"target": 66.67, "added": 0.0}
+    assert result["mix"] == {"target": 33.33, "added": 100.0}
+    assert result["minus_added"] == {"target": 66.67, "added": 0.0}
+    assert result["minus_input"] == {"target": 33.33, "added": 50.0}
