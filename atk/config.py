@@ -147,6 +147,7 @@ class DifferenceConfig(TrainConfig):
     Args:
         objective: "mask" and "subtraction" learn captions from `mix - reference` (4.9); "plain" from the clips alone;
             "pairmix" also from two clips mixed, their captions joined by "and".
+        init: run or model folder of a captioner to start from; encoder and decoder are then as they are there.
         clip_seconds: random crop in training; in evaluation longer clips are cut to it.
         beams: width of the beam search that writes captions.
         mix: what is mixed into clips, and what is given to subtract.
@@ -154,6 +155,7 @@ class DifferenceConfig(TrainConfig):
     """
 
     objective: str = "mask"
+    init: str | None = None
     clip_seconds: float = 30.0
     beams: int = 4
     mix: MixConfig = field(default_factory=MixConfig)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from atk.backend import choose
 from atk.caption import CaptionSplit, evaluate_captions, write_captions
+from atk.checkpoint import best_or_last
 from atk.config import DifferenceConfig
 from atk.cross_attention import BACKENDS
 from atk.data import (
@@ -131,4 +133,13 @@ class DifferenceTask:
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict:
     """Train a captioner by `config.objective`; arguments, result and errors as `atk.run.run`."""
+    if config.init is not None:
+        given, saved = config.model, _saved(config.init).config
+        config = replace(config, model=replace(saved, difference=given.difference, heads=given.heads))
     return run(DifferenceTask, config, resume)
+
+
+def _saved(folder: str) -> Captioner:
+    """The captioner of a run folder or of a folder with a saved model."""
+    path = Path(folder)
+    return Captioner.from_pretrained(best_or_last(path) if (path / "checkpoints").is_dir() else path)

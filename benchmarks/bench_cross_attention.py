@@ -53,6 +53,7 @@ def run(
     device: str = "cpu",
     rounds: int = 7,
     compiled: bool = True,
+    shortest: float = 0.5,
 ) -> list[harness.Row]:
     """Rows of a step for every provider, the speed relative to `nn.MultiheadAttention(need_weights=False)`.
 
@@ -61,13 +62,14 @@ def run(
         dtype: of frames and weights, float32, bfloat16 or float16.
         rounds: timed calls of each provider.
         compiled: time `torch.compile` of the first provider too.
+        shortest: valid share of the shortest reference; the others lie evenly between it and the whole length.
     """
     torch.compiler.reset()
     attention = nn.MultiheadAttention(d, heads, batch_first=True, device=device, dtype=dtype)
     nn.init.normal_(attention.in_proj_bias, std=0.1)
     with torch.device(device):
         frames, reference, grad = (torch.randn(n, length, d).to(dtype) for _ in range(3))
-        mask = torch.arange(length) < torch.linspace(length // 2, length, n).long()[:, None]
+        mask = torch.arange(length) < torch.linspace(shortest * length, length, n).long()[:, None]
     precise = copy.deepcopy(attention).double()
     inputs = frames, reference, mask, grad
     truth = step(eager(precise, False), precise)(frames.double(), reference.double(), mask, grad.double())
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs=4, type=int, metavar=("N", "L", "D", "H"), help="this shape instead")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--shortest", type=float, default=0.5, help="valid share of the shortest reference (0.5)")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each provider (default 7)")
     parser.add_argument("--alone", action="store_true", help="leave out torch.compile")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
@@ -99,13 +102,13 @@ def main() -> None:
     tables = {}
     for shape in [tuple(args.shape)] if args.shape else [SHAPES[name] for name in args.shapes]:
         for dtype in args.dtype:
-            title = "Forward and backward, batch {}, {} frames, {} channels, {} heads, ".format(*shape) + dtype
-            tables[title] = run(
-                *shape, dtype=getattr(torch, dtype), device=args.device, rounds=args.rounds, compiled=not args.alone
-            )
+            title = "Forward and backward, batch {}, {} frames, {} channels, {} heads".format(*shape)
+            title += f", references {100 * args.shortest:.0f} to 100 % valid, {dtype}"
+            options = {"device": args.device, "rounds": args.rounds, "compiled": not args.alone}
+            tables[title] = run(*shape, dtype=getattr(torch, dtype), shortest=args.shortest, **options)
             print(harness.markdown(title, tables[title]), flush=True)
     if args.out:
-        harness.write(args.out, tables, {"device": args.device, "rounds": args.rounds})
+        harness.write(args.out, tables, {"device": args.device, "shortest": args.shortest, "rounds": args.rounds})
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ step doctor 30 "$python" -c "from atk.doctor import report; print(report())"
 # shellcheck disable=SC2016  # the inner shell expands
 step tests 200 xargs -P 6 -I{} sh -c '"$0" -m pytest -c "$1/pyproject.toml" -p no:cacheprovider -k triton \
   --junitxml "$2/$(basename {} .py).xml" "{}"' "$python" "$here" "$out" < <(printf '%s\n' \
-  "$here"/tests/test_max_mean.py "$here"/tests/test_max_mean_modes.py "$here"/tests/test_*_triton.py)
+  "$here"/tests/test_max_mean{,_modes}.py "$here"/tests/test_cross_attention{,_modes}.py "$here"/tests/test_*_triton.py)
 for shape in "${shapes[@]}"; do
   read -r name arguments <<<"$shape"
   # shellcheck disable=SC2086  # the arguments are words

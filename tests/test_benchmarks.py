@@ -3,10 +3,15 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
+import bench_cross_attention
+import difference_captioning
 import harness
 import pytest
 import torch
+
+import runs
 
 
 def rows_of(*providers):
@@ -72,3 +77,38 @@ def test_the_script_writes_its_tables(tmp_path, monkeypatch, capsys):
         assert [row["status"] for row in rows if row["status"] not in ("ok", "missing")] == []
         assert rows[-1]["provider"].startswith("limit") and rows[-1]["of_limit"] == 1
     assert (tmp_path / "t.md").read_text().count("| naive einsum |") == 8
+
+
+def test_every_provider_of_the_cross_attention_agrees():
+    rows = {row.provider: row for row in bench_cross_attention.run(3, 20, 16, 2, rounds=1, compiled=False)}
+    torch_module = "nn.MultiheadAttention"
+    names = {f"{torch_module}, need_weights=False", f"{torch_module}, default call", "atk sdpa", "atk reference"}
+    assert {name for name, row in rows.items() if row.status == "ok"} >= names
+
+
+def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
+    runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
+    with pytest.raises(SystemExit, match=r"was made with optim\.lr 0\.001, not 0\.1"):
+        runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
+
+
+def test_the_tables_of_objectives_have_a_column_each():
+    def row(objective, condition, seed):
+        shares = {"target": 50.0, "added": 5.0}
+        scores = {"CIDEr": 0.1 * seed}
+        named = {"named input": shares, "named mixture": shares, "named minus_input": shares}
+        return {
+            "objective": objective,
+            "condition": condition,
+            "seed": seed,
+            "input": scores,
+            "mixture": scores,
+            **named,
+        }
+
+    rows = [row(*key) for key in difference_captioning.plan(Path("runs"), 2, 10)]
+    alone, mixtures, conditions = difference_captioning.tables(rows).values()
+    assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
+    assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
+    assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"

@@ -115,6 +115,18 @@ def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
     assert [row.get("loss") for row in rows(out)] == [row.get("loss") for row in rows(mask_run)]
 
 
+def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
+    options = ["--objective", "subtraction", "--init", mask_run, "--steps", 1, "--optim.lr", 1e-9]
+    main(arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 999))
+    begun = {name: value for name, value in weights(mask_run).items() if not name.startswith("difference_block")}
+    after = weights(tmp_path / "run")
+    assert set(after) == set(begun)
+    for name, value in begun.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value)
+    main(arguments(scenes, tmp_path / "run", *options, "--resume"))
+
+
 def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
     main(arguments(scenes, tmp_path / "run", "--workers", 2))
     assert same_weights(tmp_path / "run", mask_run)

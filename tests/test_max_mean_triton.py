@@ -1,7 +1,7 @@
 """Max-mean kernels in Triton against float64: on a GPU where there is one, else in Triton's interpreter.
 
 The interpreter must be chosen before triton is imported, and other tests need the compiler, so without a GPU the cases
-of all the files here named test_*triton*.py run in a subprocess, with the Triton cases of the public op, and one test
+of all the files here named test_*triton*.py run in a subprocess, with the Triton cases of the public ops, and one test
 here reports them.
 """
 
@@ -42,7 +42,8 @@ SHAPES += [(6, 2, 5, 4, 8), (1, 1, 1, 1, 1)]
 @pytest.mark.skipif(RUNS_HERE, reason="the cases run in this process")
 def test_cases_pass_in_the_interpreter():
     folder = Path(__file__).parent
-    files = [*sorted(folder.glob("test_*triton*.py")), folder / "test_max_mean.py", folder / "test_max_mean_modes.py"]
+    public = ("test_max_mean.py", "test_max_mean_modes.py", "test_cross_attention.py", "test_cross_attention_modes.py")
+    files = [*sorted(folder.glob("test_*triton*.py")), *(folder / name for name in public)]
     command = [sys.executable, "-m", "pytest", "-k", "triton", "-p", "no:cacheprovider", "-p", "no:warnings"]
     command += map(str, files)
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)

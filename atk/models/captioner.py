@@ -1,7 +1,7 @@
 """A captioner that describes a clip alone, or what it has that reference clips do not (thesis ch. 4)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -66,6 +66,13 @@ class Captioner(nn.Module):
             ValueError: a checkpoint cannot be loaded or does not fit, or there is no caption where they are needed.
         """
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
+
+    def with_difference(self, difference: str, heads: int) -> "Captioner":
+        """The same encoder and decoder, not copied, with a new Diff block; see `CaptionerConfig`."""
+        config = replace(self.config, difference=difference, heads=heads)
+        other = Captioner(config, self.audio_encoder, self.decoder)
+        other.projection = self.projection
+        return other
 
     @property
     def sample_rate(self) -> int:
