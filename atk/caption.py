@@ -161,8 +161,9 @@ def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: Ref
         pool: the recordings that were added, with their classes.
 
     Returns:
-        For each way of captioning `{"target": share of the clips' events that are named, "added": share of the added
-        recordings whose class is named}`.
+        For each way of captioning: `"target"`, the share of the clips' events that are named; `"added"`, the share of
+        the added recordings whose class is named; `"target_alone"`, the share of the captions that name an event of
+        the clip and none of the added sounds.
     """
     from atk.soundscapes.phrases import classes_named
 
@@ -176,6 +177,12 @@ def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: Ref
         result[way] = {
             "target": _share([name in said for said, names in zip(found, classes, strict=True) for name in names]),
             "added": _share([name in said for said, names in zip(found, added, strict=True) for name in names]),
+            "target_alone": _share(
+                [
+                    bool(said & own) and not said & set(names)
+                    for said, own, names in zip(found, classes, added, strict=True)
+                ]
+            ),
         }
     return result
 

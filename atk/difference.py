@@ -45,9 +45,12 @@ class DifferenceTask:
             print(f"train.csv: {describe_skipped(train.skipped)}", file=sys.stderr)
         captions = [caption for clip in train.clips for caption in clip.captions]
         torch.manual_seed(config.seed)
-        model = (
-            Captioner.create(config.model, captions) if checkpoint is None else Captioner.from_pretrained(checkpoint)
-        )
+        if checkpoint is not None:
+            model = Captioner.from_pretrained(checkpoint)
+        elif config.init is not None:
+            model = _saved(config.init).with_difference(config.model.difference, config.model.heads)
+        else:
+            model = Captioner.create(config.model, captions)
         self.model, self.criterion = model.to(device), nn.Identity()
         if isinstance(model.difference_block, CrossAttentionDifference):
             model.difference_block.backend = self.backend

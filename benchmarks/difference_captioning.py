@@ -40,21 +40,23 @@ def first_runs(folder: Path, seeds: int, steps: int) -> dict[int, tuple[Path, di
 
 def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tuple[Path, dict]]:
     """(objective, condition, seed) to the run's folder and options; the most telling runs come first."""
-    arms = [(objective, CONDITIONS[0]) for objective in OBJECTIVES] + [("mask", name) for name in CONDITIONS[1:]]
+    objectives = [(name, CONDITIONS[0], seed) for name in OBJECTIVES for seed in range(seeds)]
+    conditions = [("mask", name, seed) for seed in range(seeds) for name in CONDITIONS[1:]]
     runs = {}
-    for objective, condition in arms:
-        for seed in range(seeds):
-            options = {"objective": objective, "mix.condition": condition, "seed": seed, "steps": steps}
-            options |= {"mix.references": folder / "data" / "pool", "init": folder / f"first-{seed}"}
-            name = f"{objective}-{condition.replace('/', '-')}-{seed}"
-            runs[objective, condition, seed] = folder / name, RUN | options
+    for objective, condition, seed in objectives + conditions:
+        options = {"objective": objective, "mix.condition": condition, "seed": seed, "steps": steps}
+        options |= {"mix.references": folder / "data" / "pool", "init": folder / f"first-{seed}"}
+        name = f"{objective}-{condition.replace('/', '-')}-{seed}"
+        runs[objective, condition, seed] = folder / name, RUN | options
     return runs
 
 
 def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
-    """One row a run: what its summary says of clips alone, of mixtures, and of the events it names."""
+    """One row a finished run: what its summary says of clips alone, of mixtures, and of the events it names."""
     rows = []
     for (objective, condition, seed), (out, _) in runs.items():
+        if not (out / "summary.json").is_file():
+            continue
         summary = json.loads((out / "summary.json").read_text())
         metrics = summary["metrics"]
         way = "minus_added" if "minus_added" in metrics else "mix"
@@ -94,6 +96,7 @@ def tables(rows: list[dict]) -> dict[str, str]:
     names = {
         "names the clip's events, %": ("named mixture", "target", 1),
         "names the added event, %": ("named mixture", "added", 1),
+        "names an event of the clip and not the added one, %": ("named mixture", "target_alone", 1),
         "Diff(mix, clip) names the added event, %": ("named minus_input", "added", 1),
     }
     alone = {name: ("input", name, 3) for name in METRICS} | {
@@ -128,6 +131,7 @@ def document(record: dict) -> str:
         "below the clip.",
         *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
         f"Not computed: {missing}." if missing else "",
+        f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["reading"],
         "Run: "
         + ", ".join(f"{name} {value}" for name, value in run.items())
@@ -148,14 +152,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-steps", type=int, default=1800, help="of the plain captioner that all go on from")
     parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--report", action="store_true", help="only write the tables, of the runs that are finished")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
     parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
     options = parser.parse_args()
-    atk("soundscapes", options.runs / "data", *flags(SCENES))
-    first = first_runs(options.runs, options.seeds, options.first_steps)
-    train_all("difference", options.runs / "data", dict(first.values()), options.jobs)
-    runs = plan(options.runs, options.seeds, options.steps)
-    train_all("difference", options.runs / "data", dict(runs.values()), options.jobs)
+    data, runs = options.runs / "data", plan(options.runs, options.seeds, options.steps)
+    if not options.report:
+        atk("soundscapes", data, *flags(SCENES))
+        first = first_runs(options.runs, options.seeds, options.first_steps)
+        for stage in (first, runs):
+            train_all("difference", data, dict(stage.values()), options.jobs)
     rows = rows_of(runs)
     stem = options.results / "difference_captioning"
     previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
@@ -164,6 +170,7 @@ def main() -> None:
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | MODEL | {"first steps": options.first_steps, "steps": options.steps},
         "jobs": options.jobs,
+        "unfinished": [out.name for out, _ in runs.values() if not (out / "summary.json").is_file()],
         "reading": options.reading or previous.get("reading", ""),
         "tables": tables(rows),
         "rows": rows,

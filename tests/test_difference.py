@@ -117,8 +117,9 @@ def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
 
 def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
     options = ["--objective", "subtraction", "--init", mask_run, "--steps", 1, "--optim.lr", 1e-9]
-    main(arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 999))
-    begun = {name: value for name, value in weights(mask_run).items() if not name.startswith("difference_block")}
+    main(arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 998))
+    best = load_file(mask_run / "checkpoints" / "best" / "model.safetensors")
+    begun = {name: value for name, value in best.items() if not name.startswith("difference_block")}
     after = weights(tmp_path / "run")
     assert set(after) == set(begun)
     for name, value in begun.items():
@@ -204,7 +205,7 @@ def test_named_counts_events_of_the_clip_and_of_the_added_sound():
         Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
     ]
     result = named(said, [frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
-    assert result["input"] == {"target": 66.67, "added": 0.0}
-    assert result["mix"] == {"target": 33.33, "added": 100.0}
-    assert result["minus_added"] == {"target": 66.67, "added": 0.0}
-    assert result["minus_input"] == {"target": 33.33, "added": 50.0}
+    assert result["input"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
+    assert result["mix"] == {"target": 33.33, "added": 100.0, "target_alone": 0.0}
+    assert result["minus_added"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
+    assert result["minus_input"] == {"target": 33.33, "added": 50.0, "target_alone": 50.0}
