@@ -10,8 +10,8 @@ import statistics
 from pathlib import Path
 
 import yaml
-from harness import environment
 
+from harness import environment
 from runs import atk, flags, train_all
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}

@@ -10,13 +10,13 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import torch
-from bench_max_mean import limit
 from torch import Tensor, nn
 
 import atk
+import harness
 from atk.backend import OPS, unavailable
+from bench_max_mean import limit
 
 SHAPES = {"short": (32, 93, 768, 12), "long": (4, 2048, 256, 4)}  # N, L, D, heads
 

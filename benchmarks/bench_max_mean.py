@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import harness
-import peers
 import torch
 from torch import Tensor
 
 import atk
+import harness
+import peers
 from atk import backend, reference
 
 TITLES = {

@@ -5,9 +5,9 @@ import itertools
 import json
 from pathlib import Path
 
-import bench_max_mean
 import torch
 
+import bench_max_mean
 from atk.align import align
 from atk.checkpoint import best_or_last
 from atk.data.captions import Clip, read_split

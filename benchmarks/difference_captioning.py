@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from harness import environment
 
 from atk.data import CONDITIONS
+from harness import environment
 from runs import atk, flags, train_all
 
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")

@@ -5,12 +5,12 @@ import runpy
 import sys
 from pathlib import Path
 
-import bench_cross_attention
-import difference_captioning
-import harness
 import pytest
 import torch
 
+import bench_cross_attention
+import difference_captioning
+import harness
 import runs
 
 
