@@ -5,7 +5,9 @@ python benchmarks/difference_captioning.py            # goes on where it was int
 
 import argparse
 import json
+import os
 import statistics
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from atk.data import CONDITIONS
 from harness import environment
 from runs import atk, flags, train_all
 
+INSTALLED = sysconfig.get_path("purelib") + os.sep  # paths of this machine stay out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
 SCENES = {
     "preset": "medium", "classes": 16, "events": [1, 2], "overlap": 0.5, "snr_db": [15, 25], "pitch": "false",
@@ -61,7 +64,8 @@ def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
         metrics = summary["metrics"]
         way = "minus_added" if "minus_added" in metrics else "mix"
         row = {"objective": objective, "condition": condition, "seed": seed, "seconds": summary["seconds"]}
-        row |= {"input": metrics["input"], "mixture": metrics[way], "missing": metrics["missing"]}
+        missing = {name: reason.replace(INSTALLED, "") for name, reason in metrics["missing"].items()}
+        row |= {"input": metrics["input"], "mixture": metrics[way], "missing": missing}
         row |= {f"named {name}": shares for name, shares in metrics["named"].items()}
         rows.append(row | {"named mixture": metrics["named"][way]})
     return rows
@@ -169,7 +173,7 @@ def main() -> None:
         "environment": environment(),
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | MODEL | {"first steps": options.first_steps, "steps": options.steps},
-        "jobs": options.jobs,
+        "jobs": previous.get("jobs", 1) if options.report else options.jobs,
         "unfinished": [out.name for out, _ in runs.values() if not (out / "summary.json").is_file()],
         "reading": options.reading or previous.get("reading", ""),
         "tables": tables(rows),
