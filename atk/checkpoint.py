@@ -55,6 +55,11 @@ def load_state(folder: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def model_folder(path: Path) -> Path:
+    """The saved model of a run folder (its best checkpoint), or `path` itself where that is no run."""
+    return best_or_last(path) if (path / "checkpoints").is_dir() else path
+
+
 def best_or_last(run: Path) -> Path:
     """The checkpoint of a run folder to use: the best by validation where there is one, else the last.
 

@@ -143,3 +143,9 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """`value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """`value` is a number of at least `minimum`."""
+    if not value >= minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -111,12 +111,13 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
 
 
 def _add_train(parser: ArgumentParser) -> None:
-    from atk.config import AlignedConfig, DifferenceConfig
+    from atk.config import AlignedConfig, DifferenceConfig, SemiSupervisedConfig
 
     methods = parser.add_subcommands(title="methods", dest="method")
     for name, text, config in (
         ("aligned", "Aligned contrastive learning (thesis ch. 3).", AlignedConfig),
         ("difference", "Captioning and audio difference learning (thesis ch. 4).", DifferenceConfig),
+        ("semisupervised", "Contrastive learning with unlabelled audio (thesis ch. 5).", SemiSupervisedConfig),
     ):
         method = _Parser(prog=f"atk train {name}", description=text)
         methods.add_subcommand(name, method, help=text)
@@ -126,10 +127,14 @@ def _add_train(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: Namespace) -> None:
-    from atk import aligned, difference
-    from atk.config import AlignedConfig, DifferenceConfig
+    from atk import aligned, difference, semisupervised
+    from atk.config import AlignedConfig, DifferenceConfig, SemiSupervisedConfig
 
-    methods = {"aligned": (AlignedConfig, aligned.train), "difference": (DifferenceConfig, difference.train)}
+    methods = {
+        "aligned": (AlignedConfig, aligned.train),
+        "difference": (DifferenceConfig, difference.train),
+        "semisupervised": (SemiSupervisedConfig, semisupervised.train),
+    }
     make_config, train = methods[arguments.method]
     values = arguments[arguments.method]
     config = make_config(**{field.name: values[field.name] for field in fields(make_config)})

@@ -65,7 +65,7 @@ def _load(arguments: Namespace, *kinds: type):
 
     Sets `arguments.clip_seconds` where the user did not: to the run's, so that windows are as long as in training.
     """
-    from atk.checkpoint import best_or_last
+    from atk.checkpoint import model_folder
     from atk.config import TrainConfig
     from atk.models import from_pretrained
     from atk.trainer import pick_device
@@ -73,7 +73,7 @@ def _load(arguments: Namespace, *kinds: type):
     run = Path(arguments.run)
     if arguments.clip_seconds is None:
         arguments.clip_seconds = _saved_config(run).get("clip_seconds", TrainConfig.clip_seconds)
-    model = from_pretrained(best_or_last(run) if (run / "checkpoints").is_dir() else run)
+    model = from_pretrained(model_folder(run))
     if not isinstance(model, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{run} holds a {type(model).__name__}, this command needs a {wanted}")

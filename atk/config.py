@@ -6,33 +6,35 @@ from pathlib import Path
 import yaml
 
 from atk.checkpoint import write_whole
-from atk.checks import one_of
+from atk.checks import at_least, one_of
 from atk.data.mixtures import MixConfig
 from atk.models.captioner import CaptionerConfig
 from atk.models.clap import ModelConfig
 
+MAPPERS = ("mlp", "transformer")
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
 
 
 def _at_least(owner: object, minimum: float, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        if value is not None and not value >= minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if (value := getattr(owner, name)) is not None:
+            at_least(name, value, minimum)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam with linear warm-up and cosine decay.
+    """Adam with linear warm-up and cosine decay, or the schedule-free Adam.
 
     Args:
+        name: "adam", or "schedulefree": no decay, the weights kept are an average over the steps (Defazio et al. 2024).
         lr: peak learning rate (5e-5 in the thesis, for a pretrained text encoder; higher suits training from scratch).
         warmup: share of the steps in which the rate rises from 0.
-        final: share of the peak rate at the last step.
+        final: share of the peak rate at the last step ("adam").
         weight_decay: decoupled weight decay; 0 is plain Adam.
         clip_norm: gradients are scaled down to this norm.
     """
 
+    name: str = "adam"
     lr: float = 5e-4
     warmup: float = 0.1
     final: float = 0.01
@@ -40,6 +42,7 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        one_of("name", self.name, ("adam", "schedulefree"))
         if not self.lr > 0 or not self.clip_norm > 0:
             raise ValueError(f"lr and clip_norm must be above 0, got {self.lr} and {self.clip_norm}")
         if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
@@ -128,15 +131,26 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class AlignedConfig(TrainConfig):
+class ContrastiveConfig(TrainConfig):
+    """What the contrastive methods share.
+
+    Args:
+        init: run or model folder of a model to start from; `model` is then as it is there.
+        model: audio encoder, text encoder and the space they share.
+    """
+
+    init: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class AlignedConfig(ContrastiveConfig):
     """Aligned contrastive learning (thesis ch. 3).
 
     Args:
-        model: audio encoder, text encoder and the space they share.
         loss: global and aligned InfoNCE.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
 
@@ -167,6 +181,93 @@ class DifferenceConfig(TrainConfig):
         _at_least(self, 1, "beams")
         block = self.objective if self.objective in ("subtraction", "mask") else "none"
         object.__setattr__(self, "model", replace(self.model, difference=block))
+
+
+@dataclass(frozen=True)
+class MapperConfig:
+    """The audio-to-text mapper.
+
+    Args:
+        kind: "mlp" (5.11), one pseudo-token from the global vector, or "transformer" (5.12), from the frames.
+        tokens: pseudo-tokens of a clip by the "transformer".
+        hidden: hidden width of the "mlp".
+        layers: decoder layers of the "transformer".
+        heads: attention heads of the "transformer".
+        dropout: dropout rate.
+        noise: standard deviation of the Gaussian noise on what is mapped (5.13); 0 leaves it out.
+    """
+
+    kind: str = "transformer"
+    tokens: int = 2
+    hidden: int = 512
+    layers: int = 2
+    heads: int = 8
+    dropout: float = 0.1
+    noise: float = 1.0
+
+    def __post_init__(self):
+        one_of("kind", self.kind, MAPPERS)
+        _at_least(self, 1, "tokens", "hidden", "layers", "heads")
+        _at_least(self, 0, "noise")
+
+
+@dataclass(frozen=True)
+class SemiSupervisedLossConfig:
+    """`L_total = L_labeled + L_mix + L_unlabeled` (5.16).
+
+    Args:
+        temperature: tau.
+        learnable: learn the temperature, starting there.
+        reduction: "sum" of the two directions (3.5) or their "mean".
+        labeled_weight: factor of InfoNCE on clips and their captions.
+        mix_weight: factor of InfoNCE on mixtures of a clip and an unlabelled one, and captions with its pseudo-tokens
+            (5.10); 0 leaves it out.
+        unlabeled_weight: factor of InfoNCE on unlabelled clips and the prompt with their pseudo-tokens (5.15); 0
+            leaves it out.
+    """
+
+    temperature: float = 0.2
+    learnable: bool = False
+    reduction: str = "sum"
+    labeled_weight: float = 1.0
+    mix_weight: float = 1.0
+    unlabeled_weight: float = 1.0
+
+    def __post_init__(self):
+        _at_least(self, 0, "labeled_weight", "mix_weight", "unlabeled_weight")
+        if self.labeled_weight + self.mix_weight + self.unlabeled_weight == 0:
+            raise ValueError("labeled_weight, mix_weight and unlabeled_weight must not all be 0")
+
+
+@dataclass(frozen=True)
+class SemiSupervisedConfig(ContrastiveConfig):
+    """Semi-supervised learning from pairs and unlabelled audio (thesis ch. 5).
+
+    Args:
+        unlabeled: folders of audio, tar shards (WebDataset layout) or folders of them; not needed where both terms
+            that use unlabelled audio have weight 0.
+        prompt: text that the pseudo-tokens of an unlabelled clip follow (5.14).
+        mapper: audio to pseudo-tokens.
+        loss: the three terms.
+    """
+
+    unlabeled: list[str] = field(default_factory=list)
+    prompt: str = "A sound of"
+    mapper: MapperConfig = field(default_factory=MapperConfig)
+    loss: SemiSupervisedLossConfig = field(default_factory=SemiSupervisedLossConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.uses_unlabeled and not self.unlabeled:
+            raise ValueError(
+                "unlabeled must name a folder of audio or tar shards; without any, set loss.mix_weight and "
+                "loss.unlabeled_weight to 0"
+            )
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether a term of the loss needs unlabelled audio."""
+        return self.loss.mix_weight > 0 or self.loss.unlabeled_weight > 0
 
 
 def _plain(value: object) -> object:

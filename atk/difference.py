@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atk.backend import choose
 from atk.caption import CaptionSplit, evaluate_captions, write_captions
-from atk.checkpoint import best_or_last
+from atk.checkpoint import model_folder
 from atk.config import DifferenceConfig
 from atk.cross_attention import BACKENDS
 from atk.data import (
@@ -48,7 +48,9 @@ class DifferenceTask:
         if checkpoint is not None:
             model = Captioner.from_pretrained(checkpoint)
         elif config.init is not None:
-            model = _saved(config.init).with_difference(config.model.difference, config.model.heads)
+            model = Captioner.from_pretrained(model_folder(Path(config.init))).with_difference(
+                config.model.difference, config.model.heads
+            )
         else:
             model = Captioner.create(config.model, captions)
         self.model, self.criterion = model.to(device), nn.Identity()
@@ -137,12 +139,6 @@ class DifferenceTask:
 def train(config: DifferenceConfig, resume: bool = False) -> dict:
     """Train a captioner by `config.objective`; arguments, result and errors as `atk.run.run`."""
     if config.init is not None:
-        given, saved = config.model, _saved(config.init).config
+        given, saved = config.model, Captioner.from_pretrained(model_folder(Path(config.init))).config
         config = replace(config, model=replace(saved, difference=given.difference, heads=given.heads))
     return run(DifferenceTask, config, resume)
-
-
-def _saved(folder: str) -> Captioner:
-    """The captioner of a run folder or of a folder with a saved model."""
-    path = Path(folder)
-    return Captioner.from_pretrained(best_or_last(path) if (path / "checkpoints").is_dir() else path)

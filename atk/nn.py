@@ -1,4 +1,4 @@
-"""The objectives and blocks as modules: InfoNCE, aligned InfoNCE, and the difference of an input and its reference."""
+"""The objectives and blocks as modules: InfoNCE, aligned InfoNCE, the difference of input and reference, mappers."""
 
 import math
 
@@ -10,8 +10,18 @@ from atk import checks
 from atk.cross_attention import difference
 from atk.cross_attention_op import zero_rows
 from atk.info_nce import REDUCTIONS, aligned_info_nce, info_nce
+from atk.mappers import MLPMapper, TransformerMapper
 from atk.max_mean import DIRECTIONS
 from atk.reference import normalize
+
+__all__ = [
+    "AlignedContrastiveLoss",
+    "CrossAttentionDifference",
+    "InfoNCELoss",
+    "MLPMapper",
+    "SubtractionDifference",
+    "TransformerMapper",
+]
 
 MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 

@@ -29,14 +29,13 @@ def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = Fals
     if not resume and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
     device = pick_device(config.device)
-    last = out / "checkpoints" / "last"
-    resume = resume and last.is_dir()
-    task = make_task(config, device, last if resume else None)
+    checkpoint = to_resume(config, resume)
+    task = make_task(config, device, checkpoint)
     if task.model.config != config.model:
         raise ValueError(
             f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
         )
-    trainer = Trainer(task, config, device, resume)
+    trainer = Trainer(task, config, device, checkpoint is not None)
     out.mkdir(parents=True, exist_ok=True)
     config.save(out / "config.yaml")
     trainer.fit()
@@ -54,6 +53,12 @@ def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = Fals
     }
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def to_resume(config: TrainConfig, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None where the run is to start."""
+    last = Path(config.out) / "checkpoints" / "last"
+    return last if resume and last.is_dir() else None
 
 
 def report_skipped(skipped: list[tuple[str, str]], known: dict[str, str]) -> None:

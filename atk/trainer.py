@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atk.checkpoint import load_state, save_checkpoint, write_whole
-from atk.config import OptimConfig, TrainConfig
+from atk.config import TrainConfig
+from atk.optimizer import learning_rate, make_optimizer, put_back, weights_to_use
 
 
 class TrainingError(RuntimeError):
@@ -68,7 +69,7 @@ class Trainer:
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         modules = (task.model, task.criterion)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, config.optim.lr, weight_decay=config.optim.weight_decay)
+        self.optimizer = make_optimizer(self.parameters, config.optim, self.steps)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         if resume:
             state = load_state(self.out / "checkpoints")
@@ -76,6 +77,8 @@ class Trainer:
             task.criterion.load_state_dict(state["criterion"])
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             task.skipped |= state["skipped"]
+            if state.get("trained") is not None:
+                put_back(self.parameters, state["trained"])
 
     def fit(self) -> None:
         """Train to the last step.
@@ -125,7 +128,7 @@ class Trainer:
             return {}
         optim = self.config.optim
         torch.manual_seed((self.config.seed << 32) + self.step)
-        lr = optim.lr * lr_factor(self.step, self.steps, optim)
+        lr = learning_rate(self.step, self.steps, optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -146,9 +149,10 @@ class Trainer:
 
     def _validate(self, log: "_Log") -> bool:
         """Log validation metrics; True when they are the best so far."""
-        self.task.model.eval()
-        metrics = self.task.validate()
-        self.task.model.train()
+        with weights_to_use(self.optimizer, self.parameters):
+            self.task.model.eval()
+            metrics = self.task.validate()
+            self.task.model.train()
         if metrics is None:
             return False
         log.write({"step": self.step, **{f"val/{name}": value for name, value in metrics.items()}})
@@ -160,13 +164,14 @@ class Trainer:
     def _save(self, best: bool) -> None:
         state = {
             "optimizer": self.optimizer.state_dict(),
-            "criterion": self.task.criterion.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
             "skipped": self.task.skipped,
         }
-        save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
+        with weights_to_use(self.optimizer, self.parameters) as trained:
+            state |= {"criterion": self.task.criterion.state_dict(), "trained": trained}
+            save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
 
 
 def pick_device(name: str) -> torch.device:
@@ -183,15 +188,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} is not available here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `steps`: linear warm-up, then cosine decay."""
-    warmup = max(1, round(optim.warmup * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class _Log:

@@ -6,13 +6,12 @@ python benchmarks/aligned_vs_global.py            # goes on where it was interru
 import argparse
 import json
 import re
-import statistics
 from pathlib import Path
 
 import yaml
 
 from harness import environment
-from runs import atk, flags, train_all
+from runs import atk, flags, mean_and_spread, train_all
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
@@ -67,8 +66,7 @@ def table(rows: list[dict]) -> str:
         cells = []
         for arm in ARMS:
             values = [row[column] for row in rows if row["arm"] == arm]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ({spread:.1f})")
+            cells.append(mean_and_spread(values))
         lines.append(f"| {column} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

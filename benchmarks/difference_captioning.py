@@ -6,16 +6,14 @@ python benchmarks/difference_captioning.py            # goes on where it was int
 import argparse
 import json
 import os
-import statistics
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from atk.data import CONDITIONS
 from harness import environment
-from runs import atk, flags, train_all
+from runs import atk, flags, mean_and_spread, train_all
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # paths of this machine stay out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
@@ -71,13 +69,6 @@ def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
     return rows
 
 
-def cell(values: Iterable[float], digits: int) -> str:
-    """Mean (standard deviation)."""
-    values = list(values)
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ({spread:.{digits}f})"
-
-
 def table(rows: list[dict], arms: dict[str, tuple[str, str]], lines: dict[str, tuple[str, str, int]]) -> str:
     """One column an arm (objective, condition), one line a value (group, name, digits)."""
     text = ["| | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
@@ -86,7 +77,7 @@ def table(rows: list[dict], arms: dict[str, tuple[str, str]], lines: dict[str, t
         for arm in arms.values():
             found = [row for row in rows if (row["objective"], row["condition"]) == arm]
             values = [row[group][name] for row in found if name in row.get(group, {})]
-            cells.append(cell(values, digits) if values else "")
+            cells.append(mean_and_spread(values, digits) if values else "")
         if any(cells):
             text.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(text)
@@ -167,6 +158,8 @@ def main() -> None:
         for stage in (first, runs):
             train_all("difference", data, dict(stage.values()), options.jobs)
     rows = rows_of(runs)
+    if not rows:
+        raise SystemExit(f"no run in {options.runs} is finished")
     stem = options.results / "difference_captioning"
     previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
     record = {

@@ -1,8 +1,10 @@
 """Training runs of a comparison: started by `atk`, kept when complete, checked against what is asked for."""
 
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,3 +44,10 @@ def check_settings(out: Path, wanted: dict) -> None:
             found = found[part]
         if found != yaml.safe_load(str(value)):
             raise SystemExit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")
+
+
+def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
+    """Mean over the seeds, and their standard deviation where there are several."""
+    values = list(values)
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"

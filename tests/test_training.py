@@ -23,7 +23,7 @@ from atk import checkpoint
 from atk.checkpoint import best_or_last
 from atk.cli import main
 from atk.config import OptimConfig
-from atk.trainer import lr_factor
+from atk.optimizer import lr_factor
 
 
 def rows(out):

@@ -1,12 +1,13 @@
 """Audio files, caption folders, and batches of them."""
 
-from atk.data.audio import AudioError, AudioInfo, audio_info, find_audio, load_audio
+from atk.data.audio import AudioError, AudioInfo, audio_info, find_audio, load_audio, load_crop
 from atk.data.captions import Clip, Split, describe_skipped, read_folder, read_split
 from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
-from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader
+from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader, unlabeled_loader
 from atk.data.mixtures import CONDITIONS, MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool, read_references
 from atk.data.sampler import TrainBatches
+from atk.data.unlabeled import UnlabeledAudio, UnlabeledBatches, UnlabeledDataset
 
 __all__ = [
     "CONDITIONS",
@@ -23,6 +24,9 @@ __all__ = [
     "Split",
     "TrainBatches",
     "TrainDataset",
+    "UnlabeledAudio",
+    "UnlabeledBatches",
+    "UnlabeledDataset",
     "audio_info",
     "batches_of",
     "collate",
@@ -30,9 +34,11 @@ __all__ = [
     "eval_loader",
     "find_audio",
     "load_audio",
+    "load_crop",
     "one_pass",
     "read_folder",
     "read_references",
     "read_split",
     "train_loader",
+    "unlabeled_loader",
 ]

@@ -1,5 +1,6 @@
 """Audio files to mono waveforms at one sample rate: only the window asked for is read."""
 
+import io
 import math
 import os
 import re
@@ -85,17 +86,38 @@ def load_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: 
             f"sample_rate and seconds must be above 0 and start at least 0, got {sample_rate}, {seconds} and {start}"
         )
     with _opened(path) as file:
-        rate, first = file.samplerate, round(start * file.samplerate)
-        if first >= file.frames:
-            raise AudioError(path, f"ends at {file.frames / rate:.3f} s, before the window at {start:.3f} s")
-        count = file.frames - first
-        if seconds is not None:
-            count = min(count, max(1, math.ceil(seconds * rate - 1e-6)))
-        audio = _read(file, path, first, count)
-    if rate != sample_rate:
-        ratio = Fraction(rate, sample_rate).limit_denominator(_MAX_PHASES)
-        audio = _resampler(ratio.numerator, ratio.denominator)(audio)
-    return audio if seconds is None else audio[: max(1, round(seconds * sample_rate))]
+        return _window(file, path, sample_rate, start, seconds)
+
+
+def load_crop(
+    path: str | Path, sample_rate: int, seconds: float, position: float, content: bytes | None = None
+) -> Tensor:
+    """Read the crop that starts at `position * (length - seconds)` of a file; shorter files are taken whole.
+
+    The file is opened once, for its length and its samples.
+
+    Args:
+        path: as for `load_audio`.
+        sample_rate: of the result, in Hz.
+        seconds: length of the crop.
+        position: 0 for the start of the file .. 1 for its end.
+        content: the bytes of a file that is not on the disk by itself; `path` then only names it.
+
+    Returns:
+        float32 `[samples]`, as `load_audio`.
+
+    Raises:
+        AudioError: as `load_audio`.
+        ValueError: an argument is out of range.
+    """
+    if sample_rate <= 0 or not seconds > 0 or not 0 <= position <= 1:
+        raise ValueError(
+            "sample_rate and seconds must be above 0 and position in 0 .. 1, "
+            f"got {sample_rate}, {seconds} and {position}"
+        )
+    with _opened(path, content) as file:
+        start = position * max(0.0, file.frames / file.samplerate - seconds)
+        return _window(file, path, sample_rate, start, seconds)
 
 
 def find_audio(folder: str | Path) -> list[Path]:
@@ -116,8 +138,23 @@ def find_audio(folder: str | Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """The file, open, with at least one sample."""
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
+    """The file, or its content from memory, open and with at least one sample."""
+    if (_size(path) if content is None else len(content)) == 0:
+        raise AudioError(path, "empty file (0 bytes)")
+    try:
+        file = soundfile.SoundFile(os.fsencode(path) if content is None else io.BytesIO(content))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, f"not readable as audio ({error.error_string.rstrip('.')})") from None
+    except TypeError:  # soundfile takes the suffix .raw as headerless
+        raise AudioError(path, "not readable as audio (headerless)") from None
+    with file:
+        _check_length(file, path)
+        yield file
+
+
+def _size(path: str | Path) -> int:
+    """Bytes of a regular file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -126,17 +163,7 @@ def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
         raise AudioError(path, getattr(error, "strerror", None) or str(error)) from None
     if not stat.S_ISREG(status.st_mode):
         raise AudioError(path, "not a file")
-    if status.st_size == 0:
-        raise AudioError(path, "empty file (0 bytes)")
-    try:
-        file = soundfile.SoundFile(os.fspath(path))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(path, f"not readable as audio ({error.error_string.rstrip('.')})") from None
-    except TypeError:  # soundfile takes the suffix .raw as headerless
-        raise AudioError(path, "not readable as audio (headerless)") from None
-    with file:
-        _check_length(file, path)
-        yield file
+    return status.st_size
 
 
 def _check_length(file: soundfile.SoundFile, path: str | Path) -> None:
@@ -153,6 +180,23 @@ def _check_length(file: soundfile.SoundFile, path: str | Path) -> None:
     stated, there = int(data[1]), int(data[2])
     if there + _SLOPPY_BYTES < stated < _WAV_STREAMED:
         raise AudioError(path, f"truncated: the header says {stated} bytes of samples, {there} are there")
+
+
+def _window(
+    file: soundfile.SoundFile, path: str | Path, sample_rate: int, start: float, seconds: float | None
+) -> Tensor:
+    """The window of an open file, mono and resampled: float32 `[samples]`."""
+    rate, first = file.samplerate, round(start * file.samplerate)
+    if first >= file.frames:
+        raise AudioError(path, f"ends at {file.frames / rate:.3f} s, before the window at {start:.3f} s")
+    count = file.frames - first
+    if seconds is not None:
+        count = min(count, max(1, math.ceil(seconds * rate - 1e-6)))
+    audio = _read(file, path, first, count)
+    if rate != sample_rate:
+        ratio = Fraction(rate, sample_rate).limit_denominator(_MAX_PHASES)
+        audio = _resampler(ratio.numerator, ratio.denominator)(audio)
+    return audio if seconds is None else audio[: max(1, round(seconds * sample_rate))]
 
 
 def _read(file: soundfile.SoundFile, path: str | Path, first: int, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from atk.data.audio import AudioError
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
 from atk.data.sampler import TrainBatches
+from atk.data.unlabeled import UnlabeledAudio, UnlabeledBatches, UnlabeledDataset
 
 
 class Loader:
@@ -28,7 +29,7 @@ class Loader:
         self.loader, self.on_error = loader, on_error
 
     @property
-    def batches(self) -> TrainBatches:
+    def batches(self) -> TrainBatches | UnlabeledBatches:
         """The order of training, with `steps_per_epoch` and `note`."""
         return self.loader.batch_sampler
 
@@ -74,6 +75,29 @@ def one_pass(dataset: TrainDataset, *, batch_size: int, workers: int = 0, on_err
     keys = [(index, 0) for index in range(len(dataset))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
     options = _options(workers, False, dataset.collate)
+    return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
+
+
+def unlabeled_loader(
+    pool: UnlabeledAudio,
+    *,
+    sample_rate: int,
+    clip_seconds: float,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    on_error: str = "skip",
+) -> Loader:
+    """Endless full batches of random crops from step `start_step` on; batch k is a function of (seed, k) alone.
+
+    `Batch.clips` are numbers in the pool, captions are "". See `UnlabeledBatches` for the order and `UnlabeledDataset`
+    for the clips that take the place of unreadable ones; a batch lacks clips only where too many are unreadable.
+    """
+    dataset = UnlabeledDataset(pool, sample_rate, clip_seconds, seed)
+    batches = UnlabeledBatches(len(pool), batch_size, seed, start_step)
+    options = _options(workers, pin_memory, dataset.collate)
     return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
 
 

@@ -149,7 +149,7 @@ class AudioEncoder(nn.Module):
         for conv in self.convs:
             x, mask = conv(x, mask)
         x = self.project(x.flatten(2))
-        x = x + _sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
         padding = F.pad(~mask, (1, 0))
         outputs = [x]
@@ -159,7 +159,7 @@ class AudioEncoder(nn.Module):
         return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask
 
 
-def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
     """Sinusoidal positions `[length, width]`: clips may be of any length."""
     position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))

@@ -87,22 +87,37 @@ class CLAP(nn.Module):
         """Scaled log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, as the audio encoder sees it."""
         return self.audio_encoder.log_mel(audio, lengths)[0]
 
-    def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
-        """What `encode_text` takes, on the CPU."""
-        return self.text_encoder.tokenize(captions)
+    @property
+    def token_width(self) -> int:
+        """Width D_T of the text encoder's input embeddings, which pseudo-tokens have too."""
+        return self.text_encoder.token_width
+
+    def tokenize(self, captions: list[str], reserve: int = 0) -> dict[str, Tensor]:
+        """What `encode_text` takes, on the CPU, cut to leave room for `reserve` pseudo-tokens.
+
+        Raises:
+            ValueError: `reserve` is below 0 or leaves no room for a caption.
+        """
+        return self.text_encoder.tokenize(captions, reserve)
 
     def encode_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
         """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalised."""
         pooled, frames, mask = self.audio_encoder(audio, lengths)
         return AudioEmbedding(self.audio_projection(pooled), self.audio_projection(frames), mask)
 
-    def encode_text(self, tokens: dict[str, Tensor]) -> TextEmbedding:
-        """Project tokenized captions into the shared space, not normalised."""
-        tokens = {name: value.to(self.text_projection.weight.device) for name, value in tokens.items()}
-        pooled, features, mask = self.text_encoder(tokens)
-        return TextEmbedding(
-            self.text_projection(pooled), self.text_projection(features), mask, tokens["offset_mapping"]
-        )
+    def encode_text(self, tokens: dict[str, Tensor], pseudo_tokens: Tensor | None = None) -> TextEmbedding:
+        """Project tokenized captions into the shared space, not normalised.
+
+        Args:
+            tokens: what `tokenize` returned for N captions.
+            pseudo_tokens: `[N, P, D_T]`, inserted among the input embeddings before the end token (5.9), (5.14); the
+                result then has L_t + P tokens, of which these are not in `mask`.
+
+        Raises:
+            TypeError, ValueError: as `TextEncoder.forward`.
+        """
+        pooled, features, mask, offsets = self.text_encoder(tokens, pseudo_tokens)
+        return TextEmbedding(self.text_projection(pooled), self.text_projection(features), mask, offsets)
 
     def forward(
         self, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from atk import checks
 from atk.models.tokenizer import import_transformers, train_bpe
 
 _SPECIAL_TOKENS = {
@@ -61,6 +63,7 @@ class TextEncoder(nn.Module):
         if getattr(model, "pooler", None) is not None:  # a pooler is not used here and would get no gradient
             model.pooler = None
         self.width = model.config.hidden_size
+        self.token_width = model.get_input_embeddings().embedding_dim
         layers = model.config.num_hidden_layers
         self.token_layer = layers if config.token_layer is None else config.token_layer
         if not 0 <= self.token_layer <= layers:
@@ -109,14 +112,30 @@ class TextEncoder(nn.Module):
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
-        """Padded `input_ids`, `attention_mask`, `special_tokens_mask` `[N, L_t]` and character `offset_mapping`."""
+    def tokenize(self, captions: list[str], reserve: int = 0) -> dict[str, Tensor]:
+        """Padded `input_ids`, `attention_mask`, `special_tokens_mask` `[N, L_t]` and character `offset_mapping`.
+
+        Args:
+            captions: N texts; long ones are cut and keep their end token.
+            reserve: pseudo-tokens that `forward` will insert; captions are cut to leave room for them.
+
+        Raises:
+            ValueError: `reserve` is below 0 or leaves no room for a caption.
+        """
+        longest, fewest = self._longest(), self.tokenizer.num_special_tokens_to_add() + 1
+        if reserve < 0:
+            raise ValueError(f"reserve must be at least 0 pseudo-tokens, got {reserve}")
+        if longest - reserve < fewest:
+            raise ValueError(
+                f"reserve: {reserve} pseudo-tokens leave no room for a caption ({fewest} tokens or more); "
+                f"max_tokens and the text encoder's positions allow {longest} in all"
+            )
         return dict(
             self.tokenizer(
                 list(captions),
                 padding=True,
                 truncation=True,
-                max_length=self._longest(),
+                max_length=longest - reserve,
                 return_tensors="pt",
                 return_special_tokens_mask=True,
                 return_offsets_mapping=True,
@@ -126,30 +145,87 @@ class TextEncoder(nn.Module):
     def _longest(self) -> int:
         """Most tokens that configuration, tokenizer and position embeddings allow."""
         positions = getattr(self.model.config, "max_position_embeddings", 512)
-        if "roberta" in self.model.config.model_type:  # its positions start after the padding index
-            positions -= self.model.config.pad_token_id + 1
+        embedding = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        if embedding is not None and embedding.padding_idx is not None:  # RoBERTa's start after the padding index
+            positions -= embedding.padding_idx + 1
         return min(self.config.max_tokens, self.tokenizer.model_max_length, positions)
 
-    def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode what `tokenize` returned.
+    def forward(
+        self, tokens: dict[str, Tensor], pseudo_tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode what `tokenize` returned, with pseudo-tokens before the end token of each caption (5.9), (5.14).
+
+        Args:
+            tokens: N captions, padded on the right.
+            pseudo_tokens: input embeddings `[N, P, token_width]`, floating, on the model's device, or None. They are
+                read as word embeddings are: positions run on over them and the text attends to them.
 
         Returns:
-            Global features `[N, width]`, token features `[N, L_t, width]`, and the mask `[N, L_t]` of tokens that
-            stand for text: neither padding nor `[CLS]`, `[SEP]` and their like.
+            Global features `[N, width]`, token features `[N, L_t + P, width]`, the mask `[N, L_t + P]` of tokens that
+            stand for text (not padding, `[CLS]`, `[SEP]` and their like, nor pseudo-tokens), and the characters of each
+            `[N, L_t + P, 2]`. The mean of "mean" pooling counts the pseudo-tokens.
+
+        Raises:
+            TypeError, ValueError: `pseudo_tokens` do not fit the captions or the encoder, or padding is on the left.
         """
-        attention = tokens["attention_mask"]
+        words = self.model.get_input_embeddings()
+        inputs = {name: value.to(words.weight.device) for name, value in tokens.items()}
+        if pseudo_tokens is None:
+            given = {"input_ids": inputs["input_ids"]}
+        else:
+            self._check_pseudo_tokens(tokens, pseudo_tokens)
+            ends = inputs["attention_mask"].sum(1) - 1
+            given = {"inputs_embeds": _insert(words(inputs["input_ids"]), pseudo_tokens, ends)}
+            places = pseudo_tokens.shape[:2]
+            for name, value in (("attention_mask", 1), ("special_tokens_mask", 1), ("offset_mapping", 0)):
+                new = inputs[name].new_full((*places, *inputs[name].shape[2:]), value)
+                inputs[name] = _insert(inputs[name], new, ends)
+        attention = inputs["attention_mask"]
         outputs = self.model(
-            input_ids=tokens["input_ids"],
+            **given,
             attention_mask=attention,
             output_hidden_states=self.token_layer < self.model.config.num_hidden_layers,
         )
         features = outputs.last_hidden_state
-        words = features if outputs.hidden_states is None else outputs.hidden_states[self.token_layer]
-        mask = attention.bool() & ~tokens["special_tokens_mask"].bool()
+        tokens_of = features if outputs.hidden_states is None else outputs.hidden_states[self.token_layer]
+        mask = attention.bool() & ~inputs["special_tokens_mask"].bool()
+        return self._pool(outputs, attention), tokens_of, mask, inputs["offset_mapping"]
+
+    def _pool(self, outputs, attention: Tensor) -> Tensor:
+        features = outputs.last_hidden_state
         if self.config.pooling == "cls":
-            return features[:, 0], words, mask
+            return features[:, 0]
         weight = attention[..., None].to(features.dtype)
-        return (features * weight).sum(1) / weight.sum(1), words, mask
+        return (features * weight).sum(1) / weight.sum(1)
+
+    def _check_pseudo_tokens(self, tokens: dict[str, Tensor], pseudo_tokens: Tensor) -> None:
+        device, attention = self.model.get_input_embeddings().weight.device, tokens["attention_mask"]
+        checks.embeddings("pseudo_tokens", pseudo_tokens, "N, P, D_T")
+        captions, length = attention.shape
+        count, extra, width = pseudo_tokens.shape
+        if count != captions or width != self.token_width:
+            raise ValueError(
+                f"pseudo_tokens must have shape [N, P, D_T] with N = {captions} captions and D_T = {self.token_width}, "
+                f"got {[count, extra, width]}"
+            )
+        if pseudo_tokens.device != device:
+            raise ValueError(f"pseudo_tokens must be on the model's device ({device}), got {pseudo_tokens.device}")
+        if length + extra > self._longest():
+            raise ValueError(
+                f"pseudo_tokens: {extra} of them and {length} tokens are more than the {self._longest()} that "
+                f"max_tokens and the text encoder's positions allow; tokenize with reserve={extra}"
+            )
+        if bool((attention[:, 1:] > attention[:, :-1]).any()) or not bool(attention[:, 0].all()):
+            raise ValueError("tokens must be padded on the right where there are pseudo_tokens, got left padding")
+
+
+def _insert(value: Tensor, new: Tensor, places: Tensor) -> Tensor:
+    """`value [N, L, ...]` with `new [N, P, ...]` from place `places [N]` on: `[N, L + P, ...]`."""
+    length, extra, first = value.shape[1], new.shape[1], places[:, None]
+    index = torch.arange(length + extra, device=value.device)
+    moved = torch.where(index < first + extra, length + index - first, index - extra)
+    source = torch.where(index < first, index, moved)
+    return torch.cat([value, new], 1)[torch.arange(len(value), device=value.device)[:, None], source]
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int):

