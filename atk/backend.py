@@ -7,6 +7,7 @@ import torch
 OPS = {  # the backends of each op, in the order "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
+    "info_nce": ("triton", "chunked", "reference"),
 }
 BACKENDS = OPS["max_mean_similarity"]
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -18,7 +19,7 @@ class BackendError(RuntimeError):
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None when `backend` can take tensors of this device and dtype here, else what is missing."""
-    if backend in ("reference", "sdpa"):
+    if backend in ("reference", "sdpa", "chunked"):
         return None
     if dtype not in _KERNEL_DTYPES:
         return f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}; use backend='reference'"

@@ -1,5 +1,7 @@
 """Checks of what callers hand to the ops: each error names the argument, what came and what is wanted."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,33 @@ def same_count(audio: Tensor, text: Tensor) -> None:
         raise ValueError(
             f"audio and text must hold the same number N of pairs, got {audio.shape[0]} and {text.shape[0]}"
         )
+
+
+def scalar(name: str, value: Tensor | float) -> None:
+    """`value` is a real number or a real tensor of one element."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"{name} must be a number or a real tensor of one element, got {value.dtype} {list(value.shape)}"
+            )
+    elif not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or a real tensor of one element, got {type(value).__name__}")
+
+
+def positive(value: Tensor, audio: Tensor, text: Tensor) -> None:
+    """`value` names the caption among `text` of every clip of `audio`; on a GPU what it holds is not looked at."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"positive must be an int64 tensor, got {kind}")
+    if value.shape != audio.shape[:1]:
+        raise ValueError(f"positive must have shape [{len(audio)}], one caption for each clip, got {list(value.shape)}")
+    if value.device != audio.device:
+        raise ValueError(f"positive must be on the device of audio ({audio.device}), got {value.device}")
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or len(value) == 0:
+        return
+    low, high = (int(end) for end in value.aminmax())
+    if low < 0 or high >= len(text):
+        raise ValueError(f"positive must lie within the {len(text)} rows of text, got {low} to {high}")
 
 
 def cross_attention(

@@ -4,42 +4,108 @@ import torch
 from torch import Tensor
 
 from atk import checks, reference
+from atk.backend import OPS, choose
+from atk.info_nce_op import dispatch
 from atk.max_mean import similarity
 from atk.sequences import from_padded
 
+BACKENDS = OPS["info_nce"]
 REDUCTIONS = ("sum", "mean")
 
 
 def info_nce(
-    audio: Tensor, text: Tensor, logit_scale: Tensor | float, *, reduction: str = "sum", backend: str = "auto"
+    audio: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    positive: Tensor | None = None,
+    reduction: str = "sum",
+    backend: str = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE between N clips and their N captions (thesis eqs. 3.3-3.5).
 
     `logits = logit_scale * audio @ text.T`; cross-entropy of the diagonal along rows (audio to text) and along columns
-    (text to audio), each averaged over the batch. Vectors are taken as given: pass unit-length ones for the cosine.
+    (text to audio), each averaged over the batch. Vectors are taken as given: pass unit-length ones for the cosine. No
+    backend but `"reference"` ever holds the logits, in the forward or the backward.
 
     Args:
-        audio: clip embeddings `[N, D]`.
+        audio: clip embeddings `[N, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N, D]`, same dtype and device; row i belongs to clip i.
         logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
-        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`.
-        backend: `"auto"` or `"reference"`; this loss has no fused backend yet.
+        positive: int64 `[N_a]`: clip i belongs to row `positive[i]` of `text`, `[N_t, D]` with any N_t, such as the
+            captions gathered from all ranks. Then the loss is that of audio to text alone, averaged over the N_a
+            clips: columns are complete on no rank. Exchange audio and text for the other direction, or take both from
+            one `pairwise_logsumexp`. None: row i, and both directions.
+        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`, which halves each; so the two calls
+            with `positive` add up to the symmetric loss under either.
+        backend: `"auto"`, `"triton"`, `"chunked"` (plain PyTorch, any device) or `"reference"`; see
+            `atk.backends("info_nce")`.
 
     Returns:
-        Scalar loss in float32 (float64 for float64 input).
+        Scalar loss in float32 (float64 for float64 input). Logits are accumulated in float32 from 16-bit embeddings,
+        under autocast too. NaN propagates. The same bits run after run on one machine.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
+        atk.BackendError: the backend asked for cannot run here.
+        RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
+    _check_vectors(audio, text, logit_scale)
+    if positive is None:
+        _check_pairs(audio, text, reduction)
+    else:
+        checks.positive(positive, audio, text)
+        if len(audio) == 0:
+            raise ValueError("audio must hold at least one clip, got 0")
+        checks.one_of("reduction", reduction, REDUCTIONS)
+    both = positive is None
+    if both:
+        positive = torch.arange(len(audio), device=audio.device)
+    backend = _choose(audio, backend)
+    rows, columns, paired = dispatch(audio, text, logit_scale, positive, both, backend)
+    loss = (rows - paired).mean()
+    if both:
+        loss = loss + (columns - paired).mean()
+    return loss if reduction == "sum" else loss / 2
+
+
+def pairwise_logsumexp(
+    audio: Tensor, text: Tensor, logit_scale: Tensor | float, *, columns: bool = True, backend: str = "auto"
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp of every row and column of `S = logit_scale * audio @ text.T`, which is never held.
+
+    `rows[i] = logsumexp_j S[i, j]` and `columns[j] = logsumexp_i S[i, j]`: what a contrastive loss over blocks of a
+    larger problem is made of, where the log-sum-exp of the blocks' columns is the whole's.
+
+    Args:
+        audio: clip embeddings `[N_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
+        text: caption embeddings `[N_t, D]`, same dtype and device.
+        logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
+        columns: whether columns are wanted; without them the pass is cheaper.
+        backend: as in `atk.info_nce`.
+
+    Returns:
+        `rows` `[N_a]` and `columns` `[N_t]`, or None when not wanted, in float32 (float64 for float64 input), with
+        gradients to all three inputs. -inf over an empty side.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
+        atk.BackendError: the backend asked for cannot run here.
+        RuntimeError: when a second derivative is taken, except with `"reference"`.
+    """
+    _check_vectors(audio, text, logit_scale)
+    return dispatch(audio, text, logit_scale, None, columns, _choose(audio, backend))[:2]
+
+
+def _check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
     checks.embeddings("audio", audio, "N, D")
     checks.embeddings("text", text, "N, D", like=("audio", audio))
-    _check_pairs(audio, text, reduction)
-    checks.one_of("backend", backend, ("auto", "reference"))
-    audio, text = (
-        value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in (audio, text)
-    )
-    with torch.autocast(audio.device.type, enabled=False):
-        return reference.info_nce(audio @ text.T, logit_scale, reduction)
+    checks.scalar("logit_scale", logit_scale)
+
+
+def _choose(audio: Tensor, backend: str) -> str:
+    checks.one_of("backend", backend, ("auto", *BACKENDS))
+    return choose(backend, audio.device, audio.dtype, among=BACKENDS)
 
 
 def aligned_info_nce(

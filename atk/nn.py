@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atk import checks
 from atk.cross_attention import difference
 from atk.cross_attention_op import zero_rows
-from atk.info_nce import REDUCTIONS, aligned_info_nce, info_nce
+from atk.info_nce import BACKENDS, REDUCTIONS, aligned_info_nce, info_nce
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.max_mean import DIRECTIONS
 from atk.reference import normalize
@@ -57,14 +57,19 @@ class InfoNCELoss(_Temperature):
         temperature: `tau` of the thesis (0.2 there); the logit scale is its inverse.
         learnable: learn the temperature (kept above 0.01).
         reduction: `"sum"` of the two directions or their `"mean"`.
+        backend: as in `atk.info_nce`.
     """
 
-    def __init__(self, temperature: float = 0.2, learnable: bool = False, reduction: str = "sum"):
+    def __init__(
+        self, temperature: float = 0.2, learnable: bool = False, reduction: str = "sum", *, backend: str = "auto"
+    ):
         super().__init__(temperature, learnable, reduction)
+        self.backend = backend
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Loss of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here."""
-        return info_nce(normalize(audio), normalize(text), self.logit_scale, reduction=self.reduction)
+        sides = normalize(audio), normalize(text)
+        return info_nce(*sides, self.logit_scale, reduction=self.reduction, backend=self.backend)
 
 
 class AlignedContrastiveLoss(_Temperature):
@@ -73,7 +78,8 @@ class AlignedContrastiveLoss(_Temperature):
     Args:
         temperature, learnable, reduction: as in `InfoNCELoss`; one temperature serves both terms.
         global_weight, aligned_weight: factors of the two terms; a term of weight 0 is not computed.
-        direction, skip_below, backend: as in `atk.aligned_info_nce`.
+        direction, skip_below, backend: as in `atk.aligned_info_nce`; the global term takes the same backend where
+            `atk.info_nce` has it, else `"auto"`.
     """
 
     def __init__(
@@ -132,7 +138,8 @@ class AlignedContrastiveLoss(_Temperature):
         terms = {}
         if self.global_weight:
             pair = normalize(audio), normalize(text)
-            terms["global"] = info_nce(*pair, self.logit_scale, reduction=self.reduction)
+            backend = self.backend if self.backend in BACKENDS else "auto"
+            terms["global"] = info_nce(*pair, self.logit_scale, reduction=self.reduction, backend=backend)
         if self.aligned_weight:
             terms["aligned"] = aligned_info_nce(
                 frames,

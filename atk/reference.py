@@ -120,3 +120,15 @@ def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "
     text_to_audio = logits.logsumexp(0) - logits.diagonal()
     loss = audio_to_text.mean() + text_to_audio.mean()
     return loss if reduction == "sum" else loss / 2
+
+
+def pairwise_logsumexp(
+    audio: Tensor, text: Tensor, logit_scale: Tensor, positive: Tensor | None, columns: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Log-sum-exps of all logits `S = logit_scale * audio @ text^T`, held at once, along rows and columns.
+
+    `logsumexp_j S_ij` [N_a], `logsumexp_i S_ij` [N_t] if `columns`, and `S[i, positive_i]` [N_a] unless that is None.
+    """
+    logits = (audio @ text.T) * logit_scale  # [N_a, N_t]
+    paired = None if positive is None else logits.gather(1, positive[:, None]).squeeze(1)
+    return logits.logsumexp(1), logits.logsumexp(0) if columns else None, paired

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atk.config import SemiSupervisedConfig
 from atk.contrastive import ContrastiveTask, train_contrastive
 from atk.data import Batch, UnlabeledAudio, unlabeled_loader
+from atk.info_nce import BACKENDS
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.models.clap import AudioEmbedding
 from atk.nn import InfoNCELoss
@@ -37,7 +38,7 @@ class SemiSupervisedBatch:
 class SemiSupervisedTask(ContrastiveTask):
     """Contrastive learning from pairs and unlabelled audio, for `atk.trainer.Trainer`."""
 
-    method = "semisupervised"
+    method, backends = "semisupervised", BACKENDS
 
     def __init__(self, config: SemiSupervisedConfig, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device, checkpoint)
@@ -50,7 +51,8 @@ class SemiSupervisedTask(ContrastiveTask):
     def make_criterion(self) -> nn.Module:
         """InfoNCE, and the mapper that is trained with it."""
         loss = self.config.loss
-        criterion = nn.ModuleDict({"info_nce": InfoNCELoss(loss.temperature, loss.learnable, loss.reduction)})
+        info_nce = InfoNCELoss(loss.temperature, loss.learnable, loss.reduction, backend=self.backend)
+        criterion = nn.ModuleDict({"info_nce": info_nce})
         if self.config.uses_unlabeled:
             criterion["mapper"] = self._mapper()
         return criterion

@@ -37,6 +37,7 @@ FIRST_RUN = {
     "steps": 400, "batch_size": 64, "precision": "bf16", "eval_every": 0, "save_every": 100, "clip_seconds": 3.0,
     "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true",
     "model.audio.frame_layer": 1, "model.text.token_layer": 0, "model.audio.dropout": 0, "model.text.dropout": 0,
+    "model.audio.channels": [8, 16, 32, 64], "model.audio.hop": 400,
 }  # fmt: skip
 SCENES = {
     "preset": "medium", "classes": 36, "events": [1, 2], "seconds": [3.0, 3.0],

@@ -17,8 +17,10 @@ from atk.kernels.launch import (
     Device,
     cross_attention_launch,
     head_channels,
+    info_nce_launch,
     key_end_launch,
     max_mean_launch,
+    merge_launch,
     packed_width,
     pointwise_launch,
     tile_width,
@@ -26,16 +28,19 @@ from atk.kernels.launch import (
 
 MATRIX_KERNELS = ("forward", "grad_audio", "grad_text")
 ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
+INFO_NCE_KERNELS = ("lse", "grad_logits")
 SMALL_KERNELS = {
     "pack": ("count", "order", "place", "gather", "frame_tiles"),
     "weights": ("weights", "text_lists", "frame_lists"),
     "normalize": ("normalize", "normalize_backward"),
     "cross_attention_kernels": ("key_end",),
     "cross_attention_gate": ("gate_backward",),
+    "info_nce_kernels": ("merge",),
 }
 _MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in names}
 _MODULES |= {name: "cross_attention_kernels" for name in ATTENTION_KERNELS}
 _MODULES |= {"gate": "cross_attention_gate"} | dict.fromkeys(MATRIX_KERNELS, "max_mean_kernels")
+_MODULES |= dict.fromkeys(INFO_NCE_KERNELS, "info_nce_kernels")
 _MULTIPROCESSORS = 132  # no compile-time argument depends on it
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _POINTERS}
@@ -46,6 +51,10 @@ _FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
 # The kernels of the cross-attention difference take tensors of the embeddings' type, but for _OTHERS.
 _CROSS_ATTENTION = {*ATTENTION_KERNELS, "key_end", "gate_backward"}
 _OTHERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
+# Those of InfoNCE take float32, but for the sides, their weights and the positives.
+_INFO_NCE = {*INFO_NCE_KERNELS, "merge"}
+_SIDES = {"audio", "text", "weights"}
+_OF_COLUMNS = {"column_parts", "columns", "grad_columns"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Case:
     """One kernel, for embeddings of one dtype and D channels, and captions of up to `tokens` tokens.
 
     `heads`: of D / heads channels, for the kernels of the cross-attention difference, whose `tokens` is 0.
+    `columns`: InfoNCE in both directions, not rows only; `tokens` is 0.
     `chunked`: longer captions, in chunks of `tokens`; `index`: bytes of a winner, 0 for a forward pass that keeps none;
     `several`: gradients pass through float32 buffers, for there are several classes or groups of captions, or parts of
     the frames; `masks`, `sparse` and `pairs` as in a call. A sparse forward pass computes winners only.
@@ -69,6 +79,7 @@ class Case:
     sparse: bool = False
     pairs: bool = False
     heads: int = 1
+    columns: bool = True
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,9 @@ def _meta(case: Case, capability: tuple[int, int]) -> dict[str, object]:
         return {"WIDTH": width, "HEAD": head_channels(width)} | launch.meta()
     if case.kernel in _CROSS_ATTENTION:
         return key_end_launch() if case.kernel == "key_end" else pointwise_launch()
+    if case.kernel in _INFO_NCE:
+        launch = info_nce_launch(case.dtype, packed_width(case.D), Device(capability, _MULTIPROCESSORS))
+        return merge_launch() if case.kernel == "merge" else {"GROUP": 16} | launch.meta()
     width = tile_width(case.dtype)
     meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
     if case.kernel in MATRIX_KERNELS:
@@ -177,6 +191,8 @@ def _absent(case: Case) -> set[str]:
         absent.add("sim")
     if not case.several:
         absent.add("carry")
+    if not case.columns:
+        absent |= _OF_COLUMNS
     return absent
 
 
@@ -185,7 +201,7 @@ def _arguments(case: Case, capability: tuple[int, int]) -> tuple[dict, dict, dic
     kernel, meta, absent = _kernel(case.kernel), _meta(case, capability), _absent(case)
     options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
     signature, constants, attributes = {}, {}, {}
-    packed = "D" if case.kernel in MATRIX_KERNELS else "D_out"  # aligned, whatever the caller's D
+    packed = "D" if case.kernel in (*MATRIX_KERNELS, *INFO_NCE_KERNELS) else "D_out"  # aligned, whatever the caller's D
     parameters = inspect.signature(kernel.fn).parameters
     for position, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -205,6 +221,8 @@ def _arguments(case: Case, capability: tuple[int, int]) -> tuple[dict, dict, dic
 def _pointer(case: Case, name: str) -> str | None:
     if case.kernel in _CROSS_ATTENTION:
         return _OTHERS.get(name, _POINTERS[case.dtype])
+    if case.kernel in _INFO_NCE:
+        return _POINTERS[case.dtype] if name in _SIDES else "*i64" if name == "positive" else "*fp32"
     if name == "index":
         return _INDEX[case.index]
     if name == "grad_text":
@@ -234,7 +252,7 @@ def _compile(job: tuple[Case, tuple[int, int]]) -> Row:
 def _describe(case: Case, constants: dict, options: dict) -> str:
     """The configuration in words: tile sizes and what departs from a plain call."""
     words = []
-    if case.kernel in (*MATRIX_KERNELS, *ATTENTION_KERNELS):
+    if case.kernel in (*MATRIX_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS):
         matrix = case.kernel in MATRIX_KERNELS
         names = ("BLOCK_A", "C", "LT", "BLOCK_D") if matrix else ("ROWS", "COLUMNS", "CHANNELS")
         words.append("x".join(str(constants[name]) for name in names))
@@ -243,6 +261,8 @@ def _describe(case: Case, constants: dict, options: dict) -> str:
     if case.kernel in _CROSS_ATTENTION:
         words += [f"heads={case.heads}"] * ("WIDTH" in constants) + ["masks"] * case.masks
         return " ".join(words)
+    if case.kernel in _INFO_NCE:
+        return " ".join([*filter(None, words), "columns" if case.columns else "rows only"])
     words += [name for name in ("chunked", "masks", "several", "sparse", "pairs") if getattr(case, name)]
     return " ".join([*filter(None, words), f"index={case.index}"])
 

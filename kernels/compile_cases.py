@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from atk.kernels.compile import ATTENTION_KERNELS, MATRIX_KERNELS, SMALL_KERNELS, Case
+from atk.kernels.compile import ATTENTION_KERNELS, INFO_NCE_KERNELS, MATRIX_KERNELS, SMALL_KERNELS, Case
 from atk.kernels.launch import tile_width
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,6 +29,7 @@ def every_case(
     for dtype in dtypes:
         yield from _small_cases(dtype)
         yield from attention_cases(dtype)
+        yield from info_nce_cases(dtype)
         for kernel in MATRIX_KERNELS:
             for case in _classes(kernel, dtype):
                 for index in indices if kernel == "forward" else [size for size in indices if size]:
@@ -44,6 +45,7 @@ def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Cas
     for dtype in dtypes:
         yield from _small_cases(dtype)
         yield from (case for case in attention_cases(dtype) if (case.D, case.heads) == (768, 12))
+        yield from (case for case in info_nce_cases(dtype) if case.D == 512)
         for kernel in MATRIX_KERNELS:
             yield from (case for case in _classes(kernel, dtype) if case.D == 128 or case.tokens == 32)
             case = Case(kernel, dtype)
@@ -61,6 +63,13 @@ def attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(kernel, dtype, 0, 768, masks=False, heads=12)
 
 
+def info_nce_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """The kernels of InfoNCE that multiply, in both directions and of rows only, for each width of tiles."""
+    for kernel in INFO_NCE_KERNELS:
+        for D in (512, 32):
+            yield from (Case(kernel, dtype, 0, D, columns=columns) for columns in (True, False))
+
+
 def _classes(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
     width = tile_width(dtype)
     for D in CHANNELS:
@@ -73,5 +82,5 @@ def _classes(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
 def _small_cases(dtype: torch.dtype) -> Iterator[Case]:
     for kernel in (name for names in SMALL_KERNELS.values() for name in names):
         for masks in (True, False):
-            if masks or kernel in ("place", "normalize", "gate_backward"):
+            if masks or kernel in ("place", "normalize", "gate_backward", "merge"):
                 yield from (Case(kernel, dtype, 32, D, masks=masks) for D in CHANNELS)

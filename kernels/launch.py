@@ -64,7 +64,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """Tile sizes of one kernel of the cross-attention difference, its warps and pipeline stages.
+    """Tile sizes of one kernel of the cross-attention difference or of InfoNCE, its warps and pipeline stages.
 
     `rows`: what a program owns; `columns`: what it streams (`gate`: output channels); `channels`: how many a product
     takes at a time.
@@ -204,6 +204,26 @@ def key_end_launch() -> dict[str, int]:
 def pointwise_launch() -> dict[str, int]:
     """Compile-time arguments of `gate_backward`: a vector of 16 bytes of half precision a thread and tensor."""
     return {"SIZE": 1024}
+
+
+def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
+    """Launch numbers of the kernels of InfoNCE that multiply, `"lse"` and `"grad_logits"`, for packed rows."""
+    if dtype == torch.float32:
+        # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
+        return TileLaunch(64, 64, 16, warps=8, stages=3)
+    # Twice as wide spills: the sums of both directions need as many registers again as the products.
+    return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
+
+
+def merge_launch() -> dict[str, int]:
+    """Compile-time arguments of `merge`: 32 loads in flight, or a long column of parts is all latency."""
+    return {"PARTS": 32, "SIZE": 64}
+
+
+def column_span(row_tiles: int, column_tiles: int, device: Device) -> int:
+    """How many tiles of captions a program of `lse` streams, given the tiles of both sides."""
+    parts = max(1, 8 * device.multiprocessors // row_tiles)  # rounds enough that the last, partial one costs little
+    return max(1, column_tiles // min(parts, column_tiles))
 
 
 def parts_of_frames(caption_tiles: int, N_a: int, frame_tiles: int, device: Device) -> int:

@@ -124,5 +124,5 @@ def test_import_is_light():
 
 def test_public_names():
     promised = {"BackendError", "aligned_info_nce", "backends", "cross_attention_difference", "info_nce", "nn"}
-    promised |= {f"max_mean_similarity{form}" for form in ("", "_pairs", "_varlen")}
+    promised |= {"pairwise_logsumexp"} | {f"max_mean_similarity{form}" for form in ("", "_pairs", "_varlen")}
     assert set(atk.__all__) == promised and all(hasattr(atk, name) for name in promised)

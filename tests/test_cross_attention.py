@@ -255,5 +255,5 @@ def test_backends_are_listed_for_each_op():
     assert list(row) == ["auto", "triton", "sdpa", "reference"]
     assert row["auto"] == "sdpa" and row["sdpa"] == "available" and "not float64" in row["triton"]
     assert list(atk.backends()["cpu float32"]) == ["auto", "triton", "cpp", "reference"]
-    with pytest.raises(ValueError, match="op must be one of 'max_mean_similarity', 'cross_attention_difference', got"):
+    with pytest.raises(ValueError, match=r"op must be one of 'max_mean_similarity', .*, got 'nonsense'"):
         atk.backends("nonsense")

@@ -1,5 +1,6 @@
 """InfoNCE on vectors and on max-mean similarity, and the losses as modules."""
 
+import importlib
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import atk
+
+info_nce_module = importlib.import_module("atk.info_nce")  # the package's attribute of this name is the function
 
 
 def test_info_nce_is_the_sum_of_two_cross_entropies():
@@ -73,6 +76,30 @@ def test_aligned_contrastive_loss_is_the_weighted_sum():
     assert list(atk.nn.AlignedContrastiveLoss(aligned_weight=0).terms(*inputs)) == ["global"]
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "cpp"])
+def test_the_losses_take_the_fast_path_unless_told_otherwise(monkeypatch, backend):
+    taken = []
+    dispatch = info_nce_module.dispatch
+    monkeypatch.setattr(info_nce_module, "dispatch", lambda *args: taken.append(args[-1]) or dispatch(*args))
+    sides = torch.randn(3, 8), torch.randn(3, 8)
+    atk.nn.AlignedContrastiveLoss(backend=backend, aligned_weight=0).terms(*sides, None, None)
+    assert taken == ["reference" if backend == "reference" else "chunked"]
+    if backend != "cpp":
+        atk.nn.InfoNCELoss(backend=backend)(*sides)
+        assert taken[1:] == taken[:1]
+
+
+def rows(positive, clips=3, **options):
+    return atk.info_nce(torch.randn(clips, 4), torch.randn(5, 4), 1.0, positive=positive, **options)
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(TypeError, match=r"positive must be an int64 tensor, got torch\.int32"):
+        rows(torch.tensor([0, 1, 2]).int())
+    with pytest.raises(TypeError, match="logit_scale must be a number or a real tensor of one element, got str"):
+        atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), "5")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -80,6 +107,17 @@ def test_aligned_contrastive_loss_is_the_weighted_sum():
         (lambda: atk.info_nce(torch.randn(0, 4), torch.randn(0, 4), 1.0), "got 0 and 0"),
         (lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), 1.0, reduction="none"), "reduction must be one of"),
         (lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), 1.0, backend="cpp"), "backend must be one of"),
+        (
+            lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), torch.ones(3)),
+            r"logit_scale must be .*got .*\[3\]",
+        ),
+        (lambda: rows(torch.tensor([0, 5, 1])), "positive must lie within the 5 rows of text, got 0 to 5"),
+        (lambda: rows(torch.tensor([0, -1, 1])), "positive must lie within the 5 rows of text, got -1 to 1"),
+        (lambda: rows(torch.tensor([0, 1])), r"positive must have shape \[3\].*got \[2\]"),
+        (lambda: rows(torch.zeros(0).long(), 0), "audio must hold at least one clip, got 0"),
+        (lambda: rows(torch.tensor([0, 1, 2]), reduction="none"), "reduction must be one of"),
+        (lambda: atk.pairwise_logsumexp(torch.randn(3, 4), torch.randn(3, 5), 1.0), "same width D, got 5 and 4"),
+        (lambda: atk.pairwise_logsumexp(torch.randn(3, 4), torch.randn(3, 4), 1.0, backend="sdpa"), "backend must be"),
         (lambda: atk.aligned_info_nce(torch.randn(3, 2, 4), torch.randn(2, 2, 4), 1.0), "got 3 and 2"),
         (lambda: atk.nn.InfoNCELoss(0.0), "temperature must be above 0"),
         (lambda: atk.nn.AlignedContrastiveLoss(global_weight=0, aligned_weight=0), "not both 0"),

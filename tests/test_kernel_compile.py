@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from atk.kernels.compile import (
     ATTENTION_KERNELS,
+    INFO_NCE_KERNELS,
     MATRIX_KERNELS,
     SMALL_KERNELS,
     Case,
@@ -23,6 +24,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 HOPPER = Device((9, 0), 132)
 # Captions in tiles, in chunks; stationary, streamed; rows not aligned; winners kept or not; each way of calling.
 # Heads of 64, of 256 and of 20 channels (padded, not aligned), with a mask and without.
+# InfoNCE in both directions, and of rows only.
 # `atk kernels` compiles all of every_case().
 CASES = [
     *(Case(kernel, BF16) for kernel in MATRIX_KERNELS),
@@ -36,8 +38,11 @@ CASES = [
     *(Case(kernel, FP32, 0, 768, heads=12) for kernel in ("attend", "grad_key")),
     *(Case(kernel, BF16, 0, 1024, heads=4, masks=False) for kernel in ("grad_query", "grad_key")),
     *(Case(kernel, torch.float16, 0, 40, heads=2) for kernel in ("attend", "gate")),
+    *(Case(kernel, dtype, 0, 512) for kernel in INFO_NCE_KERNELS for dtype in (BF16, FP32)),
+    *(Case(kernel, torch.float16, 0, 32, columns=False) for kernel in INFO_NCE_KERNELS),
 ]
 SMALL_CASES = [Case(name, BF16, D=100) for names in SMALL_KERNELS.values() for name in names]
+PRODUCTS = (*MATRIX_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS)
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
@@ -54,7 +59,7 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, tmp_path,
     # Every half-precision tile has 64 rows or more, as a warpgroup instruction needs; fp32 must never become TF32.
     wanted, unwanted = ("hgmma", "hmma") if arch == "sm_90" else ("hmma", "hgmma")
     for row in rows:
-        half = row.dtype != "float32" and row.kernel in (*MATRIX_KERNELS, *ATTENTION_KERNELS)
+        half = row.dtype != "float32" and row.kernel in PRODUCTS
         assert (getattr(row, wanted) > 0) == half and getattr(row, unwanted) == 0, table
 
 
@@ -91,6 +96,9 @@ def test_every_case_holds_the_representative_ones_all_types_of_winners_and_all_l
             launches[case.kernel].add(cross_attention_launch(case.kernel, case.dtype, case.D, case.heads, HOPPER))
     for kernel, found in launches.items():
         assert {cross_attention_launch(kernel, dtype, D, 1, HOPPER) for dtype in DTYPES for D in range(1, 257)} <= found
+    for kernel in INFO_NCE_KERNELS:
+        found = {(case.dtype, case.columns) for case in every if case.kernel == kernel}
+        assert found == {(dtype, columns) for dtype in DTYPES for columns in (True, False)}
     for kernel in MATRIX_KERNELS:
         for pairs in (False, True):
             sizes = {case.index for case in every if case.kernel == kernel and case.pairs == pairs}

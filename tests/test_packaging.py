@@ -49,6 +49,7 @@ def test_the_public_names_and_keywords_are_frozen():
         "max_mean_similarity_pairs",
         "max_mean_similarity_varlen",
         "nn",
+        "pairwise_logsumexp",
     }
     parameters = inspect.signature(atk.cross_attention_difference).parameters
     assert " ".join(parameters) == "source q k v out_weight out_bias key_mask num_heads backend"
