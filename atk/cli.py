@@ -123,7 +123,13 @@ def _add_train(parser: ArgumentParser) -> None:
         methods.add_subcommand(name, method, help=text)
         method.add_argument("--config", action="config", help="YAML file with any of the fields below")
         method.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --out")
-        method.add_class_arguments(config)
+        method.add_class_arguments(config, skip={"unlabeled"} & {field.name for field in fields(config)})
+        if config is SemiSupervisedConfig:  # FOLDER [FOLDER...], not a list in brackets
+            method.add_argument(
+                "--unlabeled", nargs="+", default=[], metavar="FOLDER",
+                help="folders of audio, tar shards (WebDataset layout) or folders of them; not needed where both terms "
+                "that use unlabelled audio have weight 0",
+            )  # fmt: skip
 
 
 def _train(arguments: Namespace) -> None:

@@ -244,8 +244,7 @@ class SemiSupervisedConfig(ContrastiveConfig):
     """Semi-supervised learning from pairs and unlabelled audio (thesis ch. 5).
 
     Args:
-        unlabeled: folders of audio, tar shards (WebDataset layout) or folders of them; not needed where both terms
-            that use unlabelled audio have weight 0.
+        unlabeled: folders of audio, tar shards or folders of them; empty only where no term uses unlabelled audio.
         prompt: text that the pseudo-tokens of an unlabelled clip follow (5.14).
         mapper: audio to pseudo-tokens.
         loss: the three terms.

@@ -18,7 +18,12 @@ def atk(*arguments: object, threads: int | None = None) -> None:
 
 
 def flags(options: dict) -> list[str]:
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    """Options as arguments; names in a list follow their flag one by one."""
+    arguments = []
+    for name, value in options.items():
+        names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        arguments += [f"--{name}", *(value if names else [str(value)])]
+    return arguments
 
 
 def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) -> None:

@@ -36,7 +36,7 @@ def noises(tmp_path_factory):
 def arguments(data, noises, out, *more):
     return [
         "train", "semisupervised", "--config", str(data / "tiny.yaml"), "--data", str(data), "--out", str(out),
-        "--unlabeled", f"[{json.dumps(str(noises))}]", *more,
+        "--unlabeled", str(noises), *more,
     ]  # fmt: skip
 
 
@@ -178,6 +178,23 @@ def test_without_unlabelled_terms_no_folder_is_needed(tiny_data, tmp_path):
     assert "mix" not in rows(out)[0] and not (out / "unlabeled.npz").exists()
 
 
+def test_unlabelled_audio_must_be_named(tiny_data, tmp_path, capsys):
+    line = ["train", "semisupervised", "--config", str(tiny_data / "tiny.yaml"), "--data", str(tiny_data)]
+    with pytest.raises(SystemExit) as stop:
+        main([*line, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "unlabeled must name a folder" in capsys.readouterr().err
+
+
+def test_several_folders_follow_the_flag(tiny_data, noises, tmp_path):
+    made = config(tiny_data, noises, tmp_path / "run", unlabeled=f"{noises / 'more'}")
+    assert made.unlabeled == [str(noises / "more")]
+    main(
+        arguments(tiny_data, noises, tmp_path / "run", "--unlabeled", str(noises), str(noises / "more"), "--steps", "1")
+    )
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["unlabeled"] == [str(noises), str(noises / "more")]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "schedulefree"])
 def test_a_killed_run_resumes_to_the_same_bits(tiny_data, noises, tmp_path, optimizer):
     if optimizer == "schedulefree":
@@ -238,8 +255,7 @@ def test_bad_unlabelled_files_are_named_counted_and_replaced(tiny_data, noises, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--unlabeled", "[]"], "unlabeled must name a folder"),
-        (["--unlabeled", "[/no/such/folder]"], "/no/such/folder"),
+        (["--unlabeled", "/no/such/folder"], "/no/such/folder"),
         (["--mapper.kind", "linear"], "kind must be one of"),
         (["--mapper.noise", "-1"], "noise must be at least 0"),
         (["--mapper.heads", "5"], "num_heads must"),
