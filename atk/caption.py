@@ -2,23 +2,24 @@
 
 import csv
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from atk.caption_metrics import caption_metrics
 from atk.data import (
     Clip,
-    EvalDataset,
     MixConfig,
     MixtureBatch,
     MixtureDataset,
     ReferencePool,
     audio_info,
+    eval_loader,
     one_pass,
     read_references,
     read_split,
@@ -27,6 +28,8 @@ from atk.embed import evaluating
 from atk.models.captioner import Captioner
 from atk.side_files import read_tags
 
+_WINDOWS = 8  # of a file that are encoded at a time
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -34,7 +37,7 @@ class Captions:
 
     Args:
         file_name: of the clip.
-        added: the recordings mixed into it, joined by "; ".
+        added: the recordings mixed into it, joined by "; "; "" where nothing could be, and then all below but `input`.
         input: caption of the clip.
         mix: caption of the mixture, without a reference.
         minus_added: caption of `Diff(mix, added)`, which should be that of the clip; "" without a Diff block.
@@ -44,7 +47,7 @@ class Captions:
     file_name: str
     added: str
     input: str
-    mix: str
+    mix: str = ""
     minus_added: str = ""
     minus_input: str = ""
 
@@ -52,8 +55,9 @@ class Captions:
 class CaptionSplit:
     """A split of a data folder to caption, each clip also mixed with recordings of `mix.references`.
 
-    In ESC-50's layout only its test folds are used; without `mix.references`, other clips of the split are mixed in.
-    Where the folder's tags.csv and the recordings' classes share names, no class is mixed into a clip that holds it.
+    In ESC-50's layout only its test folds are used, of a captioned folder test.csv where it exists; without
+    `mix.references`, other clips of the split are mixed in. No class of recordings is mixed into a soundscape that
+    holds it.
 
     Args:
         folder: data folder.
@@ -64,7 +68,7 @@ class CaptionSplit:
         batch_size, workers, on_error: as in training.
 
     Raises:
-        FileNotFoundError, ValueError, AudioError: as `read_split` and `read_references`.
+        FileNotFoundError, ValueError, AudioError: as `read_split`, `read_references` and `MixtureDataset`.
     """
 
     def __init__(
@@ -85,15 +89,18 @@ class CaptionSplit:
         self.batch_size, self.workers = batch_size, workers
         self.pool = ReferencePool(self.clips, [""] * len(self.clips), [])
         if mix.references is not None:
-            self.pool = read_references(mix.references, on_error, folds=mix.test_folds or None)
-        names, tags = [], {}
-        if (self.folder / "tags.csv").is_file():
-            names, tags = read_tags(self.folder / "tags.csv")
+            self.pool = read_references(mix.references, on_error, folds=mix.test_folds or None, split="test")
+        names, tags = read_tags(self.folder / "tags.csv") if self.soundscapes else ([], {})
         self.classes = [
             frozenset(itertools.compress(names, tags.get(clip.file_name, ()))) for clip in self.clips
         ]  # of each clip
         window = (sample_rate, clip_seconds)
         self.dataset = MixtureDataset(self.clips, *window, mix=mix, pool=self.pool, evaluate=True, avoid=self.classes)
+
+    @property
+    def soundscapes(self) -> bool:
+        """Whether the folder's tags.csv names the event classes of its clips."""
+        return all((self.folder / name).is_file() for name in ("soundscapes.yaml", "tags.csv"))
 
 
 def evaluate_captions(
@@ -108,9 +115,10 @@ def evaluate_captions(
         progress: label of a progress bar, None for none.
 
     Returns:
-        The metrics and the captions. Metrics: `"input"`, `"mix"` and `"minus_added"`: see
+        The metrics and the captions. Metrics: `"input"`, of all clips, `"mix"` and `"minus_added"`, of those mixed: see
         `atk.caption_metrics.caption_metrics`; `"named"`, for soundscapes with references of known class: see `named`;
-        `"missing"`: metrics that could not be computed, and why; `"clips"`, `"skipped"`.
+        `"missing"`: metrics that could not be computed for all of these, and why; `"tokenizer"`: what cut the captions
+        into words; `"clips"`, `"skipped"`; `"unmixed"`: clips that nothing could be mixed into.
 
     Raises:
         ValueError: no clip can be decoded; with `on_error="raise"`, a file cannot (AudioError).
@@ -126,15 +134,26 @@ def evaluate_captions(
                 numbers += batch.clips.tolist()
     if not rows:
         raise ValueError(f"{split.folder}: none of the {len(split.clips)} clips of the split can be decoded")
-    references = [list(split.clips[number].captions) for number in numbers]
-    result, missing = {}, {}
-    for name in ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix"):
-        scores = caption_metrics([getattr(row, name) for row in rows], references)
-        result[name], missing = scores.values, scores.missing
-    if (split.folder / "soundscapes.yaml").is_file() and all(split.pool.classes):
+    ways = ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix")
+    result = _scores(rows, [split.clips[number].captions for number in numbers], ways)
+    if split.soundscapes and all(split.pool.classes):
         result["named"] = named(rows, [split.classes[number] for number in numbers], split.pool)
-    result |= {"missing": missing, "clips": len(rows)}
-    return result | {"skipped": [f"{name}: {reason}" for name, reason in skipped]}, rows
+    result |= {"clips": len(rows), "skipped": [f"{name}: {reason}" for name, reason in skipped]}
+    return result | {"unmixed": [row.file_name for row in rows if not row.added]}, rows
+
+
+def _scores(rows: Sequence[Captions], references: Sequence[Sequence[str]], ways: Sequence[str]) -> dict:
+    """Metrics of each way of captioning against the clips' captions, what is missing, and the tokenizer."""
+    result, missing, tokenizers = {}, {}, []
+    for way in ways:
+        pairs = [(row, own) for row, own in zip(rows, references, strict=True) if row.added or way == "input"]
+        if not pairs:
+            continue
+        scores = caption_metrics([getattr(row, way) for row, _ in pairs], [list(own) for _, own in pairs])
+        result[way] = scores.values
+        missing |= scores.missing
+        tokenizers.append(scores.tokenizer)
+    return result | {"missing": missing, "tokenizer": "; ".join(dict.fromkeys(tokenizers))}
 
 
 def _has_difference(model: Captioner) -> bool:
@@ -149,7 +168,8 @@ def _four_ways(model: Captioner, batch: MixtureBatch, beams: int) -> list[Captio
     if _has_difference(model):
         columns.append(write(batch.audio, batch.references, batch.reference_lengths))
         columns.append(write(batch.audio, batch.inputs[:, None], batch.lengths[:, None]))
-    return [Captions(*row) for row in zip(*columns, strict=True)]
+    rows = (Captions(*row) for row in zip(*columns, strict=True))
+    return [row if row.added else Captions(row.file_name, "", row.input) for row in rows]
 
 
 def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: ReferencePool) -> dict[str, dict]:
@@ -168,21 +188,20 @@ def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: Ref
     from atk.soundscapes.phrases import classes_named
 
     class_of = {clip.file_name: name for clip, name in zip(pool.clips, pool.classes, strict=True)}
-    added = [[class_of[name] for name in row.added.split("; ")] for row in rows]
+    added = [[class_of[name] for name in row.added.split("; ")] if row.added else [] for row in rows]
     result = {}
     for way in ("input", "mix", "minus_added", "minus_input"):
         if not any(getattr(row, way) for row in rows):
             continue
-        found = [classes_named(getattr(row, way)) for row in rows]
+        clips = [
+            (classes_named(getattr(row, way)), own, others)
+            for row, own, others in zip(rows, classes, added, strict=True)
+            if row.added or way == "input"
+        ]
         result[way] = {
-            "target": _share([name in said for said, names in zip(found, classes, strict=True) for name in names]),
-            "added": _share([name in said for said, names in zip(found, added, strict=True) for name in names]),
-            "target_alone": _share(
-                [
-                    bool(said & own) and not said & set(names)
-                    for said, own, names in zip(found, classes, added, strict=True)
-                ]
-            ),
+            "target": _share([name in said for said, own, _ in clips for name in own]),
+            "added": _share([name in said for said, _, others in clips for name in others]),
+            "target_alone": _share([bool(said & own) and not said & set(others) for said, own, others in clips]),
         }
     return result
 
@@ -234,25 +253,33 @@ def caption_file(
     """
     if references and not _has_difference(model):
         raise ValueError("reference: this model was trained without a Diff block and can only caption a clip alone")
-    windows = _windows(model, audio, clip_seconds)
-    others = [_windows(model, reference, clip_seconds) for reference in references]
-    device = next(model.parameters()).device
-    captions = []
     with evaluating(model), torch.no_grad():
-        for number, window in enumerate(windows):
-            tracks = [track for file in others for track in file]
+        files = [[z for z, _ in _encoded(model, reference, clip_seconds)] for reference in references]
+        everything = [z for file in files for z in file]
+        captions = []
+        for number, (z, seconds) in enumerate(_encoded(model, audio, clip_seconds)):
+            tracks = everything
             if model.config.difference == "subtraction":
-                tracks = [file[number] for file in others if number < len(file)]
-            batch = [window[None].to(device), torch.tensor([len(window)], device=device)]
-            if tracks:
-                padded = torch.nn.utils.rnn.pad_sequence(tracks, batch_first=True)
-                batch += [padded[None].to(device), torch.tensor([[len(track) for track in tracks]], device=device)]
-            start = number * clip_seconds
-            captions.append((start, start + len(window) / model.sample_rate, model.generate(*batch, beams=beams)[0]))
+                tracks = [file[number] for file in files if number < len(file)]
+            text = model.decoder.generate(*_difference(model, z, tracks), beams, None)[0]
+            captions.append((number * clip_seconds, number * clip_seconds + seconds, text))
     return captions
 
 
-def _windows(model: Captioner, path: str | Path, seconds: float) -> list[Tensor]:
-    clip = Clip(str(path), Path(path), (), audio_info(path).seconds)
-    dataset = EvalDataset([clip], model.sample_rate, seconds)
-    return [dataset[number]["audio"] for number in range(len(dataset))]
+def _difference(model: Captioner, z: Tensor, tracks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`Diff(z, tracks)` `[1, L, D]` of features `[L, D]` and `[L_ref, D]` each, and its mask; `z` without any."""
+    mask = z.new_ones(1, len(z), dtype=torch.bool)
+    if not tracks:
+        return z[None], mask
+    valid = pad_sequence([track.new_ones(len(track), dtype=torch.bool) for track in tracks], batch_first=True)
+    return model.difference(z[None], pad_sequence(tracks, batch_first=True)[None], valid[None]), mask
+
+
+def _encoded(model: Captioner, path: str | Path, seconds: float) -> Iterator[tuple[Tensor, float]]:
+    """Features `[L, D]` of each window of a file, and its length in seconds."""
+    clip, device = Clip(str(path), Path(path), (), audio_info(path).seconds), next(model.parameters()).device
+    options = {"sample_rate": model.sample_rate, "clip_seconds": seconds, "batch_size": _WINDOWS, "on_error": "raise"}
+    for batch in eval_loader([clip], **options):
+        features, mask = model.encode(batch.audio.to(device), batch.lengths.to(device))
+        for z, valid, length in zip(features, mask, batch.lengths.tolist(), strict=True):
+            yield z[valid], length / model.sample_rate

@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+_OF_CAPTIONERS = ("beams", "references", "condition", "out")  # options of `atk evaluate`
+
 
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
@@ -29,17 +31,24 @@ def add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=str, default="test", help="train, val or test")
     parser.add_argument("--tags", action="store_true", help="also tag-level retrieval, by the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classification of the clips with a single tag")
-    parser.add_argument("--beams", type=int, default=4, help="captioners: width of the beam search")
+    parser.add_argument(
+        "--beams", type=int | None, default=None, help="captioners: width of the beam search (the run's)"
+    )
     parser.add_argument("--references", type=str, default=None, help="captioners: sounds to mix in (the run's)")
     parser.add_argument("--condition", type=str, default=None, help="captioners: source/time of references (the run's)")
     parser.add_argument("--examples", type=int, default=5, help="captioners: clips to list (Table 4.3)")
+    parser.add_argument(
+        "--out", type=str, default=None, help="captioners: CSV to write, with the captions of all clips"
+    )
 
 
 def add_caption(parser: ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("audio", type=str, help="audio file")
-    parser.add_argument("--reference", type=str, nargs="+", default=[], help="audio files to subtract")
-    parser.add_argument("--beams", type=int, default=4, help="width of the beam search")
+    parser.add_argument(
+        "--reference", type=str, action="append", default=[], help="audio file to subtract; again for each further one"
+    )
+    parser.add_argument("--beams", type=int | None, default=None, help="width of the beam search (the run's)")
 
 
 def add_align(parser: ArgumentParser) -> None:
@@ -66,11 +75,15 @@ def _load(arguments: Namespace, *kinds: type):
     Sets `arguments.clip_seconds` where the user did not: to the run's, so that windows are as long as in training.
     """
     from atk.checkpoint import model_folder
+    from atk.checks import at_least
     from atk.config import TrainConfig
     from atk.models import from_pretrained
     from atk.trainer import pick_device
 
     run = Path(arguments.run)
+    for name, minimum in (("batch_size", 1), ("workers", 0)):
+        if name in arguments:
+            at_least(name, arguments[name], minimum)
     if arguments.clip_seconds is None:
         arguments.clip_seconds = _saved_config(run).get("clip_seconds", TrainConfig.clip_seconds)
     model = from_pretrained(model_folder(run))
@@ -78,6 +91,15 @@ def _load(arguments: Namespace, *kinds: type):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{run} holds a {type(model).__name__}, this command needs a {wanted}")
     return model.to(pick_device(arguments.device)).eval()
+
+
+def _beams(arguments: Namespace) -> int:
+    """The width of the beam search that the user asked for, or the run's."""
+    from atk.config import DifferenceConfig
+
+    if arguments.beams is not None:
+        return arguments.beams
+    return _saved_config(Path(arguments.run)).get("beams", DifferenceConfig.beams)
 
 
 def _saved_config(run: Path) -> dict:
@@ -93,8 +115,12 @@ def evaluate(arguments: Namespace) -> None:
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
 
+    given = [name for name in ("tags", "zero_shot", *_OF_CAPTIONERS) if arguments[name] not in (None, False)]
     model = _load(arguments, CLAP, Captioner)
-    if isinstance(model, Captioner):
+    captioner = isinstance(model, Captioner)
+    if unfit := [name for name in given if (name in _OF_CAPTIONERS) != captioner]:
+        raise ValueError(f"{unfit[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
+    if captioner:
         _evaluate_captioner(arguments, model)
         return
     split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading(arguments))
@@ -115,11 +141,12 @@ def _evaluate_captioner(arguments: Namespace, model) -> None:
     mix = MixConfig(**{**_saved_config(run).get("mix", {}), **given})
     options = {"sample_rate": model.sample_rate, "mix": mix, **_reading(arguments)}
     split = CaptionSplit(arguments.data, arguments.split, **options)
-    result, captions = evaluate_captions(model, split, arguments.beams, "evaluate")
-    write_captions(run / f"captions_{arguments.split}.csv", captions)
+    result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
     print(json.dumps(result, indent=2))
     print(format_captions(captions[: arguments.examples]))
-    print(run / f"captions_{arguments.split}.csv")
+    if arguments.out is not None:
+        write_captions(Path(arguments.out), captions)
+        print(arguments.out)
 
 
 def caption(arguments: Namespace) -> None:
@@ -127,7 +154,7 @@ def caption(arguments: Namespace) -> None:
     from atk.models.captioner import Captioner
 
     model = _load(arguments, Captioner)
-    options = {"clip_seconds": arguments.clip_seconds, "beams": arguments.beams}
+    options = {"clip_seconds": arguments.clip_seconds, "beams": _beams(arguments)}
     captions = caption_file(model, arguments.audio, arguments.reference, **options)
     for start, end, text in captions:
         print(text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}")

@@ -180,6 +180,8 @@ class DifferenceConfig(TrainConfig):
         one_of("objective", self.objective, OBJECTIVES)
         _at_least(self, 1, "beams")
         block = self.objective if self.objective in ("subtraction", "mask") else "none"
+        if self.model.difference not in (CaptionerConfig.difference, block):
+            raise ValueError(f"model.difference must be {block!r}, as objective says, got {self.model.difference!r}")
         object.__setattr__(self, "model", replace(self.model, difference=block))
 
 

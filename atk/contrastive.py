@@ -100,6 +100,7 @@ class ContrastiveTask:
 
 def train_contrastive(make_task: type[ContrastiveTask], config: ContrastiveConfig, resume: bool) -> dict:
     """Train by a contrastive method; `config.model` is that of `config.init` where a model is named there."""
-    if config.init is not None and to_resume(config, resume) is None:
-        config = replace(config, model=CLAP.from_pretrained(model_folder(Path(config.init))).config)
+    if config.init is not None:
+        start = to_resume(config, resume) or model_folder(Path(config.init))
+        config = replace(config, model=CLAP.from_pretrained(start).config)
     return run(make_task, config, resume)

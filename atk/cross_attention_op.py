@@ -37,8 +37,8 @@ def dispatch(
         q = zero_rows(q, absent[:, None].expand(q.shape[:2]))
         if not finite_padding:
             k, v = zero_rows(k, ~key_mask), zero_rows(v, ~key_mask)
-        # Softmax over no key at all is NaN: where absent, take the padding, and let the epilogue drop the result.
-        key_mask = key_mask | absent[:, None]
+        # Softmax over no key at all is NaN: where absent, take one padded key, and let the epilogue drop the result.
+        key_mask = torch.cat([key_mask[:, :1] | absent[:, None], key_mask[:, 1:]], 1)
     return _epilogue(attend(q, k, v, key_mask, num_heads), out_weight, out_bias, source, absent)[0]
 
 

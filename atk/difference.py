@@ -28,7 +28,7 @@ from atk.data import (
 from atk.embed import evaluating
 from atk.models.captioner import Captioner
 from atk.nn import CrossAttentionDifference
-from atk.run import report_skipped, run
+from atk.run import report_skipped, run, to_resume
 
 
 class DifferenceTask:
@@ -57,8 +57,11 @@ class DifferenceTask:
         if isinstance(model.difference_block, CrossAttentionDifference):
             model.difference_block.backend = self.backend
         self.dataset = self._dataset(train.clips)
+        # Read here too, so that what is wrong with it is told before training, not after.
+        if (split := next((name for name in ("test", "val") if self._has(name)), None)) is not None:
+            self._held_out(split)
         self.validation = None
-        if (Path(config.data) / "val.csv").is_file():
+        if self._has("val"):
             clips = read_split(config.data, "val", config.on_error).clips
             window = (model.sample_rate, config.clip_seconds, config.seed)
             self.validation = MixtureDataset(clips, *window, mix=config.mix, pool=None)
@@ -66,6 +69,9 @@ class DifferenceTask:
         self.steps_per_epoch = loader.batches.steps_per_epoch
         if loader.batches.note:
             print(f"train.csv: {loader.batches.note}", file=sys.stderr)
+
+    def _has(self, split: str) -> bool:
+        return (Path(self.config.data) / f"{split}.csv").is_file()
 
     def _dataset(self, clips: list[Clip]) -> MixtureDataset:
         config, pool = self.config, None
@@ -78,6 +84,19 @@ class DifferenceTask:
         pairs = config.objective == "pairmix"
         window = (self.model.sample_rate, config.clip_seconds, config.seed)
         return MixtureDataset(clips, *window, mix=config.mix, pool=pool, pairs=pairs)
+
+    def _held_out(self, split: str) -> CaptionSplit:
+        config = self.config
+        return CaptionSplit(
+            config.data,
+            split,
+            sample_rate=self.model.sample_rate,
+            clip_seconds=config.clip_seconds,
+            mix=config.mix,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            on_error=config.on_error,
+        )
 
     def _loader(self, start_step: int) -> Loader:
         config = self.config
@@ -99,46 +118,38 @@ class DifferenceTask:
 
     def loss(self, batch: MixtureBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the captions (4.9), or (4.3) for clips without a reference, a mean over tokens."""
-        return self._cross_entropy(batch), {}
+        return self._cross_entropy(batch)[0], {}
 
-    def _cross_entropy(self, batch: MixtureBatch) -> Tensor:
+    def _cross_entropy(self, batch: MixtureBatch) -> tuple[Tensor, int]:
+        """The mean over the tokens of the captions, and how many they are."""
         tokens = self.model.tokenize(batch.captions)
-        return self.model(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths)
+        loss = self.model(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths)
+        return loss, int(tokens["attention_mask"].sum())
 
     def validate(self) -> dict[str, float] | None:
         """Mean log-likelihood a token of val.csv's captions, one a clip, given the clip alone; None without val.csv."""
         if self.validation is None:
             return None
-        total, clips = 0.0, 0
+        total, tokens = 0.0, 0
         with torch.no_grad(), evaluating(self.model):
             for batch in one_pass(self.validation, batch_size=self.config.batch_size, workers=self.config.workers):
                 if batch.files:
-                    total -= float(self._cross_entropy(batch.to(self.device))) * len(batch)
-                    clips += len(batch)
-        return {"log_likelihood": total / clips} if clips else None
+                    loss, count = self._cross_entropy(batch.to(self.device))
+                    total, tokens = total - float(loss) * count, tokens + count
+        return {"log_likelihood": total / tokens} if tokens else None
 
     def evaluate(self, checkpoint: Path, split: str) -> dict:
         """Captioning metrics on a split by the model of a checkpoint; its captions go to `captions_<split>.csv`."""
-        config = self.config
         model = Captioner.from_pretrained(checkpoint).to(self.device)
-        held_out = CaptionSplit(
-            config.data,
-            split,
-            sample_rate=model.sample_rate,
-            clip_seconds=config.clip_seconds,
-            mix=config.mix,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            on_error=config.on_error,
-        )
-        result, captions = evaluate_captions(model, held_out, config.beams, f"evaluate {split}")
-        write_captions(Path(config.out) / f"captions_{split}.csv", captions)
+        result, captions = evaluate_captions(model, self._held_out(split), self.config.beams, f"evaluate {split}")
+        write_captions(Path(self.config.out) / f"captions_{split}.csv", captions)
         return result
 
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict:
     """Train a captioner by `config.objective`; arguments, result and errors as `atk.run.run`."""
     if config.init is not None:
-        given, saved = config.model, Captioner.from_pretrained(model_folder(Path(config.init))).config
+        start = to_resume(config, resume) or model_folder(Path(config.init))
+        given, saved = config.model, Captioner.from_pretrained(start).config
         config = replace(config, model=replace(saved, difference=given.difference, heads=given.heads))
     return run(DifferenceTask, config, resume)

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/semisupervised"), help="folder for data and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--report", action="store_true", help="only write the table, of the runs that are finished")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
     parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")

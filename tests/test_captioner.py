@@ -176,6 +176,15 @@ def test_the_published_checkpoint_is_read_only_to_create(tmp_path):
     assert Captioner.from_pretrained(tmp_path / "saved").config == model.config
 
 
+def test_a_diff_block_is_kept_where_it_is_of_the_kind_asked_for():
+    model = tiny()
+    block = model.difference_block
+    assert model.with_difference("mask", 2).difference_block is block
+    for difference, heads in (("mask", 4), ("subtraction", 2), ("none", 2)):
+        other = model.with_difference(difference, heads)
+        assert other.difference_block is not block and other.projection is model.projection
+
+
 def test_a_clap_is_no_captioner(tmp_path):
     CLAP.create(ModelConfig(), CAPTIONS).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no captioner"):
@@ -212,6 +221,11 @@ TWO = torch.tensor([16000, 16000])
         (lambda: CaptionerConfig(heads=0), "heads must be at least 1, got 0"),
         (lambda: DecoderConfig(max_tokens=2), "max_tokens must be at least 3, got 2"),
         (lambda: DecoderConfig(width=30), "width must be a multiple of heads, got 30 and 4"),
+        (lambda: DecoderConfig(width=0), "width must be at least 1, got 0"),
+        (lambda: DecoderConfig(layers=0), "layers must be at least 1, got 0"),
+        (lambda: DecoderConfig(heads=0), "heads must be at least 1, got 0"),
+        (lambda: DecoderConfig(vocabulary=0), "vocabulary must be at least 1, got 0"),
+        (lambda: DecoderConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Captioner.create(TINY, []), "at least one caption"),
         (lambda: tiny()(AUDIO[0], TWO, TOKENS), r"audio must be waveforms of shape \[N, S\]"),
         (lambda: tiny()(AUDIO, TWO[:1], TOKENS), r"lengths must have shape \[2\]"),

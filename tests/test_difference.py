@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -12,9 +13,16 @@ import yaml
 from safetensors.torch import load_file
 from test_training import killed_at_a_random_moment, rows
 
+import atk.caption
 from atk.caption import Captions, named
 from atk.cli import main
+from atk.config import DifferenceConfig
 from atk.data import Clip, ReferencePool
+from atk.difference import DifferenceTask
+from atk.embed import evaluating
+from atk.models.captioner import CaptionerConfig
+from atk.models.cnn14 import Cnn14Config
+from atk.models.decoder import DecoderConfig
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 SMALL = """
@@ -22,6 +30,14 @@ SMALL = """
 --model.decoder.layers 1 --model.decoder.heads 2 --model.decoder.vocabulary 300 --model.heads 2 --beams 2 --steps 12
 --save-every 2 --log-every 1 --eval-every 4 --batch-size 4 --clip-seconds 2 --workers 0 --optim.lr 3e-3
 """
+SMALL_MODEL = {
+    "clip_seconds": 2.0,
+    "model": CaptionerConfig(
+        audio=Cnn14Config(channels=(4, 4, 8, 8, 8, 8), mel_bins=32),
+        decoder=DecoderConfig(width=16, layers=1, heads=2, vocabulary=300),
+        heads=2,
+    ),
+}
 WAYS = {"input", "mix", "minus_added"}
 
 
@@ -63,7 +79,7 @@ def same_weights(one, two):
 def test_run_folder_is_complete(mask_run):
     summary = json.loads((mask_run / "summary.json").read_text())
     assert summary["method"] == "difference" and summary["steps"] == 12 and summary["backend"] == "sdpa"
-    assert set(summary["metrics"]) == {*WAYS, "named", "missing", "clips", "skipped"}
+    assert set(summary["metrics"]) == {*WAYS, "named", "missing", "tokenizer", "clips", "skipped", "unmixed"}
     assert set(summary["metrics"]["input"]) | set(summary["metrics"]["missing"]) == {
         "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr",
     }  # fmt: skip
@@ -81,7 +97,7 @@ def test_every_objective_trains(scenes, tmp_path, objective):
     main(arguments(scenes, tmp_path / "run", "--objective", objective, "--eval-every", 0))
     metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
     ways = WAYS if objective == "subtraction" else WAYS - {"minus_added"}
-    assert set(metrics) - {"named", "missing", "clips", "skipped"} == ways
+    assert set(metrics) - {"named", "missing", "tokenizer", "clips", "skipped", "unmixed"} == ways
     assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
 
 
@@ -125,7 +141,24 @@ def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
     for name, value in begun.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], value)
-    main(arguments(scenes, tmp_path / "run", *options, "--resume"))
+
+
+def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_path):
+    start, out = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(mask_run, start, symlinks=True)
+    options = ["--init", start, "--steps", 1, "--optim.lr", 1e-9]
+    main(arguments(scenes, out, *options))
+    best = load_file(start / "checkpoints" / "best" / "model.safetensors")
+    block = {name: value for name, value in weights(out).items() if name.startswith("difference_block")}
+    assert block  # of the same kind, so it is kept
+    for name, value in block.items():
+        torch.testing.assert_close(value, best[name])
+    shutil.rmtree(start)
+    (out / "summary.json").unlink()
+    main(["train", "difference", "--out", str(out), "--resume"])
+    assert (out / "summary.json").is_file()
+    with pytest.raises(SystemExit):
+        main(arguments(scenes, tmp_path / "other", *options, "--resume"))  # not started: needs it
 
 
 def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
@@ -134,7 +167,7 @@ def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
 
 
 def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
-    main(["evaluate", str(mask_run), "--data", str(scenes), "--beams", "2", "--examples", "2", "--workers", "0"])
+    main(["evaluate", str(mask_run), "--data", str(scenes), "--examples", "2", "--workers", "0"])
     printed = capsys.readouterr().out
     result, end = json.JSONDecoder().raw_decode(printed)
     summary = json.loads((mask_run / "summary.json").read_text())["metrics"]
@@ -143,12 +176,30 @@ def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
     assert printed[end:].count("minus_input") == 2
 
 
-def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys):
+def test_evaluate_writes_captions_only_where_it_is_told_to(mask_run, scenes, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in mask_run.iterdir() if path.is_file()}
+    command = ["evaluate", str(mask_run), "--data", str(scenes), "--split", "val", "--workers", "0", "--beams", "1"]
+    main([*command, "--condition", "diff/diff", "--out", str(tmp_path / "captions.csv")])
+    assert {path: path.read_bytes() for path in mask_run.iterdir() if path.is_file()} == before
+    with (tmp_path / "captions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "--out", str(tmp_path / "no" / "captions.csv")])
+    assert json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["clips"] == 4
+
+
+def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, monkeypatch):
     audio = str(scenes / "audio" / "test" / "00000.wav")
     main(["caption", str(mask_run), audio])
     assert capsys.readouterr().out.count("\n") == 1
-    main(["caption", str(mask_run), audio, "--reference", str(scenes / "audio" / "test" / "00001.wav"), audio])
-    assert capsys.readouterr().out.count("\n") == 1
+    other = str(scenes / "audio" / "test" / "00001.wav")
+    whole, given = atk.caption.caption_file, []
+    monkeypatch.setattr(
+        atk.caption, "caption_file", lambda *all_of, **more: given.append(all_of) or whole(*all_of, **more)
+    )
+    main(["caption", str(mask_run), "--reference", other, audio, "--reference", audio])
+    assert given[0][1:] == (audio, [other, audio]) and capsys.readouterr().out.count("\n") == 1
     main(["caption", str(mask_run), audio, "--clip-seconds", "0.5"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[1].startswith("0.5-1.0 s  ")
@@ -161,6 +212,10 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys):
         (["align", "RUN", "missing.wav", "a dog"], "this command needs a CLAP"),
         (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "condition must be one of"),
         (["evaluate", "RUN", "--data", "SCENES", "--references", "nowhere"], "nowhere"),
+        (["evaluate", "RUN", "--data", "SCENES", "--tags"], "tags: "),
+        (["evaluate", "RUN", "--data", "SCENES", "--zero-shot"], "zero_shot: "),
+        (["evaluate", "RUN", "--data", "SCENES", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["evaluate", "RUN", "--data", "SCENES", "--beams", "0"], "beams must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
@@ -169,6 +224,41 @@ def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
         main([places.get(word, word) for word in command])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the folds asked for; its folds are"),
+        (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder tells no classes"),
+        (["--objective", "plain"], "references: none of 1 can be mixed into audio/test/00000.wav"),
+        (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask', as objective"),
+        (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),
+    ],
+)
+def test_faults_of_the_held_out_split_are_told_before_training(scenes, tmp_path, capsys, options, message):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    (data / "test.csv").write_text("".join((data / "test.csv").read_text().splitlines(keepends=True)[:2]))
+    options = [str(data / "pool") if word == "POOL" else word for word in options]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "difference", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL.split(), *options])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_weighs_every_token_alike(scenes, tmp_path):
+    config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
+    task = DifferenceTask(config, torch.device("cpu"))
+    losses, counts = [], []
+    with torch.no_grad(), evaluating(task.model):
+        for item in (task.validation[number, 0] for number in range(len(task.validation))):
+            batch = task.validation.collate([item])
+            losses.append(float(task.loss(batch)[0]))
+            counts.append(int(task.model.tokenize(batch.captions)["attention_mask"].sum()))
+    assert len(set(counts)) > 1
+    wanted = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert task.validate()["log_likelihood"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, capsys):
@@ -180,8 +270,6 @@ def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, c
 
 
 def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
-    from atk.difference import DifferenceTask
-
     whole, calls = DifferenceTask.loss, []
 
     def interrupted(self, batch):
@@ -201,11 +289,12 @@ def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
 def test_named_counts_events_of_the_clip_and_of_the_added_sound():
     pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
     said = [
+        Captions("0", "", "a dog barks"),
         Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),
         Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
     ]
-    result = named(said, [frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
-    assert result["input"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
+    result = named(said, [frozenset({"rain"}), frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
+    assert result["input"] == {"target": 50.0, "added": 0.0, "target_alone": 66.67}
     assert result["mix"] == {"target": 33.33, "added": 100.0, "target_alone": 0.0}
     assert result["minus_added"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
     assert result["minus_input"] == {"target": 33.33, "added": 50.0, "target_alone": 50.0}

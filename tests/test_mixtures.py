@@ -1,9 +1,12 @@
 """Mixtures of clips with references: what is added, what is given to subtract, and what stays as it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 
 from atk.data import (
     AudioError,
@@ -13,7 +16,6 @@ from atk.data import (
     ReferencePool,
     batches_of,
     one_pass,
-    read_references,
 )
 from atk.data.mixtures import snr_gain
 
@@ -67,6 +69,23 @@ def test_a_shifted_reference_is_the_same_recording_at_another_time(clips, pool, 
     # Same magnitudes in the spectrum of each recording: shifting changes phases alone.
     if condition == "same/diff":
         torch.testing.assert_close(torch.fft.rfft(added).abs(), torch.fft.rfft(reference).abs(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("condition", ["same/diff", "multi/diff"])
+@pytest.mark.parametrize("seconds", [1.0, 0.999])
+def test_a_recording_as_long_as_the_clip_is_shifted_too(clips, tmp_path, condition, seconds):
+    noise = np.random.default_rng(0).standard_normal((3, round(seconds * RATE)))
+    for number, wave in enumerate(noise):
+        soundfile.write(tmp_path / f"long{number}.wav", 0.1 * wave, RATE, subtype="FLOAT")
+    pool = ReferencePool([Clip(f"{n}", tmp_path / f"long{n}.wav", (), seconds) for n in range(3)], [""] * 3, [])
+    for index in range(len(clips)):
+        item = make(clips, pool, condition=condition)[index, 0]
+        added = item["audio"] - item["input"]
+        for reference in item["references"]:
+            # Circular correlation with the mixture peaks where the reference has to be moved to.
+            found = torch.fft.irfft(torch.fft.rfft(added) * torch.fft.rfft(reference).conj(), n=RATE)
+            shift = int(found.argmax())
+            assert min(shift, RATE - shift) >= 0.05 * RATE and found.max() > 0.3 * added.norm() * reference.norm()
 
 
 def test_another_recording_has_the_class_of_the_added_one(clips, pool):
@@ -123,13 +142,50 @@ def test_classes_to_avoid_are_not_mixed_in(clips, pool):
     dataset = make(clips, pool, avoid=[{"dog", "rain"}] * len(clips))
     added = {name for index in range(len(clips)) for name in dataset[index, 0]["added"]}
     assert added <= {"ref2.wav", "ref3.wav"}
+
+
+def test_a_clip_that_nothing_can_be_mixed_into_is_left_alone_in_evaluation(clips, pool):
+    every = {"dog", "rain", "bell"}
+    dataset = make(clips, pool, avoid=[every] + [set()] * 5)
+    alone = dataset[0, 0]
+    assert alone["added"] == () and alone["references"] == [] and torch.equal(alone["input"], alone["audio"])
+    assert all(dataset[index, 0]["added"] for index in range(1, 6))
     with pytest.raises(ValueError, match=r"references: none of 6 can be mixed into clip0\.wav"):
-        make(clips, pool, avoid=[{"dog", "rain", "bell"}] * len(clips))[0, 0]
+        make(clips, pool, avoid=[every] * len(clips))
+
+
+def test_a_pool_of_nothing_but_the_clip_is_refused_before_any_is_read(clips):
+    pool = ReferencePool(clips[:1], [""], [])
+    for evaluate in (False, True):
+        with pytest.raises(ValueError, match=r"references: none of 1 can be mixed into clip0\.wav"):
+            make(clips[:1], pool, evaluate=evaluate)
+    make(clips[:1], pool, evaluate=False, rate=0.0)[0, 0]
 
 
 def test_a_clip_is_never_its_own_reference(clips):
     pool = ReferencePool(clips[:2], ["", ""], [])
     assert {make(clips[:1], pool, seed=seed)[0, 0]["added"] for seed in range(20)} == {("clip1.wav",)}
+
+
+def test_no_spelling_of_its_path_makes_a_clip_its_own_reference(clips, monkeypatch):
+    monkeypatch.chdir(clips[0].path.parent)
+    spelt = [Clip(clip.file_name, Path(f"../{Path.cwd().name}") / clip.path.name, (), 1.0) for clip in clips[:2]]
+    pool = ReferencePool(spelt, ["", ""], [])
+    assert {make(clips[:1], pool, seed=seed)[0, 0]["added"] for seed in range(20)} == {("clip1.wav",)}
+
+
+def test_another_recording_of_the_class_is_never_the_clip(clips):
+    pool = ReferencePool(clips, ["low"] * 3 + ["high"] * 3, [])
+    dataset = make(clips, pool, condition="diff/diff")
+    for index in range(len(clips)):
+        clip = dataset[index, 0]["input"]
+        for epoch in range(10):
+            (reference,) = dataset[index, epoch]["references"]
+            assert abs(F.cosine_similarity(clip, reference, dim=0)) < 0.5
+    # Of two recordings of a class, one of them the clip, none has another.
+    pairs = make(clips[:2], ReferencePool(clips[:4], ["low"] * 2 + ["high"] * 2, []), condition="diff/diff")
+    added = {name for index in range(2) for epoch in range(10) for name in pairs[index, epoch]["added"]}
+    assert added == {"clip2.wav", "clip3.wav"}
 
 
 def test_mixtures_stay_within_full_scale_and_references_follow(tmp_path, pool):
@@ -144,6 +200,36 @@ def test_silence_is_mixed_without_nan(tmp_path, pool):
     item = make(silent, pool)[0, 0]
     assert item["audio"].isfinite().all() and item["audio"].abs().max() > 0
     assert snr_gain(torch.zeros(4), torch.ones(4), 3.0) == snr_gain(torch.ones(4), torch.zeros(4), 3.0) == 1.0
+
+
+def write_sparse(path, floor):
+    """Ten seconds, of which the first one sounds; the rest is noise at `floor`."""
+    wave = floor * np.random.default_rng(0).standard_normal(10 * RATE)
+    wave[:RATE] = 0.1 * np.sin(np.arange(RATE))
+    soundfile.write(path, wave, RATE, subtype="FLOAT")
+    return ReferencePool([Clip(path.name, path, (), 10.0)], ["x"], [])
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-5])
+def test_a_silent_window_of_a_recording_is_not_mixed_in(clips, tmp_path, floor):
+    pool = write_sparse(tmp_path / "sparse.wav", floor)
+    for condition in ("same/same", "same/diff"):
+        dataset = make(clips, pool, evaluate=False, rate=1.0, condition=condition)
+        items = [dataset[index, epoch] for index in range(6) for epoch in range(10)]
+        mixed = [item for item in items if item["added"]]
+        plain = [item for item in items if not item["added"]]
+        assert len(mixed) > len(items) / 3 and plain  # one window alone sounds in 2 of 10 cases
+        assert all(item["references"] == [] for item in plain)
+        for item in mixed:
+            (reference,) = item["references"]
+            rest = reference[2:] + reference[:-2] - 2 * np.cos(1.0) * reference[1:-1]  # 0 for the tone
+            assert rest.square().sum() < reference.square().sum()  # three times that for noise
+    silent = [write_clip(tmp_path / f"silent{n}.wav", 100, level=0.0) for n in range(2)]
+    for condition in ("same/same", "diff/diff"):
+        item = make(clips, ReferencePool(silent, ["x", "x"], []), condition=condition)[0, 0]
+        assert item["added"] == () and torch.equal(item["input"], item["audio"])
+    pairs = make(clips, ReferencePool(silent, ["x", "x"], []), evaluate=False, pairs=True, rate=1.0)
+    assert pairs[2, 0]["caption"] == "tone 2"
 
 
 def test_long_recordings_and_long_clips_are_cut_to_the_window(tmp_path):
@@ -188,49 +274,3 @@ def test_one_pass_gives_every_clip_once_and_names_a_bad_reference(tmp_path, clip
 def test_wrong_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         MixConfig(**options)
-
-
-def write_esc50(folder):
-    (folder / "meta").mkdir(parents=True)
-    rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for fold in (1, 2, 5):
-        for target, name in enumerate(("dog", "bell")):
-            write_clip(folder / "audio" / f"{fold}-{target}.wav", 100)
-            rows.append(f"{fold}-{target}.wav,{fold},{target},{name},False,1,A")
-    (folder / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
-
-
-def test_esc50_folds_and_classes(tmp_path):
-    write_esc50(tmp_path)
-    train, test = read_references(tmp_path, held_out=(5,)), read_references(tmp_path, folds=(5,))
-    assert train.classes == ["dog", "bell"] * 2 and test.classes == ["dog", "bell"]
-    assert not {clip.path for clip in train.clips} & {clip.path for clip in test.clips}
-    train.check_classes()
-    with pytest.raises(ValueError, match="class 'bell' has one recording only"):
-        test.check_classes()
-    with pytest.raises(ValueError, match="no recording in the folds asked for"):
-        read_references(tmp_path, folds=(4,))
-
-
-def test_esc50_with_a_missing_file_or_column(tmp_path):
-    write_esc50(tmp_path)
-    (tmp_path / "audio" / "1-0.wav").unlink()
-    pool = read_references(tmp_path)
-    assert len(pool.clips) == len(pool.classes) == 5 and pool.skipped[0][0] == "audio/1-0.wav"
-    with pytest.raises(AudioError, match=r"1-0\.wav"):
-        read_references(tmp_path, "raise")
-    (tmp_path / "meta" / "esc50.csv").write_text("filename,fold\na.wav,1\n")
-    with pytest.raises(ValueError, match="category missing"):
-        read_references(tmp_path)
-
-
-def test_any_folder_and_captioned_folders_serve_as_references(tmp_path):
-    write_clip(tmp_path / "dog" / "a.wav", 100)
-    write_clip(tmp_path / "dog" / "b.wav", 100)
-    assert read_references(tmp_path).classes == ["dog", "dog"]
-    write_clip(tmp_path / "c.wav", 100)
-    with pytest.raises(ValueError, match="tells no classes"):
-        read_references(tmp_path).check_classes()
-    (tmp_path / "train.csv").write_text("file_name,caption\nc.wav,a tone\n")
-    pool = read_references(tmp_path)
-    assert [clip.file_name for clip in pool.clips] == ["c.wav"] and pool.clips[0].captions == ("a tone",)

@@ -1,8 +1,9 @@
 """Mixtures of clips with recordings that are to be ignored: `x_plus = x + x_ref` (4.6), and their references."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from atk.data.dataset import Batch, TrainDataset, collate, random_stream
 from atk.data.references import ReferencePool
 
 CONDITIONS = ("same/same", "same/diff", "diff/diff", "multi/same", "multi/diff")
+_QUIET, _SILENT = 1e-4, 1e-7  # powers at -40 and -70 dB of full scale; the dither of 16 bits lies below -90 dB
+_WINDOWS = 4  # of a recording that are tried before it counts as quiet
+_SHORTEST_SHIFT = 0.05  # share of the clip between the two places of a recording at another time
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class MixtureBatch(Batch):
         references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 where no clip has any.
         reference_lengths: valid samples of each `[N, R]`, int64; 0 where a clip has fewer than R.
         inputs: the clips before anything was added `[N, S]`, or `[N, 0]` in training.
-        added: names of the recordings mixed into each clip.
+        added: names of the recordings mixed into each clip; none where nothing was, or only silence was found.
     """
 
     references: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
@@ -68,18 +72,30 @@ class MixtureBatch(Batch):
     added: list[tuple[str, ...]] = field(default_factory=list)
 
 
+class _Placed(NamedTuple):
+    """A recording in a track as long as the clip, `[S]`, and where it starts there, in samples (negative: before)."""
+
+    track: Tensor
+    start: float
+
+
 class MixtureDataset(TrainDataset):
     """`dataset[index, epoch]`: a clip, mixed with recordings of a pool and given with references, or left alone.
 
-    All draws are a function of (seed, epoch, index) alone.
+    All draws are a function of (seed, epoch, index) alone. Windows of a recording that are nearly silent are drawn
+    again; a recording with nothing above -70 dB of full scale is not mixed in.
 
     Args:
         clips, sample_rate, clip_seconds, seed: as in `TrainDataset`.
         mix: how to mix.
         pool: recordings to mix in; None leaves every clip alone.
         pairs: PairMix instead: mix with another clip, join the captions with "and", give no reference.
-        evaluate: take every clip from its start, mix every one, and keep the clips before mixing.
+        evaluate: take every clip from its start, mix every one that can be, and keep the clips before mixing.
         avoid: for each clip, classes that are not mixed into it.
+
+    Raises:
+        ValueError: nothing of the pool can be mixed into a clip (in evaluation: into any), or the condition needs
+            classes that the pool has not.
     """
 
     def __init__(
@@ -99,6 +115,18 @@ class MixtureDataset(TrainDataset):
         self.mix, self.pool, self.pairs, self.evaluate, self.avoid = mix, pool, pairs, evaluate, avoid
         if pool is not None and mix.condition == "diff/diff":
             pool.check_classes()
+        if pool is not None and (evaluate or mix.rate > 0):
+            self._check_choices()
+
+    def _check_choices(self) -> None:
+        alone = [clip.file_name for index, clip in enumerate(self.clips) if not self.pool.has_choice(*self._of(index))]
+        if alone and (not self.evaluate or len(alone) == len(self.clips)):
+            raise ValueError(f"references: none of {len(self.pool.clips)} can be mixed into {alone[0]}")
+
+    def _of(self, index: int) -> tuple[Clip, Collection[str], int]:
+        """What limits the choice of recordings for a clip, as `ReferencePool.choices` takes it."""
+        least = 2 if self.mix.condition == "diff/diff" else 1
+        return self.clips[index], self.avoid[index] if self.avoid else frozenset(), least
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """`TrainDataset`'s item with "references" and "added", and "input" in evaluation; raises AudioError."""
@@ -133,53 +161,77 @@ class MixtureDataset(TrainDataset):
         return MixtureBatch(**vars(batch), **mixed)
 
     def _pair(self, item: dict[str, Any], random: np.random.Generator, snr_db: float) -> dict[str, Any]:
-        number = self.pool.draw(random, 1, self.clips[item["clip"]])[0]
+        number = self.pool.draw(random, 1, *self._of(item["clip"]))[0]
         other = self._recording(number, item["audio"], random)
+        if other is None:
+            return item
         captions = self.pool.clips[number].captions
-        audio = item["audio"] + other * snr_gain(item["audio"], other, snr_db)
+        audio = item["audio"] + other.track * snr_gain(item["audio"], other.track, snr_db)
         caption = f"{item['caption']} and {captions[random.integers(len(captions))]}"
         return item | {"audio": audio / _overload(audio), "caption": caption}
 
     def _mixture(self, item: dict[str, Any], random: np.random.Generator, snr_db: float) -> dict[str, Any]:
         several, shifted = self.mix.condition.startswith("multi"), self.mix.condition.endswith("diff")
         count = int(random.integers(2, self.mix.sources + 1)) if several else 1
-        clip = item["audio"]
-        avoid = self.avoid[item["clip"]] if self.avoid else frozenset()
-        numbers = self.pool.draw(random, count, self.clips[item["clip"]], avoid)
-        tracks = torch.stack([self._recording(number, clip, random) for number in numbers])
-        tracks *= snr_gain(clip, tracks.sum(0), snr_db)
-        audio = clip + tracks.sum(0)
-        references = list(tracks)
+        index, clip = item["clip"], item["audio"]
+        sounds = {n: self._recording(n, clip, random) for n in self.pool.draw(random, count, *self._of(index))}
+        sounds = {n: sound for n, sound in sounds.items() if sound is not None}
         if shifted:
-            references = [self._reference(number, track, random) for number, track in zip(numbers, tracks, strict=True)]
+            others = {n: self._reference(n, sound, random, self.clips[index]) for n, sound in sounds.items()}
+            sounds = {n: sound for n, sound in sounds.items() if others[n] is not None}
+        if not sounds:
+            return item
+        tracks = torch.stack([sound.track for sound in sounds.values()])
+        tracks *= snr_gain(clip, tracks.sum(0), snr_db)
+        audio, references = clip + tracks.sum(0), list(tracks)
+        if shifted:
+            references = [others[n] * snr_gain(track, others[n], 0.0) for n, track in zip(sounds, tracks, strict=True)]
         loudest = _overload(audio)
         mixed = {
             "audio": audio / loudest,
             "references": [reference / loudest for reference in references],
-            "added": tuple(self.pool.clips[number].file_name for number in numbers),
+            "added": tuple(self.pool.clips[number].file_name for number in sounds),
         }
         if self.evaluate:
             mixed["input"] = clip / loudest
         return item | mixed
 
-    def _recording(self, number: int, clip: Tensor, random: np.random.Generator) -> Tensor:
-        """Recording `number` of the pool somewhere in a track as long as `clip`."""
+    def _recording(self, number: int, clip: Tensor, random: np.random.Generator) -> _Placed | None:
+        """Recording `number` of the pool somewhere in a track as long as `clip`; None where it is silent."""
         recording = self.pool.clips[number]
         seconds = len(clip) / self.sample_rate
-        start = random.random() * max(0.0, recording.seconds - seconds)
+        beyond = max(0.0, recording.seconds - seconds)
+        loudest, start, audio = _SILENT, 0.0, None
+        for _ in range(_WINDOWS if beyond else 1):
+            first = random.random() * beyond
+            window = self._window(recording, first, seconds)[: len(clip)]
+            if _power(window) > loudest:
+                loudest, start, audio = _power(window), first, window
+            if loudest > _QUIET:
+                break
+        if audio is None:
+            return None
+        before = int(random.integers(len(clip) - len(audio) + 1))
+        return _Placed(F.pad(audio, (before, len(clip) - len(audio) - before)), before - start * self.sample_rate)
+
+    def _window(self, recording: Clip, start: float, seconds: float) -> Tensor:
         try:
-            audio = load_audio(recording.path, self.sample_rate, start, seconds)[: len(clip)]
+            return load_audio(recording.path, self.sample_rate, start, seconds)
         except AudioError as error:
             raise AudioError(recording.file_name, error.reason) from None
-        before = int(random.integers(len(clip) - len(audio) + 1))
-        return F.pad(audio, (before, len(clip) - len(audio) - before))
 
-    def _reference(self, number: int, track: Tensor, random: np.random.Generator) -> Tensor:
-        """The recording at another time, or another one of its class, as loud as `track`."""
+    def _reference(self, number: int, sound: _Placed, random: np.random.Generator, clip: Clip) -> Tensor | None:
+        """The recording at another time, or another one of its class; None where that is silent."""
         if self.mix.condition == "diff/diff":
-            number = self.pool.another(random, number)
-        other = self._recording(number, track, random)
-        return other * snr_gain(track, other, 0.0)
+            other = self._recording(self.pool.another(random, number, clip), sound.track, random)
+            return None if other is None else other.track
+        other = self._recording(number, sound.track, random)
+        samples = len(sound.track)
+        shortest = math.ceil(_SHORTEST_SHIFT * samples)
+        if other is not None and abs(other.start - sound.start) >= shortest:
+            return other.track
+        # A recording as long as the clip has one place in it: its end goes before its start.
+        return sound.track.roll(int(random.integers(shortest, max(shortest, samples - shortest) + 1)))
 
 
 def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
@@ -188,8 +240,12 @@ def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
     Powers are means over the samples that are not exactly zero, so that silence around a sound does not count. 1 where
     one of the two is silent.
     """
-    powers = [float(x.square().sum()) / max(1, int(x.count_nonzero())) for x in (clip, added)]
+    powers = [_power(x) for x in (clip, added)]
     return (powers[0] / powers[1] * 10 ** (-snr_db / 10)) ** 0.5 if min(powers) > 0 else 1.0
+
+
+def _power(audio: Tensor) -> float:
+    return float(audio.square().sum()) / max(1, int(audio.count_nonzero()))
 
 
 def _overload(audio: Tensor) -> float:

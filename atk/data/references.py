@@ -1,8 +1,10 @@
 """Recordings to mix into clips and to subtract again: a captioned folder, any folder of audio, or ESC-50's layout."""
 
 import csv
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,38 +23,80 @@ class ReferencePool:
     classes: list[str]
     skipped: list[tuple[str, str]]
 
-    def draw(
-        self, random: np.random.Generator, count: int, clip: Clip, avoid: Collection[str] = frozenset()
-    ) -> list[int]:
-        """Numbers of `count` recordings, fewer where there are fewer: none of a class in `avoid`, nor `clip` itself."""
-        allowed = [
-            number
-            for number, (other, name) in enumerate(zip(self.clips, self.classes, strict=True))
-            if name not in avoid and other.path != clip.path
-        ]
-        if not allowed:
-            raise ValueError(f"references: none of {len(self.clips)} can be mixed into {clip.file_name}")
-        return random.choice(allowed, min(count, len(allowed)), replace=False).tolist()
+    @cached_property
+    def _by_class(self) -> dict[str, np.ndarray]:
+        return _numbers(self.classes)
 
-    def another(self, random: np.random.Generator, number: int) -> int:
-        """Another recording of the class of recording `number`."""
-        same = [other for other, name in enumerate(self.classes) if name == self.classes[number] and other != number]
-        return int(random.choice(same))
+    @cached_property
+    def _by_file(self) -> dict[str, np.ndarray]:
+        return _numbers(os.path.realpath(clip.path) for clip in self.clips)
+
+    def _own(self, clip: Clip) -> np.ndarray:
+        """Numbers of the recordings that are the file of `clip`, however its path is spelt."""
+        return self._by_file.get(os.path.realpath(clip.path), np.empty(0, np.int64))
+
+    def choices(self, clip: Clip, avoid: Collection[str] = frozenset(), least: int = 1) -> np.ndarray:
+        """Numbers of the recordings that can be mixed into `clip`, int64.
+
+        None of a class in `avoid`, nor `clip` itself, nor of a class of which fewer than `least` then are left.
+        """
+        allowed, own = np.ones(len(self.clips), dtype=bool), self._own(clip)
+        allowed[own] = False
+        few = [name for name in {self.classes[number] for number in own} if allowed[self._by_class[name]].sum() < least]
+        for name in (*avoid, *few):
+            if name in self._by_class:
+                allowed[self._by_class[name]] = False
+        return allowed.nonzero()[0]
+
+    def has_choice(self, clip: Clip, avoid: Collection[str] = frozenset(), least: int = 1) -> bool:
+        """Whether there are any `choices`; a data set asks for each of its clips."""
+        if not avoid and least == 1:
+            return len(self._own(clip)) < len(self.clips)
+        return len(self.choices(clip, avoid, least)) > 0
+
+    def draw(
+        self,
+        random: np.random.Generator,
+        count: int,
+        clip: Clip,
+        avoid: Collection[str] = frozenset(),
+        least: int = 1,
+    ) -> list[int]:
+        """Numbers of `count` of the `choices`, fewer where there are fewer."""
+        allowed = self.choices(clip, avoid, least)
+        return random.choice(allowed, min(count, len(allowed)), replace=False).tolist() if len(allowed) else []
+
+    def another(self, random: np.random.Generator, number: int, clip: Clip) -> int:
+        """Another recording of the class of recording `number`, not `clip`; there is one where `least` was 2."""
+        same = self._by_class[self.classes[number]]
+        return int(random.choice(same[(same != number) & ~np.isin(same, self._own(clip))]))
 
     def check_classes(self) -> None:
         """Raises ValueError unless every recording has a class, and another recording of that class."""
-        counts = {name: self.classes.count(name) for name in set(self.classes)}
-        if "" in counts:
+        if "" in self._by_class:
             raise ValueError(
                 "references: recordings of the same class are asked for, but the folder tells no classes; "
                 "it needs meta/esc50.csv, or a folder for each class"
             )
-        if single := sorted(name for name, count in counts.items() if count < 2):
+        if single := sorted(name for name, numbers in self._by_class.items() if len(numbers) < 2):
             raise ValueError(f"references: class {single[0]!r} has one recording only, two or more are needed")
 
 
+def _numbers(values: Iterable[str]) -> dict[str, np.ndarray]:
+    """The places at which each value stands, int64."""
+    found: dict[str, list[int]] = {}
+    for number, value in enumerate(values):
+        found.setdefault(value, []).append(number)
+    return {value: np.array(numbers) for value, numbers in found.items()}
+
+
 def read_references(
-    folder: str | Path, on_error: str = "skip", *, folds: Sequence[int] | None = None, held_out: Sequence[int] = ()
+    folder: str | Path,
+    on_error: str = "skip",
+    *,
+    folds: Sequence[int] | None = None,
+    held_out: Sequence[int] = (),
+    split: str = "train",
 ) -> ReferencePool:
     """Read a folder of recordings.
 
@@ -65,19 +109,23 @@ def read_references(
         on_error: "skip" leaves out bad files and rows and lists them, "raise" stops at the first.
         folds: of ESC-50's layout, those to read; None for all.
         held_out: folds to leave out.
+        split: of a captioned folder, the split to read; train.csv where it has no such split.
 
     Raises:
-        FileNotFoundError, ValueError, AudioError: as `read_split` and `read_folder`; no recording is left in the folds.
+        FileNotFoundError, ValueError, AudioError: as `read_split` and `read_folder`; no recording is left in the folds;
+            with `on_error="raise"`, a row of esc50.csv lacks its file name, fold or category.
     """
     one_of("on_error", on_error, ON_ERROR)
     folder = Path(folder)
     table = folder / "meta" / "esc50.csv"
     if table.is_file():
         return _read_esc50(table, on_error, lambda fold: (folds is None or fold in folds) and fold not in held_out)
-    captioned = (folder / "train.csv").is_file()
-    split = read_split(folder, "train", on_error) if captioned else read_folder(folder, on_error)
-    classes = [_class_folder(clip.file_name, captioned) for clip in split.clips]
-    return ReferencePool(split.clips, classes, split.skipped)
+    if captioned := (folder / "train.csv").is_file():
+        found = read_split(folder, split if (folder / f"{split}.csv").is_file() else "train", on_error)
+    else:
+        found = read_folder(folder, on_error)
+    classes = [_class_folder(clip.file_name, captioned) for clip in found.clips]
+    return ReferencePool(found.clips, classes, found.skipped)
 
 
 def _class_folder(name: str, captioned: bool) -> str:
@@ -86,15 +134,40 @@ def _class_folder(name: str, captioned: bool) -> str:
 
 
 def _read_esc50(table: Path, on_error: str, wanted: Callable[[int], bool]) -> ReferencePool:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in _ESC50_COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"{table}: needs the columns {', '.join(_ESC50_COLUMNS)}; {', '.join(missing)} missing")
-        rows = [row for row in reader if wanted(int(row["fold"]))]
-    if not rows:
-        raise ValueError(f"{table}: no recording in the folds asked for")
-    audio = table.parent.parent / "audio"
-    found = [(f"audio/{row['filename']}", audio / row["filename"], ()) for row in rows]
-    split = checked_clips(found, [], on_error, table)
-    category = {f"audio/{row['filename']}": row["category"] for row in rows}
+    category, skipped, folds = {}, [], set()
+    for line, row in _esc50_rows(table):
+        if fault := _fault(row):
+            if on_error == "raise":
+                raise ValueError(f"{table} line {line}: {fault}")
+            skipped.append((f"{table.name} line {line}", fault))
+            continue
+        folds.add(int(row["fold"]))
+        if wanted(int(row["fold"])):
+            category[f"audio/{row['filename'].strip()}"] = row["category"].strip()
+    if not category:
+        has = ", ".join(map(str, sorted(folds))) or "none that can be read"
+        raise ValueError(f"{table}: no recording in the folds asked for; its folds are {has}")
+    found = [(name, table.parent.parent / name, ()) for name in category]
+    split = checked_clips(found, skipped, on_error, table)
     return ReferencePool(split.clips, [category[clip.file_name] for clip in split.clips], split.skipped)
+
+
+def _esc50_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows with their line numbers; cells that are missing are ""."""
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        try:
+            if missing := [name for name in _ESC50_COLUMNS if name not in (reader.fieldnames or ())]:
+                wanted = ", ".join(_ESC50_COLUMNS)
+                raise ValueError(f"{table}: needs the columns {wanted}; {', '.join(missing)} missing")
+            for row in reader:
+                yield reader.line_num, row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{table} line {reader.line_num}: not well-formed CSV in UTF-8 ({error})") from None
+
+
+def _fault(row: dict[str, str]) -> str | None:
+    """What is wrong with a row of esc50.csv."""
+    if empty := [name for name in _ESC50_COLUMNS if not row[name].strip()]:
+        return f"no {', no '.join(empty)}"
+    return None if row["fold"].strip().isdecimal() else f"fold must be a whole number, got {row['fold']!r}"

@@ -68,8 +68,10 @@ class Captioner(nn.Module):
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 
     def with_difference(self, difference: str, heads: int) -> "Captioner":
-        """The same encoder and decoder, not copied, with a new Diff block; see `CaptionerConfig`."""
+        """The same encoder and decoder, not copied, with a new Diff block unless it is of this kind already."""
         config = replace(self.config, difference=difference, heads=heads)
+        if config == self.config:
+            return self
         other = Captioner(config, self.audio_encoder, self.decoder)
         other.projection = self.projection
         return other

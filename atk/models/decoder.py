@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atk.checks import at_least
 from atk.models.tokenizer import import_transformers, train_bpe
 
 # BART's own spellings and, in this order, its own numbers.
@@ -37,8 +38,11 @@ class DecoderConfig:
     max_tokens: int = 64
 
     def __post_init__(self):
-        if self.max_tokens < 3:
-            raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
+        for name in ("width", "layers", "heads", "vocabulary"):
+            at_least(name, getattr(self, name), 1)
+        at_least("max_tokens", self.max_tokens, 3)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
 
