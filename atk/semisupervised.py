@@ -58,7 +58,7 @@ class SemiSupervisedTask(ContrastiveTask):
         return criterion
 
     def _mapper(self) -> MLPMapper | TransformerMapper:
-        config, widths = self.config.mapper, (self.model.config.dim, self.model.token_width)
+        config, widths = self.config.mapper, (self.model.dim, self.model.token_width)
         if config.kind == "mlp":
             return MLPMapper(*widths, config.hidden, config.dropout, config.noise)
         return TransformerMapper(*widths, config.tokens, config.layers, config.heads, config.dropout, config.noise)

@@ -1,6 +1,7 @@
 """Pseudo-tokens: input embeddings put before the end token of a caption act as the words they are taken from."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from atk.models.audio import AudioEncoderConfig
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.text import TextEncoder, TextEncoderConfig, train_tokenizer
+from atk.models.tokenizer import import_transformers
 
 CAPTIONS = ["a dog", "a bell rings twice, then rain falls", "rain", "a dog"]
 WHOLE = [f"{caption} barks" for caption in CAPTIONS]
@@ -36,7 +38,21 @@ def roberta(config):
     return TextEncoder(config, model, tokenizer)
 
 
-ENCODERS = pytest.mark.parametrize("make", [trained, minilm, roberta])
+def clap(config):
+    """The text tower of a transformers.ClapModel, which pools as it did, with its tokenizer trained on captions."""
+    from atk.models import clap_transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 24}
+    audio = {"patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 8, "depths": [1, 1]}
+    audio |= {"hidden_size": 16, "num_attention_heads": [2, 2], "window_size": 4}
+    whole = import_transformers().ClapConfig(text_config=sizes | {"vocab_size": 400}, audio_config=audio)
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save_pretrained(folder)
+        chosen = clap_transformers.ClapConfig(folder, random_init=True)
+        return clap_transformers.create_encoders(chosen, config, WHOLE)[1]
+
+
+ENCODERS = pytest.mark.parametrize("make", [trained, minilm, roberta, clap])
 
 
 def embeddings_of_barks(encoder):

@@ -128,6 +128,16 @@ class AudioEncoder(nn.Module):
         self.transformer = nn.TransformerEncoder(layer, config.layers, norm, enable_nested_tensor=False)
         self.frame_layer = config.layers if config.frame_layer is None else config.frame_layer
 
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms, in Hz."""
+        return self.config.sample_rate
+
+    @property
+    def frame_seconds(self) -> float:
+        """Duration of one output frame, in seconds."""
+        return FRAME_STRIDE * self.config.hop / self.config.sample_rate
+
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode clips.
 

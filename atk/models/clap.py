@@ -8,11 +8,14 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.audio import FRAME_STRIDE, AudioEncoder, AudioEncoderConfig
+from atk.models import clap_transformers, msclap
+from atk.models.audio import AudioEncoder, AudioEncoderConfig
+from atk.models.clap_transformers import ClapConfig
+from atk.models.msclap import MsClapConfig
 from atk.models.saved import find_model, load_weights, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
-_TEXT = "text"
+_TEXT, _CLAP, _MSCLAP = "text", "clap", "msclap"
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,29 @@ class ModelConfig:
         dim: width D of the shared space (128 in the thesis).
         audio: audio encoder.
         text: text encoder.
+        clap: a ClapModel in place of `dim`, `audio` and `text`, of which only `max_tokens`, `vocabulary` and
+            `token_layer` of `text` then count; clips are cut to its 10 s.
+        msclap: MS-CLAP 2023 in place of them, likewise; clips are cut to its 7 s.
     """
 
     dim: int = 128
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    clap: ClapConfig = field(default_factory=ClapConfig)
+    msclap: MsClapConfig = field(default_factory=MsClapConfig)
+
+    def __post_init__(self):
+        if self.clap.chosen and self.msclap.chosen:
+            raise ValueError("clap and msclap are two models to choose from, got both")
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":
         """The configuration that `dataclasses.asdict` wrote."""
         audio = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
-        return cls(values["dim"], AudioEncoderConfig(**audio), TextEncoderConfig(**values["text"]))
+        parts = {"audio": AudioEncoderConfig(**audio), "text": TextEncoderConfig(**values["text"])}
+        for name, part in (("clap", ClapConfig), ("msclap", MsClapConfig)):
+            parts[name] = part(**values.get(name, {}))  # models saved before there was one have none
+        return cls(values["dim"], **parts)
 
 
 class AudioEmbedding(NamedTuple):
@@ -57,34 +72,58 @@ class TextEmbedding(NamedTuple):
 class CLAP(nn.Module):
     """Contrastive audio-text model whose frames and tokens live in the space of the global vectors (thesis ch. 3)."""
 
-    def __init__(self, config: ModelConfig, text: TextEncoder):
+    def __init__(
+        self,
+        config: ModelConfig,
+        audio_encoder: nn.Module,
+        text_encoder: TextEncoder,
+        audio_projection: nn.Module,
+        text_projection: nn.Module,
+    ):
         super().__init__()
         self.config = config
-        self.audio_encoder = AudioEncoder(config.audio)
-        self.text_encoder = text
-        self.audio_projection = nn.Linear(config.audio.width, config.dim)
-        self.text_projection = nn.Linear(text.width, config.dim)
+        self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
+        self.audio_projection, self.text_projection = audio_projection, text_projection
 
     @classmethod
     def create(cls, config: ModelConfig, captions: Iterable[str]) -> "CLAP":
-        """A model to train: pretrained text weights where `config.text` names them, the rest from scratch.
+        """A model to train: pretrained weights where `config` names them, the rest from scratch.
 
         `captions` train the tokenizer when there is no pretrained one.
+
+        Raises:
+            ValueError: a checkpoint cannot be loaded, or there is no caption where they are needed.
         """
-        return cls(config, TextEncoder.create(config.text, captions))
+        if config.clap.chosen:
+            return cls(config, *clap_transformers.create_encoders(config.clap, config.text, captions))
+        if config.msclap.chosen:
+            return cls(config, *msclap.create_encoders(config.msclap, config.text))
+        return cls._assemble(config, TextEncoder.create(config.text, captions))
+
+    @classmethod
+    def _assemble(cls, config: ModelConfig, text: TextEncoder) -> "CLAP":
+        """The project's own encoders."""
+        projections = nn.Linear(config.audio.width, config.dim), nn.Linear(text.width, config.dim)
+        return cls(config, AudioEncoder(config.audio), text, *projections)
+
+    @property
+    def dim(self) -> int:
+        """Width D of the shared space."""
+        *_, last = (layer for layer in self.text_projection.modules() if isinstance(layer, nn.Linear))
+        return last.out_features
 
     @property
     def sample_rate(self) -> int:
         """Of the waveforms the model takes, in Hz."""
-        return self.config.audio.sample_rate
+        return self.audio_encoder.sample_rate
 
     @property
     def frame_seconds(self) -> float:
         """Duration of one output frame, in seconds."""
-        return FRAME_STRIDE * self.config.audio.hop / self.sample_rate
+        return self.audio_encoder.frame_seconds
 
     def log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """Scaled log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, as the audio encoder sees it."""
+        """Log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, scaled as the audio encoder has it."""
         return self.audio_encoder.log_mel(audio, lengths)[0]
 
     @property
@@ -137,18 +176,34 @@ class CLAP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and weights (safetensors) to `folder`."""
-        self.text_encoder.save(save_model(self, folder) / _TEXT)
+        folder = save_model(self, folder)
+        if self.config.clap.chosen:
+            clap_transformers.save_encoders(self.audio_encoder, self.text_encoder, folder / _CLAP)
+        elif self.config.msclap.chosen:
+            msclap.save_encoders(self.audio_encoder, self.text_encoder, folder / _MSCLAP)
+        else:
+            self.text_encoder.save(folder / _TEXT)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "CLAP":
-        """Load what `save_pretrained` wrote, from a local folder or a hub repository, in evaluation mode.
+        """Load what `save_pretrained` or a `transformers.ClapModel` wrote, in evaluation mode.
+
+        Args:
+            name: a local folder or a hub repository.
 
         Raises:
             ValueError: there is no such model.
         """
         folder, values = find_model(name)
+        if values.get("model_type") == "clap":
+            return cls.create(ModelConfig(clap=ClapConfig(str(folder))), []).eval()
         config = ModelConfig.from_dict(values)
-        model = cls(config, TextEncoder.load(config.text, folder / _TEXT))
+        if config.clap.chosen:
+            model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
+        elif config.msclap.chosen:
+            model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
+        else:
+            model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))
         load_weights(model, folder)
         return model.eval()
 

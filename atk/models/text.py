@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atk import checks
 from atk.models.tokenizer import import_transformers, train_bpe
 
+POOLINGS = ("cls", "mean", "last", "pooler")
 _SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
     "pad_token": "[PAD]",
@@ -25,7 +26,8 @@ class TextEncoderConfig:
 
     Args:
         pretrained: local folder or hub name of a BERT- or RoBERTa-like checkpoint; None = from scratch, as below.
-        pooling: global vector from the first token ("cls") or the mean over valid tokens ("mean").
+        pooling: global vector from the first token ("cls"), the mean over valid tokens ("mean"), the end token ("last")
+            or the encoder's own pooling layer ("pooler").
         max_tokens: longer captions are cut to this many tokens.
         vocabulary: most entries in a tokenizer trained on the captions.
         width: width of the Transformer.
@@ -47,8 +49,7 @@ class TextEncoderConfig:
     token_layer: int | None = None
 
     def __post_init__(self):
-        if self.pooling not in ("cls", "mean"):
-            raise ValueError(f"pooling must be 'cls' or 'mean', got {self.pooling!r}")
+        checks.one_of("pooling", self.pooling, POOLINGS)
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
 
@@ -60,7 +61,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         # float(): checkpoints may be stored in half precision, weights are trained in float32 (under autocast or not).
         self.config, self.model, self.tokenizer = config, model.float(), tokenizer
-        if getattr(model, "pooler", None) is not None:  # a pooler is not used here and would get no gradient
+        has_pooler = getattr(model, "pooler", None) is not None
+        if config.pooling == "pooler" and not has_pooler:
+            raise ValueError(f"pooling: a {model.config.model_type} has no pooling layer, so it must not be 'pooler'")
+        if config.pooling != "pooler" and has_pooler:  # it would get no gradient
             model.pooler = None
         self.width = model.config.hidden_size
         self.token_width = model.get_input_embeddings().embedding_dim
@@ -98,13 +102,15 @@ class TextEncoder(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             max_position_embeddings=max(config.max_tokens, 128),
         )
-        return cls(config, transformers.BertModel(bert, add_pooling_layer=False), tokenizer)
+        return cls(config, transformers.BertModel(bert, add_pooling_layer=config.pooling == "pooler"), tokenizer)
 
     @classmethod
     def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
         """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
         transformers = import_transformers()
-        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+        # Else transformers 4.50 takes another attention than the saved model's, equal only up to rounding.
+        saved = transformers.AutoConfig.from_pretrained(folder, _attn_implementation_autoset=False)
+        model = transformers.AutoModel.from_config(saved)
         return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
 
     def save(self, folder: Path) -> None:
@@ -192,9 +198,13 @@ class TextEncoder(nn.Module):
         return self._pool(outputs, attention), tokens_of, mask, inputs["offset_mapping"]
 
     def _pool(self, outputs, attention: Tensor) -> Tensor:
+        if self.config.pooling == "pooler":
+            return outputs.pooler_output
         features = outputs.last_hidden_state
         if self.config.pooling == "cls":
             return features[:, 0]
+        if self.config.pooling == "last":
+            return features[torch.arange(len(features), device=features.device), attention.sum(1) - 1]
         weight = attention[..., None].to(features.dtype)
         return (features * weight).sum(1) / weight.sum(1)
 

@@ -46,7 +46,10 @@ def train_bpe(
             processors.TemplateProcessing(single=template, special_tokens=ids),
         ]
     )
-    return import_transformers().PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens, **options)
+    # add_prefix_space: transformers 4 would take it away from a tokenizer that it loads.
+    return import_transformers().PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, add_prefix_space=True, **special_tokens, **options
+    )
 
 
 def import_transformers() -> ModuleType:

@@ -1,0 +1,291 @@
+"""MS-CLAP 2023: names and settings, against transformers' towers and, where installed, the package's own modules."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from atk.models import from_pretrained
+from atk.models.clap import CLAP, ModelConfig
+from atk.models.clap_transformers import ClapConfig
+from atk.models.msclap import MsClapConfig
+from atk.models.text import TextEncoderConfig
+from atk.models.tokenizer import import_transformers
+
+CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "engine"]
+RATE, CLIP = 44100, 7 * 44100
+BLOCK = {  # of HTS-AT: MS-CLAP's name, transformers' name
+    "norm1.weight": "layernorm_before.weight",
+    "norm1.bias": "layernorm_before.bias",
+    "attn.relative_position_bias_table": "attention.self.relative_position_bias_table",
+    "attn.relative_position_index": "attention.self.relative_position_index",
+    "attn.proj.weight": "attention.output.dense.weight",
+    "attn.proj.bias": "attention.output.dense.bias",
+    "norm2.weight": "layernorm_after.weight",
+    "norm2.bias": "layernorm_after.bias",
+    "mlp.fc1.weight": "intermediate.dense.weight",
+    "mlp.fc1.bias": "intermediate.dense.bias",
+    "mlp.fc2.weight": "output.dense.weight",
+    "mlp.fc2.bias": "output.dense.bias",
+}
+STEM = {
+    "patch_embed.proj.weight": "patch_embed.proj.weight",
+    "patch_embed.proj.bias": "patch_embed.proj.bias",
+    "patch_embed.norm.weight": "patch_embed.norm.weight",
+    "patch_embed.norm.bias": "patch_embed.norm.bias",
+    "layers.0.downsample.reduction.weight": "layers.0.downsample.reduction.weight",
+    "layers.0.downsample.norm.weight": "layers.0.downsample.norm.weight",
+    "layers.0.downsample.norm.bias": "layers.0.downsample.norm.bias",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+    "bn0.weight": "batch_norm.weight",
+    "bn0.bias": "batch_norm.bias",
+    "bn0.running_mean": "batch_norm.running_mean",
+    "bn0.running_var": "batch_norm.running_var",
+    "bn0.num_batches_tracked": "batch_norm.num_batches_tracked",
+}
+
+
+def gpt2_tokenizer(path):
+    """Byte-level pieces as GPT-2's: no space before the first word, no end token of its own, nothing to pad with."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CAPTIONS, trainer)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    import_transformers().GPT2TokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+
+
+class Published:
+    """Small towers of transformers with random weights, and the checkpoint that MS-CLAP would make of them."""
+
+    def __init__(self, path):
+        transformers = import_transformers()
+        self.file, self.tokenizer = path / "weights.pth", path / "tokenizer"
+        gpt2_tokenizer(self.tokenizer)
+        config = transformers.ClapAudioConfig(
+            patch_size=16, patch_stride=[16, 16], patch_embeds_hidden_size=8, hidden_size=16, window_size=4,
+            depths=[1, 2], num_attention_heads=[2, 4], num_hidden_layers=2,
+        )  # fmt: skip
+        self.htsat = transformers.ClapAudioModel(config).eval()
+        self.gpt2 = transformers.GPT2Model(
+            transformers.GPT2Config(vocab_size=320, n_embd=128, n_layer=2, n_head=2, n_positions=50)
+        ).eval()
+        for parameter in (*self.htsat.parameters(), *self.gpt2.parameters()):
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        tower = self.htsat.audio_encoder
+        tower.batch_norm.running_mean.normal_(-30, 5)
+        tower.batch_norm.running_var.uniform_(50, 200)
+        self.filters = torch.from_numpy(
+            transformers.audio_utils.mel_filter_bank(513, 64, 50, 14000, 32000, norm="slaney", mel_scale="slaney")
+        ).float()
+        self.projections = {
+            part: {"linear1.weight": torch.randn(24, width) * 0.2, "linear2.weight": torch.randn(24, 24) * 0.2,
+                   "layer_norm.weight": torch.rand(24) + 0.5, "layer_norm.bias": torch.randn(24)}
+            for part, width in (("audio", 16), ("caption", 128))
+        }  # fmt: skip
+        torch.save({"model": self.checkpoint()}, self.file)
+
+    def checkpoint(self):
+        theirs, names = self.htsat.audio_encoder.state_dict(), dict(STEM)
+        state = {"logit_scale": torch.tensor(4.6)}
+        for stage, depth in enumerate((1, 2)):
+            for block in range(depth):
+                place = f"layers.{stage}.blocks.{block}"
+                names |= {f"{place}.{ours}": f"{place}.{name}" for ours, name in BLOCK.items()}
+                for kind in ("weight", "bias"):
+                    parts = [theirs[f"{place}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+                    state[f"audio_encoder.base.htsat.{place}.attn.qkv.{kind}"] = torch.cat(parts)
+        state |= {f"audio_encoder.base.htsat.{name}": theirs[other] for name, other in names.items()}
+        unused = {
+            "spectrogram_extractor.stft.conv_real.weight": torch.hann_window(1024).expand(513, 1, 1024).contiguous(),
+            "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(513, 1, 1024),
+            "logmel_extractor.melW": self.filters,
+            "layers.0.blocks.0.attn_mask": torch.zeros(4, 16, 16),
+            "tscam_conv.weight": torch.zeros(9, 16, 2, 3),
+            "head.weight": torch.zeros(9, 9),
+        }
+        state |= {f"audio_encoder.base.htsat.{name}": value for name, value in unused.items()}
+        state |= {f"caption_encoder.base.{name}": value for name, value in self.gpt2.state_dict().items()}
+        state["caption_encoder.base.h.0.attn.bias"] = torch.ones(1, 1, 50, 50)
+        state["caption_encoder.base.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+        for part, weights in self.projections.items():
+            state |= {f"{part}_encoder.projection.{name}": value for name, value in weights.items()}
+        return state
+
+    def project(self, part, features):
+        weights = self.projections[part]
+        first = features @ weights["linear1.weight"].T
+        second = first + F.gelu(first) @ weights["linear2.weight"].T
+        return F.layer_norm(second, (24,), weights["layer_norm.weight"], weights["layer_norm.bias"])
+
+    def config(self, **text):
+        chosen = MsClapConfig(str(self.file), str(self.tokenizer))
+        return ModelConfig(text=TextEncoderConfig(**text), msclap=chosen)
+
+    def load(self, **text):
+        return CLAP.create(self.config(**text), []).eval()
+
+
+@pytest.fixture
+def published(tmp_path):
+    with torch.no_grad():
+        return Published(tmp_path)
+
+
+def clips():
+    lengths = torch.tensor([CLIP, 3 * RATE, RATE // 2 + 3, 1])
+    audio = torch.randn(4, CLIP) * 0.1 * (torch.arange(CLIP) < lengths[:, None])
+    repeated = [
+        np.tile(row[:length].numpy(), -(-CLIP // length))[:CLIP]
+        for row, length in zip(audio, lengths.tolist(), strict=True)
+    ]
+    return audio, lengths, torch.from_numpy(np.stack(repeated))
+
+
+@torch.no_grad()
+def test_audio_is_encoded_as_its_towers_do(published):
+    model, (audio, lengths, repeated) = published.load(), clips()
+    assert model.dim == 24 and model.token_width == 128 and model.sample_rate == RATE and model.frame_seconds == 7 / 32
+    spectrum = torch.stft(repeated.double(), 1024, 320, window=torch.hann_window(1024).double(), return_complex=True)
+    mel = 10 * torch.log10((spectrum.abs().square().transpose(1, 2) @ published.filters.double()).clamp(min=1e-10))
+    theirs = published.htsat(input_features=mel[:, None].float())
+    embedding = model.encode_audio(audio, lengths)
+    wanted = published.project("audio", theirs.pooler_output)
+    torch.testing.assert_close(embedding.pooled, wanted, rtol=1e-3, atol=1e-4)
+    frames = published.project("audio", theirs.last_hidden_state.mean(2).transpose(1, 2))
+    torch.testing.assert_close(embedding.frames, frames, rtol=1e-3, atol=1e-3)
+    assert embedding.mask.sum(1).tolist() == [32, 13, 2, 1]
+
+
+@torch.no_grad()
+def test_text_is_encoded_as_its_towers_do(published):
+    model = published.load()
+    tokens, embedding = model.tokenize(CAPTIONS), model.encode_text(model.tokenize(CAPTIONS))
+    tokenizer = model.text_encoder.tokenizer
+    for row, caption in enumerate(CAPTIONS):
+        length = int(tokens["attention_mask"][row].sum())
+        ids = tokens["input_ids"][row, :length]
+        assert tokenizer.decode(ids) == caption + " <|endoftext|>"
+        hidden = published.gpt2(input_ids=ids[None]).last_hidden_state
+        torch.testing.assert_close(
+            embedding.pooled[row], published.project("caption", hidden[0, -1]), rtol=1e-4, atol=1e-4
+        )
+        assert embedding.mask[row].tolist() == [place < length - 2 for place in range(tokens["input_ids"].shape[1])]
+        covered = {place for start, end in embedding.offsets[row][embedding.mask[row]].tolist()
+                   for place in range(start, end)}  # fmt: skip
+        assert covered == {place for place, letter in enumerate(caption) if letter != " "}
+
+
+@torch.no_grad()
+def test_pseudo_tokens_stand_before_the_end_token(published):
+    model = published.load()
+    tokens = model.tokenize(CAPTIONS, reserve=2)
+    pseudo, words = torch.randn(3, 2, 128), published.gpt2.wte
+    found = model.encode_text(tokens, pseudo).pooled
+    for row, length in enumerate(tokens["attention_mask"].sum(1).tolist()):
+        own = words(tokens["input_ids"][row, :length])
+        inputs = torch.cat([own[:-1], pseudo[row], own[-1:]])[None]
+        hidden = published.gpt2(inputs_embeds=inputs).last_hidden_state[0, -1]
+        torch.testing.assert_close(found[row], published.project("caption", hidden), rtol=1e-4, atol=1e-4)
+
+
+def test_long_captions_keep_their_end(published):
+    tokens = published.load(max_tokens=12).tokenize(["rain " * 50, ""], reserve=3)
+    assert tokens["input_ids"].shape == (2, 9) and tokens["attention_mask"].sum(1).tolist() == [9, 2]
+    assert tokens["input_ids"][0, -2:].tolist() == tokens["input_ids"][1, :2].tolist()
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["as it is", "after a step"])
+def test_saved_model_comes_back_the_same(published, tmp_path, learn):
+    model = published.load()
+    if learn:
+        audio, text = model.train()(*clips()[:2], model.tokenize([*CAPTIONS, "rain"]))
+        (audio.frames.square().sum() + (text.pooled * text.tokens[:, 0]).sum()).backward()
+        missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert all(name.endswith("key.bias") for name in missing), missing
+        torch.optim.SGD(model.parameters(), 0.01).step()
+        model.eval()
+    model.save_pretrained(tmp_path / "saved")
+    published.file.unlink()
+    published.tokenizer.rename(tmp_path / "gone")
+    again = from_pretrained(tmp_path / "saved")
+    assert again.config == model.config
+    state = again.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model.encode_audio(*clips()[:2]).mask, again.encode_audio(*clips()[:2]).mask)
+        audio, lengths, _ = clips()
+        assert torch.equal(model.encode_audio(audio, lengths).frames, again.encode_audio(audio, lengths).frames)
+        for one, other in zip(model.embed_text(CAPTIONS), again.embed_text(CAPTIONS), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_packages_own_modules_give_the_same(tmp_path, monkeypatch):
+    import_transformers()
+    clap = pytest.importorskip("msclap.models.clap", reason="package msclap is not installed")
+    transformers = import_transformers()
+    gpt2_tokenizer(tmp_path / "tokenizer")
+    gpt2 = transformers.GPT2Model(transformers.GPT2Config(vocab_size=320, n_layer=1))
+    monkeypatch.setattr(clap.AutoModel, "from_pretrained", lambda name: gpt2)
+    theirs = clap.CLAP("HTSAT", RATE, 1024, 320, 64, 50, 8000, 527, 768, "gpt2", 768, 1024).eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
+    chosen = MsClapConfig(str(tmp_path / "weights.pth"), str(tmp_path / "tokenizer"))
+    model = CLAP.create(ModelConfig(msclap=chosen), []).eval()
+    audio, lengths, repeated = clips()
+    tokens = model.tokenize(CAPTIONS)
+    # They pad with 0, and find a caption's end by it.
+    inputs = {"input_ids": tokens["input_ids"] * tokens["attention_mask"], "attention_mask": tokens["attention_mask"]}
+    with torch.no_grad():
+        found = model.encode_audio(audio, lengths).pooled, model.encode_text(tokens).pooled
+        wanted = theirs.audio_encoder(repeated)[0], theirs.caption_encoder(inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def without(name):
+    def change(published):
+        state = published.checkpoint()
+        del state[name]
+        torch.save({"model": state}, published.file)
+
+    return change
+
+
+def shaped(name, *shape):
+    def change(published):
+        torch.save({"model": published.checkpoint() | {name: torch.ones(shape)}}, published.file)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda published: published.file.unlink(), "cannot read the weights"),
+        (lambda published: published.file.write_text("no weights"), "cannot read the weights"),
+        (lambda published: torch.save({"state": 1}, published.file), "cannot read the weights"),
+        (without("audio_encoder.base.htsat.patch_embed.proj.weight"), "is not MS-CLAP 2023: it has no 'patch_embed"),
+        (without("audio_encoder.base.htsat.norm.bias"), 'Missing key.* "norm.bias"'),
+        (without("caption_encoder.base.ln_f.weight"), 'Missing key.* "ln_f.weight"'),
+        (shaped("audio_encoder.base.htsat.other", 2), 'Unexpected key.* "other"'),
+        (shaped("caption_encoder.projection.linear2.weight", 3, 3), "size mismatch for linear2.weight"),
+        (shaped("audio_encoder.base.htsat.spectrogram_extractor.stft.conv_real.weight", 513, 1, 1024), "Hann window"),
+        (lambda published: published.tokenizer.rename(published.tokenizer.with_name("x")), "msclap.tokenizer: cannot"),
+        (shaped("caption_encoder.base.wte.weight", 100, 128), "entries, at most 100"),
+    ],
+)
+def test_errors(published, change, message):
+    change(published)
+    with pytest.raises(ValueError, match=message):
+        published.load()
+
+
+def test_one_model_at_a_time(published):
+    with pytest.raises(ValueError, match="clap and msclap are two models"):
+        ModelConfig(clap=ClapConfig(random_init=True), msclap=published.config().msclap)
