@@ -5,6 +5,7 @@ from torch import Tensor
 from atk.config import AlignedConfig
 from atk.contrastive import ContrastiveTask, train_contrastive
 from atk.data.dataset import Batch
+from atk.grad_cache import Embeddings
 from atk.nn import AlignedContrastiveLoss
 
 
@@ -27,10 +28,18 @@ class AlignedTask(ContrastiveTask):
             backend=self.config.backend,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`L_total` of a batch, and its terms."""
+    def encode(self, batch: Batch) -> Embeddings:
+        """Global vectors; frames, tokens and their masks where the loss uses them."""
         audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
-        terms = self.criterion.terms(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
+        embeddings = {"audio": audio.pooled, "text": text.pooled}
+        if self.config.loss.aligned_weight:
+            aligned = {"frames": audio.frames, "tokens": text.tokens, "frame_mask": audio.mask, "token_mask": text.mask}
+            embeddings |= aligned
+        return embeddings
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """`L_total` of a batch, and its terms."""
+        terms = self.criterion.terms(**embeddings)
         parts = terms | {"logit_scale": self.criterion.logit_scale}
         return self.criterion.total(terms), parts
 

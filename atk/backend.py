@@ -69,7 +69,8 @@ def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
     """Which backends `op` has on this machine, which one `"auto"` takes, and why.
 
     Args:
-        op: `"max_mean_similarity"` (its other forms and the losses too) or `"cross_attention_difference"`.
+        op: `"max_mean_similarity"` (its other forms and the aligned loss too), `"info_nce"` or
+            `"cross_attention_difference"`.
 
     Returns a dictionary: for each device here (`"cpu"`, and `"cuda"` where there is one) and each dtype a line
     `"<device> <dtype>": {"auto": <backend>, "<backend>": "available" or the reason why not, ...}`.

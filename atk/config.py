@@ -88,6 +88,8 @@ class TrainConfig:
         backend: of the fused ops, see `atk.backends()`.
         clip_seconds: random crop in training, window in evaluation (9.91 in the thesis).
         batch_size: clips in a training batch; each meets every caption of its batch.
+        micro_batch: clips that are encoded at a time; the step stays that of the whole batch (gradient caching). None:
+            all at once. For the contrastive methods.
         workers: processes that read audio; 0 = in the main process.
         bucket: batch clips of similar length together, so that less is padding.
         on_error: "skip" names and counts bad files and rows and goes on, "raise" stops at the first.
@@ -106,6 +108,7 @@ class TrainConfig:
     backend: str = "auto"
     clip_seconds: float = 9.91
     batch_size: int = 32
+    micro_batch: int | None = None
     workers: int = 1
     bucket: bool = False
     on_error: str = "skip"
@@ -116,7 +119,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _at_least(self, 0.05, "clip_seconds")
-        _at_least(self, 1, "steps", "batch_size", "log_every", "save_every")
+        _at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
         _at_least(self, 0, "eval_every", "seed", "workers")
         if not self.epochs > 0:
             raise ValueError(f"epochs must be above 0, got {self.epochs}")
@@ -136,10 +139,13 @@ class ContrastiveConfig(TrainConfig):
 
     Args:
         init: run or model folder of a model to start from; `model` is then as it is there.
+        activation_checkpointing: keep only what goes into each layer of the encoders, and compute the rest again in the
+            backward: less memory, about a third more time.
         model: audio encoder, text encoder and the space they share.
     """
 
     init: str | None = None
+    activation_checkpointing: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
@@ -178,6 +184,8 @@ class DifferenceConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of("objective", self.objective, OBJECTIVES)
+        if self.micro_batch is not None:
+            raise ValueError("micro_batch: captions do not meet one another in the loss; use a smaller batch_size")
         _at_least(self, 1, "beams")
         block = self.objective if self.objective in ("subtraction", "mask") else "none"
         if self.model.difference not in (CaptionerConfig.difference, block):
@@ -259,6 +267,10 @@ class SemiSupervisedConfig(ContrastiveConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.unlabeled, str):  # one folder in a YAML file
+            object.__setattr__(self, "unlabeled", [self.unlabeled])
+        if wrong := [folder for folder in self.unlabeled if not isinstance(folder, str)]:
+            raise ValueError(f"unlabeled must be names of folders or tar shards, got {wrong[0]!r}")
         if self.uses_unlabeled and not self.unlabeled:
             raise ValueError(
                 "unlabeled must name a folder of audio or tar shards; without any, set loss.mix_weight and "

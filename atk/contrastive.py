@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from atk.backend import BACKENDS, choose
 from atk.checkpoint import model_folder
@@ -15,6 +18,7 @@ from atk.data.captions import describe_skipped, read_split
 from atk.data.dataset import Batch
 from atk.data.loader import Loader, train_loader
 from atk.evaluate import EvalSplit, evaluate_retrieval
+from atk.grad_cache import Embeddings
 from atk.models.clap import CLAP
 from atk.run import report_skipped, run, to_resume
 
@@ -25,7 +29,7 @@ class ContrastiveTask:
     monitor = "mAP@10"
     backends = BACKENDS  # of the method's op
 
-    def __init__(self, config: ContrastiveConfig, device: torch.device, checkpoint: Path | None = None):
+    def __init__(self, config: ContrastiveConfig, device: torch.device, saved: Path | None = None):
         self.config, self.device = config, device
         self.backend = choose(config.backend, device, torch.float32, among=self.backends)
         train = read_split(config.data, "train", config.on_error)
@@ -34,10 +38,12 @@ class ContrastiveTask:
             print(f"train.csv: {describe_skipped(train.skipped)}", file=sys.stderr)
         captions = [caption for clip in train.clips for caption in clip.captions]
         torch.manual_seed(config.seed)
-        if checkpoint is None and config.init is not None:
-            checkpoint = model_folder(Path(config.init))
-        model = CLAP.create(config.model, captions) if checkpoint is None else CLAP.from_pretrained(checkpoint)
+        if saved is None and config.init is not None:
+            saved = model_folder(Path(config.init))
+        model = CLAP.create(config.model, captions) if saved is None else CLAP.from_pretrained(saved)
         self.model = model.to(device)
+        if config.activation_checkpointing:
+            _checkpoint_layers(self.model)
         self.criterion = self.make_criterion().to(device)
         self.validation = self._held_out("val", side_files=False)
         loader = self._loader(0)
@@ -48,6 +54,18 @@ class ContrastiveTask:
     def make_criterion(self) -> nn.Module:
         """The loss and whatever else is trained beside the model."""
         raise NotImplementedError
+
+    def encode(self, batch: Any) -> Embeddings:
+        """Embeddings that the loss is a function of."""
+        raise NotImplementedError
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and its terms."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch that is encoded at once, and its terms."""
+        return self.loss_of(self.encode(batch))
 
     def _loader(self, start_step: int) -> Loader:
         config = self.config
@@ -96,6 +114,14 @@ class ContrastiveTask:
             on_error=config.on_error,
             side_files=side_files,
         )
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    """Make each layer of the model's stacks of layers keep its input alone."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for layer in (layer for stack in stacks for layer in stack):
+        if not any(isinstance(module, nn.ModuleList) for module in layer.modules()):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def train_contrastive(make_task: type[ContrastiveTask], config: ContrastiveConfig, resume: bool) -> dict:

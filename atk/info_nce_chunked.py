@@ -108,8 +108,8 @@ def _shared_exponentials(audio: Tensor, text: Tensor, scale: Tensor, positive: T
     if not math.isfinite(shift):
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
-    paired = None if positive is None else scale.new_empty(len(audio))
-    paired_exponentials = None if positive is None else scale.new_empty(len(audio))
+    paired = None if positive is None else scale.new_full((len(audio),), torch.nan)
+    paired_exponentials = None if positive is None else scale.new_full((len(audio),), torch.nan)
     for i, j, _, logits in _chunks(audio, text, scale):
         _keep_pairs(paired, positive, i, j, logits)
         if shift:
@@ -142,7 +142,7 @@ def _separate_exponentials(audio: Tensor, text: Tensor, scale: Tensor, positive:
     """What `forward` returns, for logits of any size."""
     rows = scale.new_full((len(audio),), -math.inf)
     column_lse = scale.new_full((len(text),), -math.inf) if columns else None
-    paired = None if positive is None else scale.new_empty(len(audio))
+    paired = None if positive is None else scale.new_full((len(audio),), torch.nan)
     for i, j, _, logits in _chunks(audio, text, scale):
         _keep_pairs(paired, positive, i, j, logits)
         rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))

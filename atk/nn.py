@@ -107,8 +107,8 @@ class AlignedContrastiveLoss(_Temperature):
         self,
         audio: Tensor,
         text: Tensor,
-        frames: Tensor,
-        tokens: Tensor,
+        frames: Tensor | None = None,
+        tokens: Tensor | None = None,
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
@@ -124,8 +124,8 @@ class AlignedContrastiveLoss(_Temperature):
         self,
         audio: Tensor,
         text: Tensor,
-        frames: Tensor,
-        tokens: Tensor,
+        frames: Tensor | None = None,
+        tokens: Tensor | None = None,
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -133,7 +133,8 @@ class AlignedContrastiveLoss(_Temperature):
 
         Args:
             audio, text: global vectors `[N, D]`, normalised here.
-            frames: `[N, L_a, D]`, tokens: `[N, L_t, D]`, normalised here; masks boolean `[N, L_a]`, `[N, L_t]`.
+            frames: `[N, L_a, D]`, tokens: `[N, L_t, D]`, normalised here; masks boolean `[N, L_a]`, `[N, L_t]`. Needed
+                where the aligned term has a weight.
         """
         terms = {}
         if self.global_weight:

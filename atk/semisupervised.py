@@ -1,5 +1,6 @@
 """Semi-supervised training (thesis ch. 5): `L_total = L_labeled + L_mix + L_unlabeled` (5.16)."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from atk.config import SemiSupervisedConfig
 from atk.contrastive import ContrastiveTask, train_contrastive
 from atk.data import Batch, UnlabeledAudio, unlabeled_loader
+from atk.grad_cache import Embeddings
 from atk.info_nce import BACKENDS
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.models.clap import AudioEmbedding
@@ -18,6 +20,7 @@ from atk.nn import InfoNCELoss
 from atk.run import report_skipped
 
 _LISTING = "unlabeled.npz"
+_MOST_UNREADABLE = 10  # batches in a row that may be passed over
 
 
 @dataclass
@@ -29,10 +32,18 @@ class SemiSupervisedBatch:
 
     @property
     def files(self) -> list[str]:
-        """What the batch was made of; nothing where no captioned clip could be read."""
-        if self.unlabeled is None or not self.labeled.files:
+        """What the batch was made of; nothing where one of its sides could not be read."""
+        if self.unlabeled is None:
             return self.labeled.files
-        return self.labeled.files + self.unlabeled.files
+        return self.labeled.files + self.unlabeled.files if self.labeled.files and self.unlabeled.files else []
+
+    def split(self, size: int) -> "list[SemiSupervisedBatch]":
+        """Parts of at most `size` captioned and as many unlabelled clips."""
+        labeled = self.labeled.split(size)
+        unlabeled = [] if self.unlabeled is None else self.unlabeled.split(size)
+        empty = self.labeled.rows(0, 0)
+        pairs = itertools.zip_longest(labeled, unlabeled)
+        return [SemiSupervisedBatch(empty if one is None else one, other) for one, other in pairs]
 
 
 class SemiSupervisedTask(ContrastiveTask):
@@ -45,7 +56,9 @@ class SemiSupervisedTask(ContrastiveTask):
         if not config.uses_unlabeled:
             return
         self.pool = UnlabeledAudio.scan(config.unlabeled, Path(config.out) / _LISTING, config.on_error)
-        print(f"unlabeled: {len(self.pool)} clips", file=sys.stderr)
+        few = len(self.pool) < config.batch_size
+        note = f", fewer than batch_size {config.batch_size}: a batch has no more" if few else ""
+        print(f"unlabeled: {len(self.pool)} clips{note}", file=sys.stderr)
         report_skipped(self.pool.skipped, self.skipped)
 
     def make_criterion(self) -> nn.Module:
@@ -68,11 +81,13 @@ class SemiSupervisedTask(ContrastiveTask):
         if not self.config.uses_unlabeled:
             yield from (SemiSupervisedBatch(batch, None) for batch in super().batches(start_step))
             return
+        unreadable = 0
         for labeled, unlabeled in zip(super().batches(start_step), self._unlabeled(start_step), strict=True):
             report_skipped(unlabeled.skipped, self.skipped)
-            if not unlabeled.files:
+            unreadable = 0 if unlabeled.files else unreadable + 1
+            if unreadable == _MOST_UNREADABLE:
                 name, reason = unlabeled.skipped[0]
-                raise ValueError(f"unlabeled: of all files tried for a batch none can be read; {name}: {reason}")
+                raise ValueError(f"unlabeled: in {unreadable} batches no file could be read; {name}: {reason}")
             yield SemiSupervisedBatch(labeled, unlabeled.to(self.device))
 
     def _unlabeled(self, start_step: int) -> Iterator[Batch]:
@@ -82,7 +97,7 @@ class SemiSupervisedTask(ContrastiveTask):
                 self.pool,
                 sample_rate=self.model.sample_rate,
                 clip_seconds=config.clip_seconds,
-                batch_size=min(config.batch_size, len(self.clips)),
+                batch_size=min(config.batch_size, len(self.clips), len(self.pool)),
                 seed=config.seed,
                 start_step=start_step,
                 workers=config.workers,
@@ -91,26 +106,36 @@ class SemiSupervisedTask(ContrastiveTask):
             )
         )
 
-    def loss(self, batch: SemiSupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`L_total` (5.16) of a batch, and its terms."""
-        config, info_nce = self.config, self.criterion["info_nce"]
-        labeled, unlabeled = batch.labeled, batch.unlabeled
-        captions = self.model.tokenize(labeled.captions, reserve=self.pseudo_tokens)
-        weights, terms = {"labeled": config.loss.labeled_weight}, {}
-        if config.loss.labeled_weight:
-            audio = self.model.encode_audio(labeled.audio, labeled.lengths).pooled
-            terms["labeled"] = info_nce(audio, self.model.encode_text(captions).pooled)
-        if unlabeled is not None:
-            audio = self.model.encode_audio(unlabeled.audio, unlabeled.lengths)
-            pseudo = self._pseudo_tokens(audio)
-            if config.loss.mix_weight:
-                weights["mix"] = config.loss.mix_weight
-                terms["mix"] = self._mix(labeled, captions, unlabeled, pseudo)
-            if config.loss.unlabeled_weight:
-                weights["unlabeled"] = config.loss.unlabeled_weight
-                prompt = self.model.tokenize([config.prompt] * len(unlabeled), reserve=self.pseudo_tokens)
-                terms["unlabeled"] = info_nce(audio.pooled, self.model.encode_text(prompt, pseudo).pooled)
-        total = sum(weights[name] * value for name, value in terms.items())
+    def encode(self, batch: SemiSupervisedBatch) -> Embeddings:
+        """Global vectors of both sides of each term of the loss."""
+        weights, model = self.config.loss, self.model
+        labeled, unlabeled, embeddings = batch.labeled, batch.unlabeled, {}
+        captions = model.tokenize(labeled.captions, reserve=self.pseudo_tokens) if labeled.files else {}
+        if weights.labeled_weight and labeled.files:
+            embeddings["labeled audio"] = model.encode_audio(labeled.audio, labeled.lengths).pooled
+            embeddings["labeled text"] = model.encode_text(captions).pooled
+        if unlabeled is None or not unlabeled.files:
+            return embeddings
+        audio = model.encode_audio(unlabeled.audio, unlabeled.lengths)
+        pseudo = self._pseudo_tokens(audio)
+        pairs = min(len(labeled), len(unlabeled))  # files that could not be read are missing on either side
+        if weights.mix_weight and pairs:
+            mixed = model.encode_audio(*mixture(labeled, unlabeled, pairs))
+            text = model.encode_text({name: value[:pairs] for name, value in captions.items()}, pseudo[:pairs])
+            embeddings |= {"mix audio": mixed.pooled, "mix text": text.pooled}
+        if weights.unlabeled_weight:
+            prompt = model.tokenize([self.config.prompt] * len(unlabeled), reserve=self.pseudo_tokens)
+            text = model.encode_text(prompt, pseudo)
+            embeddings |= {"unlabeled audio": audio.pooled, "unlabeled text": text.pooled}
+        return embeddings
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """`L_total` (5.16) of a batch, and its terms (3.5), (5.10), (5.15)."""
+        info_nce, terms, total = self.criterion["info_nce"], {}, 0.0
+        for name in ("labeled", "mix", "unlabeled"):
+            if f"{name} audio" in embeddings:
+                terms[name] = info_nce(embeddings[f"{name} audio"], embeddings[f"{name} text"])
+                total = total + getattr(self.config.loss, f"{name}_weight") * terms[name]
         return total, terms | {"logit_scale": info_nce.logit_scale}
 
     @property
@@ -122,14 +147,6 @@ class SemiSupervisedTask(ContrastiveTask):
         """`Xhat_un` (5.8) `[N, L_un, D_T]`."""
         mapper = self.criterion["mapper"]
         return mapper(audio.pooled) if isinstance(mapper, MLPMapper) else mapper(audio.frames, audio.mask)
-
-    def _mix(self, labeled: Batch, captions: dict[str, Tensor], unlabeled: Batch, pseudo: Tensor) -> Tensor:
-        """`L_mix` (5.10): mixtures against captions that go on with the pseudo-tokens of what was mixed in."""
-        pairs = min(len(labeled), len(unlabeled))  # files that could not be read are missing on either side
-        audio, lengths = mixture(labeled, unlabeled, pairs)
-        captions = {name: value[:pairs] for name, value in captions.items()}
-        text = self.model.encode_text(captions, pseudo[:pairs])
-        return self.criterion["info_nce"](self.model.encode_audio(audio, lengths).pooled, text.pooled)
 
 
 def mixture(first: Batch, second: Batch, pairs: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from atk import grad_cache
 from atk.checkpoint import load_state, save_checkpoint, write_whole
 from atk.config import TrainConfig
 from atk.optimizer import learning_rate, make_optimizer, put_back, weights_to_use
@@ -72,13 +73,23 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, config.optim, self.steps)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         if resume:
-            state = load_state(self.out / "checkpoints")
+            self._resume(load_state(self.out / "checkpoints"))
+
+    def _resume(self, state: dict) -> None:
+        try:
+            self.task.criterion.load_state_dict(state["criterion"])
+            if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
+                raise ValueError("another optimiser")
             self.optimizer.load_state_dict(state["optimizer"])
-            task.criterion.load_state_dict(state["criterion"])
-            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-            task.skipped |= state["skipped"]
-            if state.get("trained") is not None:
-                put_back(self.parameters, state["trained"])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"out: the run in {self.out} was made with another optimiser, loss or mapper; leave their fields as in "
+                f"config.yaml or name another out ({' '.join(str(error).split())})"
+            ) from None
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.task.skipped |= state["skipped"]
+        if state.get("trained") is not None:
+            put_back(self.parameters, state["trained"])
 
     def fit(self) -> None:
         """Train to the last step.
@@ -131,10 +142,8 @@ class Trainer:
         lr = learning_rate(self.step, self.steps, optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss, parts = self.task.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, parts = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.parameters, optim.clip_norm)
         # One copy to the host for all of them.
         values = torch.stack([loss.detach().float(), norm.float(), *(part.detach().float() for part in parts.values())])
@@ -146,6 +155,17 @@ class Trainer:
             )
         self.optimizer.step()
         return {"loss": value, **dict(zip(parts, terms, strict=True)), "lr": lr, "grad_norm": norm}
+
+    def _backward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        def autocast() -> torch.autocast:
+            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+        if self.config.micro_batch is not None:
+            return grad_cache.backward(self.task, batch.split(self.config.micro_batch), self.device, autocast)
+        with autocast():
+            loss, parts = self.task.loss(batch)
+        loss.backward()
+        return loss, parts
 
     def _validate(self, log: "_Log") -> bool:
         """Log validation metrics; True when they are the best so far."""

@@ -31,9 +31,10 @@ def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) ->
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
     def train(out: Path, options: dict) -> None:
+        if (out / "config.yaml").is_file():
+            check_settings(out, options)
         if not (out / "summary.json").is_file():
             atk("train", method, "--data", data, "--out", out, "--resume", *flags(options), threads=threads)
-        check_settings(out, options)
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(train, out, options) for out, options in runs.items()]:

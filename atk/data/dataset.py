@@ -150,6 +150,17 @@ class Batch:
         overlap = torch.device(device).type == "cuda"  # the way back must be waited for
         return self._map(lambda tensor: tensor.to(device, non_blocking=overlap))
 
+    def rows(self, first: int, last: int) -> "Batch":
+        """Clips `first` up to `last`, padded to the longest of them; what was skipped stays with clip 0."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {name: value[first:last] for name, value in own.items()}
+        own["audio"] = own["audio"][:, : max(own["lengths"].tolist(), default=0)]
+        return type(self)(**own | {"skipped": [] if first else self.skipped})
+
+    def split(self, size: int) -> "list[Batch]":
+        """Parts of at most `size` clips, in order."""
+        return [self.rows(first, first + size) for first in range(0, len(self), size)]
+
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the loader calls it."""
         return self._map(Tensor.pin_memory)

@@ -23,6 +23,8 @@ def expand_braces(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     first, last = found[1], found[2]
+    if int(first) > int(last):
+        raise ValueError(f"{pattern}: the range {found[0]} is empty, it starts above its end")
     heads = [f"{pattern[: found.start()]}{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     return [head + rest for head in heads for rest in expand_braces(pattern[found.end() :])]
 

@@ -155,7 +155,7 @@ class AudioEncoder(nn.Module):
         mel, frames = self.log_mel(audio, lengths.clamp(min=1))
         frames = frames.clamp(min=FRAME_STRIDE)
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
-        x = mel[..., None]  # [N, T, mel, 1]
+        x = mel[..., None].to(self.cls.dtype)  # [N, T, mel, 1]
         for conv in self.convs:
             x, mask = conv(x, mask)
         x = self.project(x.flatten(2))

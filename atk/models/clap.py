@@ -197,7 +197,10 @@ class CLAP(nn.Module):
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
             return cls.create(ModelConfig(clap=ClapConfig(str(folder))), []).eval()
-        config = ModelConfig.from_dict(values)
+        try:
+            config = ModelConfig.from_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder} holds no contrastive audio-text model: its config.json has {error}") from None
         if config.clap.chosen:
             model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
         elif config.msclap.chosen:
