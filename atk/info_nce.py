@@ -146,8 +146,7 @@ def aligned_info_nce(
     """
     checks.padded(audio, text, audio_mask, text_mask)
     _check_pairs(audio, text, reduction)
-    if not 0 <= skip_below < 2:
-        raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")
+    check_skip_below(skip_below)
     sides = from_padded(audio, audio_mask), from_padded(text, text_mask)
     sim = similarity(*sides, normalize, direction, save_index, backend, sparse=skip_below > 0)
     if skip_below > 0:
@@ -160,6 +159,12 @@ def _weights(sim: Tensor, logit_scale: Tensor | float) -> Tensor:
     """`|P + Q - 2 I|` [N, N]: the gradient of N times the summed loss with respect to the logits, without its sign."""
     logits = sim * logit_scale
     return (logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(sim), device=sim.device)).abs()
+
+
+def check_skip_below(skip_below: float) -> None:
+    """`skip_below` is below the largest weight a pair can have."""
+    if not 0 <= skip_below < 2:
+        raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")
 
 
 def _check_pairs(audio: Tensor, text: Tensor, reduction: str) -> None:

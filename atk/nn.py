@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from atk import checks
 from atk.cross_attention import difference
 from atk.cross_attention_op import zero_rows
-from atk.info_nce import BACKENDS, REDUCTIONS, aligned_info_nce, info_nce
+from atk.distributed import GATHERS, aligned_info_nce, info_nce
+from atk.info_nce import BACKENDS, REDUCTIONS
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.max_mean import DIRECTIONS
 from atk.reference import normalize
@@ -27,12 +28,14 @@ MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 
 
 class _Temperature(nn.Module):
-    """A temperature, fixed or learnt as the logarithm of its inverse."""
+    """A temperature, fixed or learnt as the logarithm of its inverse, and over which pairs a loss is taken."""
 
-    def __init__(self, temperature: float, learnable: bool, reduction: str):
+    def __init__(self, temperature: float, learnable: bool, reduction: str, gather: str | None):
         super().__init__()
         checks.one_of("reduction", reduction, REDUCTIONS)
-        self.reduction = reduction
+        if gather is not None:
+            checks.one_of("gather", gather, GATHERS)
+        self.reduction, self.gather = reduction, gather
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         value = torch.tensor(math.log(1 / temperature))
@@ -58,18 +61,27 @@ class InfoNCELoss(_Temperature):
         learnable: learn the temperature (kept above 0.01).
         reduction: `"sum"` of the two directions or their `"mean"`.
         backend: as in `atk.info_nce`.
+        gather: `"all"` or `"ring"`: this rank's share of the loss over the pairs of all ranks, see
+            `atk.distributed.info_nce`; the same as None, the loss of these pairs alone, where there is one rank.
     """
 
     def __init__(
-        self, temperature: float = 0.2, learnable: bool = False, reduction: str = "sum", *, backend: str = "auto"
+        self,
+        temperature: float = 0.2,
+        learnable: bool = False,
+        reduction: str = "sum",
+        *,
+        backend: str = "auto",
+        gather: str | None = None,
     ):
-        super().__init__(temperature, learnable, reduction)
+        super().__init__(temperature, learnable, reduction, gather)
         self.backend = backend
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Loss of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here."""
         sides = normalize(audio), normalize(text)
-        return info_nce(*sides, self.logit_scale, reduction=self.reduction, backend=self.backend)
+        options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
+        return info_nce(*sides, self.logit_scale, **options)
 
 
 class AlignedContrastiveLoss(_Temperature):
@@ -80,6 +92,7 @@ class AlignedContrastiveLoss(_Temperature):
         global_weight, aligned_weight: factors of the two terms; a term of weight 0 is not computed.
         direction, skip_below, backend: as in `atk.aligned_info_nce`; the global term takes the same backend where
             `atk.info_nce` has it, else `"auto"`.
+        gather: as in `InfoNCELoss`, for both terms.
     """
 
     def __init__(
@@ -93,8 +106,9 @@ class AlignedContrastiveLoss(_Temperature):
         direction: str = "audio",
         skip_below: float = 0.0,
         backend: str = "auto",
+        gather: str | None = None,
     ):
-        super().__init__(temperature, learnable, reduction)
+        super().__init__(temperature, learnable, reduction, gather)
         checks.one_of("direction", direction, DIRECTIONS)
         if min(global_weight, aligned_weight) < 0 or global_weight + aligned_weight == 0:
             raise ValueError(
@@ -136,11 +150,11 @@ class AlignedContrastiveLoss(_Temperature):
             frames: `[N, L_a, D]`, tokens: `[N, L_t, D]`, normalised here; masks boolean `[N, L_a]`, `[N, L_t]`. Needed
                 where the aligned term has a weight.
         """
-        terms = {}
+        terms, options = {}, {"reduction": self.reduction, "gather": self.gather}
         if self.global_weight:
             pair = normalize(audio), normalize(text)
             backend = self.backend if self.backend in BACKENDS else "auto"
-            terms["global"] = info_nce(*pair, self.logit_scale, reduction=self.reduction, backend=backend)
+            terms["global"] = info_nce(*pair, self.logit_scale, backend=backend, **options)
         if self.aligned_weight:
             terms["aligned"] = aligned_info_nce(
                 frames,
@@ -148,11 +162,11 @@ class AlignedContrastiveLoss(_Temperature):
                 self.logit_scale,
                 frame_mask,
                 token_mask,
-                reduction=self.reduction,
                 normalize=True,
                 direction=self.direction,
                 skip_below=self.skip_below,
                 backend=self.backend,
+                **options,
             )
         return terms
 
