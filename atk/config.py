@@ -140,7 +140,7 @@ class ContrastiveConfig(TrainConfig):
     Args:
         init: run or model folder of a model to start from; `model` is then as it is there.
         activation_checkpointing: keep only what goes into each layer of the encoders, and compute the rest again in the
-            backward: less memory, about a third more time.
+            backward: less memory for one more forward.
         model: audio encoder, text encoder and the space they share.
     """
 

@@ -128,5 +128,5 @@ def train_contrastive(make_task: type[ContrastiveTask], config: ContrastiveConfi
     """Train by a contrastive method; `config.model` is that of `config.init` where a model is named there."""
     if config.init is not None:
         start = to_resume(config, resume) or model_folder(Path(config.init))
-        config = replace(config, model=CLAP.from_pretrained(start).config)
+        config = replace(config, model=CLAP.saved_config(start))
     return run(make_task, config, resume)

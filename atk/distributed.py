@@ -13,7 +13,7 @@ from atk import checks
 from atk.backend import choose
 from atk.collectives import Gather, Layout, LogSumExp, gather_rows, meet, take_part, world_size
 from atk.distributed_ring import ring
-from atk.info_nce import BACKENDS, REDUCTIONS, check_skip_below
+from atk.info_nce import REDUCTIONS, check_skip_below, check_vectors, choose_backend
 from atk.info_nce import aligned_info_nce as aligned_info_nce_of_one_rank
 from atk.info_nce import info_nce as info_nce_of_one_rank
 from atk.info_nce_op import dispatch
@@ -121,11 +121,9 @@ def info_nce(
     """
     if _alone(gather, group):
         return info_nce_of_one_rank(audio, text, logit_scale, reduction=reduction, backend=backend)
-    checks.embeddings("audio", audio, "N, D")
-    checks.embeddings("text", text, "N, D", like=("audio", audio))
+    check_vectors(audio, text, logit_scale)
     _check_pairs(audio, text, logit_scale, reduction)
-    checks.one_of("backend", backend, ("auto", *BACKENDS))
-    backend = choose(backend, audio.device, audio.dtype, among=BACKENDS)
+    backend = choose_backend(audio, backend)
     layout = _meet(text, len(text), 1, (audio, logit_scale), group)
     own = torch.arange(len(audio), device=audio.device)
     if gather == "all":

@@ -50,7 +50,7 @@ def info_nce(
         atk.BackendError: the backend asked for cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
-    _check_vectors(audio, text, logit_scale)
+    check_vectors(audio, text, logit_scale)
     if positive is None:
         _check_pairs(audio, text, reduction)
     else:
@@ -61,7 +61,7 @@ def info_nce(
     both = positive is None
     if both:
         positive = torch.arange(len(audio), device=audio.device)
-    backend = _choose(audio, backend)
+    backend = choose_backend(audio, backend)
     rows, columns, paired = dispatch(audio, text, logit_scale, positive, both, backend)
     loss = (rows - paired).mean()
     if both:
@@ -93,17 +93,19 @@ def pairwise_logsumexp(
         atk.BackendError: the backend asked for cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
-    _check_vectors(audio, text, logit_scale)
-    return dispatch(audio, text, logit_scale, None, columns, _choose(audio, backend))[:2]
+    check_vectors(audio, text, logit_scale)
+    return dispatch(audio, text, logit_scale, None, columns, choose_backend(audio, backend))[:2]
 
 
-def _check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
+def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
+    """Global vectors `[N_a, D]` and `[N_t, D]` of one kind, and a scale for their products."""
     checks.embeddings("audio", audio, "N, D")
     checks.embeddings("text", text, "N, D", like=("audio", audio))
     checks.scalar("logit_scale", logit_scale)
 
 
-def _choose(audio: Tensor, backend: str) -> str:
+def choose_backend(audio: Tensor, backend: str) -> str:
+    """The backend of InfoNCE on global vectors that `backend` stands for, here."""
     checks.one_of("backend", backend, ("auto", *BACKENDS))
     return choose(backend, audio.device, audio.dtype, among=BACKENDS)
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from harness import environment
-from runs import atk, flags, mean_and_spread, train_all
+from runs import atk, flags, mean_and_spread, train_all, write_results
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
@@ -102,18 +101,13 @@ def main() -> None:
     parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
     options = parser.parse_args()
     rows = run_all(options.runs, options.seeds, options.steps)
-    stem = options.results / "aligned_vs_global"
-    previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
     record = {
-        "environment": environment(),
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | {"steps": options.steps},
         "alignment_chance": rows[0]["alignment chance"],
-        "reading": options.reading or previous.get("reading", ""),
         "rows": rows,
     }
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(document(record))
+    write_results(options.results / "aligned_vs_global", record, document, options.reading)
     print(table(rows))
 
 

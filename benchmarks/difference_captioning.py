@@ -12,8 +12,7 @@ from pathlib import Path
 import yaml
 
 from atk.data import CONDITIONS
-from harness import environment
-from runs import atk, flags, mean_and_spread, train_all
+from runs import atk, flags, mean_and_spread, train_all, write_results
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # paths of this machine stay out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
@@ -160,20 +159,16 @@ def main() -> None:
     rows = rows_of(runs)
     if not rows:
         raise SystemExit(f"no run in {options.runs} is finished")
-    stem = options.results / "difference_captioning"
-    previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
     record = {
-        "environment": environment(),
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | MODEL | {"first steps": options.first_steps, "steps": options.steps},
-        "jobs": previous.get("jobs", 1) if options.report else options.jobs,
         "unfinished": [out.name for out, _ in runs.values() if not (out / "summary.json").is_file()],
-        "reading": options.reading or previous.get("reading", ""),
         "tables": tables(rows),
         "rows": rows,
     }
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(document(record))
+    write_results(
+        options.results / "difference_captioning", record, document, options.reading, options.jobs, options.report
+    )
     print("\n\n".join(record["tables"].values()))
 
 

@@ -1,14 +1,17 @@
 """Training runs of a comparison: started by `atk`, kept when complete, checked against what is asked for."""
 
+import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
+
+from harness import environment
 
 
 def atk(*arguments: object, threads: int | None = None) -> None:
@@ -57,3 +60,20 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
     values = list(values)
     spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def write_results(
+    stem: Path, record: dict, document: Callable[[dict], str], reading: str, jobs: int = 1, report: bool = False
+) -> None:
+    """Write `stem`.json and .md; without a `reading` the page keeps its own.
+
+    `report`: the runs are those of an earlier call, and so are the machine, the commit and the runs at a time.
+    """
+    path = stem.with_suffix(".json")
+    previous = json.loads(path.read_text()) if path.is_file() else {}
+    measured = {"environment": environment(), "jobs": jobs}
+    if report:
+        measured |= {name: previous[name] for name in measured if name in previous}
+    record = measured | record | {"reading": reading or previous.get("reading", "")}
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(document(record))

@@ -15,8 +15,7 @@ import yaml
 from atk.checkpoint import model_folder
 from atk.evaluate import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
-from harness import environment
-from runs import atk, flags, mean_and_spread, train_all
+from runs import atk, flags, mean_and_spread, train_all, write_results
 
 SHARE = 0.1  # of the captions that are kept
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}
@@ -169,20 +168,16 @@ def main() -> None:
     rows = rows_of(runs)
     if not rows:
         raise SystemExit(f"no seed in {options.runs} is finished in every arm")
-    stem = options.results / "semisupervised_retrieval"
-    previous = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
     record = {
-        "environment": environment(),
         "scenes": yaml.safe_load((folder / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | {"steps": options.steps},
         "seeds": len({row["seed"] for row in rows}),
-        "jobs": previous.get("jobs", 1) if options.report else options.jobs,
-        "reading": options.reading or previous.get("reading", ""),
         "table": table(rows, start(folder)),
         "rows": rows,
     }
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(document(record))
+    write_results(
+        options.results / "semisupervised_retrieval", record, document, options.reading, options.jobs, options.report
+    )
     print(record["table"])
 
 

@@ -1,12 +1,12 @@
 """Cross-attention difference: derivatives, compilation, memory, Triton's wiring, and the modules over it."""
 
-import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from peak_memory import peak_growth
 from test_cross_attention import BACKENDS, gradients, inputs, op
 from torch import nn
 
@@ -116,28 +116,19 @@ def test_the_cpu_takes_the_flash_kernel(dtype, width, masked):
         gradients(op("sdpa", 2, mask if masked else None), tensors, torch.randn_like(tensors[0]))
 
 
-_PEAK = """
-import sys, torch, atk
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+_STEP = """
 def step(length):
     x = [torch.randn(1, length, 64, requires_grad=True) for _ in range(4)]
     mask = torch.arange(length)[None] < length - 5
     weight, bias = torch.randn(64, 64, requires_grad=True), torch.randn(64, requires_grad=True)
     atk.cross_attention_difference(*x, weight, bias, mask, num_heads=2, backend=sys.argv[2]).sum().backward()
-torch.set_num_threads(1)
-step(64)
-before = peak()
-step(int(sys.argv[1]))
-print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_grows_as_the_length_not_as_its_square():
     def peak(length, backend):
-        command = [sys.executable, "-c", _PEAK, str(length), backend]
-        return float(subprocess.run(command, capture_output=True, check=True).stdout)
+        return peak_growth(_STEP, length, backend)
 
     # 18 tensors of 8,192 x 64 floats take 38 MB, the weights of one head 268.
     short, long = peak(4096, "sdpa"), peak(8192, "sdpa")

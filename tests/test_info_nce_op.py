@@ -1,11 +1,11 @@
 """InfoNCE as an op: compilation, `opcheck`, second derivatives, the wiring of Triton's kernels, memory, benchmark."""
 
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
+from peak_memory import peak_growth
 from test_info_nce_modes import assert_true, gradients, loss, lse, unit
 
 import atk
@@ -82,27 +82,18 @@ def test_triton_wiring_passes_values_and_gradients_through(stand_in, dtype, posi
         atk.info_nce(audio.double(), text.double(), scale, backend="triton")
 
 
-_PEAK = """
-import sys, torch, atk
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+_STEP = """
 def step(pairs):
     sides = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
     scale = torch.tensor(20.0, requires_grad=True)
     atk.info_nce(*sides, scale, backend=sys.argv[2]).backward()
-torch.set_num_threads(1)
-step(64)
-before = peak()
-step(int(sys.argv[1]))
-print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_grows_as_the_pairs_not_as_their_square():
     def peak(pairs, backend):
-        command = [sys.executable, "-c", _PEAK, str(pairs), backend]
-        return float(subprocess.run(command, capture_output=True, check=True).stdout)
+        return peak_growth(_STEP, pairs, backend)
 
     # Chunks take 34 MB at most; inputs and gradients of 8,192 pairs 8 MB, their logits 268.
     short, long = peak(4096, "chunked"), peak(8192, "chunked")

@@ -184,6 +184,22 @@ class CLAP(nn.Module):
         else:
             self.text_encoder.save(folder / _TEXT)
 
+    @staticmethod
+    def _find(name: str | Path) -> tuple[Path, ModelConfig, bool]:
+        """Folder and configuration of a saved model, and whether `save_pretrained` wrote it, not transformers."""
+        folder, values = find_model(name)
+        if values.get("model_type") == "clap":
+            return folder, ModelConfig(clap=ClapConfig(str(folder))), False
+        try:
+            return folder, ModelConfig.from_dict(values), True
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder} holds no contrastive audio-text model: its config.json has {error}") from None
+
+    @classmethod
+    def saved_config(cls, name: str | Path) -> ModelConfig:
+        """The configuration of what `from_pretrained` would load, without its weights; the same errors."""
+        return cls._find(name)[1]
+
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "CLAP":
         """Load what `save_pretrained` or a `transformers.ClapModel` wrote, in evaluation mode.
@@ -194,13 +210,9 @@ class CLAP(nn.Module):
         Raises:
             ValueError: there is no such model.
         """
-        folder, values = find_model(name)
-        if values.get("model_type") == "clap":
-            return cls.create(ModelConfig(clap=ClapConfig(str(folder))), []).eval()
-        try:
-            config = ModelConfig.from_dict(values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no contrastive audio-text model: its config.json has {error}") from None
+        folder, config, own = cls._find(name)
+        if not own:
+            return cls.create(config, []).eval()
         if config.clap.chosen:
             model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
         elif config.msclap.chosen:
