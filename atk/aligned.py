@@ -26,11 +26,13 @@ class AlignedTask(ContrastiveTask):
             direction=loss.direction,
             skip_below=loss.skip_below,
             backend=self.config.backend,
+            gather=self.config.gather,
         )
 
     def encode(self, batch: Batch) -> Embeddings:
         """Global vectors; frames, tokens and their masks where the loss uses them."""
-        audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
+        audio = self.model.encode_audio(batch.audio, batch.lengths)
+        text = self.model.encode_text(self.model.tokenize(batch.captions))
         embeddings = {"audio": audio.pooled, "text": text.pooled}
         if self.config.loss.aligned_weight:
             aligned = {"frames": audio.frames, "tokens": text.tokens, "frame_mask": audio.mask, "token_mask": text.mask}
@@ -40,8 +42,11 @@ class AlignedTask(ContrastiveTask):
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """`L_total` of a batch, and its terms."""
         terms = self.criterion.terms(**embeddings)
-        parts = terms | {"logit_scale": self.criterion.logit_scale}
-        return self.criterion.total(terms), parts
+        return self.criterion.total(terms), terms
+
+    def readings(self) -> dict[str, Tensor]:
+        """The inverse of the temperature."""
+        return {"logit_scale": self.criterion.logit_scale}
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict:

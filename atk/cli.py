@@ -45,9 +45,10 @@ def _report(prog: str, error: Exception) -> int:
     from safetensors import SafetensorError
 
     from atk.backend import BackendError
+    from atk.parallel import RankLost
     from atk.trainer import Interrupted, TrainingError
 
-    codes = {Interrupted: INTERRUPTED, TrainingError: FAILURE, torch.OutOfMemoryError: FAILURE}
+    codes = {Interrupted: INTERRUPTED, TrainingError: FAILURE, RankLost: FAILURE, torch.OutOfMemoryError: FAILURE}
     mistakes = (ValueError, OSError, ImportError, BackendError, SafetensorError, yaml.YAMLError)
     for kind, code in (*codes.items(), (mistakes, MISTAKE)):
         if isinstance(error, kind):
@@ -145,6 +146,8 @@ def _train(arguments: Namespace) -> None:
     values = arguments[arguments.method]
     config = make_config(**{field.name: values[field.name] for field in fields(make_config)})
     summary = train(config, resume=values.resume)
+    if summary is None:  # another rank tells
+        return
     print(json.dumps(summary["metrics"], indent=2))
     print(f"{config.out}/summary.json")
 

@@ -8,6 +8,7 @@ import yaml
 from atk.checkpoint import write_whole
 from atk.checks import at_least, one_of
 from atk.data.mixtures import MixConfig
+from atk.distributed import GATHERS
 from atk.models.captioner import CaptionerConfig
 from atk.models.clap import ModelConfig
 
@@ -87,15 +88,17 @@ class TrainConfig:
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that have it.
         backend: of the fused ops, see `atk.backends()`.
         clip_seconds: random crop in training, window in evaluation (9.91 in the thesis).
-        batch_size: clips in a training batch; each meets every caption of its batch.
+        batch_size: clips in a training batch, over all ranks; each meets every caption of its batch.
         micro_batch: clips that are encoded at a time; the step stays that of the whole batch (gradient caching). None:
-            all at once. For the contrastive methods.
+            all at once. For the contrastive methods. Of each rank, where there are several.
         workers: processes that read audio; 0 = in the main process.
         bucket: batch clips of similar length together, so that less is padding.
         on_error: "skip" names and counts bad files and rows and goes on, "raise" stops at the first.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
         eval_every: steps between validations, when there is a val.csv; 0 = only at the end.
+        shard: ranks keep a part of the weights and of the optimiser's state each (FSDP2), not all (DDP).
+        timeout: seconds that ranks wait for one another, for the first to validate too.
     """
 
     data: str
@@ -115,12 +118,18 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 200
     eval_every: int = 200
+    shard: bool = False
+    timeout: float = 1800.0
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
         _at_least(self, 0.05, "clip_seconds")
         _at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
         _at_least(self, 0, "eval_every", "seed", "workers")
+        if self.shard and self.optim.name != "adam":
+            raise ValueError(f"shard: needs optim.name 'adam', got {self.optim.name!r}")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0, got {self.timeout}")
         if not self.epochs > 0:
             raise ValueError(f"epochs must be above 0, got {self.epochs}")
         if self.precision not in ("auto", "fp32", "bf16"):
@@ -141,12 +150,20 @@ class ContrastiveConfig(TrainConfig):
         init: run or model folder of a model to start from; `model` is then as it is there.
         activation_checkpointing: keep only what goes into each layer of the encoders, and compute the rest again in the
             backward: less memory for one more forward.
+        compile: run `torch.compile` on the encoders; it takes minutes at the start.
+        gather: how captions travel where there are several ranks: "all" at once, or round a "ring", for less memory.
         model: audio encoder, text encoder and the space they share.
     """
 
     init: str | None = None
     activation_checkpointing: bool = False
+    compile: bool = False
+    gather: str = "all"
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("gather", self.gather, GATHERS)
 
 
 @dataclass(frozen=True)
@@ -186,6 +203,8 @@ class DifferenceConfig(TrainConfig):
         one_of("objective", self.objective, OBJECTIVES)
         if self.micro_batch is not None:
             raise ValueError("micro_batch: captions do not meet one another in the loss; use a smaller batch_size")
+        if self.shard:  # how often its layers run depends on the clips of a rank, and sharded ranks keep in step
+            raise ValueError("shard: captioners are not sharded")
         _at_least(self, 1, "beams")
         block = self.objective if self.objective in ("subtraction", "mask") else "none"
         if self.model.difference not in (CaptionerConfig.difference, block):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from atk import parallel
 from atk.backend import BACKENDS, choose
 from atk.checkpoint import model_folder
+from atk.collectives import world_size
 from atk.config import ContrastiveConfig
 from atk.data.captions import describe_skipped, read_split
-from atk.data.dataset import Batch
+from atk.data.dataset import Batch, collate
 from atk.data.loader import Loader, train_loader
 from atk.evaluate import EvalSplit, evaluate_retrieval
 from atk.grad_cache import Embeddings
@@ -43,7 +45,11 @@ class ContrastiveTask:
         model = CLAP.create(config.model, captions) if saved is None else CLAP.from_pretrained(saved)
         self.model = model.to(device)
         if config.activation_checkpointing:
-            _checkpoint_layers(self.model)
+            for layer in parallel.innermost_layers(self.model):
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        if config.compile:
+            self.model.audio_encoder.compile()
+            self.model.text_encoder.compile()
         self.criterion = self.make_criterion().to(device)
         self.validation = self._held_out("val", side_files=False)
         loader = self._loader(0)
@@ -60,12 +66,13 @@ class ContrastiveTask:
         raise NotImplementedError
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch, and its terms."""
+        """This rank's share of the loss of a batch, and of its terms."""
         raise NotImplementedError
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch that is encoded at once, and its terms."""
-        return self.loss_of(self.encode(batch))
+    def silence(self) -> Any:
+        """A batch of one silent clip."""
+        samples = torch.zeros(round(self.model.sample_rate * self.config.clip_seconds))
+        return collate([{"audio": samples, "caption": "", "file": "", "clip": 0}]).to(self.device)
 
     def _loader(self, start_step: int) -> Loader:
         config = self.config
@@ -80,6 +87,8 @@ class ContrastiveTask:
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
             on_error=config.on_error,
+            rank=parallel.rank(),
+            world_size=world_size(),
         )
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -114,14 +123,6 @@ class ContrastiveTask:
             on_error=config.on_error,
             side_files=side_files,
         )
-
-
-def _checkpoint_layers(model: nn.Module) -> None:
-    """Make each layer of the model's stacks of layers keep its input alone."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    for layer in (layer for stack in stacks for layer in stack):
-        if not any(isinstance(module, nn.ModuleList) for module in layer.modules()):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def train_contrastive(make_task: type[ContrastiveTask], config: ContrastiveConfig, resume: bool) -> dict:

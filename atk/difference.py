@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from atk import parallel
 from atk.backend import choose
 from atk.caption import CaptionSplit, evaluate_captions, write_captions
 from atk.checkpoint import model_folder
+from atk.collectives import world_size
 from atk.config import DifferenceConfig
 from atk.cross_attention import BACKENDS
 from atk.data import (
@@ -25,7 +27,9 @@ from atk.data import (
     read_references,
     read_split,
 )
+from atk.distributed import total
 from atk.embed import evaluating
+from atk.grad_cache import Embeddings
 from atk.models.captioner import Captioner
 from atk.nn import CrossAttentionDifference
 from atk.run import report_skipped, run, to_resume
@@ -108,6 +112,8 @@ class DifferenceTask:
             workers=config.workers,
             pin_memory=self.device.type == "cuda",
             on_error=config.on_error,
+            rank=parallel.rank(),
+            world_size=world_size(),
         )
 
     def batches(self, start_step: int) -> Iterator[MixtureBatch]:
@@ -116,9 +122,26 @@ class DifferenceTask:
             report_skipped(batch.skipped, self.skipped)
             yield batch.to(self.device)
 
-    def loss(self, batch: MixtureBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the captions (4.9), or (4.3) for clips without a reference, a mean over tokens."""
-        return self._cross_entropy(batch)[0], {}
+    def encode(self, batch: MixtureBatch) -> Embeddings:
+        """Cross-entropy of the captions (4.9), or (4.3) for clips without a reference, as a mean over their tokens
+        `[1]`, and the number of tokens `[1]`."""
+        loss, tokens = self._cross_entropy(batch)
+        return {"loss": loss[None], "tokens": torch.tensor([tokens], device=self.device)}
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the tokens of all ranks."""
+        tokens = embeddings["tokens"]
+        return (embeddings["loss"] * tokens).sum() / total(tokens.sum()), {}
+
+    def silence(self) -> MixtureBatch:
+        """A batch of one silent clip."""
+        samples = torch.zeros(round(self.model.sample_rate * self.config.clip_seconds))
+        item = {"audio": samples, "caption": "", "file": "", "clip": 0, "references": [], "added": ()}
+        return self.dataset.collate([item]).to(self.device)
+
+    def readings(self) -> dict[str, Tensor]:
+        """Nothing beside the loss."""
+        return {}
 
     def _cross_entropy(self, batch: MixtureBatch) -> tuple[Tensor, int]:
         """The mean over the tokens of the captions, and how many they are."""

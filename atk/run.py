@@ -5,13 +5,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from atk import parallel
 from atk.checkpoint import best_or_last, write_whole
+from atk.collectives import world_size
 from atk.config import TrainConfig
 from atk.trainer import Task, Trainer, pick_device
 
 
-def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = False) -> dict:
+def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = False) -> dict | None:
     """Train, evaluate test.csv (else val.csv) with the best checkpoint, and write the run folder `config.out`.
+
+    Started by `torchrun`, all ranks train together, and the first writes; `config.out` is a folder that all can read.
 
     Args:
         make_task: called with the configuration, the device and the checkpoint to go on from (None: start).
@@ -19,26 +25,35 @@ def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = Fals
         resume: go on from the last checkpoint of `config.out`, or start where there is none yet.
 
     Returns:
-        What `summary.json` holds.
+        What `summary.json` holds; None on other ranks than the first.
 
     Raises:
         ValueError, FileNotFoundError, AudioError: the data or the configuration cannot be used.
-        TrainingError, Interrupted: see `atk.trainer.Trainer.fit`.
+        TrainingError, Interrupted, RankLost: see `atk.trainer.Trainer.fit`.
     """
     out = Path(config.out)
     if not resume and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
     device = pick_device(config.device)
-    checkpoint = to_resume(config, resume)
-    task = make_task(config, device, checkpoint)
-    if task.model.config != config.model:
-        raise ValueError(
-            f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
-        )
-    trainer = Trainer(task, config, device, checkpoint is not None)
-    out.mkdir(parents=True, exist_ok=True)
-    config.save(out / "config.yaml")
-    trainer.fit()
+    with parallel.process_group(device, config.timeout), parallel.naming_lost_ranks():
+        checkpoint = to_resume(config, resume)
+        with parallel.first_rank_first():
+            task = make_task(config, device, checkpoint)
+        if task.model.config != config.model:
+            raise ValueError(
+                f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
+            )
+        trainer = Trainer(task, config, device, checkpoint is not None)
+        if parallel.is_first():
+            out.mkdir(parents=True, exist_ok=True)
+            config.save(out / "config.yaml")
+        trainer.fit()
+        return _summary(trainer, task, config, device) if parallel.is_first() else None
+
+
+def _summary(trainer: Trainer, task: Task, config: TrainConfig, device: torch.device) -> dict:
+    """What the run came to, written to `summary.json`."""
+    out = Path(config.out)
     split = next((name for name in ("test", "val") if (Path(config.data) / f"{name}.csv").is_file()), None)
     summary = {
         "method": task.method,
@@ -47,6 +62,7 @@ def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = Fals
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
         "device": str(device),
+        "ranks": world_size(),
         "backend": task.backend,
         "skipped": len(task.skipped),
         "metrics": None if split is None else task.evaluate(best_or_last(out), split),

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from atk import parallel
+from atk.collectives import world_size
 from atk.config import SemiSupervisedConfig
 from atk.contrastive import ContrastiveTask, train_contrastive
 from atk.data import Batch, UnlabeledAudio, unlabeled_loader
@@ -64,7 +66,9 @@ class SemiSupervisedTask(ContrastiveTask):
     def make_criterion(self) -> nn.Module:
         """InfoNCE, and the mapper that is trained with it."""
         loss = self.config.loss
-        info_nce = InfoNCELoss(loss.temperature, loss.learnable, loss.reduction, backend=self.backend)
+        info_nce = InfoNCELoss(
+            loss.temperature, loss.learnable, loss.reduction, backend=self.backend, gather=self.config.gather
+        )
         criterion = nn.ModuleDict({"info_nce": info_nce})
         if self.config.uses_unlabeled:
             criterion["mapper"] = self._mapper()
@@ -88,7 +92,16 @@ class SemiSupervisedTask(ContrastiveTask):
             if unreadable == _MOST_UNREADABLE:
                 name, reason = unlabeled.skipped[0]
                 raise ValueError(f"unlabeled: in {unreadable} batches no file could be read; {name}: {reason}")
-            yield SemiSupervisedBatch(labeled, unlabeled.to(self.device))
+            unlabeled = unlabeled.to(self.device)
+            if self.config.shard:  # every rank runs every encoder equally often, in each part of a batch
+                pairs = min(len(labeled), len(unlabeled))
+                labeled, unlabeled = labeled.rows(0, pairs), unlabeled.rows(0, pairs)
+            yield SemiSupervisedBatch(labeled, unlabeled)
+
+    def silence(self) -> SemiSupervisedBatch:
+        """A silent clip on each side that the loss uses."""
+        silence = super().silence()
+        return SemiSupervisedBatch(silence, silence if self.config.uses_unlabeled else None)
 
     def _unlabeled(self, start_step: int) -> Iterator[Batch]:
         config = self.config
@@ -103,6 +116,8 @@ class SemiSupervisedTask(ContrastiveTask):
                 workers=config.workers,
                 pin_memory=self.device.type == "cuda",
                 on_error=config.on_error,
+                rank=parallel.rank(),
+                world_size=world_size(),
             )
         )
 
@@ -136,7 +151,11 @@ class SemiSupervisedTask(ContrastiveTask):
             if f"{name} audio" in embeddings:
                 terms[name] = info_nce(embeddings[f"{name} audio"], embeddings[f"{name} text"])
                 total = total + getattr(self.config.loss, f"{name}_weight") * terms[name]
-        return total, terms | {"logit_scale": info_nce.logit_scale}
+        return total, terms
+
+    def readings(self) -> dict[str, Tensor]:
+        """The inverse of the temperature."""
+        return {"logit_scale": self.criterion["info_nce"].logit_scale}
 
     @property
     def pseudo_tokens(self) -> int:

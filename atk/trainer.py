@@ -1,5 +1,6 @@
 """The training loop that every method shares: a `Task` says what a batch is and what its loss is."""
 
+import contextlib
 import json
 import math
 import resource
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atk import grad_cache
+from atk import grad_cache, parallel
 from atk.checkpoint import load_state, save_checkpoint, write_whole
 from atk.config import TrainConfig
+from atk.data.dataset import random_stream
+from atk.distributed import ddp_factor, total
+from atk.grad_cache import Embeddings
 from atk.optimizer import learning_rate, make_optimizer, put_back, weights_to_use
 
 
@@ -31,7 +35,10 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 
 class Task(Protocol):
-    """One method of training. `loss` runs under autocast; `batch.files` names what a batch was made of."""
+    """One method of training: a loss that is a function of embeddings, which need not be made all at once.
+
+    `encode` and `loss_of` run under autocast; `batch.files` names what a batch was made of, `batch.split` cuts it.
+    """
 
     method: str
     backend: str  # of the fused op
@@ -44,8 +51,17 @@ class Task(Protocol):
     def batches(self, start_step: int) -> Iterator[Any]:
         """Batches of step `start_step` and on, a pure function of seed and step."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss to minimise, and its named parts for the log."""
+    def encode(self, batch: Any) -> Embeddings:
+        """What the loss of a batch is a function of."""
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's share of the loss to minimise, and of its named terms; the shares add up."""
+
+    def silence(self) -> Any:
+        """A batch of one silent clip, for a rank that has none."""
+
+    def readings(self) -> dict[str, Tensor]:
+        """What else to log, the same on every rank."""
 
     def validate(self) -> dict[str, float] | None:
         """Validation metrics, None without validation data."""
@@ -58,7 +74,8 @@ class Trainer:
     """Runs a task to its last step: schedule, clipping, logging, checkpoints, exact resume.
 
     All randomness of step k (order, crops, dropout) is a function of (seed, k), so a resumed run repeats exactly
-    what an uninterrupted one does; only weights, optimiser and step are stored.
+    what an uninterrupted one does; only weights, optimiser and step are stored. On several ranks each has its share of
+    every batch, and random numbers of its own for dropout; the first validates and writes.
     """
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
@@ -68,6 +85,7 @@ class Trainer:
         self.bf16 = config.precision == "bf16"
         if config.precision == "auto" and device.type == "cuda":
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        self.ranks = parallel.replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config.optim, self.steps)
@@ -80,7 +98,7 @@ class Trainer:
             self.task.criterion.load_state_dict(state["criterion"])
             if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
                 raise ValueError("another optimiser")
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.ranks.load_optimizer_state(self.optimizer, state["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"out: the run in {self.out} was made with another optimiser, loss or mapper; leave their fields as in "
@@ -97,35 +115,33 @@ class Trainer:
         Raises:
             TrainingError: the loss or the gradient is not finite.
             Interrupted: SIGINT or SIGTERM came; the state was saved first.
+            RankLost: another rank cannot go on.
         """
         if self.step >= self.steps:
             return
         task, config = self.task, self.config
-        log = _Log(self.out, self.step)
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=None)
+        log = _Log(self.out, self.step) if parallel.is_first() else contextlib.nullcontext()
+        disable = None if parallel.is_first() else True
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=disable)
         task.model.train()
         with log, bar, _interrupts() as interrupt:
             started = time.perf_counter() - self.seconds
-            for batch in task.batches(self.step):
+            for batch in parallel.together(task.batches(self.step)):
                 row = self._update(batch)
                 self.step += 1
                 before, self.seconds = self.seconds, time.perf_counter() - started
                 last = self.step == self.steps
                 bar.update()
-                if row and (self.step % config.log_every == 0 or last or self.step == 1):
-                    rate = round(len(batch.files) / (self.seconds - before), 2)
+                if row and parallel.is_first() and (self.step % config.log_every == 0 or last or self.step == 1):
+                    rate = round(row.pop("files") / (self.seconds - before), 2)
                     row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate}
                     row["memory_mib"] = _memory(self.device)
                     log.write(row)
-                    bar.set_postfix(
-                        loss=f"{row['loss']:.3f}",
-                        ex_per_s=f"{row['examples_per_second']:.0f}",
-                        MiB=row["memory_mib"],
-                        refresh=False,
-                    )
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", ex_per_s=f"{rate:.0f}", MiB=row["memory_mib"],
+                                    refresh=False)  # fmt: skip
                 due = (config.eval_every and self.step % config.eval_every == 0) or last
                 best = self._validate(log) if due else False
-                stop = interrupt.is_set()
+                best, stop = (bool(said) for said in parallel.most(best, interrupt.is_set()))
                 if best or stop or last or self.step % config.save_every == 0:
                     self._save(best)
                 if stop:
@@ -135,41 +151,52 @@ class Trainer:
 
     def _update(self, batch: Any) -> dict[str, float]:
         """One optimiser step; the row to log. A batch of which no file could be read is passed over."""
-        if not batch.files:
+        micro, parts = self.config.micro_batch, []
+        if batch.files:
+            parts = [batch] if micro is None else batch.split(micro)
+        count = parallel.most(len(parts))[0]
+        if count == 0:
             return {}
+        parts += [None] * (count - len(parts))  # ranks take part in one another's steps
         optim = self.config.optim
-        torch.manual_seed((self.config.seed << 32) + self.step)
+        torch.manual_seed(self._seed())
         lr = learning_rate(self.step, self.steps, optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self._backward(batch)
-        norm = nn.utils.clip_grad_norm_(self.parameters, optim.clip_norm)
+        loss, terms = grad_cache.backward(
+            self.task, parts, self.device, self._autocast, encode_last=self.ranks.encode_last, scale=ddp_factor()
+        )
+        self.ranks.finish()
+        norm = self.ranks.clip_gradients(self.parameters, optim.clip_norm)
+        shares = {"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}
+        summed = total(torch.stack([share.detach().float() for share in shares.values()]))
+        readings = self.task.readings() | {"grad_norm": norm}
         # One copy to the host for all of them.
-        values = torch.stack([loss.detach().float(), norm.float(), *(part.detach().float() for part in parts.values())])
-        value, norm, *terms = values.tolist()
+        numbers = torch.cat([summed, torch.stack([reading.detach().float() for reading in readings.values()])])
+        row = dict(zip([*shares, *readings], numbers.tolist(), strict=True))
+        value, norm = row["loss"], row["grad_norm"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 f"loss {value} with gradient norm {norm} at step {self.step + 1}; the batch's files: "
                 + ", ".join(batch.files)
             )
         self.optimizer.step()
-        return {"loss": value, **dict(zip(parts, terms, strict=True)), "lr": lr, "grad_norm": norm}
+        return row | {"lr": lr}
 
-    def _backward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        def autocast() -> torch.autocast:
-            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-        if self.config.micro_batch is not None:
-            return grad_cache.backward(self.task, batch.split(self.config.micro_batch), self.device, autocast)
-        with autocast():
-            loss, parts = self.task.loss(batch)
-        loss.backward()
-        return loss, parts
+    def _seed(self) -> int:
+        """Of dropout and noise in this step, another on every rank."""
+        first = (self.config.seed << 32) + self.step
+        return int(random_stream(8, first, parallel.rank()).integers(2**63)) if parallel.rank() else first
 
     def _validate(self, log: "_Log") -> bool:
-        """Log validation metrics; True when they are the best so far."""
-        with weights_to_use(self.optimizer, self.parameters):
+        """Log validation metrics; True when they are the best so far. The first rank does it."""
+        with self.ranks.whole_model(), weights_to_use(self.optimizer, self.parameters):
+            if not parallel.is_first():
+                return False
             self.task.model.eval()
             metrics = self.task.validate()
             self.task.model.train()
@@ -183,13 +210,15 @@ class Trainer:
 
     def _save(self, best: bool) -> None:
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.ranks.optimizer_state(self.optimizer),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "skipped": self.task.skipped,
+            "skipped": parallel.merged(self.task.skipped),
         }
-        with weights_to_use(self.optimizer, self.parameters) as trained:
+        with self.ranks.whole_model(), weights_to_use(self.optimizer, self.parameters) as trained:
+            if not parallel.is_first():
+                return
             state |= {"criterion": self.task.criterion.state_dict(), "trained": trained}
             save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
 
@@ -201,9 +230,9 @@ def pick_device(name: str) -> torch.device:
         ValueError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return parallel.local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        device = torch.device(name)
+        device = parallel.local_device(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} is not available here: {str(error).splitlines()[0]}") from None

@@ -254,7 +254,7 @@ def test_validation_weighs_every_token_alike(scenes, tmp_path):
     with torch.no_grad(), evaluating(task.model):
         for item in (task.validation[number, 0] for number in range(len(task.validation))):
             batch = task.validation.collate([item])
-            losses.append(float(task.loss(batch)[0]))
+            losses.append(float(task.loss_of(task.encode(batch))[0]))
             counts.append(int(task.model.tokenize(batch.captions)["attention_mask"].sum()))
     assert len(set(counts)) > 1
     wanted = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
@@ -270,7 +270,7 @@ def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, c
 
 
 def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
-    whole, calls = DifferenceTask.loss, []
+    whole, calls = DifferenceTask.encode, []
 
     def interrupted(self, batch):
         calls.append(batch)
@@ -278,7 +278,7 @@ def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return whole(self, batch)
 
-    monkeypatch.setattr(DifferenceTask, "loss", interrupted)
+    monkeypatch.setattr(DifferenceTask, "encode", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(arguments(scenes, tmp_path / "run"))
     assert stop.value.code == 130

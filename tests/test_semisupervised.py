@@ -80,8 +80,8 @@ def test_run_folder_is_complete(whole_run):
 def test_gradients_reach_encoders_and_mapper_from_each_term_alone(tiny_data, noises, tmp_path, term, mapper):
     off = {f"loss__{name}_weight": 0.0 for name in TERMS if name != term}
     made = task(tiny_data, noises, tmp_path, mapper__kind=mapper, **off)
-    loss, parts = made.loss(next(iter(made.batches(0))))
-    assert set(parts) == {term, "logit_scale"}
+    loss, parts = made.loss_of(made.encode(next(iter(made.batches(0)))))
+    assert set(parts) == {term}
     loss.backward()
 
     def reached(module):
@@ -103,7 +103,7 @@ def test_terms_are_the_equations(tiny_data, noises, tmp_path):
     made.model.eval()
     made.criterion.eval()
     batch = next(iter(made.batches(0)))
-    total, parts = made.loss(batch)
+    total, parts = made.loss_of(made.encode(batch))
     model, labeled, unlabeled = made.model, batch.labeled, batch.unlabeled
 
     def info_nce(audio, text):
@@ -133,7 +133,7 @@ def test_pseudo_tokens_go_before_the_end_token(tiny_data, noises, tmp_path, monk
     bert = made.model.text_encoder.model
     monkeypatch.setattr(bert, "forward", lambda whole=bert.forward, **inputs: seen.append(inputs) or whole(**inputs))
     batch = next(iter(made.batches(0)))
-    made.loss(batch)
+    made.loss_of(made.encode(batch))
     words, tokenizer = bert.get_input_embeddings(), made.model.text_encoder.tokenizer
     for inputs, texts in zip(seen, (batch.labeled.captions, ["A sound of"] * len(batch.unlabeled)), strict=True):
         for number, text in enumerate(texts):
@@ -168,7 +168,7 @@ def test_fewer_captioned_clips_than_unlabelled_ones(tiny_data, noises, tmp_path)
         first.labeled.audio[:2], first.labeled.lengths[:2], first.labeled.captions[:2], first.labeled.files[:2],
         first.labeled.clips[:2], [],
     )  # fmt: skip
-    loss, _ = made.loss(SemiSupervisedBatch(labeled, first.unlabeled))
+    loss, _ = made.loss_of(made.encode(SemiSupervisedBatch(labeled, first.unlabeled)))
     assert torch.isfinite(loss)
     assert SemiSupervisedBatch(batch_of(2), batch_of(3)).files == ["1.0 0", "1.0 0"]
 

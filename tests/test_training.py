@@ -109,7 +109,7 @@ def test_number_of_workers_changes_nothing(tiny_run, tiny_data, tmp_path):
 def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monkeypatch, capsys):
     from atk.aligned import AlignedTask
 
-    whole = AlignedTask.loss
+    whole = AlignedTask.encode
 
     def interrupted(self, batch):
         interrupted.calls += 1
@@ -118,12 +118,12 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monke
         return whole(self, batch)
 
     interrupted.calls = 0
-    monkeypatch.setattr(AlignedTask, "loss", interrupted)
+    monkeypatch.setattr(AlignedTask, "encode", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(arguments(tiny_data, tmp_path / "run"))
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     assert training_state(tmp_path / "run")["step"] == 3
-    monkeypatch.setattr(AlignedTask, "loss", whole)
+    monkeypatch.setattr(AlignedTask, "encode", whole)
     main(arguments(tiny_data, tmp_path / "run", "--resume"))
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "run").items())
 
@@ -131,8 +131,8 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monke
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_files(tiny_data, tmp_path, monkeypatch, capsys):
     from atk.aligned import AlignedTask
 
-    whole = AlignedTask.loss
-    monkeypatch.setattr(AlignedTask, "loss", lambda self, batch: (whole(self, batch)[0] * math.nan, {}))
+    whole = AlignedTask.loss_of
+    monkeypatch.setattr(AlignedTask, "loss_of", lambda self, found: (whole(self, found)[0] * math.nan, {}))
     with pytest.raises(SystemExit) as stop:
         main(arguments(tiny_data, tmp_path / "run"))
     error = capsys.readouterr().err

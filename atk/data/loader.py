@@ -58,14 +58,16 @@ def batches_of(
     workers: int = 0,
     pin_memory: bool = False,
     on_error: str = "skip",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Loader:
     """Endless training batches from step `start_step` on; batch k is a function of the data set, its seed and k alone.
 
     See `TrainBatches` for the order; `workers` is the number of processes that read audio (0 = this one), `pin_memory`
-    page-locks batches for copies to a GPU.
+    page-locks batches for copies to a GPU. With `world_size` above 1 these are the shares of one `rank`.
     """
     lengths = [min(clip.seconds, dataset.clip_seconds) for clip in dataset.clips]
-    batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last)
+    batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last, rank, world_size)
     options = _options(workers, pin_memory, dataset.collate)
     return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
 
@@ -89,6 +91,8 @@ def unlabeled_loader(
     workers: int = 0,
     pin_memory: bool = False,
     on_error: str = "skip",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Loader:
     """Endless full batches of random crops from step `start_step` on; batch k is a function of (seed, k) alone.
 
@@ -96,7 +100,7 @@ def unlabeled_loader(
     for the clips that take the place of unreadable ones; a batch lacks clips only where too many are unreadable.
     """
     dataset = UnlabeledDataset(pool, sample_rate, clip_seconds, seed)
-    batches = UnlabeledBatches(len(pool), batch_size, seed, start_step)
+    batches = UnlabeledBatches(len(pool), batch_size, seed, start_step, rank, world_size)
     options = _options(workers, pin_memory, dataset.collate)
     return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
 

@@ -23,6 +23,7 @@ class TrainBatches(Sampler):
         bucket: batch clips of similar length together. Lengths are sorted within random groups of 50 batches and the
             batches then shuffled, so that composition still changes with the epoch.
         drop_last: leave out the clips beyond the last full batch of an epoch, others in each epoch.
+        rank, world_size: give every `world_size`-th clip of each batch, from the one numbered `rank` on.
 
     Attributes:
         steps_per_epoch: batches in an epoch.
@@ -40,6 +41,8 @@ class TrainBatches(Sampler):
         start_step: int = 0,
         bucket: bool = False,
         drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         if bucket and isinstance(lengths, int):
             raise ValueError(f"lengths must be a sequence where bucket=True, got the number {lengths}")
@@ -55,6 +58,7 @@ class TrainBatches(Sampler):
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
         self.batch_size, self.seed, self.start_step = batch_size, seed, start_step
         self.bucket, self.drop_last = bucket, drop_last
+        self.rank, self.world_size = rank, world_size
         full, rest = divmod(self.clips, batch_size)
         self.steps_per_epoch = max(1, full + (rest > 0 and not drop_last))
         self.note = None
@@ -65,7 +69,7 @@ class TrainBatches(Sampler):
         epoch, first = divmod(self.start_step, self.steps_per_epoch)
         while True:
             for batch in self.epoch(epoch)[first:]:
-                yield [(index, epoch) for index in batch]
+                yield [(index, epoch) for index in batch[self.rank :: self.world_size]]
             epoch, first = epoch + 1, 0
 
     def epoch(self, epoch: int) -> list[list[int]]:

@@ -115,6 +115,7 @@ class UnlabeledBatches(Sampler):
         batch_size: clips in a batch.
         seed: of the order, at least 0.
         start_step: the first batch to give.
+        rank, world_size: as in `TrainBatches`.
 
     Attributes:
         steps_per_epoch: batches that it takes for every clip to come once.
@@ -124,12 +125,13 @@ class UnlabeledBatches(Sampler):
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int, start_step: int = 0):
+    def __init__(self, clips: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1):
         at_least("the number of clips", clips, 1)
         at_least("batch_size", batch_size, 1)
         at_least("seed", seed, 0)
         at_least("start_step", start_step, 0)
         self.clips, self.batch_size, self.seed, self.start_step = clips, batch_size, seed, start_step
+        self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = math.ceil(clips / batch_size)
         self.note = None
         if clips < batch_size:
@@ -144,7 +146,7 @@ class UnlabeledBatches(Sampler):
                 if now != epoch:
                     epoch, order = now, self.epoch(now)
                 batch.append((step, place, int(order[rank]), epoch))
-            yield batch
+            yield batch[self.rank :: self.world_size]
 
     def epoch(self, epoch: int) -> np.ndarray:
         """The order of an epoch: int64 `[clips]`."""

@@ -72,6 +72,8 @@ class TextEmbedding(NamedTuple):
 class CLAP(nn.Module):
     """Contrastive audio-text model whose frames and tokens live in the space of the global vectors (thesis ch. 3)."""
 
+    encoders = ("encode_audio", "encode_text")  # the methods that training calls
+
     def __init__(
         self,
         config: ModelConfig,

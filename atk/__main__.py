@@ -1,0 +1,5 @@
+"""`python -m atk`, and so `torchrun -m atk`: the `atk` command."""
+
+from atk.cli import main
+
+main()

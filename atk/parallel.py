@@ -1,0 +1,291 @@
+"""One training run on many ranks, as `torchrun` starts them: who they are, what they tell one another, how they share
+the weights (replicated by DDP, or sharded by FSDP2)."""
+
+import contextlib
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from atk import grad_cache
+from atk.collectives import world_size
+from atk.grad_cache import CachedTask, Embeddings
+
+_GROUP_LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "process group")
+
+
+class RankLost(RuntimeError):  # noqa: N818 (a state of the job, not of this rank)
+    """Another rank is gone, or has stopped; the run cannot go on without it."""
+
+
+def rank() -> int:
+    """This process among the ranks; 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the rank that writes, validates and reports."""
+    return rank() == 0
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of that type which is this rank's on its machine."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device, timeout: float) -> Iterator[None]:
+    """Join the process group that `torchrun` describes, where it does, for the time of the context.
+
+    Args:
+        device: of this rank; tensors on a GPU travel by NCCL, those on the CPU by gloo.
+        timeout: seconds that ranks wait for one another before they give up.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available() or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """What rank 0 does in here is done before the others do it; they say nothing of it on stderr."""
+    if not is_first():
+        dist.barrier()
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+        return
+    yield
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn the network's errors into `RankLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world_size() == 1 or not any(word in text.lower() for word in _GROUP_LOST):
+            raise
+        reason = text.strip().splitlines()[0]
+        raise RankLost(
+            f"rank {rank()} lost the others ({reason}); the rank that ended first says why; go on with --resume"
+        ) from error
+
+
+def most(*numbers: int) -> list[int]:
+    """The largest of each number over all ranks."""
+    if world_size() == 1:
+        return list(numbers)
+    value = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value.tolist()
+
+
+def together(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; where one cannot be had, all ranks stop: that rank with its error, the others with `RankLost`."""
+    while True:
+        batch = error = None
+        try:
+            batch = next(batches)
+        except Exception as raised:
+            error = raised
+        failed = most(rank() + 1 if error is not None else 0)[0]
+        if error is not None:
+            raise error
+        if failed:
+            raise RankLost(f"rank {rank()} stops: rank {failed - 1} could not go on, see what it says")
+        yield batch
+
+
+def merged(found: dict[str, str]) -> dict[str, str]:
+    """The entries of all ranks."""
+    if world_size() == 1:
+        return found
+    everyone: list = [None] * world_size()
+    dist.all_gather_object(everyone, found)
+    return {name: value for part in everyone for name, value in part.items()}
+
+
+def replicate_or_shard(task: CachedTask, shard: bool) -> "Replicas":
+    """How the ranks are to share the weights of a task."""
+    return Shards(task) if shard and world_size() > 1 else Replicas(task)
+
+
+class Replicas:
+    """All weights on every rank, their gradients averaged by DDP while the last backward of a step runs.
+
+    With one rank there is nothing to share.
+    """
+
+    def __init__(self, task: CachedTask):
+        self.task = task
+        self.encode_last: Callable[[Any], tuple[Embeddings, list[Tensor]]] | None = None
+        if world_size() > 1:
+            # A convolution of one channel has its gradient in another, equally good layout.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            self.encode_last = nn.parallel.DistributedDataParallel(_Encode(task), gradient_as_bucket_view=True)
+
+    def finish(self) -> None:
+        """Called when all gradients of a step are there."""
+
+    def whole_model(self) -> AbstractContextManager:
+        """A context in which the first rank can use and save the model on its own."""
+        return contextlib.nullcontext()
+
+    def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
+        """Scale the gradients down to the norm `largest`; the norm before."""
+        return nn.utils.clip_grad_norm_(parameters, largest)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
+        """Its state as one rank alone would have it."""
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """Take what `optimizer_state` gave, on any number of ranks."""
+        optimizer.load_state_dict(state)
+
+
+class Shards(Replicas):
+    """Every rank keeps a part of each weight, its gradient and its moments; layers are put together when they are used.
+
+    The criterion, with a temperature and at most a mapper, stays whole on every rank.
+    """
+
+    def __init__(self, task: CachedTask):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        self.task, self.encode_last, model = task, None, task.model
+        self.device = next(model.parameters()).device
+        self.whole = copy.deepcopy(model).cpu() if is_first() else None
+        mesh = init_device_mesh(self.device.type, (world_size(),))
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of layers whose outputs nothing changes in place
+        for layer in (*innermost_layers(model), model):
+            fully_shard(layer, mesh=mesh)
+        for name in model.encoders:
+            register_fsdp_forward_method(model, name)
+
+    def finish(self) -> None:
+        """Average the gradients of the criterion, as FSDP has averaged those of the model."""
+        for parameter in self.task.criterion.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """The task's model is one with all weights, on the first rank."""
+        sharded = self.task.model
+        kept = {} if self.whole is None else self.whole.state_dict()
+        for name, value in sharded.state_dict().items():  # one at a time, on all ranks
+            value = whole_tensor(value)
+            if name in kept:
+                kept[name].copy_(value)
+        if self.whole is None:
+            yield
+            return
+        self.task.model = self.whole.to(self.device)
+        try:
+            yield
+        finally:
+            self.task.model = sharded
+            self.whole.cpu()
+
+    def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
+        """As in `Replicas`; the norm is that of all shards."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        kinds = [g for g in gradients if _is_sharded(g)], [g for g in gradients if not _is_sharded(g)]
+        norms = [whole_tensor(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+        norm = torch.stack(norms).norm()
+        for kind in kinds:
+            for gradient in kind:
+                gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
+        """As in `Replicas`; put together on every rank."""
+        state = optimizer.state_dict()
+        found = {number: {name: whole_tensor(v) for name, v in kept.items()} for number, kept in state["state"].items()}
+        return state | {"state": found}
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """As in `Replicas`; every rank keeps its part."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        found = {
+            number: {name: _sharded_like(parameters[number], value) for name, value in kept.items()}
+            for number, kept in state["state"].items()
+        }
+        optimizer.load_state_dict(state | {"state": found})
+
+
+def innermost_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the model's stacks of layers (`nn.ModuleList`) that hold no stack themselves."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = [layer for stack in stacks for layer in stack]
+    return [layer for layer in layers if not any(isinstance(module, nn.ModuleList) for module in layer.modules())]
+
+
+class _Encode(nn.Module):
+    """What DDP sees of a task: its weights, and `encode` as `forward`."""
+
+    def __init__(self, task: CachedTask):
+        super().__init__()
+        self.model, self.criterion = task.model, task.criterion
+        self.task = task
+        self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(self, part: Any) -> tuple[Embeddings, list[Tensor]]:
+        return grad_cache.encode(self.task, part), [_Touch.apply(*self.trained)]
+
+
+class _Touch(torch.autograd.Function):
+    """Zero, whose backward reaches every weight and adds nothing: DDP waits for all, and a part may not use some."""
+
+    @staticmethod
+    def forward(ctx, *weights: Tensor) -> Tensor:
+        ctx.weights = len(weights)
+        return weights[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, ...]:
+        return (None,) * ctx.weights
+
+
+def _is_sharded(value: Any) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
+def whole_tensor(value: Any) -> Any:
+    """A sharded tensor put together; anything else as it is."""
+    return value.full_tensor() if _is_sharded(value) else value
+
+
+def _sharded_like(parameter: Tensor, value: Any) -> Any:
+    from torch.distributed.tensor import distribute_tensor
+
+    if not _is_sharded(parameter) or not isinstance(value, Tensor) or value.shape != parameter.shape or not value.dim():
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
