@@ -74,7 +74,7 @@ class LogMel(nn.Module):
         """Spectrograms scaled to about unit range, and the number of valid frames of each clip `[N]`."""
         frames = -(-lengths // self.hop)
         margin = self.window - self.hop
-        samples = math.ceil(max(audio.shape[1], 1) / self.hop) * self.hop
+        samples = -(-max(audio.shape[1], 1) // self.hop) * self.hop
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
         with torch.autocast(audio.device.type, enabled=False):
             # Not power=2: abs() of complex numbers takes as long as the Fourier transform.
@@ -160,7 +160,7 @@ class AudioEncoder(nn.Module):
             x, mask = conv(x, mask)
         x = self.project(x.flatten(2))
         x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         padding = F.pad(~mask, (1, 0))
         outputs = [x]
         for layer in self.transformer.layers:

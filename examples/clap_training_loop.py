@@ -1,0 +1,101 @@
+"""The aligned loss on a `transformers.ClapModel`, in an ordinary training loop.
+
+    python examples/clap_training_loop.py       # a small model of random weights on synthetic scenes, offline
+    python examples/clap_training_loop.py --pretrained laion/clap-htsat-unfused --data DIR --batch-size 32 --lr 1e-5
+
+Needs transformers, as atk does.
+"""
+
+import argparse
+import tempfile
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+import atk
+from atk.data import Batch, read_split, train_loader
+from atk.models.text import train_tokenizer
+from atk.models.tokenizer import import_transformers
+from atk.soundscapes import SoundscapeConfig, write_soundscapes
+
+transformers = import_transformers()  # `import transformers`, also beside a torchaudio built for another torch
+
+
+def small_model(captions: list[str]):
+    """A ClapModel of few layers and large patches, with a tokenizer of `captions` and the usual features."""
+    tokenizer = train_tokenizer(captions, 500)
+    audio = {
+        "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4,
+        "depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=32)
+    return transformers.ClapModel(config), tokenizer, transformers.ClapFeatureExtractor(truncation="rand_trunc")
+
+
+def pretrained_model(name: str):
+    """A checkpoint with its tokenizer and its features."""
+    kinds = transformers.ClapModel, transformers.AutoTokenizer, transformers.ClapFeatureExtractor
+    return tuple(kind.from_pretrained(name) for kind in kinds)
+
+
+def embed(model, tokenizer, extractor, batch: Batch) -> dict[str, Tensor]:
+    """What `atk.nn.AlignedContrastiveLoss` takes: global vectors, frames and tokens in one space, and the token mask.
+
+    Frames need no mask: the extractor repeats a short clip until it fills the model's ten seconds.
+    """
+    clips = [clip[:length].numpy() for clip, length in zip(batch.audio, batch.lengths, strict=True)]
+    features = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(model.device)
+    tokens = tokenizer(
+        batch.captions, padding=True, truncation=True, return_special_tokens_mask=True, return_tensors="pt"
+    ).to(model.device)
+    special = tokens.pop("special_tokens_mask").bool()
+    audio = model.audio_model(**features)
+    text = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    frames = audio.last_hidden_state.mean(2).transpose(1, 2)  # [N, C, bands, L_a] -> [N, L_a, C]
+    return {
+        "audio": model.audio_projection(audio.pooler_output),
+        "text": model.text_projection(text.pooler_output),
+        "frames": model.audio_projection(frames),
+        "tokens": model.text_projection(text.last_hidden_state),
+        "token_mask": tokens["attention_mask"].bool() & ~special,
+    }
+
+
+def main(argv: list[str] | None = None) -> list[float]:
+    """Train; return the loss of every step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained", help="local folder or hub name of a ClapModel")
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = args.data or write_soundscapes(f"{scratch}/scenes", SoundscapeConfig(train=16, test=0), progress=False)
+        clips = read_split(data, "train").clips
+        captions = [caption for clip in clips for caption in clip.captions]
+        parts = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
+        model = parts[0].to("cuda" if torch.cuda.is_available() else "cpu").train()
+        criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(model.device)
+        optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=args.lr)
+        loader = train_loader(clips, sample_rate=48000, clip_seconds=10, batch_size=args.batch_size)
+        losses = []
+        for step, batch in enumerate(islice(loader, args.steps)):
+            loss = criterion(**embed(*parts, batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            print(f"step {step}: loss {losses[-1]:.3f}")
+    return losses
+
+
+if __name__ == "__main__":
+    main()
