@@ -99,6 +99,7 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
             lambda parser: _add_soundscapes(parser, argv),
             _soundscapes,
         ),
+        "plan": ("Memory and time of a training step, before any run.", lambda parser: _add_plan(parser, argv), _plan),
         "kernels": ("Compile every Triton kernel for a GPU, with or without one.", _add_kernels, _kernels),
         "doctor": ("Versions, devices, backends, and what is missing.", lambda parser: None, _doctor),
     }
@@ -160,6 +161,18 @@ def _add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--preset", type=str, default="medium", help=f"{', '.join(PRESETS)}: sets the defaults below")
     parser.add_class_arguments(SoundscapeConfig)
     parser.set_defaults(PRESETS.get(_flag(argv, "--preset") or "medium", {}))
+
+
+def _add_plan(parser: ArgumentParser, argv: list[str]) -> None:
+    from atk.plan.command import add_arguments
+
+    add_arguments(parser, _flag(argv, "--method") or "aligned")
+
+
+def _plan(arguments: Namespace) -> None:
+    from atk.plan.command import run
+
+    run(arguments)
 
 
 def _add_kernels(parser: ArgumentParser) -> None:
