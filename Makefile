@@ -3,7 +3,7 @@ BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
 
-.PHONY: install demo test bench lint
+.PHONY: install demo test bench lint docs wheel
 
 install: .venv/.installed
 
@@ -26,3 +26,16 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Links, so that the pages' relative links hold in the repository and in build/site alike.
+docs: .venv/.docs
+	rm -rf build/docs && mkdir -p build/docs
+	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md docs benchmarks examples)) build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+wheel: .venv/.release
+	$(BIN)/python .ci/wheel.py
+
+.venv/.docs .venv/.release: .venv/.%: .venv/.installed
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check 'audio-text-kernels[$*]'
+	@touch $@

@@ -1,7 +1,9 @@
-"""Installing where there is no compiler, and what the library then says."""
+"""Installing where there is no compiler, running where packages are missing, and what the library then says."""
 
+import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,50 @@ def test_a_missing_extension_is_explained_and_auto_goes_on(tmp_path, monkeypatch
     assert atk.max_mean_similarity(audio, text).shape == (2, 2)
     with pytest.raises(atk.BackendError, match=r"no C\+\+ compiler"):
         atk.max_mean_similarity(audio, text, backend="cpp")
+
+
+OPS = """
+import sys
+sys.modules.update(dict.fromkeys({missing}))  # importing any of them raises ImportError
+import torch, atk
+audio, text = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 4, 8, requires_grad=True)
+vectors, weight = (audio.mean(1), text.mean(1)), torch.randn(8, 8)
+loss = atk.aligned_info_nce(audio, text, 5.0) + atk.info_nce(*vectors, 5.0)
+loss = loss + atk.nn.AlignedContrastiveLoss()(*vectors, audio, text)
+loss = loss + atk.cross_attention_difference(audio, audio, text, text, weight, num_heads=2).sum()
+(loss + atk.max_mean_similarity_pairs(audio, text).sum()).backward()
+assert audio.grad.isfinite().all() and text.grad.abs().sum() > 0
+row = atk.backends()["cpu float32"]
+try:
+    atk.max_mean_similarity(audio, text, backend={refused!r})
+except atk.BackendError as error:
+    print(row["auto"], error)
+"""
+PACKAGES = "triton torchaudio transformers tokenizers safetensors soundfile sklearn schedulefree jsonargparse yaml"
+
+
+@pytest.mark.parametrize(
+    ("missing", "refused", "auto", "advice"),
+    [
+        (f"{PACKAGES} tensorboard tqdm matplotlib", "triton", ("cpp", "reference"), "pip install"),
+        ("atk._C", "cpp", ("reference",), "install a C++17 compiler"),
+    ],
+    ids=["only torch and numpy", "no extension"],
+)
+def test_the_ops_run_where_packages_are_missing(missing, refused, auto, advice):
+    code = OPS.format(missing=missing.split(), refused=refused)
+    environment = {name: value for name, value in os.environ.items() if name not in ("ATK_BACKEND", "TRITON_INTERPRET")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(auto) and advice in result.stdout
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    documented = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    for module in (atk, atk.nn, importlib.import_module("atk.data"), importlib.import_module("atk.soundscapes")):
+        public = {f"{module.__name__}.{name}" for name in module.__all__} - {"atk.nn"}
+        assert public <= documented, module
 
 
 def test_the_public_names_and_keywords_are_frozen():

@@ -1,0 +1,23 @@
+"""Forward and backward of the op through the C++ extension, where only the wheel and what it needs are installed."""
+
+import shutil
+import sys
+
+import torch
+
+import atk
+
+if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
+    sys.exit(f"not an empty environment: atk comes from {atk.__file__}, C++ compiler {shutil.which('c++')}")
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    row = atk.backends()[f"cpu {dtype}".replace("torch.", "")]
+    if row["auto"] != "cpp":
+        sys.exit(f"the C++ extension does not run: {row}")
+    audio, text = torch.randn(5, 40, 64).to(dtype), torch.randn(7, 9, 64).to(dtype)
+    results = []
+    for backend in ("reference", "cpp"):
+        inputs = audio.clone().requires_grad_(), text.clone().requires_grad_()
+        similarity = atk.max_mean_similarity(*inputs, backend=backend)
+        results.append((similarity, *torch.autograd.grad(similarity.square().mean(), inputs)))
+    for reference, cpp in zip(*results, strict=True):
+        torch.testing.assert_close(cpp, reference)
