@@ -21,7 +21,7 @@ test: install
 	$(BIN)/pytest
 
 bench: install
-	$(BIN)/python benchmarks/bench_max_mean.py
+	$(BIN)/atk bench --short --out runs/bench $(if $(COMPARE),--compare $(COMPARE))
 
 lint: install
 	$(BIN)/ruff check .

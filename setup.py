@@ -1,4 +1,4 @@
-"""Builds csrc/ as `atk._C` when a C++ compiler is there, and installs kernels/ as atk.kernels.
+"""Builds csrc/ as `atk._C` when a C++ compiler is there; kernels/ becomes atk.kernels, benchmarks/harness/ atk.bench.
 
 Ninja runs the build because every instruction set needs its own flags, which setuptools cannot give file by file.
 Without a compiler, or when it fails, the installation goes on and `atk/_build_error.txt` says why.
@@ -134,8 +134,8 @@ def ninja_path(path: Path) -> str:
 
 
 setup(
-    packages=[*find_packages(include=["atk", "atk.*"]), "atk.kernels"],
-    package_dir={"atk.kernels": "kernels"},
+    packages=[*find_packages(include=["atk", "atk.*"]), "atk.kernels", "atk.bench"],
+    package_dir={"atk.kernels": "kernels", "atk.bench": "benchmarks/harness"},
     ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": OptionalNinjaBuild},
 )

@@ -101,6 +101,7 @@ def _parser(argv: list[str]) -> tuple[ArgumentParser, dict]:
         ),
         "plan": ("Memory and time of a training step, before any run.", lambda parser: _add_plan(parser, argv), _plan),
         "kernels": ("Compile every Triton kernel for a GPU, with or without one.", _add_kernels, _kernels),
+        "bench": ("Time the ops beside other implementations; exit 1 on a regression.", _add_bench, _bench),
         "doctor": ("Versions, devices, backends, and what is missing.", lambda parser: None, _doctor),
     }
     for name, (text, add_arguments, _) in entries.items():
@@ -216,6 +217,19 @@ def _tune(arguments: Namespace) -> None:
     tuned = tune(shapes, [getattr(torch, arguments.dtype)], arguments.tune)
     print(f"{tuned.tried} candidates, {tuned.failed} failed, {tuned.wrong} wrong")
     print(f"ATK_LAUNCH_TABLE={arguments.tune} makes atk use the table")
+
+
+def _add_bench(parser: ArgumentParser) -> None:
+    from atk.bench.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _bench(arguments: Namespace) -> None:
+    from atk.bench.command import run
+
+    if run(arguments):
+        sys.exit(FAILURE)
 
 
 def _doctor(arguments: Namespace) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from atk.aligned import AlignedTask
+from atk.bench.memory import peak_bytes
 from atk.config import AlignedConfig, SemiSupervisedConfig
 from atk.plan import Rates, Resources, plan
 from atk.plan.step import STATE_BYTES
 from atk.semisupervised import SemiSupervisedTask
 from atk.trainer import Trainer
-from harness import _peak_bytes
 from runs import atk, flags, write_results
 
 SCENES = {"preset": "medium", "seconds": [5.0, 5.0], "train": 512, "test": 8, "seed": 0}
@@ -62,7 +62,7 @@ def measure(case: dict, data: str, steps: int) -> dict:
 
     trainer._update(next(task.batches(0)).split(2)[0])  # libraries make their buffers, the optimiser its moments
     weights = sum(STATE_BYTES * parameter.numel() for parameter in trainer.parameters)
-    peak = _peak_bytes(train, (), torch.device("cpu")) + weights
+    peak = peak_bytes(train, (), torch.device("cpu")) + weights
     return found | {"bytes": peak, "seconds": seconds[1:]}
 
 

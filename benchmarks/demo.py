@@ -3,12 +3,13 @@
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-import bench_max_mean
 from atk.align import align
+from atk.bench import compare, markdown, max_mean_similarity, sizes
 from atk.checkpoint import best_or_last
 from atk.data.captions import Clip, read_split
 from atk.models.clap import CLAP
@@ -52,10 +53,11 @@ def main() -> None:
     picture = arguments.run / "align.png"
     align(CLAP.from_pretrained(best_or_last(arguments.run)), clip.path, clip.captions[0], picture)
     torch.manual_seed(0)
-    shape = {"n": 128, "la": 250, "lt": 32, "d": 128}
-    rows = bench_max_mean.run(**shape, rounds=3, kinds=["step"], others=False)["step"]
+    shape = sizes.NAMED["max_mean_similarity"]["batch_128"]
+    case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))
+    case = replace(case, providers=[each for each in case.providers if each.name in ("naive einsum", "atk cpp")])
     print("\nRetrieval\n" + retrieval_table(json.loads((arguments.run / "summary.json").read_text())["metrics"]))
-    print("\n" + bench_max_mean.harness.markdown(f"Forward and backward, {shape}, float32", rows))
+    print("\n" + markdown(case.title, compare(case, rounds=3)))
     print(f"{picture}: {clip.captions[0]}")
 
 

@@ -15,16 +15,16 @@ export PYTHONPATH=$out/site:$out/peers PYTHONDONTWRITEBYTECODE=1
 
 if [ -n "${DRY_RUN:-}" ]; then
   export TRITON_INTERPRET=1
-  device=(--device cpu --backend triton --rounds 1)
-  shapes=("tiny --n 4 --la 9 --lt 5 --d 16 --dtype float32")
+  device=(--device cpu --rounds 1)
+  shapes=("tiny --sizes tiny --dtypes float32 --providers naive chunked atk")
   tuned="[(3, 3, 9, 5, 16)], [torch.float32], device='cpu', repeats=1, choose=lambda *case: list(candidates(*case))[:2]"
 else
   device=(--device cuda)
   shapes=(
-    "clap_1024 --n 1024 --la 250 --lt 32 --d 128 --dtype bfloat16"
-    "clap_256 --n 256 --la 250 --lt 32 --d 128 --dtype bfloat16 float32"
-    "wide_512 --n 512 --la 250 --lt 32 --d 768 --dtype bfloat16 --kinds forward step"
-    "clap_4096 --n 4096 --la 250 --lt 32 --d 128 --dtype bfloat16 --kinds forward step --rounds 3 --alone"
+    "clap_1024 --sizes clap_1024 --dtypes bfloat16"
+    "clap_256 --sizes clap_256 --dtypes bfloat16 float32"
+    "wide --sizes wide --dtypes bfloat16 --kinds forward step"
+    "clap_4096 --sizes clap_4096 --dtypes bfloat16 --kinds forward step --rounds 3 --providers naive atk"
   )
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=45"
 fi
@@ -49,7 +49,7 @@ step() {
 
 printf '# Max-mean similarity on %s\n\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no GPU")" >"$summary"
 cd "$here" || exit 1
-rm -rf "$out/site" && mkdir -p "$out/site" && cp -r atk "$out/site/atk" && cp -r kernels "$out/site/atk/kernels" || exit 1
+rm -rf "$out/site" && mkdir -p "$out/site" && cp -r atk "$out/site/atk" && cp -r kernels "$out/site/atk/kernels" && cp -r benchmarks/harness "$out/site/atk/bench" || exit 1
 if [ -n "${PEERS:-}" ]; then
   step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$out/peers" "$PEERS"/*.whl
 fi
@@ -63,7 +63,7 @@ step tests 200 xargs -P 6 -I{} sh -c '"$0" -m pytest -c "$1/pyproject.toml" -p n
 for shape in "${shapes[@]}"; do
   read -r name arguments <<<"$shape"
   # shellcheck disable=SC2086  # the arguments are words
-  step "$name" 120 "$python" "$here/benchmarks/bench_max_mean.py" "${device[@]}" $arguments --out "$out/$name"
+  step "$name" 120 "$python" -m atk.bench --ops max_mean_similarity "${device[@]}" $arguments --out "$out" --name "$name"
 done
 step tune 150 "$python" -c "import torch; from atk.kernels.tune import candidates, tune
 print(tune($tuned, out='$out/launch_table.json'))"

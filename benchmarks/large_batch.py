@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from atk.bench import environment
 from atk.data.captions import read_split
 from atk.max_mean_op import INDEX_BUDGET
 from atk.models.clap import CLAP, ModelConfig
-from harness import environment
 from large_batch_page import document, draw
 from runs import atk, flags, write_results
 

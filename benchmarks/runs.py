@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from harness import environment
+from atk.bench import environment
 
 
 def atk(*arguments: object, threads: int | None = None) -> None:

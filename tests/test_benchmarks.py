@@ -1,22 +1,32 @@
-"""The benchmark harness reports wrong, failing, missing and too large providers; the script runs at a tiny size."""
+"""The benchmark harness reports wrong, failing, missing and too large providers, and finds what a run has lost."""
 
-import json
-import runpy
-import sys
+import copy
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import bench_cross_attention
 import difference_captioning
-import harness
 import runs
+from atk.bench import max_mean_similarity, measure, memory, sizes
+from atk.bench.measure import Case, Provider, Row, compare
+from atk.bench.plots import plot_sweeps
+from atk.bench.regressions import regressions
+from atk.bench.report import Table, markdown
 
 
-def rows_of(*providers):
+@pytest.fixture(autouse=True)
+def small_limit(monkeypatch):
+    monkeypatch.setattr(measure, "MATMUL_SIZE", {"cpu": 64})
+    monkeypatch.setattr(measure, "BEYOND_CACHE", 1 << 20)
+
+
+def rows_of(*providers, flops=1e6, nbytes=0.0):
     inputs = (torch.randn(64),)
-    return {row.provider: row for row in harness.compare(providers, inputs, [inputs[0].double() * 2], rounds=2)}
+    truth = [inputs[0].double() * 2]
+    return compare(Case("a case", inputs, lambda: truth, providers, flops, nbytes), rounds=2)
 
 
 def right(x):
@@ -28,62 +38,146 @@ def no_memory(x):
 
 
 def broken(x):
-    raise ValueError("tile does not fit\nmore lines")
+    raise ValueError("tile does not fit |x|\nmore lines")
 
 
 def test_providers_that_cannot_be_timed_keep_their_row():
-    rows = rows_of(
-        harness.Provider("right", right, 1.0),
-        harness.Provider("wrong", lambda x: (x * 2.1,), 1.0),
-        harness.Provider("nan", lambda x: (x * float("nan"),), 1.0),
-        harness.Provider("no memory", no_memory, 1.0),
-        harness.Provider("large", right, 1.0, needs_bytes=1 << 60),
-        harness.Provider("broken", broken, 1.0),
-        harness.Provider("absent", broken, 1.0, missing="not installed"),
+    calls = iter(range(9))
+    *rows, limit = rows_of(
+        Provider("right", right),
+        Provider("wrong", lambda x: (x * 2.1,)),
+        Provider("nan", lambda x: (x * float("nan"),)),
+        Provider("other shape", lambda x: (x[:1] * 2,)),
+        Provider("no memory", no_memory),
+        Provider("large", right, needs_bytes=1 << 60),
+        Provider("broken", broken),
+        Provider("broken later", lambda x: right(x) if next(calls) < 3 else broken(x)),
+        Provider("absent", broken, missing="not installed"),
     )
+    rows = {row.provider: row for row in rows}
     states = {name: (row.status, row.note) for name, row in rows.items()}
     assert states.pop("right") == ("ok", "") and rows["right"].error < 1e-6 and rows["right"].median_ms > 0
     assert states.pop("wrong")[0] == states.pop("nan")[0] == "wrong"
-    assert states.pop("no memory")[0] == states.pop("large")[0] == "out of memory"
-    assert states == {"broken": ("failed", "tile does not fit"), "absent": ("missing", "not installed")}
+    tried, by_shape = states.pop("no memory"), states.pop("large")
+    assert tried[0] == by_shape[0] == "out of memory"
+    assert tried[1].startswith("tried: ") and by_shape[1].startswith("not tried: needs 1099511627776 MiB by its shapes")
+    fits = ("failed", "tile does not fit |x|")
+    shape = ("failed", "result has shape [1], not [64]")
+    assert states == {
+        "broken": fits,
+        "broken later": fits,
+        "other shape": shape,
+        "absent": ("missing", "not installed"),
+    }
     assert all(row.median_ms is None for name, row in rows.items() if name != "right")
+    notes = {name: row.note.replace("|", r"\|") for name, row in rows.items() if row.status != "ok"}
+    page = markdown("a case", [*rows.values(), limit])
+    assert all(f"| {name} | {rows[name].status}: {note}" in page for name, note in notes.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell its memory")
+def test_an_attempt_beyond_free_memory_fails_alone(monkeypatch):
+    def greedy(x):
+        return (x * 2 + torch.ones(1 << 26).sum() * 0,)
+
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 128 << 20)
+    row, after, _ = rows_of(Provider("256 MiB", greedy), Provider("after", right))
+    assert row.status == "out of memory" and row.note.startswith("tried: ") and after.status == "ok"
+    monkeypatch.undo()
+    assert rows_of(Provider("256 MiB", greedy))[0].status == "ok"
 
 
 def test_rates_are_shared_out_to_the_limit_and_the_first_provider():
     slow, fast, limit = rows_of(
-        harness.Provider("slow", lambda x: (sum(x for _ in range(200)) / 100,), 1e6),
-        harness.Provider("fast", right, 1e6),
-        harness.Provider("limit", right, 4e6, tolerance=None),
-    ).values()
+        Provider("slow", lambda x: (sum(x for _ in range(200)) / 100,)), Provider("fast", right), flops=1e9
+    )
     assert slow.ratio == 1 and fast.ratio == pytest.approx(slow.median_ms / fast.median_ms) and limit.ratio is None
-    assert limit.of_limit == 1 and fast.of_limit == pytest.approx(fast.gflops / limit.gflops)
-    assert fast.gflops == pytest.approx(1e-3 / (fast.median_ms * 1e-3))
+    assert limit.of_limit == 1 and fast.of_limit == pytest.approx(limit.median_ms / fast.median_ms)
+    assert fast.gflops == pytest.approx(1 / (fast.median_ms * 1e-3))
+    assert f"matmul {limit.gflops:.0f} GFLOP/s" in limit.note and limit.note.endswith("bound by matmul")
+
+
+def test_the_limit_of_much_data_is_the_copy_rate():
+    limit = rows_of(nbytes=1e12)[-1]
+    rate = float(limit.note.partition("copy ")[2].split()[0])
+    assert limit.note.endswith("bound by copy") and limit.median_ms == pytest.approx(1e6 / rate, rel=0.1)
 
 
 def test_peak_memory_is_that_of_the_call():
-    provider = harness.Provider("large", lambda x: (torch.ones(1 << 24).sum() * 0 + x * 2,), 1.0)
-    row = rows_of(provider)["large"]
+    row = rows_of(Provider("large", lambda x: (torch.ones(1 << 24).sum() * 0 + x * 2,)))[0]
     assert row.peak_mib != row.peak_mib or 60 < row.peak_mib < 70  # NaN where the system does not tell
 
 
-def test_the_script_writes_its_tables(tmp_path, monkeypatch, capsys):
-    script = harness.__file__.replace("harness.py", "bench_max_mean.py")
-    shape = ["--n", "5", "--la", "9", "--lt", "6", "--d", "8", "--rounds", "1", "--alone", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [script, *shape, "--dtype", "float32", "bfloat16", "--out", str(tmp_path / "t")])
-    runpy.run_path(script, run_name="__main__")
-    result = json.loads((tmp_path / "t.json").read_text())
-    assert len(result["tables"]) == 8 and "commit" in result["environment"]
-    for rows in result["tables"].values():
-        assert [row["status"] for row in rows if row["status"] not in ("ok", "missing")] == []
-        assert rows[-1]["provider"].startswith("limit") and rows[-1]["of_limit"] == 1
-    assert (tmp_path / "t.md").read_text().count("| naive einsum |") == 8
+def test_a_sampled_truth_is_that_of_the_whole():
+    shape = sizes.Pairs(7, 6, 5, 4, 8)
+    audio, text, mask = max_mean_similarity.embeddings(shape, torch.float32, torch.device("cpu"))
+    grad, sample = torch.randn(7, 6), (torch.tensor([0, 6]), torch.tensor([1, 5]))
+    sampled = max_mean_similarity.true_step(audio, text, grad, mask, sample)
+    whole = max_mean_similarity.part(max_mean_similarity.true_step(audio, text, grad, mask), sample)
+    assert [value.shape[0] for value in sampled] == [2, 2, 2]
+    for got, want in zip(sampled, whole, strict=True):
+        torch.testing.assert_close(got, want)
 
 
-def test_every_provider_of_the_cross_attention_agrees():
-    rows = {row.provider: row for row in bench_cross_attention.run(3, 20, 16, 2, rounds=1, compiled=False)}
-    torch_module = "nn.MultiheadAttention"
-    names = {f"{torch_module}, need_weights=False", f"{torch_module}, default call", "atk sdpa", "atk reference"}
-    assert {name for name, row in rows.items() if row.status == "ok"} >= names
+@pytest.mark.parametrize("op", sizes.NAMED)
+@pytest.mark.parametrize("short", [True, False])
+def test_a_sweep_varies_one_axis(op, short):
+    for axis in sizes.AXES:
+        shapes = sizes.shapes(op, axis, short)
+        assert len(set(shapes)) == len(shapes) != 1
+        varied = {
+            field for shape in shapes for field, value in shape._asdict().items() if value != shapes[0]._asdict()[field]
+        }
+        assert not shapes or varied in (
+            {"clips", "captions"},
+            {"frames"},
+            {"channels"},
+            {"pairs"},
+            {"batch"},
+            {"seconds"},
+        )
+
+
+def table(clips=16, size="batch", **times):
+    rows = [
+        Row(name.replace("_", " "), median_ms=ms, p20_ms=ms, p80_ms=ms, peak_mib=40.0) for name, ms in times.items()
+    ]
+    shape = {"clips": clips, "captions": clips, "frames": 9, "tokens": 5, "channels": 8}
+    return Table(f"{clips} clips", "max_mean_similarity", size, "step", "float32", shape, rows)
+
+
+def test_a_regression_is_found_and_a_slower_machine_is_none():
+    saved = [table(naive=10.0, atk_cpp=2.0, limit=1.0)]
+    assert regressions([table(naive=30.0, atk_cpp=2.4, limit=1.0)], saved, 1.3) == ([], 1)
+    lines, compared = regressions([table(naive=10.0, atk_cpp=2.8, limit=1.0)], saved, 1.3)
+    assert lines == ["16 clips: atk cpp: 2.00 ms before, 2.80 ms now (1.40x)"] and compared == 1
+    assert regressions([table(naive=20.0, atk_cpp=4.0, limit=2.0)], saved, 1.3)[0] == []
+    assert regressions([table(clips=32, atk_cpp=9.0, limit=1.0)], saved, 1.3) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "loss"),
+    [
+        ({"status": "wrong", "note": "error above 0.1", "median_ms": None}, r"wrong \(error above 0.1\)"),
+        ({"status": "missing", "note": "no compiler", "median_ms": None}, r"missing \(no compiler\)"),
+        ({"peak_mib": 60.0}, "40.0 MiB before, 60.0 MiB now"),
+    ],
+)
+def test_lost_rows_and_grown_memory_are_regressions(change, loss):
+    saved = [table(atk_cpp=2.0, limit=1.0)]
+    now = copy.deepcopy(saved)
+    now[0].rows[0] = replace(now[0].rows[0], **change)
+    (line,), _ = regressions(now, saved, 1.3)
+    assert re.search(loss, line)
+
+
+def test_plots_of_a_sweep(tmp_path):
+    pytest.importorskip("matplotlib")
+    tables = [table(clips, naive=clips / 2, atk_cpp=clips / 9, limit=clips / 20) for clips in (16, 32, 64)]
+    tables[2].rows[0] = Row("naive", "out of memory", "tried: no")
+    names = plot_sweeps([*tables, table(size="thesis", naive=1.0, limit=1.0)], tmp_path, "bench")
+    assert names == ["bench_max_mean_similarity_step_float32_batch.png"]
+    assert (tmp_path / names[0]).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):

@@ -1,0 +1,14 @@
+"""`python -m atk.bench`: `atk bench` where only torch, numpy and atk are installed."""
+
+import argparse
+import sys
+
+from atk.bench.command import add_arguments, run
+
+parser = argparse.ArgumentParser(prog="python -m atk.bench", description="Time the ops beside other implementations.")
+add_arguments(parser)
+try:
+    failures = run(parser.parse_args())
+except (ValueError, OSError) as error:
+    parser.exit(2, f"{parser.prog}: {error}\n")
+sys.exit(bool(failures))

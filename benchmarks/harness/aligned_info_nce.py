@@ -1,0 +1,86 @@
+"""InfoNCE over the max-mean similarity, forward and backward: losses on a similarity of others, and the fused op.
+
+Operations are those of the forward's products over valid tokens, as in `max_mean_similarity`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import atk
+from atk import reference
+from atk.bench import max_mean_similarity as max_mean
+from atk.bench.info_nce import gradients
+from atk.bench.measure import Case, Provider
+from atk.bench.peers import cross_entropies
+from atk.bench.sizes import Pairs
+
+KINDS = {name: text for name, text in max_mean.KINDS.items() if name.endswith("step")}
+
+
+def case(shape: Pairs, kind: str, dtype: torch.dtype, device: torch.device) -> Case:
+    """The table of one shape, of as many clips as captions, and kind."""
+    shape = shape._replace(clips=min(shape[:2]), captions=min(shape[:2]))
+    ragged = kind.startswith("ragged")
+    audio, text, mask = max_mean.embeddings(shape, dtype, device)
+    scale = torch.tensor(shape.channels**-0.5, device=device)  # logits of about unit spread
+    inputs = (audio, text, scale) + ((mask,) if ragged else ())
+    lengths = mask.sum(1) if ragged else torch.full([shape.captions], shape.tokens)
+    sample = max_mean.sampled(shape)
+    providers = [
+        Provider(
+            each.name,
+            gradients(_loss(each), leaves=3),
+            max_mean.tolerance(each, dtype),
+            max_mean.held(each, shape, dtype),
+            each.missing,
+        )
+        for each in max_mean.similarities(dtype, device, ragged, backward=True)
+        if each.name.count(",") == 0 or each.name.endswith("masks")  # one call of the op each
+    ]
+
+    def part(result: Sequence[Tensor]) -> Sequence[Tensor]:
+        loss, d_audio, d_text, d_scale = result
+        if sample is not None:
+            d_audio, d_text = d_audio[sample[0]], d_text[sample[1]]
+        return loss, d_audio, d_text, d_scale
+
+    return Case(
+        title=max_mean.title("aligned_info_nce", KINDS[kind], shape, lengths, dtype),
+        inputs=inputs,
+        truth=lambda: _true_step(*inputs[:3], mask if ragged else None, sample),
+        providers=providers,
+        flops=2.0 * shape.clips * shape.frames * int(lengths.sum()) * shape.channels,
+        nbytes=2.0 * (audio.nbytes + text.nbytes),
+        dtype=dtype,
+        part=part,
+    )
+
+
+def _loss(similarity: max_mean.Similarity) -> Callable[..., Tensor]:
+    if similarity.name.startswith("atk"):
+        backend = similarity.name.removeprefix("atk ").partition(",")[0]
+        return lambda audio, text, scale, mask=None: atk.aligned_info_nce(
+            audio, text, scale, None, mask, backend=backend
+        )
+    return lambda audio, text, scale, mask=None: cross_entropies(scale * similarity.call(audio, text, mask))
+
+
+def _true_step(
+    audio: Tensor, text: Tensor, scale: Tensor, mask: Tensor | None, sample: tuple[Tensor, Tensor] | None
+) -> Sequence[Tensor]:
+    """Loss, dL/daudio and dL/dtext of the sample, and dL/dscale, in float64."""
+    with torch.no_grad():
+        columns = [
+            reference.max_mean_similarity(
+                audio.double(), text[j : j + 1].double(), None, None if mask is None else mask[j : j + 1]
+            )
+            for j in range(len(text))
+        ]
+    sim = torch.cat(columns, 1).requires_grad_()
+    scale = scale.double().requires_grad_()
+    loss = cross_entropies(scale * sim)
+    d_sim, d_scale = torch.autograd.grad(loss, (sim, scale))
+    _, d_audio, d_text = max_mean.true_step(audio, text, d_sim, mask, sample)
+    return loss.detach(), d_audio, d_text, d_scale

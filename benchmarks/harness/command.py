@@ -1,0 +1,177 @@
+"""`atk bench`: which cases to run, and what is left of them."""
+
+import importlib
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from atk import checks
+from atk.bench import peers, regressions, report, sizes
+from atk.bench.measure import FAILED, WRONG, Case, compare
+from atk.bench.report import Table
+
+OPS = tuple(sizes.NAMED)
+KINDS = ("forward", "step", "ragged_forward", "ragged_step")
+DTYPES = ("float32", "bfloat16", "float16")
+PROVIDERS = ("naive", "chunked einsum", "torch.compile", "nn.MultiheadAttention", "SDPA", *peers.NAMES, "atk")
+SIZES = tuple(dict.fromkeys(name for op in OPS for name in (*sizes.NAMED[op], *sizes.AXES)))
+ROUNDS, SHORT_ROUNDS, THRESHOLD = 7, 3, 1.3
+
+
+class _Plan(NamedTuple):
+    op: str
+    size: str
+    kind: str
+    dtype: str
+    shape: tuple
+
+
+def add_arguments(parser) -> None:
+    """Adds the options to an argparse-like parser."""
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), help="what to time (all)")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
+        help=f"{', '.join(SIZES)}; batch, length and width vary one axis, for plots "
+        "(all but tiny; on a CPU without the largest)",
+    )  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of those an op has (all)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="of the inputs (float32)")
+    parser.add_argument(
+        "--providers", nargs="+", default=None, metavar="NAME",
+        help=f"only those whose name starts so: {', '.join(PROVIDERS)} (all)",
+    )  # fmt: skip
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=None, help=f"timed calls ({ROUNDS}; {SHORT_ROUNDS} with --short)")
+    parser.add_argument("--short", action="store_true", help="a few small sizes, under five minutes on two cores")
+    parser.add_argument("--out", type=str, default="runs/bench", help="folder for the results")
+    parser.add_argument("--name", type=str, default="bench", help="of the files in it: NAME.json, NAME.md, NAME_*.png")
+    parser.add_argument("--compare", type=str, default=None, metavar="JSON", help="an earlier run to compare with")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, help=f"factor above which a row is a regression ({THRESHOLD})"
+    )
+
+
+def run(arguments: Namespace) -> list[str]:
+    """Times what is asked for and writes it; returns what is wrong with atk's own rows, a line each.
+
+    Raises:
+        ValueError: an option does not fit, or nothing is left to run; OSError: a file cannot be read or written.
+    """
+    device = _device(arguments.device)
+    rounds = arguments.rounds or (SHORT_ROUNDS if arguments.short else ROUNDS)
+    checks.at_least("rounds", rounds, 1)
+    if not arguments.threshold > 1:
+        raise ValueError(f"threshold must be above 1, got {arguments.threshold}")
+    _check_providers(arguments.providers)
+    saved = report.read(arguments.compare) if arguments.compare else None
+    plans = list(_plans(arguments, device.type))
+    if not plans:
+        raise ValueError("nothing to run: no op asked for has such a size and kind")
+    settings = {"device": str(device), "rounds": rounds, "command": _command_line(arguments)}
+    record = {"environment": report.environment(), "libraries": report.libraries(), "settings": settings}
+    stem = Path(arguments.out) / arguments.name
+    tables = []
+    intros = {op: _module(op).__doc__ for op in arguments.ops}
+    for number, plan in enumerate(plans, 1):
+        print(f"[{number}/{len(plans)}] {plan.op} {plan.size} {plan.kind} {plan.dtype}", file=sys.stderr, flush=True)
+        tables.append(_table(plan, device, rounds, arguments.providers))
+        print(report.markdown(tables[-1].title, tables[-1].rows), flush=True)
+        report.write(stem, tables, record, intros)
+    report.write(stem, tables, record, intros, _plots(tables, stem))
+    failures = [
+        f"{table.title}: {row.provider}: {row.status} ({row.note})"
+        for table in tables
+        for row in table.rows
+        if row.provider.startswith("atk ") and row.status in (WRONG, FAILED)
+    ]
+    if saved is not None:
+        failures += _compare(tables, saved, arguments)
+    for line in failures:
+        print(line, file=sys.stderr)
+    print(f"{stem}.md")
+    return failures
+
+
+def _compare(tables: Sequence[Table], saved: Sequence[Table], arguments: Namespace) -> list[str]:
+    lines, compared = regressions.regressions(tables, saved, arguments.threshold)
+    print(f"{len(lines)} regressions in {compared} rows that {arguments.compare} has too")
+    if not compared:
+        return [f"nothing to compare: {arguments.compare} has no case of this run"]
+    return [f"regression: {line}" for line in lines]
+
+
+def _table(plan: _Plan, device: torch.device, rounds: int, providers: Sequence[str] | None) -> Table:
+    torch.manual_seed(0)
+    torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
+    case = _module(plan.op).case(plan.shape, plan.kind, getattr(torch, plan.dtype), device)
+    rows = compare(_kept(case, plan.size, providers), rounds)
+    return Table(case.title, *plan[:4], plan.shape._asdict(), rows)
+
+
+def _kept(case: Case, size: str, names: Sequence[str] | None) -> Case:
+    """The case with the providers asked for; a sweep goes without the compiler, which starts anew at each shape."""
+    kept = [each for each in case.providers if names is None or each.name.startswith(tuple(names))]
+    if size in sizes.AXES:
+        kept = [each for each in kept if not each.name.startswith("torch.compile")]
+    return replace(case, providers=kept)
+
+
+def _plans(arguments: Namespace, device: str) -> Iterator[_Plan]:
+    for op in arguments.ops:
+        names = arguments.sizes or (sizes.SHORT[op] if arguments.short else sizes.names(op, device))
+        for size in names:
+            kinds = ["step"] if size in sizes.AXES else _module(op).KINDS
+            if arguments.short:
+                kinds = sizes.SHORT_KINDS.get(op, kinds)
+            for kind in kinds:
+                for dtype in arguments.dtypes:
+                    for shape in sizes.shapes(op, size, arguments.short):
+                        if kind in arguments.kinds:
+                            yield _Plan(op, size, kind, dtype, shape)
+
+
+def _plots(tables: Sequence[Table], stem: Path) -> list[str]:
+    try:
+        from atk.bench.plots import plot_sweeps
+
+        return plot_sweeps(tables, stem.parent, stem.name)
+    except ImportError as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        return []
+
+
+def _module(op: str):
+    return importlib.import_module(f"atk.bench.{op}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    checks.one_of("device", name, ("cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be 'auto' or 'cpu' where there is no CUDA GPU, got 'cuda'")
+    return torch.device(name)
+
+
+def _check_providers(names: Sequence[str] | None) -> None:
+    for name in names or ():
+        if not any(name.startswith(family) or family.startswith(name) for family in PROVIDERS):
+            raise ValueError(f"providers must start as one of {', '.join(PROVIDERS)}, got {name!r}")
+
+
+def _command_line(arguments: Namespace) -> str:
+    """The command that gives this run, without options at their default."""
+    defaults = {"ops": list(OPS), "kinds": list(KINDS), "dtypes": ["float32"], "device": "auto", "threshold": THRESHOLD}
+    parts = ["atk", "bench"]
+    for name, value in vars(arguments).items():
+        if value in (None, False) or value == defaults.get(name) or name.startswith("_"):
+            continue
+        parts.append(f"--{name}")
+        parts += [] if value is True else map(str, value if isinstance(value, list) else [value])
+    return shlex.join(parts)

@@ -1,0 +1,185 @@
+"""Times callables beside their error and their memory.
+
+A provider's result is compared with a float64 truth first: a wrong one is reported and not timed. Providers then take
+turns in one process, over inputs that together exceed the cache. Missing and failing providers, and those that run
+out of memory, keep their row. The limit comes last: the same work at the machine's matmul and copy rates.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atk.bench.memory import ceiling, free_bytes, peak_bytes
+
+BEYOND_CACHE = 256 << 20  # bytes of distinct inputs, several times a last-level cache
+MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}  # large enough to reach the rate
+OK, WRONG, OUT_OF_MEMORY, FAILED, MISSING = "ok", "wrong", "out of memory", "failed", "missing"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Something to time: `call` takes one set of inputs and returns the tensors to compare."""
+
+    name: str
+    call: Callable[..., Sequence[Tensor]]
+    tolerance: float = 1e-4  # largest error that is right
+    needs_bytes: int = 0  # known demand: not tried where less memory is free
+    missing: str | None = None  # why the provider cannot run here
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: a task at one shape and dtype, and who does it."""
+
+    title: str
+    inputs: tuple[Tensor, ...]
+    truth: Callable[[], Sequence[Tensor]]  # float64
+    providers: Sequence[Provider]
+    flops: float  # operations that the task needs, however many a provider spends
+    nbytes: float  # bytes of inputs and results, which have to be read and written once
+    dtype: torch.dtype = torch.float32  # of the products
+    part: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple  # of a result, the part that `truth` has
+
+
+@dataclass
+class Row:
+    """One line of a table; times in milliseconds, memory in MiB, error relative to the largest true value."""
+
+    provider: str
+    status: str = OK
+    note: str = ""
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    gflops: float | None = None  # 1e9 operations a second
+    of_limit: float | None = None  # time of the limit over this time
+    ratio: float | None = None  # speed relative to the first provider
+    peak_mib: float | None = None  # extra memory of one call, its result included
+    error: float | None = None
+
+
+def compare(case: Case, rounds: int = 7) -> list[Row]:
+    """One row for each provider, in order, and the limit; `ratio` is the speed relative to the first."""
+    device = case.inputs[0].device
+    limit = _Limit(device, case.dtype)
+    copies = min(rounds, math.ceil(BEYOND_CACHE / max(1, sum(x.nbytes for x in case.inputs))))
+    rotation = [tuple(x.clone() for x in case.inputs) for _ in range(copies)]
+    truth = case.truth()
+    rows = [check(provider, case, truth) for provider in case.providers]
+    pending = [(row, provider, []) for row, provider in zip(rows, case.providers, strict=True) if row.status == OK]
+    untimed = int(device.type == "cuda")  # the checks left the allocator empty
+    for turn in range(rounds + untimed):
+        inputs = rotation[turn % copies]
+        for row, provider, times in pending:
+            _time(row, provider, inputs, device, times)
+        pending = [each for each in pending if each[0].status == OK]
+        limit.measure()
+    for row, _, times in pending:
+        row.p20_ms, row.median_ms, row.p80_ms = np.percentile(times[untimed:], (20, 50, 80)).tolist()
+    rows.append(limit.row(case.flops, case.nbytes))
+    for row in rows:
+        if row.median_ms:
+            row.gflops = case.flops / row.median_ms / 1e6
+            row.of_limit = rows[-1].median_ms / row.median_ms
+            row.ratio = rows[0].median_ms / row.median_ms if rows[0].median_ms and row is not rows[-1] else None
+    return rows
+
+
+def check(provider: Provider, case: Case, truth: Sequence[Tensor]) -> Row:
+    """The provider's first calls: warm-up, comparison with the truth, memory."""
+    row, device = Row(provider.name), case.inputs[0].device
+    if provider.missing:
+        row.status, row.note = MISSING, provider.missing
+        return row
+    free = free_bytes(device)
+    if provider.needs_bytes > free:
+        row.status = OUT_OF_MEMORY
+        row.note = f"not tried: needs {provider.needs_bytes >> 20} MiB by its shapes, {free >> 20} MiB free"
+        return row
+    try:
+        with ceiling(device):
+            result = case.part(provider.call(*case.inputs))
+            row.error = max(_error(got, want) for got, want in zip(result, truth, strict=True))
+            del result
+            row.peak_mib = peak_bytes(provider.call, case.inputs, device) / 2**20
+    except Exception as error:  # one provider's failure must not lose the others' results
+        _failed(row, error)
+        return row
+    if not row.error <= provider.tolerance:  # NaN is wrong too
+        row.status, row.note = WRONG, f"error above {provider.tolerance:g}"
+    return row
+
+
+def _time(row: Row, provider: Provider, inputs: Sequence[Tensor], device: torch.device, times: list[float]) -> None:
+    try:
+        with ceiling(device):
+            times.append(_milliseconds(lambda: provider.call(*inputs), device))
+    except Exception as error:
+        _failed(row, error)
+
+
+def _failed(row: Row, error: Exception) -> None:
+    # On the CPU torch raises a plain RuntimeError.
+    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    row.status, row.note = (OUT_OF_MEMORY, f"tried: {reason}") if memory else (FAILED, reason)
+
+
+def _error(got: Tensor, want: Tensor) -> float:
+    if got.shape != want.shape:
+        raise ValueError(f"result has shape {list(got.shape)}, not {list(want.shape)}")
+    return ((got.double() - want).abs().max() / want.abs().max()).item()
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop)
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+class _Limit:
+    """The rates of the library's own matrix product and copy, measured beside the providers."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        self.device = device
+        self.size = MATMUL_SIZE[device.type]
+        self.a, self.b = (torch.randn(self.size, self.size, device=device).to(dtype) for _ in range(2))
+        self.out = torch.empty_like(self.a)
+        self.source = torch.zeros(BEYOND_CACHE // 2, dtype=torch.uint8, device=device)
+        self.target = torch.ones_like(self.source)
+        self._matmul()  # warm-up
+        self._copy()
+        self.matmul_ms, self.copy_ms = [], []
+
+    def _matmul(self) -> None:
+        torch.mm(self.a, self.b, out=self.out)
+
+    def _copy(self) -> None:
+        self.target.copy_(self.source)
+
+    def measure(self) -> None:
+        self.matmul_ms.append(_milliseconds(self._matmul, self.device))
+        self.copy_ms.append(_milliseconds(self._copy, self.device))
+
+    def row(self, flops: float, nbytes: float) -> Row:
+        """The time of so many operations or bytes, whichever takes longer, at the measured rates."""
+        matmul = flops / (2.0 * self.size**3) * np.percentile(self.matmul_ms, (20, 50, 80))
+        copy = nbytes / (2.0 * self.source.nbytes) * np.percentile(self.copy_ms, (20, 50, 80))
+        p20, median, p80 = np.maximum(matmul, copy).tolist()
+        gflops = 2.0 * self.size**3 / np.median(self.matmul_ms) / 1e6
+        gigabytes = 2.0 * self.source.nbytes / np.median(self.copy_ms) / 1e6
+        bound = "matmul" if matmul[1] >= copy[1] else "copy"
+        note = f"{self.size} x {self.size} matmul {gflops:.0f} GFLOP/s, copy {gigabytes:.1f} GB/s; bound by {bound}"
+        return Row("limit", note=note, median_ms=median, p20_ms=p20, p80_ms=p80)

@@ -1,0 +1,119 @@
+"""Other libraries, where they can be imported: each as name, function, and why it cannot run here or None.
+
+`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` makes them
+available. SigLIP's kernels are left out: they compute another loss.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = ("late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open_clip")
+
+Peer = tuple[str, Callable[..., Tensor], str | None]
+
+
+def similarities(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> list[Peer]:
+    """Functions of (audio, text, mask) that return the similarity; they call frames queries and tokens documents."""
+    return [_late_interaction_kernels(), _flash_maxsim(device), _maxsim_cpu(device, dtype, masks, backward)]
+
+
+def losses(device: torch.device) -> list[Peer]:
+    """Functions of (audio, text, scale) that return the sum of both directions of InfoNCE."""
+    return [_inf_cl(device), _cut_cross_entropy(device), _open_clip()]
+
+
+def _load(name: str, module: str) -> tuple[object, str | None]:
+    """The module, or why it cannot be imported."""
+    try:
+        return importlib.import_module(module), None
+    except ImportError as error:
+        return None, f"{name}: {error}"
+    except Exception as error:  # a library that breaks while it is imported is absent too
+        return None, f"{name} fails when imported: {error or type(error).__name__}"
+
+
+def _late_interaction_kernels() -> Peer:
+    library, missing = _load(NAMES[0], "late_interaction_kernels")
+
+    def call(audio, text, mask=None):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="late-interaction-kernels")  # asks for unit vectors
+            scorer = library.MaxSimScorer(normalize=False)
+            return scorer(audio, text, None, mask) / audio.shape[1]
+
+    return NAMES[0], call, missing
+
+
+def _flash_maxsim(device: torch.device) -> Peer:
+    library, missing = _load(NAMES[1], "flash_maxsim")
+
+    def call(audio, text, mask=None):
+        lengths = None if mask is None else mask.sum(1)
+        return library.flash_maxsim_batched_train(audio, text, doc_lengths=lengths) / audio.shape[1]
+
+    return NAMES[1], call, missing or _only_cuda(device)
+
+
+def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> Peer:
+    library, missing = _load(NAMES[2], "maxsim_cpu")
+
+    def call(audio, text, mask=None):
+        documents = text.detach().numpy()
+        # Longer queries need a BLAS that its wheel is not linked with: the scores come out wrong (0.1.0).
+        pieces = audio.detach().split(32, dim=1)
+        scores = [
+            sum(torch.from_numpy(library.maxsim_scores(x.numpy(), documents)) for x in clip)
+            for clip in zip(*pieces, strict=True)
+        ]
+        return torch.stack(scores) / audio.shape[1]
+
+    if device.type != "cpu" or dtype != torch.float32:
+        missing = missing or "takes float32 on the CPU only"
+    if masks:
+        missing = missing or "takes no mask"
+    if backward:
+        missing = missing or "has no backward"
+    return NAMES[2], call, missing
+
+
+def _inf_cl(device: torch.device) -> Peer:
+    library, missing = _load(NAMES[3], "inf_cl")
+
+    def call(audio, text, scale):
+        rows = library.cal_flash_loss(audio, text, scale=scale).mean()
+        return rows + library.cal_flash_loss(text, audio, scale=scale).mean()
+
+    return NAMES[3], call, missing or _only_cuda(device)
+
+
+def _cut_cross_entropy(device: torch.device) -> Peer:
+    library, missing = _load(NAMES[4], "cut_cross_entropy")
+
+    def call(audio, text, scale):
+        target = torch.arange(len(audio), device=audio.device)
+        scaled = (audio * scale).to(audio.dtype)
+        exact = {"impl": "cce", "filter_eps": None}  # by default it skips small gradients
+        rows = library.linear_cross_entropy(scaled, text, target, **exact)
+        return rows + library.linear_cross_entropy(text, scaled, target, **exact)
+
+    return NAMES[4], call, missing or _only_cuda(device)
+
+
+def _open_clip() -> Peer:
+    library, missing = _load(NAMES[5], "open_clip.loss")
+    return NAMES[5], lambda audio, text, scale: 2 * library.ClipLoss()(audio, text, scale), missing
+
+
+def cross_entropies(logits: Tensor) -> Tensor:
+    """Symmetric InfoNCE of held logits `[N, N]`, as a user of PyTorch writes it."""
+    target = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+
+
+def _only_cuda(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else "runs on CUDA GPUs only"

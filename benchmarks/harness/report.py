@@ -1,0 +1,132 @@
+"""What a run of the benchmarks leaves: the environment, its tables as Markdown and JSON."""
+
+import datetime
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from atk.bench.measure import OK, Row
+
+_LIBRARIES = (
+    "late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open-clip-torch",
+)  # fmt: skip
+LEGEND = """\
+Times are medians of the rounds, in milliseconds, with their spread; providers took turns. `of the limit` is the time of
+the last row over the provider's, `speed` is relative to the first row, `peak MiB` is what one call held above what was
+there before, `error` is the largest difference from float64 relative to the largest true value.
+"""
+
+
+@dataclass
+class Table:
+    """The rows of one case, and what identifies it among others."""
+
+    title: str
+    op: str
+    size: str
+    kind: str
+    dtype: str
+    shape: dict[str, int | float]
+    rows: list[Row]
+
+    @property
+    def key(self) -> tuple:
+        """The same in another run of the same case."""
+        return self.op, self.size, self.kind, self.dtype, tuple(self.shape.items())
+
+
+def environment() -> dict[str, str | int]:
+    """What the numbers depend on: machine, versions, commit, date."""
+    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
+    versions = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": names[0] if names else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": versions.get("triton", "none"),
+        "commit": _commit() or "none",
+    }
+
+
+def _commit() -> str:
+    """Of the checkout that this file is in, if any; an installed file may lie in the folder of another project."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    if shutil.which("git") is None or not Path(git("rev-parse", "--show-toplevel"), "benchmarks", "harness").is_dir():
+        return ""
+    return git("describe", "--always", "--dirty", "--abbrev=12")
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the other libraries, those that are there."""
+    versions = {d.metadata["Name"].replace("_", "-").lower(): d.version for d in metadata.distributions()}
+    return {name: versions[name] for name in _LIBRARIES if name in versions}
+
+
+def markdown(title: str, rows: Sequence[Row]) -> str:
+    """The rows as a table under a heading, and under it what the limit is made of."""
+    lines = [
+        f"### {title}\n",
+        "| provider | median ms | p20 to p80 | GFLOP/s | of the limit | speed | peak MiB | error |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.1e}"
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
+        if row.status == OK:
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+            rate = f"{row.gflops:.0f} | {row.of_limit:.2f} | {ratio}"
+            times = f"{row.median_ms:.2f} | {row.p20_ms:.2f} to {row.p80_ms:.2f} | {rate}"
+        else:
+            note = row.note.replace("|", "\\|")
+            times = f"{row.status}: {note} | | | | "
+        lines.append(f"| {row.provider} | {times} | {peak} | {error} |")
+    notes = [f"\n{row.provider}: {row.note}.\n" for row in rows if row.status == OK and row.note]
+    return "\n".join([*lines, *notes]) + ("" if notes else "\n")
+
+
+def _document(record: dict[str, dict], tables: Sequence[Table], intros: dict[str, str], plots: Sequence[str]) -> str:
+    parts = ["".join(f"- {name}: {value}\n" for part in record.values() for name, value in part.items()), LEGEND]
+    for op in dict.fromkeys(table.op for table in tables):
+        parts.append(f"## {op}\n\n{intros.get(op, '').strip()}\n")
+        parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in plots if f"{op}_" in name]
+        parts += [markdown(table.title, table.rows) for table in tables if table.op == op]
+    return "\n".join(parts)
+
+
+def write(
+    stem: Path, tables: Sequence[Table], record: dict[str, dict], intros: dict[str, str], plots: Sequence[str] = ()
+) -> None:
+    """Writes `stem`.json and `stem`.md; `record` holds named groups of facts, `intros` a text for each op."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    content = record | {"tables": [asdict(table) for table in tables]}
+    stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2) + "\n")
+    stem.with_name(stem.name + ".md").write_text(_document(record, tables, intros, plots))
+
+
+def read(path: str | Path) -> list[Table]:
+    """The tables of a JSON file that `write` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no such tables.
+    """
+    try:
+        tables = json.loads(Path(path).read_text())["tables"]
+        return [Table(**table | {"rows": [Row(**row) for row in table["rows"]]}) for table in tables]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no tables of `atk bench`: {error}") from None

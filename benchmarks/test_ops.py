@@ -1,0 +1,54 @@
+"""Every provider of every op under pytest-benchmark: `pytest benchmarks`, `pytest benchmarks -k "info_nce and atk"`.
+
+A result is compared with float64 before it is timed; error and peak memory stand in the saved file's `extra_info`.
+"""
+
+import importlib
+from functools import lru_cache
+
+import pytest
+import torch
+
+from atk.bench import sizes
+from atk.bench.measure import MISSING, OUT_OF_MEMORY, check
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=1)
+def case_and_truth(op, size, kind):
+    torch.manual_seed(0)
+    (shape,) = sizes.shapes(op, size)
+    case = importlib.import_module(f"atk.bench.{op}").case(shape, kind, torch.float32, DEVICE)
+    return case, case.truth()
+
+
+def cases():
+    for op in sizes.NAMED:
+        for kind in importlib.import_module(f"atk.bench.{op}").KINDS:
+            names = [provider.name for provider in case_and_truth(op, "tiny", kind)[0].providers]
+            for size in ("tiny", sizes.SHORT[op][0]):
+                for name in names:
+                    yield pytest.param(op, size, kind, name, id=f"{op}-{size}-{kind}-{name}")
+
+
+@pytest.mark.parametrize(("op", "size", "kind", "name"), cases())
+def test_provider(benchmark, op, size, kind, name):
+    case, truth = case_and_truth(op, size, kind)
+    (provider,) = (each for each in case.providers if each.name == name)
+    row = check(provider, case, truth)
+    if row.status in (MISSING, OUT_OF_MEMORY):
+        pytest.skip(f"{row.status}: {row.note}")
+    assert row.status == "ok", f"{row.status}: {row.note}"
+    benchmark.group = case.title
+    benchmark.extra_info.update(error=row.error, peak_mib=row.peak_mib)
+    call = provider.call if DEVICE.type == "cpu" else synchronized(provider.call)
+    benchmark.pedantic(call, case.inputs, rounds=3)
+
+
+def synchronized(call):
+    def timed(*inputs):
+        call(*inputs)
+        torch.cuda.synchronize()
+
+    return timed
