@@ -65,31 +65,27 @@ def backward(
         def encode_last(part: object) -> tuple[Embeddings, list[Tensor]]:
             return encode(task, part), []
 
-    states, encoded = [], []
     if len(parts) == 1:
         with autocast():
-            graph = encode_last(parts[0])
-        encoded.append(graph[0])
-    else:
-        with torch.no_grad(), autocast(), _statistics_kept(task.model):
-            for part in parts:
-                states.append(_random_state(device))
-                encoded.append(encode(task, part))
-    whole = _join(encoded)
-    with autocast():
-        loss, terms = task.loss_of(whole)
-    gradients = _gradients(task, loss * scale, whole)
-    if len(parts) == 1:
-        _carry(*graph, gradients)
+            embeddings, beside = encode_last(parts[0])
+        loss, terms, gradients = _loss(task, [embeddings], autocast, scale)
+        _carry(embeddings, beside, gradients)
         return loss, terms
-    after, first = _random_state(device), dict.fromkeys(whole, 0)
+    states, encoded = [], []
+    with torch.no_grad(), autocast(), _statistics_kept(task.model):
+        for part in parts:
+            states.append(_random_state(device))
+            encoded.append(encode(task, part))
+    loss, terms, gradients = _loss(task, encoded, autocast, scale)
+    encoded.clear()  # their gradients are what is left to keep
+    after, first = _random_state(device), dict.fromkeys(gradients, 0)
     for number, (part, state) in enumerate(zip(parts, states, strict=True)):
         _set_random_state(device, state)
         with autocast():
             again, beside = encode_last(part) if number == len(parts) - 1 else (encode(task, part), [])
-        rows = {name: slice(first[name], first[name] + len(value)) for name, value in again.items()}
+        rows = {name: slice(first[name], first[name] + len(again[name])) for name in first if name in again}
         first |= {name: own.stop for name, own in rows.items()}
-        _carry(again, beside, {name: gradients[name][own] for name, own in rows.items() if name in gradients})
+        _carry(again, beside, {name: gradients[name][own] for name, own in rows.items()})
     _set_random_state(device, after)
     return loss, terms
 
@@ -98,7 +94,18 @@ def encode(task: CachedTask, part: object | None) -> Embeddings:
     """`task.encode(part)`; of None the same names and types without a row, still a function of the weights."""
     if part is not None:
         return task.encode(part)
-    return {name: value[:0] for name, value in task.encode(task.silence()).items()}
+    with _statistics_kept(task.model):
+        return {name: value[:0] for name, value in task.encode(task.silence()).items()}
+
+
+def _loss(
+    task: CachedTask, encoded: list[Embeddings], autocast: Callable[[], AbstractContextManager], scale: float
+) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
+    """Loss and terms of the embeddings of all parts, and `scale` times the loss's gradient of each embedding."""
+    whole = _join(encoded)
+    with autocast():
+        loss, terms = task.loss_of(whole)
+    return loss.detach(), terms, _gradients(task, loss * scale, whole)
 
 
 def _gradients(task: CachedTask, loss: Tensor, whole: Embeddings) -> Embeddings:

@@ -10,8 +10,8 @@ from torch import Tensor
 from atk.config import OptimConfig
 
 
-def make_optimizer(parameters: list[Tensor], optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
-    """The optimiser that `optim` names, for `parameters` and a run of `steps` steps."""
+def make_optimizer(parameters: list, optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
+    """The optimiser that `optim` names, for parameters or groups of them, and a run of `steps` steps."""
     if optim.name == "adam":
         return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
     from schedulefree import AdamWScheduleFree

@@ -36,10 +36,15 @@ def is_first() -> bool:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of that type which is this rank's on its machine."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    """The device of that type which is this rank's on its machine; raises ValueError where there is none."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.index is not None:
+        raise ValueError(f"device: name no single GPU for several ranks, got {device}; 'cuda' gives each its own")
+    if local >= torch.cuda.device_count():
+        raise ValueError(f"device: rank {local} of this machine has no GPU, {torch.cuda.device_count()} are visible")
+    return torch.device("cuda", local)
 
 
 @contextmanager
@@ -56,7 +61,11 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    patience = timedelta(seconds=timeout)
+    store, own, ranks = next(dist.rendezvous("env://", timeout=patience))
+    # A restarted job meets at the same store, where the addresses of the ranks that died still stand.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=patience)
     try:
         yield
     finally:
@@ -85,10 +94,8 @@ def naming_lost_ranks() -> Iterator[None]:
         text = str(error)
         if world_size() == 1 or not any(word in text.lower() for word in _GROUP_LOST):
             raise
-        reason = text.strip().splitlines()[0]
-        raise RankLost(
-            f"rank {rank()} lost the others ({reason}); the rank that ended first says why; go on with --resume"
-        ) from error
+        reason = "timed out" if "timed out" in text.lower() or "timeout" in text.lower() else "connection closed"
+        raise RankLost(f"rank {rank()} lost the others ({reason}); the rank that ended first says why") from error
 
 
 def most(*numbers: int) -> list[int]:
@@ -147,8 +154,12 @@ class Replicas:
     def finish(self) -> None:
         """Called when all gradients of a step are there."""
 
-    def whole_model(self) -> AbstractContextManager:
-        """A context in which the first rank can use and save the model on its own."""
+    def groups(self, parameters: list[Tensor]) -> list:
+        """The parameters as the optimiser takes them."""
+        return parameters
+
+    def whole_model(self, device: torch.device) -> AbstractContextManager:
+        """A context in which the first rank can use and save the model on its own, on a device if it is sharded."""
         return contextlib.nullcontext()
 
     def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
@@ -176,7 +187,7 @@ class Shards(Replicas):
 
         self.task, self.encode_last, model = task, None, task.model
         self.device = next(model.parameters()).device
-        self.whole = copy.deepcopy(model).cpu() if is_first() else None
+        self.whole = _copy_on_cpu(model) if is_first() else None
         mesh = init_device_mesh(self.device.type, (world_size(),))
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of layers whose outputs nothing changes in place
         for layer in (*innermost_layers(model), model):
@@ -193,9 +204,14 @@ class Shards(Replicas):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
 
+    def groups(self, parameters: list[Tensor]) -> list[dict]:
+        """Sharded weights and whole ones apart: no fused update takes both."""
+        kinds = [p for p in parameters if _is_sharded(p)], [p for p in parameters if not _is_sharded(p)]
+        return [{"params": kind} for kind in kinds if kind]
+
     @contextmanager
-    def whole_model(self) -> Iterator[None]:
-        """The task's model is one with all weights, on the first rank."""
+    def whole_model(self, device: torch.device) -> Iterator[None]:
+        """As in `Replicas`: on the first rank the task's model is one with all weights."""
         sharded = self.task.model
         kept = {} if self.whole is None else self.whole.state_dict()
         for name, value in sharded.state_dict().items():  # one at a time, on all ranks
@@ -205,7 +221,7 @@ class Shards(Replicas):
         if self.whole is None:
             yield
             return
-        self.task.model = self.whole.to(self.device)
+        self.task.model = self.whole.to(device)
         try:
             yield
         finally:
@@ -224,10 +240,15 @@ class Shards(Replicas):
         return norm
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
-        """As in `Replicas`; put together on every rank."""
+        """As in `Replicas`; put together one tensor at a time, and kept on the CPU of the first rank alone."""
         state = optimizer.state_dict()
-        found = {number: {name: whole_tensor(v) for name, v in kept.items()} for number, kept in state["state"].items()}
-        return state | {"state": found}
+        found: dict = {}
+        for number, kept in state["state"].items():
+            whole = {name: _on_cpu(whole_tensor(value)) for name, value in kept.items()}
+            if is_first():
+                found[number] = whole
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        return {"state": found, "param_groups": [state["param_groups"][0] | {"params": numbers}]}
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
         """As in `Replicas`; every rank keeps its part."""
@@ -236,7 +257,9 @@ class Shards(Replicas):
             number: {name: _sharded_like(parameters[number], value) for name, value in kept.items()}
             for number, kept in state["state"].items()
         }
-        optimizer.load_state_dict(state | {"state": found})
+        (saved,), own = state["param_groups"], optimizer.state_dict()["param_groups"]
+        groups = [saved | {"params": group["params"]} for group in own]
+        optimizer.load_state_dict({"state": found, "param_groups": groups})
 
 
 def innermost_layers(model: nn.Module) -> list[nn.Module]:
@@ -270,6 +293,20 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, ...]:
         return (None,) * ctx.weights
+
+
+def _copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy that takes nothing of the model's device."""
+    copies: dict = {}
+    for weight in model.parameters():
+        copies[id(weight)] = nn.Parameter(weight.detach().cpu().clone(), weight.requires_grad)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.cpu().clone()
+    return copy.deepcopy(model, copies)
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _is_sharded(value: Any) -> bool:

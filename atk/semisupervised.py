@@ -34,10 +34,13 @@ class SemiSupervisedBatch:
 
     @property
     def files(self) -> list[str]:
-        """What the batch was made of; nothing where one of its sides could not be read."""
-        if self.unlabeled is None:
-            return self.labeled.files
-        return self.labeled.files + self.unlabeled.files if self.labeled.files and self.unlabeled.files else []
+        """What the batch was made of."""
+        return self.labeled.files + ([] if self.unlabeled is None else self.unlabeled.files)
+
+    @property
+    def sides(self) -> list[int]:
+        """Clips on each side that the loss uses; without any on one of them the batch is passed over."""
+        return [len(self.labeled)] + ([] if self.unlabeled is None else [len(self.unlabeled)])
 
     def split(self, size: int) -> "list[SemiSupervisedBatch]":
         """Parts of at most `size` captioned and as many unlabelled clips."""
@@ -59,6 +62,10 @@ class SemiSupervisedTask(ContrastiveTask):
             return
         self.pool = UnlabeledAudio.scan(config.unlabeled, Path(config.out) / _LISTING, config.on_error)
         few = len(self.pool) < config.batch_size
+        if few and config.shard:
+            raise ValueError(
+                f"shard: needs at least batch_size {config.batch_size} unlabelled clips, got {len(self.pool)}"
+            )
         note = f", fewer than batch_size {config.batch_size}: a batch has no more" if few else ""
         print(f"unlabeled: {len(self.pool)} clips{note}", file=sys.stderr)
         report_skipped(self.pool.skipped, self.skipped)
@@ -88,12 +95,12 @@ class SemiSupervisedTask(ContrastiveTask):
         unreadable = 0
         for labeled, unlabeled in zip(super().batches(start_step), self._unlabeled(start_step), strict=True):
             report_skipped(unlabeled.skipped, self.skipped)
-            unreadable = 0 if unlabeled.files else unreadable + 1
+            unreadable = unreadable + 1 if unlabeled.skipped and not unlabeled.files else 0
             if unreadable == _MOST_UNREADABLE:
                 name, reason = unlabeled.skipped[0]
                 raise ValueError(f"unlabeled: in {unreadable} batches no file could be read; {name}: {reason}")
             unlabeled = unlabeled.to(self.device)
-            if self.config.shard:  # every rank runs every encoder equally often, in each part of a batch
+            if self.config.shard and world_size() > 1:  # ranks run the encoders equally often in each part of a batch
                 pairs = min(len(labeled), len(unlabeled))
                 labeled, unlabeled = labeled.rows(0, pairs), unlabeled.rows(0, pairs)
             yield SemiSupervisedBatch(labeled, unlabeled)

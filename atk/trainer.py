@@ -45,6 +45,7 @@ class Task(Protocol):
     model: nn.Module  # with config, save_pretrained and, for resuming, the weights loaded
     criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
     monitor: str  # the validation metric whose maximum is kept as the best checkpoint
+    validation: Any  # None without validation data
     steps_per_epoch: int
     skipped: dict[str, str]  # files that could not be used, and why
 
@@ -64,7 +65,7 @@ class Task(Protocol):
         """What else to log, the same on every rank."""
 
     def validate(self) -> dict[str, float] | None:
-        """Validation metrics, None without validation data."""
+        """Validation metrics; None where nothing could be read."""
 
     def evaluate(self, checkpoint: Path, split: str) -> dict:
         """Metrics of a saved model on a split of the data, for the summary."""
@@ -88,7 +89,7 @@ class Trainer:
         self.ranks = parallel.replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, config.optim, self.steps)
+        self.optimizer = make_optimizer(self.ranks.groups(self.parameters), config.optim, self.steps)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         if resume:
             self._resume(load_state(self.out / "checkpoints"))
@@ -151,11 +152,9 @@ class Trainer:
 
     def _update(self, batch: Any) -> dict[str, float]:
         """One optimiser step; the row to log. A batch of which no file could be read is passed over."""
-        micro, parts = self.config.micro_batch, []
-        if batch.files:
-            parts = [batch] if micro is None else batch.split(micro)
-        count = parallel.most(len(parts))[0]
-        if count == 0:
+        parts = self._parts(batch)
+        count, *sides = parallel.most(len(parts), *batch.sides)
+        if not all(sides):
             return {}
         parts += [None] * (count - len(parts))  # ranks take part in one another's steps
         optim = self.config.optim
@@ -184,6 +183,14 @@ class Trainer:
         self.optimizer.step()
         return row | {"lr": lr}
 
+    def _parts(self, batch: Any) -> list:
+        """What is encoded at a time; None, a silent clip of no weight, where this rank lacks what others may have."""
+        micro, sides = self.config.micro_batch, batch.sides
+        if not any(sides):
+            return []
+        parts = [batch] if micro is None else batch.split(micro)
+        return parts if all(sides) else [*parts, None]
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -194,7 +201,9 @@ class Trainer:
 
     def _validate(self, log: "_Log") -> bool:
         """Log validation metrics; True when they are the best so far. The first rank does it."""
-        with self.ranks.whole_model(), weights_to_use(self.optimizer, self.parameters):
+        if self.task.validation is None:
+            return False
+        with self.ranks.whole_model(self.device), weights_to_use(self.optimizer, self.parameters):
             if not parallel.is_first():
                 return False
             self.task.model.eval()
@@ -209,14 +218,15 @@ class Trainer:
         return True
 
     def _save(self, best: bool) -> None:
+        self.task.skipped |= parallel.merged(self.task.skipped)
         state = {
             "optimizer": self.ranks.optimizer_state(self.optimizer),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "skipped": parallel.merged(self.task.skipped),
+            "skipped": self.task.skipped,
         }
-        with self.ranks.whole_model(), weights_to_use(self.optimizer, self.parameters) as trained:
+        with self.ranks.whole_model(torch.device("cpu")), weights_to_use(self.optimizer, self.parameters) as trained:
             if not parallel.is_first():
                 return
             state |= {"criterion": self.task.criterion.state_dict(), "trained": trained}

@@ -145,6 +145,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def sides(self) -> list[int]:
+        """Clips, as a list of one."""
+        return [len(self)]
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; a copy to a GPU overlaps with computation where memory is pinned."""
         overlap = torch.device(device).type == "cuda"  # the way back must be waited for
