@@ -1,76 +1,199 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA GPU, torch, triton and pytest (no registry needed): compiles the kernels, tests, times and
-# tunes them within nine minutes, and leaves a folder of small files with a summary.md. The C++ extension is not needed.
+# On a machine with a CUDA GPU, torch, triton and pytest (no registry needed): tests the kernels, times all ops beside
+# what else is there, checks for races and memory errors, profiles and tunes, all within nine minutes, and leaves a
+# folder of small files with a summary.md. Triton compiles the kernels; the C++ extension is not needed.
 #
-#   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu
+#   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu, a new folder or that of an earlier run
 #   DRY_RUN=1 benchmarks/gpu.sh [OUT]   the same steps without a GPU, in Triton's interpreter, at tiny sizes
 #   PYTHON=python3.12 PEERS=FOLDER      the interpreter; a folder of wheels of other libraries to time beside ours
+#   BUDGET=520                          seconds for all steps; those at the end are dropped first
+#
+# A step that fails stops no other one. Exit code: 1 when one failed, 0 also when some had no time or no tool.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
-out=$(mkdir -p "${1:-runs/gpu}" && cd "${1:-runs/gpu}" && pwd)
-python=${PYTHON:-python3}
-deadline=$((SECONDS + 530))
+out=$(mkdir -p "${1:-runs/gpu}" && cd "${1:-runs/gpu}" && pwd) || exit 2
 summary=$out/summary.md
-export PYTHONPATH=$out/site:$out/peers PYTHONDONTWRITEBYTECODE=1
+if [ ! -f "$summary" ] && [ -n "$(ls -A "$out")" ]; then
+  echo "OUT must be an empty folder or that of an earlier run, got $out, which holds other files" >&2
+  exit 2
+fi
+rm -f "$out"/{bench_*,*.log,profile.md,launch_table.json,ncu.csv}
+if ! python=$(type -P "${PYTHON:-python3}"); then
+  echo "PYTHON must be a Python interpreter, got ${PYTHON:-python3}, which is not there" >&2
+  exit 2
+fi
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
+if [ -n "${PEERS:-}" ] && ! PEERS=$(cd "$PEERS" && pwd); then
+  echo "PEERS must be a folder of wheels, got none of that name" >&2
+  exit 2
+fi
+deadline=$((SECONDS + ${BUDGET:-520}))
+work=$(mktemp -d) || exit 2
+trap 'rm -rf "$work"' EXIT
+kit=$here/benchmarks/gpu_kit.py
+export PYTHONPATH=$work/site:$work/peers PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
+# Kernels that one step has compiled are there for the next.
+export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 
+ours=(--providers naive "atk triton")
 if [ -n "${DRY_RUN:-}" ]; then
-  export TRITON_INTERPRET=1
-  device=(--device cpu --rounds 1)
-  shapes=("tiny --sizes tiny --dtypes float32 --providers naive chunked atk")
+  export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
+  device=(--device cpu) tiny=(--tiny) bench=(--dtypes float32 --rounds 1 --sizes tiny --kinds forward step)
+  tests=("$here"/tests/test_{normalize_triton,info_nce_op}.py)
   tuned="[(3, 3, 9, 5, 16)], [torch.float32], device='cpu', repeats=1, choose=lambda *case: list(candidates(*case))[:2]"
+  timed_first() {
+    bench ops 90 --ops max_mean_similarity info_nce cross_attention_difference --providers naive nn "atk triton"
+  }
+  timed_last() {
+    bench train 60 --ops aligned_train_step aligned_info_nce "${ours[@]}"
+  }
 else
-  device=(--device cuda)
-  shapes=(
-    "clap_1024 --sizes clap_1024 --dtypes bfloat16"
-    "clap_256 --sizes clap_256 --dtypes bfloat16 float32"
-    "wide --sizes wide --dtypes bfloat16 --kinds forward step"
-    "clap_4096 --sizes clap_4096 --dtypes bfloat16 --kinds forward step --rounds 3 --providers naive atk"
-  )
-  tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=45"
+  device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
+  tests=("$here"/tests/test_*_triton.py
+    "$here"/tests/test_{max_mean,max_mean_modes,cross_attention,cross_attention_modes,info_nce_modes,info_nce_op}.py)
+  tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
+  timed_first() {
+    bench clap_1024 90 --ops max_mean_similarity --sizes clap_1024 --kinds forward step
+    bench clap_4096 40 --ops max_mean_similarity --sizes clap_4096 --kinds forward step --rounds 3 "${ours[@]}"
+    bench info_nce 40 --ops info_nce --sizes batch_8192 batch_16384
+    bench cross_attention 40 --ops cross_attention_difference --sizes thesis long_audio
+    bench train_step 50 --ops aligned_train_step --sizes clap_256 --rounds 3 "${ours[@]}"
+  }
+  timed_last() {
+    bench aligned_info_nce 30 --ops aligned_info_nce --sizes clap_1024 --kinds ragged_step "${ours[@]}"
+    bench ragged 40 --ops max_mean_similarity --sizes clap_1024 --kinds ragged_forward ragged_step
+    bench clap_256 40 --ops max_mean_similarity --sizes clap_256 --kinds forward step --dtypes bfloat16 float32
+    bench wide 30 --ops max_mean_similarity --sizes wide --kinds forward step
+  }
 fi
 
-# step NAME SECONDS COMMAND...: output to NAME.log, one line to the summary; never beyond the deadline.
+# line NAME STATUS SECONDS: a row of the table of steps
+line() {
+  echo "| $1 | $2 | $3 |" | tee -a "$summary"
+}
+
+# step NAME SECONDS COMMAND...: output to NAME.log, one row to the summary; never beyond the deadline.
 step() {
   local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS
   shift 2
   if [ "$left" -lt 5 ]; then
-    echo "- $name: not run, out of time" | tee -a "$summary"
+    line "$name" "not run: out of time" ""
     return 1
   fi
-  timeout $((left < limit ? left : limit)) "$@" >"$out/$name.log" 2>&1
-  local status=$?
-  case $status in
-    0) echo "- $name: done, $((SECONDS - start)) s" ;;
-    124) echo "- $name: stopped after $((SECONDS - start)) s" ;;
-    *) echo "- $name: FAILED ($status), $((SECONDS - start)) s, see $name.log" ;;
-  esac | tee -a "$summary"
+  limit=$((left < limit ? left : limit))
+  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+  local status=$? taken=$((SECONDS - start))
+  if [ "$status" -eq 0 ]; then
+    line "$name" "done" "$taken"
+  elif [[ $status =~ ^(124|137)$ && $taken -ge $limit ]]; then # 137 earlier: killed for its memory
+    line "$name" "stopped at its limit; what it had written by then is below" "$taken"
+  else
+    line "$name" "FAILED ($status), see $name.log" "$taken"
+  fi
   return $status
 }
 
-printf '# Max-mean similarity on %s\n\n' "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no GPU")" >"$summary"
-cd "$here" || exit 1
-rm -rf "$out/site" && mkdir -p "$out/site" && cp -r atk "$out/site/atk" && cp -r kernels "$out/site/atk/kernels" && cp -r benchmarks/harness "$out/site/atk/bench" || exit 1
+# bench NAME SECONDS OPTIONS...: bench_NAME.md and .json, written again after each case.
+bench() {
+  local name=bench_$1 limit=$2
+  shift 2
+  step "$name" "$limit" "$python" -m atk.bench "${device[@]}" "${bench[@]}" --out "$out" --name "$name" "$@"
+}
+
+# tool NAME: the path of a CUDA tool, or nothing
+tool() {
+  local cuda=${CUDA_HOME:-/usr/local/cuda} path
+  for path in "$(command -v "$1")" "$cuda/bin/$1" "$cuda"/*/"$1" /opt/nvidia/nsight-compute/*/"$1"; do
+    [ -f "$path" ] && [ -x "$path" ] && echo "$path" && return
+  done
+}
+
+# sanitize CHECK: compute-sanitizer over small calls. Without PyTorch's cache each tensor has bounds of its own.
+sanitize() {
+  local found
+  found=$(tool compute-sanitizer)
+  if [ -z "$found" ]; then
+    line "$1" "not here: compute-sanitizer" ""
+    return
+  fi
+  step "$1" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$found" --tool "$1" --error-exitcode 9 --print-limit 20 \
+    "$python" "$kit" calls "${device[@]}"
+}
+
+# counters: Nsight Compute on the slowest kernels that the profile found; leaves the clocks alone.
+counters() {
+  local found names ops metrics
+  found=$(tool ncu)
+  if [ -z "$found" ]; then
+    line ncu "not here: ncu" ""
+    return
+  fi
+  if ! { read -r names && read -r -a ops && read -r metrics; } 2>/dev/null <"$work/slowest.txt" || [ -z "$names" ]; then
+    line ncu "not run: the profile names no kernel" ""
+    return
+  fi
+  step ncu 45 "$found" --csv --log-file "$out/ncu.csv" --clock-control none --kernel-name "regex:^($names)\$" \
+    --launch-count 60 --metrics "$metrics" "$python" "$kit" once --ops "${ops[@]}" "${device[@]}" "${tiny[@]}"
+}
+
+commit=$(git -c safe.directory='*' -C "$here" describe --always --dirty --abbrev=12 2>/dev/null)
+gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null) || gpu="no GPU"
+printf '# GPU kit: %s\n\n- commit: %s\n' "$gpu${DRY_RUN:+, dry run}" "${commit:-unknown}" >"$summary"
+mkdir "$work/site" && cp -rL "$here/atk" "$work/site" && mkdir -p "$work"/site/atk/{kernels,bench} || exit 2
+cp -rL "$here/kernels/." "$work/site/atk/kernels" || exit 2
+cp -rL "$here/benchmarks/harness/." "$work/site/atk/bench" || exit 2
+cd "$work" || exit 2 # where no atk/ without its kernels shadows the built one
+timeout 30 "$python" "$kit" machine "${device[@]}" >>"$summary" 2>"$work/machine.log"
+case $? in
+  0) ;;
+  3) cat "$work/machine.log" >&2 && rm "$summary" && exit 2 ;; # no GPU: nothing to do
+  *) echo "- versions: unknown, $python failed: $(tail -n 1 "$work/machine.log")" >>"$summary" ;;
+esac
+printf '\n| step | status | seconds |\n|---|---|---:|\n' >>"$summary"
+
 if [ -n "${PEERS:-}" ]; then
-  step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$out/peers" "$PEERS"/*.whl
+  step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$work/peers" "$PEERS"/*.whl
 fi
-cd "$out" || exit 1 # where no atk/ without its kernels shadows the built one
 step doctor 30 "$python" -c "from atk.doctor import report; print(report())"
 # A process a file: most of the time goes into compiling kernels, which does not need the GPU.
 # shellcheck disable=SC2016  # the inner shell expands
-step tests 200 xargs -P 6 -I{} sh -c '"$0" -m pytest -c "$1/pyproject.toml" -p no:cacheprovider -k triton \
-  --junitxml "$2/$(basename {} .py).xml" "{}"' "$python" "$here" "$out" < <(printf '%s\n' \
-  "$here"/tests/test_max_mean{,_modes}.py "$here"/tests/test_cross_attention{,_modes}.py "$here"/tests/test_*_triton.py)
-for shape in "${shapes[@]}"; do
-  read -r name arguments <<<"$shape"
-  # shellcheck disable=SC2086  # the arguments are words
-  step "$name" 120 "$python" -m atk.bench --ops max_mean_similarity "${device[@]}" $arguments --out "$out" --name "$name"
-done
-step tune 150 "$python" -c "import torch; from atk.kernels.tune import candidates, tune
-print(tune($tuned, out='$out/launch_table.json'))"
+step tests 150 xargs -d '\n' -P "$(nproc)" -I{} sh -c '
+  output=$("$0" -m pytest -c "$1/pyproject.toml" -p no:cacheprovider -k triton "$2" 2>&1)
+  status=$?
+  [ $status -eq 0 ] && output=$(echo "$output" | tail -n 1)
+  echo "$(basename "$2"): $output"
+  exit $status' "$python" "$here" {} < <(printf '%s\n' "${tests[@]}")
+timed_first
+step profile 45 "$python" "$kit" profile --out "$work" "${device[@]}" "${tiny[@]}"
+step calls 60 "$python" "$kit" calls "${device[@]}" # also compiles what the next two watch
+sanitize memcheck
+sanitize racecheck
+step tune 60 "$python" -c "import sys, torch; from atk.kernels.tune import candidates, tune
+print(tune($tuned, out=sys.argv[1]))" "$out/launch_table.json"
+counters
+timed_last
 
-rm -rf "$out/site" "$out/peers" "$out/.benchmarks"
-for table in "$out"/*.md; do
-  [ "$table" = "$summary" ] || { printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"; } >>"$summary"
-done
-tail -n 5 "$out/tests.log"
-! grep -qE '^- .*(FAILED|stopped|not run)' "$summary"
+if [ -f "$work/profile.md" ]; then
+  mv "$work/profile.md" "$out/profile.md"
+fi
+fence='```'
+{
+  printf '\nAll: %d s.\n\n' "$SECONDS"
+  timeout 30 "$python" "$kit" page --out "$out" 2>"$work/page.log" ||
+    printf '## Key ratios\n\nNone, %s failed: %s\n' "$python" "$(tail -n 1 "$work/page.log")"
+  printf '\n## What to send\n\nThis folder, packed:\n\n    tar czf atk-gpu.tgz -C %q .\n' "$out"
+  printf "\n## Tests\n\n$fence\n%s\n$fence\n" "$(grep -hE '^test_\w+\.py: ' "$out/tests.log" 2>/dev/null)"
+  for name in memcheck racecheck tune; do
+    [ -f "$out/$name.log" ] && printf "\n## %s\n\n$fence\n%s\n$fence\n" "$name" "$(tail -n 12 "$out/$name.log")"
+  done
+  for table in "$out"/profile.md "$out"/bench_*.md; do
+    [ -f "$table" ] && printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"
+  done
+} >>"$summary"
+
+size=$(du -sk "$out" | cut -f 1)
+echo "Send $out ($size KiB): tar czf atk-gpu.tgz -C $(printf %q "$out") ."
+if [ "$size" -gt 1024 ]; then
+  echo "Largest files, in KiB:" && (cd "$out" && du -k -- * | sort -rn | head -n 3)
+fi
+! grep -q '^| .* | FAILED' "$summary"
