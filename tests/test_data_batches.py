@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -240,31 +241,47 @@ def test_loaders_leave_the_global_random_state_alone(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_workers_leave_interrupts_to_the_trainer(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_interrupts_to_the_trainer(tmp_path, number):
     loader = iter(
         train_loader(ramp_clips(tmp_path, [1.0] * 4), sample_rate=RATE, clip_seconds=1.0, batch_size=1, workers=1)
     )
     next(loader)
     (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, number)
     for _ in range(5):  # more than were read ahead
         next(loader)
     assert worker.is_alive()
 
 
-def test_workers_end_with_a_killed_trainer(tmp_path):
+@pytest.mark.parametrize(
+    "last, code", [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("held = loader", 0), ("del loader", 0)]
+)
+def test_workers_end_with_the_trainer(tmp_path, last, code):
     ramp_clips(tmp_path, [1.0] * 4)
-    code = f"""
+    script = f"""
 import os, signal
 from atk.data import read_split, train_loader
 clips = read_split({str(tmp_path)!r}, "train").clips
 loader = iter(train_loader(clips, sample_rate=1000, clip_seconds=1.0, batch_size=1, workers=1))
 next(loader)
-os.kill(os.getpid(), signal.SIGKILL)
+{last}
 """
     # Workers inherit the pipe: its end is reached, and `run` returns, only when the last of them is gone.
-    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=30)
-    assert result.returncode == -signal.SIGKILL
+    result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=30)
+    assert result.returncode == code
+
+
+def test_processes_of_other_code_still_end_when_told(tmp_path):
+    loader = iter(
+        train_loader(ramp_clips(tmp_path, [1.0] * 4), sample_rate=RATE, clip_seconds=1.0, batch_size=1, workers=1)
+    )
+    next(loader)  # the fork server runs
+    other = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    other.terminate()
+    other.join(30)
+    assert other.exitcode == -signal.SIGTERM
 
 
 def test_loader_tells_the_length_of_an_epoch(tmp_path):

@@ -128,6 +128,45 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monke
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "run").items())
 
 
+SLOW_READER = """
+import sys, time
+from atk.cli import main
+from atk.data import TrainDataset
+
+read = TrainDataset.__getitem__
+
+
+def slowly(self, key):
+    time.sleep(0.2)
+    return read(self, key)
+
+
+TrainDataset.__getitem__ = slowly
+if __name__ == "__main__":
+    main(sys.argv[1:])
+"""
+
+
+def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(tiny_data, tmp_path):
+    out, script = tmp_path / "run", tmp_path / "slow.py"
+    script.write_text(SLOW_READER)
+    command = arguments(tiny_data, out, "--workers", "1", "--steps", "200", "--save-every", "200", "--eval-every", "0")
+    process = subprocess.Popen(
+        [sys.executable, script, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not ((out / "metrics.jsonl").exists() and len(rows(out)) >= 2):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    # All of its processes inherit the pipe: its end is reached only when the last of them is gone.
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "--resume" in said, said
+    assert 2 <= training_state(out)["step"] == len(rows(out)) < 200
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_files(tiny_data, tmp_path, monkeypatch, capsys):
     from atk.aligned import AlignedTask
 

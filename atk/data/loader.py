@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 
 import torch
 from torch.utils.data import DataLoader
@@ -137,17 +138,16 @@ def _options(workers: int, pin_memory: bool, collate_fn: Callable) -> dict:
     return options
 
 
-def _context() -> str:
-    """How workers start: clean, not as a fork of a process that holds threads, locks and a CUDA context."""
+def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    # Imported once in the server, so that each worker starts in milliseconds.
-    multiprocessing.set_forkserver_preload(["atk.data.dataset"])
-    return "forkserver"
+        return multiprocessing.get_context("spawn")
+    from atk.data.workers import WorkerContext
+
+    return WorkerContext()
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group: only the trainer answers it, at the end of its step.
+    # Ctrl-C reaches the whole process group: only the trainer answers it, at the end of its step. SIGTERM: `Worker`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # torch watches for a new parent id, but a worker's parent is the fork server, which lives as long as its workers.
     threading.Thread(target=_end_with_parent, daemon=True).start()

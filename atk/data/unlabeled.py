@@ -23,8 +23,8 @@ from atk.data.shards import expand_braces, read_member
 
 _ARRAYS = {"names": np.uint8, "ends": np.int64, "homes": np.int32, "offsets": np.int64, "sizes": np.int64}
 _LAYOUT = 1  # of the cache
-_TRIES = 8  # clips drawn in the place of one that cannot be read
-_DRAWS = 16  # numbers drawn for each, to find one that the batch does not hold
+_TRIES = 8  # clips tried for a place, the batch's own the first
+_DRAWS = 16  # numbers drawn where a small pool has no more clips beside the batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +104,9 @@ class UnlabeledAudio:
 
 
 class UnlabeledBatches(Sampler):
-    """Endless batches of `(step, place, index, epoch)`: epochs of the whole pool, shuffled anew, one after another.
+    """Endless batches of `(step, place, epoch, batch)`: epochs of the whole pool, shuffled anew, one after another.
 
+    `batch` holds the clips of the whole batch, of all ranks, int64 `[batch_size]`; that of the key is `batch[place]`.
     Batches run on over the end of an epoch, so each clip comes once in an epoch and every batch is full, even where
     the pool is smaller. From two batches' worth of clips on, no batch holds a clip twice. Batch k depends on (seed, k)
     alone.
@@ -137,16 +138,17 @@ class UnlabeledBatches(Sampler):
         if clips < batch_size:
             self.note = f"{clips} unlabelled clips are fewer than batch_size {batch_size}: batches hold some repeatedly"
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int, np.ndarray]]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in itertools.count(self.start_step):
-            batch = []
+            batch, keys = np.empty(self.batch_size, dtype=np.int64), []
             for place in range(self.batch_size):
-                now, rank = divmod(step * self.batch_size + place, self.clips)
+                now, position = divmod(step * self.batch_size + place, self.clips)
                 if now != epoch:
                     epoch, order = now, self.epoch(now)
-                batch.append((step, place, int(order[rank]), epoch))
-            yield batch[self.rank :: self.world_size]
+                batch[place] = order[position]
+                keys.append((step, place, epoch, batch))
+            yield keys[self.rank :: self.world_size]
 
     def epoch(self, epoch: int) -> np.ndarray:
         """The order of an epoch: int64 `[clips]`."""
@@ -165,8 +167,10 @@ class UnlabeledBatches(Sampler):
 class UnlabeledDataset(Dataset):
     """Random crops of the clips of a pool, by batches of `UnlabeledBatches`.
 
-    The crop is a function of (seed, epoch, index). For a clip that cannot be read another one is drawn, a function of
-    the seed and the batch's keys; each fault is named in `Batch.skipped`. After 8 faults a place stays empty.
+    The crop is a function of (seed, epoch, index). For a clip that cannot be read another one is drawn; each fault is
+    named in `Batch.skipped`. After 8 faults a place stays empty. What replaces it is a function of the seed, the step
+    and the place, not of the rank that reads it. Each place has clips of its own to draw on, none of the batch: no clip
+    comes twice, on whatever rank, where the pool holds at least 8 batches' worth of clips.
 
     Args:
         pool: the clips.
@@ -188,11 +192,11 @@ class UnlabeledDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pool)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int, int, int]]) -> list[dict[str, Any] | AudioError]:
-        """The items of a batch, after each the errors met on the way to it; its caption is ""."""
-        held, failed = {index for _, _, index, _ in keys}, set()
-        items = []
-        for step, place, index, epoch in keys:
+    def __getitems__(self, keys: Sequence[tuple[int, int, int, np.ndarray]]) -> list[dict[str, Any] | AudioError]:
+        """The items of a batch, or of a rank's share of it, after each the errors met on the way; its caption is ""."""
+        items, spare = [], None
+        for step, place, epoch, batch in keys:
+            index, failed = int(batch[place]), set()
             random = random_stream(6, self.seed, epoch, index)
             for attempt in range(_TRIES):
                 try:
@@ -201,11 +205,13 @@ class UnlabeledDataset(Dataset):
                 except AudioError as error:
                     items.append(error)
                     failed.add(index)
+                if spare is None:
+                    spare = self._spare(step, batch)
                 random = random_stream(7, self.seed, step, place, attempt)
-                index = self._another(random, held, failed)
+                number = attempt * len(batch) + place
+                index = int(spare[number]) if number < len(spare) else self._repeated(random, batch, failed)
                 if index is None:
                     break
-                held.add(index)
         return items
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> Batch:
@@ -216,10 +222,16 @@ class UnlabeledDataset(Dataset):
         audio = self.pool.load(index, self.sample_rate, self.clip_seconds, position)
         return {"audio": audio, "caption": "", "file": self.pool.name(index), "clip": index}
 
-    def _another(self, random: np.random.Generator, held: set[int], failed: set[int]) -> int | None:
-        """A clip that the batch does not hold, else one that is not known to be unreadable, else None."""
-        draws = random.integers(len(self.pool), size=_DRAWS).tolist()
-        return next((draw for draw in draws if draw not in held), next((d for d in draws if d not in failed), None))
+    def _spare(self, step: int, batch: np.ndarray) -> np.ndarray:
+        """Clips that the batch does not hold, each once, at most `_TRIES` for a place: int64 `[up to 8 batches]`."""
+        count = min(len(self.pool), _TRIES * len(batch))
+        drawn = random_stream(7, self.seed, step).choice(len(self.pool), count, replace=False)
+        return drawn[~np.isin(drawn, batch)]
+
+    def _repeated(self, random: np.random.Generator, batch: np.ndarray, failed: set[int]) -> int | None:
+        """A clip that did not fail here, if possible not of the batch, though perhaps another place's; else None."""
+        draws = [draw for draw in random.integers(len(self.pool), size=_DRAWS).tolist() if draw not in failed]
+        return next((draw for draw in draws if draw not in batch), next(iter(draws), None))
 
 
 def _list(roots: list[str], on_error: str) -> UnlabeledAudio:
