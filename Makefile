@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 bench: install
 	$(BIN)/atk bench --short --out runs/bench $(if $(COMPARE),--compare $(COMPARE))

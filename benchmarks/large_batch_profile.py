@@ -7,7 +7,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -56,15 +56,20 @@ def _watch_encoders(stages: Stages, model: torch.nn.Module) -> None:
         stages.enter("other")
         return tokens
 
-    def watch_gradients(_module, _inputs, outputs) -> None:
-        stages.enter("other")
-        for name, (pooled, vectors, *_) in zip(("audio", "text"), outputs, strict=True):
-            for value in (pooled, vectors):
+    def watched(name: str, encode: Callable) -> Callable:
+        def encode_and_watch(*arguments) -> tuple:
+            embedding = encode(*arguments)
+            stages.enter("other")
+            for value in embedding[:2]:  # the global vector, and those of frames or tokens
                 if value.requires_grad:
-                    value.register_hook(lambda _, name=name: stages.enter(f"{name} encoder, backward"))
+                    value.register_hook(lambda _: stages.enter(f"{name} encoder, backward"))
+            return embedding
+
+        return encode_and_watch
 
     model.tokenize = timed_tokenize
-    model.register_forward_hook(watch_gradients)
+    model.encode_audio = watched("audio", model.encode_audio)
+    model.encode_text = watched("text", model.encode_text)
 
 
 def _watch_loss(stages: Stages, criterion: torch.nn.Module) -> None:
