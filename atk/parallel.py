@@ -3,6 +3,7 @@ the weights (replicated by DDP, or sharded by FSDP2)."""
 
 import contextlib
 import copy
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,7 +69,9 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=patience)
     try:
         yield
+        dist.barrier()  # ranks leave together: the first may still evaluate
     finally:
+        gc.collect()  # DDP must be gone before the group is, not after it at the interpreter's end
         dist.destroy_process_group()
 
 

@@ -36,19 +36,26 @@ def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = Fals
         raise ValueError(f"out: {out} is not empty; go on with --resume or name another folder")
     device = pick_device(config.device)
     with parallel.process_group(device, config.timeout), parallel.naming_lost_ranks():
-        checkpoint = to_resume(config, resume)
-        with parallel.first_rank_first():
-            task = make_task(config, device, checkpoint)
-        if task.model.config != config.model:
-            raise ValueError(
-                f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
-            )
-        trainer = Trainer(task, config, device, checkpoint is not None)
-        if parallel.is_first():
-            out.mkdir(parents=True, exist_ok=True)
-            config.save(out / "config.yaml")
-        trainer.fit()
-        return _summary(trainer, task, config, device) if parallel.is_first() else None
+        return _train(make_task, config, device, to_resume(config, resume))
+
+
+def _train(
+    make_task: Callable[..., Task], config: TrainConfig, device: torch.device, checkpoint: Path | None
+) -> dict | None:
+    """What `run` does on each rank."""
+    out = Path(config.out)
+    with parallel.first_rank_first():
+        task = make_task(config, device, checkpoint)
+    if task.model.config != config.model:
+        raise ValueError(
+            f"model: the run in {out} has another; leave these fields as in config.yaml or name another out"
+        )
+    trainer = Trainer(task, config, device, checkpoint is not None)
+    if parallel.is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        config.save(out / "config.yaml")
+    trainer.fit()
+    return _summary(trainer, task, config, device) if parallel.is_first() else None
 
 
 def _summary(trainer: Trainer, task: Task, config: TrainConfig, device: torch.device) -> dict:
