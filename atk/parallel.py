@@ -70,8 +70,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     try:
         yield
         dist.barrier()  # ranks leave together: the first may still evaluate
-    finally:
         gc.collect()  # DDP must be gone before the group is, not after it at the interpreter's end
+    finally:
         dist.destroy_process_group()
 
 
