@@ -115,9 +115,8 @@ def info_nce(
         `backward` as the others do.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or option does not fit, here or between ranks; no rank has a pair.
-        atk.BackendError: the backend asked for cannot run here.
-        RuntimeError: when a second derivative is taken.
+        ValueError, TypeError: what `atk.info_nce` refuses, also where ranks differ; no rank has a pair.
+        atk.BackendError, RuntimeError: as `atk.info_nce`.
     """
     if _alone(gather, group):
         return info_nce_of_one_rank(audio, text, logit_scale, reduction=reduction, backend=backend)
