@@ -49,6 +49,12 @@ def embed_clips(
         skipped: gets (file name, reason) of each clip with a window that cannot be decoded; it is not yielded.
         frames: names of the clips whose frames are kept; the others have none.
         progress: label of a progress bar, None for none.
+
+    Yields:
+        Each clip and its embedding.
+
+    Raises:
+        AudioError: with a loader of `on_error="raise"`, a clip cannot be decoded.
     """
     dataset, bad, windows, current = loader.loader.dataset, set(), [], None
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -126,6 +126,9 @@ def aligned_info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE over the max-mean similarity of N clips and their N captions: `L_align` of thesis eq. 3.7.
 
+    `logits = logit_scale * max_mean_similarity(audio, text)` `[N, N]`; cross-entropy of the diagonal along rows and
+    along columns, each averaged over the batch. Embeddings are taken as given unless `normalize=True`.
+
     Args:
         audio: frame embeddings `[N, L_a, D]`.
         text: token embeddings `[N, L_t, D]`, same dtype and device; caption i belongs to clip i.
@@ -145,6 +148,7 @@ def aligned_info_nce(
     Raises:
         ValueError, TypeError: a shape, dtype, device, mask or option does not fit; the message names the argument.
         atk.BackendError: the backend asked for cannot run here.
+        RuntimeError: when a second derivative is taken.
     """
     checks.padded(audio, text, audio_mask, text_mask)
     _check_pairs(audio, text, reduction)

@@ -16,6 +16,9 @@ class MLPMapper(nn.Module):
         hidden: width between the two layers.
         dropout: dropout rate.
         noise: standard deviation of the Gaussian noise added to the vectors in training (5.13).
+
+    Raises:
+        ValueError: `noise` is below 0.
     """
 
     tokens = 1
@@ -44,6 +47,9 @@ class TransformerMapper(nn.Module):
         heads: attention heads, which divide `token_width`.
         dropout: dropout rate.
         noise: standard deviation of the Gaussian noise added to the frames in training (5.13).
+
+    Raises:
+        ValueError: `noise` is below 0, `tokens` below 1, or `heads` does not divide `token_width`.
     """
 
     def __init__(

@@ -63,6 +63,9 @@ class InfoNCELoss(_Temperature):
         backend: as in `atk.info_nce`.
         gather: `"all"` or `"ring"`: this rank's share of the loss over the pairs of all ranks, see
             `atk.distributed.info_nce`; the same as None, the loss of these pairs alone, where there is one rank.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
@@ -78,7 +81,10 @@ class InfoNCELoss(_Temperature):
         self.backend = backend
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """Loss of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here."""
+        """Loss, a scalar, of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here.
+
+        Raises: as `atk.info_nce`.
+        """
         sides = normalize(audio), normalize(text)
         options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
         return info_nce(*sides, self.logit_scale, **options)
@@ -93,6 +99,9 @@ class AlignedContrastiveLoss(_Temperature):
         direction, skip_below, backend: as in `atk.aligned_info_nce`; the global term takes the same backend where
             `atk.info_nce` has it, else `"auto"`.
         gather: as in `InfoNCELoss`, for both terms.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or both weights are 0.
     """
 
     def __init__(
@@ -126,7 +135,7 @@ class AlignedContrastiveLoss(_Temperature):
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """Weighted total of `terms(...)`, a scalar."""
+        """`L_total` (3.7), a scalar: the weighted total of `terms(...)`, which has the same arguments and errors."""
         return self.total(self.terms(audio, text, frames, tokens, frame_mask, token_mask))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -147,8 +156,10 @@ class AlignedContrastiveLoss(_Temperature):
 
         Args:
             audio, text: global vectors `[N, D]`, normalised here.
-            frames: `[N, L_a, D]`, tokens: `[N, L_t, D]`, normalised here; masks boolean `[N, L_a]`, `[N, L_t]`. Needed
-                where the aligned term has a weight.
+            frames, tokens: `[N, L_a, D]`, `[N, L_t, D]`, normalised here; needed where the aligned term has a weight.
+            frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all.
+
+        Raises: as `atk.aligned_info_nce`, whose `audio` and `text` are the frames and tokens here, and `atk.info_nce`.
         """
         terms, options = {}, {"reduction": self.reduction, "gather": self.gather}
         if self.global_weight:
@@ -182,6 +193,9 @@ class CrossAttentionDifference(nn.Module):
         num_heads: attention heads, which divide D.
         bias: of the input and output projections.
         backend: as in `atk.cross_attention_difference`.
+
+    Raises:
+        ValueError: `num_heads` does not divide D.
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool = True, backend: str = "auto"):

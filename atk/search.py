@@ -39,9 +39,13 @@ def search(
         on_error: "skip" passes over files that cannot be read and names them, "raise" stops at the first.
         progress: label of a progress bar, None for none.
 
+    Returns:
+        The files and their cosines, best first, and what was passed over.
+
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: `query` is empty, or no file of the folder can be read.
+        AudioError: with `on_error="raise"`, a file cannot be read.
     """
     if not query.strip():
         raise ValueError("query must hold at least one word, got an empty text")

@@ -7,7 +7,6 @@ Needs transformers, as atk does.
 """
 
 import argparse
-import tempfile
 from itertools import islice
 
 import torch
@@ -44,9 +43,9 @@ def pretrained_model(name: str):
 
 
 def embed(model, tokenizer, extractor, batch: Batch) -> dict[str, Tensor]:
-    """What `atk.nn.AlignedContrastiveLoss` takes: global vectors, frames and tokens in one space, and the token mask.
+    """What `atk.nn.AlignedContrastiveLoss` takes: global vectors, frames and tokens in one space, and their masks.
 
-    Frames need no mask: the extractor repeats a short clip until it fills the model's ten seconds.
+    The extractor repeats a short clip and fills the rest of its ten seconds with silence: only the first time counts.
     """
     clips = [clip[:length].numpy() for clip, length in zip(batch.audio, batch.lengths, strict=True)]
     features = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(model.device)
@@ -57,11 +56,13 @@ def embed(model, tokenizer, extractor, batch: Batch) -> dict[str, Tensor]:
     audio = model.audio_model(**features)
     text = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     frames = audio.last_hidden_state.mean(2).transpose(1, 2)  # [N, C, bands, L_a] -> [N, L_a, C]
+    heard = (batch.lengths * frames.shape[1] // extractor.nb_max_samples).clamp(min=1)  # frames of each clip
     return {
         "audio": model.audio_projection(audio.pooler_output),
         "text": model.text_projection(text.pooler_output),
         "frames": model.audio_projection(frames),
         "tokens": model.text_projection(text.last_hidden_state),
+        "frame_mask": (torch.arange(frames.shape[1]) < heard[:, None]).to(model.device),
         "token_mask": tokens["attention_mask"].bool() & ~special,
     }
 
@@ -70,30 +71,29 @@ def main(argv: list[str] | None = None) -> list[float]:
     """Train; return the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", help="local folder or hub name of a ClapModel")
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes")
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = args.data or write_soundscapes(f"{scratch}/scenes", SoundscapeConfig(train=16, test=0), progress=False)
-        clips = read_split(data, "train").clips
-        captions = [caption for clip in clips for caption in clip.captions]
-        parts = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
-        model = parts[0].to("cuda" if torch.cuda.is_available() else "cpu").train()
-        criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(model.device)
-        optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=args.lr)
-        loader = train_loader(clips, sample_rate=48000, clip_seconds=10, batch_size=args.batch_size)
-        losses = []
-        for step, batch in enumerate(islice(loader, args.steps)):
-            loss = criterion(**embed(*parts, batch))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            print(f"step {step}: loss {losses[-1]:.3f}")
+    data = args.data or write_soundscapes("runs/example_scenes", SoundscapeConfig(train=16, test=0))
+    clips = read_split(data, "train").clips
+    captions = [caption for clip in clips for caption in clip.captions]
+    parts = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
+    model = parts[0].to("cuda" if torch.cuda.is_available() else "cpu").train()
+    criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(model.device)
+    optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=args.lr)
+    loader = train_loader(clips, sample_rate=48000, clip_seconds=10, batch_size=args.batch_size)
+    losses = []
+    for step, batch in enumerate(islice(loader, args.steps)):
+        loss = criterion(**embed(*parts, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        print(f"step {step}: loss {losses[-1]:.3f}")
     return losses
 
 

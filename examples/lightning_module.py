@@ -1,13 +1,12 @@
 """Aligned contrastive learning as a Lightning module: the model, the data and the loss of atk, Lightning's trainer.
 
     python examples/lightning_module.py                              # a small model on synthetic scenes, offline
-    python examples/lightning_module.py --data DIR --steps 10000 --batch-size 64 --devices 4
+    python examples/lightning_module.py --data DIR --steps 10000 --batch-size 256 --devices 4
 
 Needs `pip install lightning`.
 """
 
 import argparse
-import tempfile
 
 import lightning as L
 import torch
@@ -28,17 +27,18 @@ class AlignedCLAP(L.LightningModule):
         self.criterion = atk.nn.AlignedContrastiveLoss(temperature=0.2, learnable=True, gather="all")
 
     def train_dataloader(self) -> Loader:
-        """Endless batches; each rank draws from its own share of the clips."""
-        share = self.clips[self.trainer.global_rank :: self.trainer.world_size]
-        return train_loader(share, sample_rate=self.model.sample_rate, clip_seconds=5, batch_size=self.batch_size)
+        """Endless batches, of which each rank reads its share."""
+        return train_loader(
+            self.clips, sample_rate=self.model.sample_rate, clip_seconds=5, batch_size=self.batch_size,
+            rank=self.trainer.global_rank, world_size=self.trainer.world_size,
+        )  # fmt: skip
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss that Lightning differentiates; its terms are logged."""
+        """The loss that Lightning differentiates."""
         audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
-        terms = self.criterion.terms(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
-        share = self.criterion.total(terms)
-        total = atk.distributed.total(share)
-        self.log_dict({"loss": total, "logit_scale": self.criterion.logit_scale}, prog_bar=True, batch_size=len(batch))
+        share = self.criterion(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
+        values = {"loss": atk.distributed.total(share), "logit_scale": self.criterion.logit_scale}
+        self.log_dict(values, prog_bar=True, batch_size=len(batch))
         return share * atk.distributed.ddp_factor()  # DDP averages the gradients of the ranks, whose sum is the whole
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -46,39 +46,27 @@ class AlignedCLAP(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-class Losses(L.Callback):
-    """Keeps the loss of every step."""
-
-    def __init__(self):
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
-        self.values.append(trainer.callback_metrics["loss"].item())
-
-
-def main(argv: list[str] | None = None) -> list[float]:
-    """Train; return the loss of every step."""
+def main(argv: list[str] | None = None) -> float:
+    """Train; return the loss of the last step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes")
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=16, help="of one device")
+    parser.add_argument("--batch-size", type=int, default=16, help="of all devices together")
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args(argv)
 
     L.seed_everything(0, verbose=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = args.data or write_soundscapes(f"{scratch}/scenes", SoundscapeConfig(train=16, test=0), progress=False)
-        clips = read_split(data, "train").clips
-        captions = [caption for clip in clips for caption in clip.captions]
-        model = CLAP.create(ModelConfig(dim=64), captions)
-        losses = Losses()
-        trainer = L.Trainer(
-            max_steps=args.steps, devices=args.devices, callbacks=[losses], logger=False, enable_checkpointing=False,
-            use_distributed_sampler=False, enable_model_summary=False, enable_progress_bar=False,
-        )  # fmt: skip
-        trainer.fit(AlignedCLAP(model, clips, args.batch_size))
-    print("loss " + " ".join(f"{loss:.3f}" for loss in losses.values))
-    return losses.values
+    data = args.data or write_soundscapes("runs/example_scenes", SoundscapeConfig(train=16, test=0))
+    clips = read_split(data, "train").clips
+    model = CLAP.create(ModelConfig(dim=64), [caption for clip in clips for caption in clip.captions])
+    trainer = L.Trainer(
+        max_steps=args.steps, devices=args.devices, use_distributed_sampler=False, logger=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(AlignedCLAP(model, clips, args.batch_size))
+    loss = trainer.callback_metrics["loss"].item()
+    print(f"loss {loss:.3f}")
+    return loss
 
 
 if __name__ == "__main__":

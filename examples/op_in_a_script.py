@@ -43,14 +43,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(args.width, args.width, generator=generator) / args.width**0.5
     frames, tokens, frame_mask, token_mask = draw_pairs(100, mixing, generator)  # held out
+    project = nn.Linear(args.width, args.width)
+    logit_scale = nn.Parameter(torch.tensor(10.0))
 
     def held_out_recall() -> float:
         with torch.no_grad():  # [N_a, N_t]: the mean over frames of the best token's cosine
             sim = atk.max_mean_similarity(project(frames), tokens, frame_mask, token_mask, normalize=True)
         return recall_at_1(sim)
 
-    project = nn.Linear(args.width, args.width)
-    logit_scale = nn.Parameter(torch.tensor(10.0))
     optimizer = torch.optim.Adam([*project.parameters(), logit_scale], lr=0.01)
     losses, recalls = [], [held_out_recall()]
     for _ in range(args.steps):

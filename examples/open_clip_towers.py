@@ -3,14 +3,14 @@
     python examples/open_clip_towers.py --model CLAP-HTSAT-tiny-Roberta-base --data DIR --batch-size 32 --steps 1000
 
 Needs an open_clip with CLAP, from its repository (no release up to 3.3.0 has it), and torchlibrosa. The text tower's
-configuration and tokenizer come from the hub unless the model's configuration names local folders.
+weights and tokenizer come from the hub unless the model's configuration names local folders.
 """
 
 import argparse
-import tempfile
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import atk
@@ -21,26 +21,31 @@ HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this often, back to the r
 
 
 class Towers(nn.Module):
-    """Global vectors, frames and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower."""
+    """Global vectors, frames and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower.
 
-    def __init__(self, clap: nn.Module):
+    `special_ids` are the ids of padding, `<s>`, `</s>` and their like, which would else match every frame.
+    """
+
+    def __init__(self, clap: nn.Module, special_ids: list[int]):
         super().__init__()
         self.clap, self._caught = clap, {}
+        self.register_buffer("special_ids", torch.tensor(special_ids), persistent=False)
         clap.audio.encoder.register_forward_hook(lambda *call: self._caught.update(audio=call[-1]))
         clap.text.transformer.register_forward_hook(lambda *call: self._caught.update(text=call[-1]))
 
     def forward(self, waveforms: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
         """What `atk.nn.AlignedContrastiveLoss` takes, of waveforms `[N, S]` and their captions `[N, L_t]`."""
-        audio = self.clap.encode_audio({"waveform": waveforms, "longer": torch.zeros(len(waveforms), dtype=torch.bool)})
-        text = self.clap.encode_text(input_ids)
+        audio, text = self.clap.encode_audio({"waveform": waveforms}), self.clap.encode_text(input_ids)
         frames = self._caught.pop("audio")["fine_grained_embedding"][:, ::HTSAT_REPEAT]
+        if self.clap.audio.pre_norm:  # as the tower does before it projects
+            frames = F.normalize(frames, dim=-1)
         tokens = self._caught.pop("text").last_hidden_state
         return {
             "audio": audio,
             "text": text,
             "frames": self.clap.audio.proj(frames),
             "tokens": self.clap.text.proj(tokens),
-            "token_mask": input_ids != self.clap.text.config.pad_token_id,
+            "token_mask": ~torch.isin(input_ids, self.special_ids),
         }
 
 
@@ -54,8 +59,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     """Train; return the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="CLAP-HTSAT-tiny-Roberta-base", help="name of open_clip's configuration")
-    parser.add_argument("--pretrained", help="open_clip's name of the weights; default: random")
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes")
+    parser.add_argument("--pretrained", help="open_clip's name of the weights; default: random, text tower pretrained")
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -63,24 +68,25 @@ def main(argv: list[str] | None = None) -> list[float]:
 
     import open_clip
 
-    clap = open_clip.create_model(args.model, pretrained=args.pretrained).train()
-    device, sizes = next(clap.parameters()).device, clap.audio.cfg
-    towers, tokenizer = Towers(clap), open_clip.get_tokenizer(args.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = open_clip.get_tokenizer(args.model)
+    clap = open_clip.create_model(args.model, pretrained=args.pretrained)
+    towers = Towers(clap, tokenizer.tokenizer.all_special_ids).to(device).train()
     criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(device)
     optimizer = torch.optim.AdamW([*towers.parameters(), *criterion.parameters()], lr=args.lr)
-    losses, seconds = [], sizes.clip_samples / sizes.sample_rate
-    with tempfile.TemporaryDirectory() as scratch:
-        data = args.data or write_soundscapes(f"{scratch}/scenes", SoundscapeConfig(train=16, test=0), progress=False)
-        clips = read_split(data, "train").clips
-        loader = train_loader(clips, sample_rate=sizes.sample_rate, clip_seconds=seconds, batch_size=args.batch_size)
-        for step, batch in enumerate(islice(loader, args.steps)):
-            waveforms = fill(batch.audio, batch.lengths, sizes.clip_samples).to(device)
-            loss = criterion(**towers(waveforms, tokenizer(batch.captions).to(device)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            print(f"step {step}: loss {losses[-1]:.3f}")
+    data = args.data or write_soundscapes("runs/example_scenes", SoundscapeConfig(train=16, test=0))
+    samples, rate = clap.audio.cfg.clip_samples, clap.audio.cfg.sample_rate
+    clips = read_split(data, "train").clips
+    loader = train_loader(clips, sample_rate=rate, clip_seconds=samples / rate, batch_size=args.batch_size)
+    losses = []
+    for step, batch in enumerate(islice(loader, args.steps)):
+        waveforms = fill(batch.audio, batch.lengths, samples).to(device)
+        loss = criterion(**towers(waveforms, tokenizer(batch.captions).to(device)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        print(f"step {step}: loss {losses[-1]:.3f}")
     return losses
 
 

@@ -48,6 +48,7 @@ class AudioInfo:
 
     @property
     def seconds(self) -> float:
+        """Length of the file."""
         return self.frames / self.sample_rate
 
 

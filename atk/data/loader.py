@@ -45,7 +45,18 @@ class Loader:
 
 
 def train_loader(clips: Sequence[Clip], *, sample_rate: int, clip_seconds: float, seed: int = 0, **options) -> Loader:
-    """Training batches of `TrainDataset(clips, sample_rate, clip_seconds, seed)`; options as for `batches_of`."""
+    """Endless training batches: a random crop of each clip and one of its captions (see `TrainDataset`).
+
+    Args:
+        clips: `read_split(...).clips`.
+        sample_rate: of the waveforms, in Hz; files of other rates are resampled.
+        clip_seconds: longest crop; shorter clips are zero-padded, and `Batch.lengths` tells.
+        seed: of order, crops and captions.
+        options: `batch_size` and whatever else `batches_of` takes.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
     return batches_of(TrainDataset(clips, sample_rate, clip_seconds, seed), **options)
 
 
@@ -64,8 +75,16 @@ def batches_of(
 ) -> Loader:
     """Endless training batches from step `start_step` on; batch k is a function of the data set, its seed and k alone.
 
-    See `TrainBatches` for the order; `workers` is the number of processes that read audio (0 = this one), `pin_memory`
-    page-locks batches for copies to a GPU. With `world_size` above 1 these are the shares of one `rank`.
+    Args:
+        dataset: the clips.
+        batch_size, start_step, bucket, drop_last: as in `TrainBatches`, which says what the order is.
+        workers: processes that read audio; 0 = this one.
+        pin_memory: page-lock batches, for copies to a GPU.
+        on_error: "skip" leaves out files that cannot be decoded and names them, "raise" stops at the first.
+        rank, world_size: give the share of one rank of every batch.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     lengths = [min(clip.seconds, dataset.clip_seconds) for clip in dataset.clips]
     batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last, rank, world_size)
@@ -116,9 +135,19 @@ def eval_loader(
     pin_memory: bool = False,
     on_error: str = "skip",
 ) -> Loader:
-    """One pass over the windows of all clips in order (see `EvalDataset`); `clip_seconds=None` takes clips whole.
+    """One pass over the windows of all clips, in order (see `EvalDataset`).
 
-    Workers stay between passes, so that frequent validation does not pay for their start.
+    Args:
+        clips: of `read_split` or `read_folder`.
+        sample_rate: of the waveforms, in Hz.
+        clip_seconds: length of a window; None takes clips whole.
+        batch_size: windows in a batch.
+        workers: processes that read audio; 0 = this one. They stay between passes, so that frequent validation does
+            not pay for their start.
+        pin_memory, on_error: as in `batches_of`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     dataset = EvalDataset(clips, sample_rate, clip_seconds)
     options = _options(workers, pin_memory, dataset.collate)
