@@ -10,7 +10,7 @@ from atk import checks
 from atk.cross_attention import difference
 from atk.cross_attention_op import zero_rows
 from atk.distributed import GATHERS, aligned_info_nce, info_nce
-from atk.info_nce import BACKENDS, REDUCTIONS
+from atk.info_nce import BACKENDS, REDUCTIONS, check_vectors
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.max_mean import DIRECTIONS
 from atk.reference import normalize
@@ -85,6 +85,7 @@ class InfoNCELoss(_Temperature):
 
         Raises: as `atk.info_nce`.
         """
+        check_vectors(audio, text, self.logit_scale)
         sides = normalize(audio), normalize(text)
         options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
         return info_nce(*sides, self.logit_scale, **options)
@@ -159,14 +160,19 @@ class AlignedContrastiveLoss(_Temperature):
             frames, tokens: `[N, L_a, D]`, `[N, L_t, D]`, normalised here; needed where the aligned term has a weight.
             frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all.
 
-        Raises: as `atk.aligned_info_nce`, whose `audio` and `text` are the frames and tokens here, and `atk.info_nce`.
+        Raises: as `atk.info_nce` and `atk.aligned_info_nce`.
         """
         terms, options = {}, {"reduction": self.reduction, "gather": self.gather}
         if self.global_weight:
+            check_vectors(audio, text, self.logit_scale)
             pair = normalize(audio), normalize(text)
             backend = self.backend if self.backend in BACKENDS else "auto"
             terms["global"] = info_nce(*pair, self.logit_scale, backend=backend, **options)
         if self.aligned_weight:
+            checks.embeddings("frames", frames, "N, L_a, D")
+            checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
+            checks.mask("frame_mask", frame_mask, "frames", frames)
+            checks.mask("token_mask", token_mask, "tokens", tokens)
             terms["aligned"] = aligned_info_nce(
                 frames,
                 tokens,

@@ -100,6 +100,19 @@ def test_wrong_types_are_refused():
         atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), "5")
 
 
+def test_the_modules_name_their_own_arguments():
+    vectors, frames, ids = torch.randn(3, 4), torch.randn(3, 5, 4), torch.ones(3, 5).long()
+    criterion = atk.nn.AlignedContrastiveLoss()
+    with pytest.raises(TypeError, match=r"audio must be a torch.Tensor of shape \[N, D\], got NoneType"):
+        atk.nn.InfoNCELoss()(None, vectors)
+    with pytest.raises(TypeError, match=r"frames must be a torch.Tensor of shape \[N, L_a, D\], got NoneType"):
+        criterion(vectors, vectors)
+    with pytest.raises(ValueError, match=r"tokens must have shape \[N, L_t, D\], got \[3, 4\]"):
+        criterion(vectors, vectors, frames, vectors)
+    with pytest.raises(TypeError, match="token_mask must be a boolean tensor"):
+        criterion(vectors, vectors, frames, frames, None, ids)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
