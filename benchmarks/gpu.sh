@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA GPU, torch, triton and pytest (no registry needed): tests the kernels, times all ops beside
 # what else is there, checks for races and memory errors, profiles and tunes, all within nine minutes, and leaves a
-# folder of small files with a summary.md. Triton compiles the kernels; the C++ extension is not needed.
+# folder of small files with a summary.md. Triton compiles the kernels, for which it wants a C compiler and Python's
+# headers; the C++ extension is not needed.
 #
 #   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu, a new folder or that of an earlier run
 #   DRY_RUN=1 benchmarks/gpu.sh [OUT]   the same steps without a GPU, in Triton's interpreter, at tiny sizes
@@ -31,9 +32,10 @@ deadline=$((SECONDS + ${BUDGET:-520}))
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 kit=$here/benchmarks/gpu_kit.py
-export PYTHONPATH=$work/site:$work/peers PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
+export PYTHONPATH=$work/site:$work/peers${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
 # Kernels that one step has compiled are there for the next.
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
+unset TRITON_INTERPRET ATK_BACKEND ATK_LAUNCH_TABLE # the caller's would change what is tested and timed
 
 ours=(--providers naive "atk triton")
 if [ -n "${DRY_RUN:-}" ]; then
@@ -45,7 +47,8 @@ if [ -n "${DRY_RUN:-}" ]; then
     bench ops 90 --ops max_mean_similarity info_nce cross_attention_difference --providers naive nn "atk triton"
   }
   timed_last() {
-    bench train 60 --ops aligned_train_step aligned_info_nce "${ours[@]}"
+    bench_model train_step 60 --ops aligned_train_step "${ours[@]}"
+    bench aligned_info_nce 60 --ops aligned_info_nce "${ours[@]}"
   }
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
@@ -57,7 +60,7 @@ else
     bench clap_4096 40 --ops max_mean_similarity --sizes clap_4096 --kinds forward step --rounds 3 "${ours[@]}"
     bench info_nce 40 --ops info_nce --sizes batch_8192 batch_16384
     bench cross_attention 40 --ops cross_attention_difference --sizes thesis long_audio
-    bench train_step 50 --ops aligned_train_step --sizes clap_256 --rounds 3 "${ours[@]}"
+    bench_model train_step 50 --ops aligned_train_step --sizes clap_256 --rounds 3 "${ours[@]}"
   }
   timed_last() {
     bench aligned_info_nce 30 --ops aligned_info_nce --sizes clap_1024 --kinds ragged_step "${ours[@]}"
@@ -100,6 +103,47 @@ bench() {
   step "$name" "$limit" "$python" -m atk.bench "${device[@]}" "${bench[@]}" --out "$out" --name "$name" "$@"
 }
 
+# bench_model NAME SECONDS OPTIONS...: the same, of an op whose encoders take two more libraries
+bench_model() {
+  local missing
+  missing=$("$python" -c 'import sys
+from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if not find_spec(name)))' torchaudio transformers)
+  if [ -n "$missing" ]; then
+    line "bench_$1" "not here: $missing" ""
+    return
+  fi
+  bench "$@"
+}
+
+# run_tests FILES...: in parts, a process each: most of the time goes into compiling kernels, which does not need the
+# GPU. A line a test in part_*.log, so that a part that is stopped leaves what it has found.
+run_tests() {
+  local pytest part parts status=0 pids=()
+  parts=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which otherwise obeys them
+  parts=$((parts < 16 ? parts : 16)) # each holds half a gigabyte of the GPU
+  pytest=("$python" -m pytest -c "$here/pyproject.toml" -p no:cacheprovider -k triton)
+  "${pytest[@]}" --collect-only "$@" >"$work/collected" || status=1
+  echo "$(grep -c '^tests/.*::' "$work/collected") tests in $parts parts"
+  [ $status -eq 0 ] || cat "$work/collected"
+  awk -v here="$here" '/^tests\/.*::/ { print here "/" $0 }' "$work/collected" | split -n "r/$parts" - "$work/part_"
+  for part in "$work"/part_*; do
+    OMP_NUM_THREADS=1 xargs -r -d '\n' -a "$part" "${pytest[@]}" -vv --tb=short >"$part.log" 2>&1 &
+    pids+=($!)
+  done
+  for part in "${pids[@]}"; do
+    wait "$part" || status=1
+  done
+  return $status
+}
+
+# results_of_tests: how many of each file passed, failed or were skipped, and which failed
+results_of_tests() {
+  grep -E ' tests in .* parts$' "$out/tests.log"
+  sed -nE 's/^.*(test_\w+\.py)::.* (PASSED|FAILED|ERROR|SKIPPED)\b.*/\1: \2/p' "$out/tests.log" | sort | uniq -c
+  grep -E '^(FAILED|ERROR) ' "$out/tests.log" | cut -c 1-200 | head -n 40
+}
+
 # tool NAME: the path of a CUDA tool, or nothing
 tool() {
   local cuda=${CUDA_HOME:-/usr/local/cuda} path
@@ -116,8 +160,9 @@ sanitize() {
     line "$1" "not here: compute-sanitizer" ""
     return
   fi
-  step "$1" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$found" --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$python" "$kit" calls "${device[@]}"
+  # By default it waits 10 s for the first call of CUDA, and Python's imports can take longer.
+  step "$1" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$found" --tool "$1" --launch-timeout 60 --error-exitcode 9 \
+    --print-limit 20 "$python" "$kit" calls "${device[@]}"
 }
 
 # counters: Nsight Compute on the slowest kernels that the profile found; leaves the clocks alone.
@@ -137,13 +182,14 @@ counters() {
 }
 
 commit=$(git -c safe.directory='*' -C "$here" describe --always --dirty --abbrev=12 2>/dev/null)
-gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null) || gpu="no GPU"
-printf '# GPU kit: %s\n\n- commit: %s\n' "$gpu${DRY_RUN:+, dry run}" "${commit:-unknown}" >"$summary"
+driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) || driver=none
+driver=${driver%%$'\n'*} # of several GPUs a line each
+printf '# GPU kit%s\n\n- commit: %s\n- driver: %s\n' "${DRY_RUN:+, dry run}" "${commit:-unknown}" "$driver" >"$summary"
 mkdir "$work/site" && cp -rL "$here/atk" "$work/site" && mkdir -p "$work"/site/atk/{kernels,bench} || exit 2
 cp -rL "$here/kernels/." "$work/site/atk/kernels" || exit 2
 cp -rL "$here/benchmarks/harness/." "$work/site/atk/bench" || exit 2
 cd "$work" || exit 2 # where no atk/ without its kernels shadows the built one
-timeout 30 "$python" "$kit" machine "${device[@]}" >>"$summary" 2>"$work/machine.log"
+timeout 60 "$python" "$kit" machine "${device[@]}" >>"$summary" 2>"$work/machine.log"
 case $? in
   0) ;;
   3) cat "$work/machine.log" >&2 && rm "$summary" && exit 2 ;; # no GPU: nothing to do
@@ -155,14 +201,10 @@ if [ -n "${PEERS:-}" ]; then
   step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$work/peers" "$PEERS"/*.whl
 fi
 step doctor 30 "$python" -c "from atk.doctor import report; print(report())"
-# A process a file: most of the time goes into compiling kernels, which does not need the GPU.
-# shellcheck disable=SC2016  # the inner shell expands
-step tests 150 xargs -d '\n' -P "$(nproc)" -I{} sh -c '
-  output=$("$0" -m pytest -c "$1/pyproject.toml" -p no:cacheprovider -k triton "$2" 2>&1)
-  status=$?
-  [ $status -eq 0 ] && output=$(echo "$output" | tail -n 1)
-  echo "$(basename "$2"): $output"
-  exit $status' "$python" "$here" {} < <(printf '%s\n' "${tests[@]}")
+export python here work
+export -f run_tests
+step tests 150 bash -c 'run_tests "$@"' "$0" "${tests[@]}"
+cat "$work"/part_*.log >>"$out/tests.log" 2>/dev/null
 timed_first
 step profile 45 "$python" "$kit" profile --out "$work" "${device[@]}" "${tiny[@]}"
 step calls 60 "$python" "$kit" calls "${device[@]}" # also compiles what the next two watch
@@ -182,7 +224,7 @@ fence='```'
   timeout 30 "$python" "$kit" page --out "$out" 2>"$work/page.log" ||
     printf '## Key ratios\n\nNone, %s failed: %s\n' "$python" "$(tail -n 1 "$work/page.log")"
   printf '\n## What to send\n\nThis folder, packed:\n\n    tar czf atk-gpu.tgz -C %q .\n' "$out"
-  printf "\n## Tests\n\n$fence\n%s\n$fence\n" "$(grep -hE '^test_\w+\.py: ' "$out/tests.log" 2>/dev/null)"
+  printf "\n## Tests\n\n$fence\n%s\n$fence\n" "$(results_of_tests)"
   for name in memcheck racecheck tune; do
     [ -f "$out/$name.log" ] && printf "\n## %s\n\n$fence\n%s\n$fence\n" "$name" "$(tail -n 12 "$out/$name.log")"
   done

@@ -7,6 +7,7 @@ import argparse
 import csv
 import importlib
 import re
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,19 +49,33 @@ def calls(device: torch.device) -> None:
     def mask(n: int, length: int) -> torch.Tensor:
         return torch.arange(length, device=device) < torch.linspace(1, length, n, device=device).long()[:, None]
 
-    for tokens, saved in ((150, False), (6, True)):  # several tiles for a caption, several captions in a tile
-        sides, masks = (draw(3, 9, 40), draw(3, tokens, 40)), (mask(3, 9), mask(3, tokens))
-        options = {"normalize": saved, "save_index": saved, "backend": "triton"}
-        atk.max_mean_similarity(*sides, *masks, **options).sum().backward()
-    atk.max_mean_similarity_pairs(*sides, *masks, **options).sum().backward()
-    atk.aligned_info_nce(*sides, 0.1, *masks, skip_below=1e-3, backend="triton").backward()
-    scale = torch.tensor(5.0, device=device, requires_grad=True)
-    atk.info_nce(draw(150, 40), draw(150, 40), scale, backend="triton").backward()
-    width = (draw(40, 40), draw(40), mask(3, 70))
-    atk.cross_attention_difference(
-        draw(3, 20, 40), draw(3, 20, 40), draw(3, 70, 40), draw(3, 70, 40), *width, num_heads=2, backend="triton"
-    ).sum().backward()
-    _wait(device)
+    def max_mean() -> None:
+        for tokens, saved in ((150, False), (6, True)):  # several tiles for a caption, several captions in a tile
+            sides, masks = (draw(3, 9, 40), draw(3, tokens, 40)), (mask(3, 9), mask(3, tokens))
+            options = {"normalize": saved, "save_index": saved, "backend": "triton"}
+            atk.max_mean_similarity(*sides, *masks, **options).sum().backward()
+        atk.max_mean_similarity_pairs(*sides, *masks, **options).sum().backward()
+        atk.aligned_info_nce(*sides, 0.1, *masks, skip_below=1e-3, backend="triton").backward()
+
+    def info_nce() -> None:
+        scale = torch.tensor(5.0, device=device, requires_grad=True)
+        atk.info_nce(draw(150, 40), draw(150, 40), scale, backend="triton").backward()
+
+    def difference() -> None:
+        sides = draw(3, 20, 40), draw(3, 20, 40), draw(3, 70, 40), draw(3, 70, 40)
+        width = draw(40, 40), draw(40), mask(3, 70)
+        atk.cross_attention_difference(*sides, *width, num_heads=2, backend="triton").sum().backward()
+
+    failed = []
+    for call in (max_mean, info_nce, difference):
+        try:
+            call()
+            _wait(device)
+        except Exception:  # the others' kernels are to be watched all the same
+            traceback.print_exc()
+            failed.append(call.__name__)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def step_of(op: str, tiny: bool, device: torch.device) -> Callable[[], Sequence[torch.Tensor]]:
@@ -70,7 +85,7 @@ def step_of(op: str, tiny: bool, device: torch.device) -> Callable[[], Sequence[
     case = importlib.import_module(f"atk.bench.{op}").case(shape, kind, _dtype(device), device)
     provider = next(each for each in case.providers if each.name.startswith("atk triton"))
     if provider.missing:
-        raise SystemExit(f"{op}: {provider.missing}")
+        raise RuntimeError(f"{op}: {provider.missing}")
     return lambda: provider.call(*case.inputs)
 
 
@@ -80,28 +95,53 @@ def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> 
     slowest.txt has three lines: the names of our slowest kernels joined by `|`, their ops, what to measure.
     """
     gpu = device.type == "cuda"
-    unit, activities = ("kernel", [ProfilerActivity.CPU, ProfilerActivity.CUDA]) if gpu else ("op", None)
     page = [] if gpu else ["Without a GPU: PyTorch's ops, by their own time on the CPU."]
-    slowest = []
+    slowest, failed = [], []
     for op in ops:
-        step = step_of(op, tiny, device)
-        for _ in range(2 * gpu):  # compiles, fills the allocator
-            step()
-        _wait(device)
-        with torch.profiler.profile(activities=activities or [ProfilerActivity.CPU]) as profiler:
-            step()
-            _wait(device)
-        rows = sorted(((_own_us(event) / 1e3, event) for event in profiler.key_averages()), key=lambda row: -row[0])
-        rows = [(ms, event.key, event.count) for ms, event in rows if (event.device_type == DeviceType.CUDA) == gpu]
-        whole = sum(ms for ms, _, _ in rows) or 1.0
-        slowest += [(ms, name, op) for ms, name, _ in rows if OURS.fullmatch(name)]
-        size = "tiny" if tiny else STEPS[op][0]
-        lines = [f"### {op}, {size}: {whole:.2f} ms\n", f"| {unit} | calls | ms | share |", "|---|---:|---:|---:|"]
-        for ms, name, count in rows[:LONGEST_TABLE]:
-            lines.append(f"| {_short(name)} | {count} | {ms:.3f} | {ms / whole:.0%} |")
-        page.append("\n".join(lines))
+        title = f"### {op}, {'tiny' if tiny else STEPS[op][0]}"
+        try:
+            rows = _profiled(step_of(op, tiny, device), device)
+        except ImportError as error:  # the model of the training step takes more than torch
+            page.append(f"{title}: not here\n\n{error}")
+        except Exception as error:  # the others are to be profiled all the same
+            traceback.print_exc()
+            failed.append(op)
+            page.append(f"{title}: failed\n\n{(str(error).strip() or type(error).__name__).splitlines()[0]}")
+        else:
+            page.append(f"{title}: {_table_of(rows, 'kernel' if gpu else 'op')}")
+            slowest += [(ms, name, op) for ms, name, _ in rows if OURS.fullmatch(name)]
         (out / "profile.md").write_text("\n\n".join(page) + "\n")  # what there is, should the time run out
         _write_slowest(slowest, out)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _profiled(step: Callable[[], object], device: torch.device) -> list[tuple[float, str, int]]:
+    """Milliseconds, name and calls of what a step runs on the device, the slowest first."""
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        for _ in range(2):  # compiles, fills the allocator
+            step()
+        _wait(device)
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        _wait(device)
+    events = (
+        event for event in profiler.key_averages() if (event.device_type == DeviceType.CUDA) == (device.type == "cuda")
+    )
+    return sorted(((_own_us(event) / 1e3, event.key, event.count) for event in events), reverse=True)
+
+
+def _table_of(rows: list[tuple[float, str, int]], unit: str) -> str:
+    """The time of the whole step, and under it a table of what takes most."""
+    whole = sum(ms for ms, _, _ in rows)
+    if not whole:
+        return f"no {unit} was recorded"  # as where CUPTI has no permission
+    lines = [f"{whole:.2f} ms\n", f"| {unit} | calls | ms | share |", "|---|---:|---:|---:|"]
+    for ms, name, count in rows[:LONGEST_TABLE]:
+        lines.append(f"| {_short(name)} | {count} | {ms:.3f} | {ms / whole:.0%} |")
+    return "\n".join(lines)
 
 
 def _write_slowest(slowest: list[tuple[float, str, str]], out: Path) -> None:
@@ -123,14 +163,14 @@ def _short(name: str) -> str:
 
 
 def counters(path: Path) -> str:
-    """The table of Nsight Compute's CSV log: the last launch of each kernel, an empty string where there is none."""
+    """The table of Nsight Compute's CSV log: the last launch of each kernel; without one the errors in it."""
     lines = path.read_text().splitlines()
     start = next((k for k, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     kernels = defaultdict(dict)
     for row in csv.DictReader(lines[start:]):
         kernels[row["Kernel Name"]][row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
-    if not kernels:
-        return ""
+    if not kernels:  # as where the user may not read the GPU's counters
+        return "\n".join(["None was measured.", *(line for line in lines if line.startswith("==ERROR=="))])
     table = [f"| kernel | {' | '.join(METRICS.values())} |", "|---|" + "---:|" * len(METRICS)]
     for name, values in kernels.items():
         table.append(f"| {_short(name)} | {' | '.join(values.get(metric, '') for metric in METRICS)} |")
@@ -188,9 +228,8 @@ def page(out: Path) -> str:
     """The part of the summary that is read off the results in a folder."""
     parts = ["## Key ratios", "Medians. `of the limit` names what bounds it.", ratios(out)]
     log = out / "ncu.csv"
-    table = counters(log) if log.is_file() else ""
-    if table:
-        parts += ["## Counters of the slowest kernels", table]
+    if log.is_file():
+        parts += ["## Counters of the slowest kernels", counters(log)]
     return "\n\n".join(parts) + "\n"
 
 

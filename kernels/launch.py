@@ -90,9 +90,9 @@ _ATTENTION_HOPPER = {
     "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
 }
-_ATTENTION_AMPERE = {
+_ATTENTION_AMPERE = {  # they serve GPUs with 99 KiB of shared memory too: compute capabilities 8.6, 8.9 and 12
     "attend": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
     "grad_key": {32: (64, 64, 4, 3), 64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
 }
 _ATTENTION_FLOAT = {

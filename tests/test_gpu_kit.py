@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 import gpu_kit
 from atk.bench import command, sizes
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kit is for 
 ROOT = Path(__file__).parents[1]
 PATH = "/usr/local/bin:/usr/bin:/bin"
 STEPS = (
-    "doctor", "tests", "bench_ops", "profile", "calls", "memcheck", "racecheck", "tune", "ncu", "bench_train",
+    "doctor", "tests", "bench_ops", "profile", "calls", "memcheck", "racecheck", "tune", "ncu", "bench_train_step",
+    "bench_aligned_info_nce",
 )  # fmt: skip
 SANITIZER = """#!/bin/sh
 echo "$*"
@@ -41,22 +43,34 @@ cat >"$2" <<END
 "register/thread","168"
 END
 """
-
-
 RECORDER = """#!/bin/sh
+case "$*" in *--collect-only*) echo tests/test_a.py::test_b ;; esac
 for word; do printf '%s\\0' "$word"; done >>"$RECORD"
 printf '\\n\\0' >>"$RECORD"
 """
+FAILING_TESTS = """#!/bin/sh
+[ "$2" = pytest ] || exit 0
+case "$*" in *--collect-only*) printf 'tests/test_a.py::%s\\n' 'test_b[0]' 'test_b[a case]' test_c; exit ;; esac
+for word; do case $word in *::*) id=$word; esac; done
+case $id in
+  *test_c) echo "$id PASSED [ 50%]" ;;
+  *) echo "$id FAILED [ 50%]"; echo 'assert 1 == 2'; echo "FAILED $id - assert 1 == 2"; exit 1 ;;
+esac
+"""
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
 
 
 def run_kit(out, **environment):
     """Exit code, standard output and error; the command is called from another folder."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PEERS", "BUDGET")}
-    environment = (
-        kept | {"DRY_RUN": "1", "PATH": PATH, "CUDA_HOME": str(out.parent), "OMP_NUM_THREADS": "1"} | environment
-    )
+    kept |= {"DRY_RUN": "1", "PATH": PATH, "CUDA_HOME": str(out.parent), "OMP_NUM_THREADS": "1"}
     arguments = [str(ROOT / "benchmarks" / "gpu.sh"), str(out)]
-    run = subprocess.run(arguments, env=environment, cwd=out.parent, capture_output=True, text=True)
+    run = subprocess.run(arguments, env=kept | environment, cwd=out.parent, capture_output=True, text=True)
     return run.returncode, run.stdout, run.stderr
 
 
@@ -70,8 +84,7 @@ def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (("compute-sanitizer", SANITIZER), ("ncu", NCU)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
+        executable(tools / name, text)
     out = tmp_path / "a reader's folder"
     code, printed, error = run_kit(out, PATH=f"{tools}:{PATH}", PYTHON=sys.executable)
     summary = (out / "summary.md").read_text()
@@ -86,21 +99,25 @@ def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     assert "| max_mean_similarity forward, tiny (5 x 6 x 9 x 6 x 8), float32 | atk triton | " in ratios
     assert "| forward_kernel | 8.5 us |  |  |  |  | 168 register/thread |" in counters
     assert "tar czf" in send and "s\\ folder" in send
-    assert re.search(r"test_normalize_triton.py: \d+ passed", tests) and "test_info_nce_op.py: " in tests
-    for heading in ("memcheck", "racecheck", "tune", "profile", "bench_ops", "bench_train"):
+    counts = {name: int(count) for count, name in re.findall(r"^ *(\d+) (test_\w+.py): PASSED$", tests, re.M)}
+    assert set(counts) == {"test_normalize_triton.py", "test_info_nce_op.py"}
+    assert f"\n{sum(counts.values())} tests in " in tests
+    for heading in ("memcheck", "racecheck", "tune", "profile", "bench_ops", "bench_train_step"):
         assert f"\n## {heading}\n" in summary
     for op in gpu_kit.STEPS:
         assert f"\n### {op}, tiny: " in summary and f"\n## {op}\n" in summary
 
     memcheck = (out / "memcheck.log").read_text()
-    assert memcheck.startswith("--tool memcheck --error-exitcode 9") and "gpu_kit.py calls --device cpu" in memcheck
+    assert (
+        memcheck.startswith("--tool memcheck --launch-timeout 60 --error-exitcode 9")
+        and "gpu_kit.py calls --device cpu" in memcheck
+    )
     names = re.search(r"regex:\^\((\S+)\)\$ ", (out / "ncu.log").read_text())[1].split("|")
     assert len(names) == 3 and "atk::max_mean_backward" in names
     assert f"--metrics {','.join(gpu_kit.METRICS)} " in (out / "ncu.log").read_text()
     assert json.loads((out / "launch_table.json").read_text())
-    assert sum(path.stat().st_size for path in out.iterdir()) < 1 << 20 and all(
-        path.is_file() for path in out.iterdir()
-    )
+    assert sum(path.stat().st_size for path in out.iterdir()) < 1 << 20
+    assert all(path.is_file() for path in out.iterdir())
     assert f"Send {out} (" in printed
 
 
@@ -114,8 +131,8 @@ def test_nothing_works_and_the_summary_says_so(tmp_path):
         if shutil.which("compute-sanitizer", path=PATH) is None:
             assert states[name] == "not here: compute-sanitizer"
     assert states["ncu"] in ("not here: ncu", "not run: the profile names no kernel")
-    for name in ("doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train"):
-        assert states[name] == f"FAILED ({123 if name == 'tests' else 1}), see {name}.log"
+    for name in ("doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train_step"):
+        assert states[name] == f"FAILED (1), see {name}.log"
     assert "- versions: unknown" in summary and "false failed" in summary and "## What to send" in summary
 
 
@@ -124,7 +141,7 @@ def test_what_has_no_time_left_is_named(tmp_path):
     code, *_ = run_kit(out, PYTHON="false", BUDGET="0")
     states = steps_of((out / "summary.md").read_text())
     late = {name for name, state in states.items() if state == "not run: out of time"}
-    assert code == 0 and late >= {"doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train"}
+    assert code == 0 and late >= {"doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train_step"}
     assert run_kit(out, PYTHON="false", BUDGET="0")[0] == 0  # a folder of its own is used again
 
 
@@ -145,9 +162,8 @@ def test_without_a_gpu_it_stops_at_once(tmp_path):
 
 
 def test_what_runs_on_a_gpu_is_there(tmp_path):
-    recorder, record = tmp_path / "python", tmp_path / "record"
-    recorder.write_text(RECORDER)
-    recorder.chmod(0o755)
+    record = tmp_path / "record"
+    executable(tmp_path / "python", RECORDER)
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels" / "one.whl").touch()
     paths = {"PYTHON": "./python", "PEERS": "wheels", "RECORD": str(record)}
@@ -162,7 +178,9 @@ def test_what_runs_on_a_gpu_is_there(tmp_path):
         command._check_providers(options.providers)
         planned = {plan.size for plan in command._plans(options, "cuda")}
         assert planned == set(options.sizes) and options.device == "cuda" and "bfloat16" in options.dtypes
-    tested = {Path(words[-1]) for words in commands if words[1] == "pytest"}
+    collected, *parts = (words for words in commands if words[1] == "pytest")
+    tested = {Path(word) for word in collected if word.endswith(".py")}
+    assert [words[-1] for words in parts] == [f"{ROOT}/tests/test_a.py::test_b"]
     assert len(tested) > 8 and all(path.is_file() and "triton" in path.read_text() for path in tested)
     kit = [words[1:] for words in commands if words[0] == str(ROOT / "benchmarks" / "gpu_kit.py")]
     assert {"machine", "profile", "calls", "page"} == {words[0] for words in kit}
@@ -172,6 +190,70 @@ def test_what_runs_on_a_gpu_is_there(tmp_path):
     compile(tune, "tune", "exec")
     for op, (size, kind) in gpu_kit.STEPS.items():
         assert size in sizes.NAMED[op] and kind in command._module(op).KINDS
+
+
+def test_the_summary_counts_the_tests_of_each_file_and_names_those_that_failed(tmp_path):
+    nproc = executable(tmp_path / "nproc", "#!/bin/sh\necho 3\n")
+    python = executable(tmp_path / "python", FAILING_TESTS)
+    assert run_kit(tmp_path / "out", PYTHON=python, PATH=f"{Path(nproc).parent}:{PATH}")[0] == 1
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert steps_of(summary)["tests"] == "FAILED (1), see tests.log"
+    tests = summary.partition("## Tests\n\n```\n")[2].partition("\n```")[0].split("\n")
+    assert tests[0] == "3 tests in 3 parts"
+    assert [line.split() for line in tests[1:3]] == [["2", "test_a.py:", "FAILED"], ["1", "test_a.py:", "PASSED"]]
+    ids = (f"{ROOT}/tests/test_a.py::{name}" for name in ("test_b[0]", "test_b[a case]"))
+    assert tests[3:] == [f"FAILED {name} - assert 1 == 2" for name in ids]
+    assert "\nassert 1 == 2\n" in (tmp_path / "out" / "tests.log").read_text()
+
+
+def test_settings_of_the_caller_reach_no_step_but_their_modules_do(tmp_path):
+    check = '[ -z "$TRITON_INTERPRET$ATK_LAUNCH_TABLE$ATK_BACKEND" ] || exit 1\n'
+    check += f"case $PYTHONPATH in *:{tmp_path}/mine) ;; *) exit 1 ;; esac\n"
+    settings = {"TRITON_INTERPRET": "1", "ATK_LAUNCH_TABLE": "mine.json", "ATK_BACKEND": "cpp"}
+    python = executable(tmp_path / "python", f"#!/bin/sh\n{check}")
+    executable(tmp_path / "nvidia-smi", "#!/bin/sh\necho 580.1\necho 580.1\n")
+    settings |= {"PYTHONPATH": f"{tmp_path}/mine", "PATH": f"{tmp_path}:{PATH}"}
+    assert run_kit(tmp_path / "out", DRY_RUN="", PYTHON=python, **settings)[0] == 0
+    first, *_ = (tmp_path / "out" / "summary.md").read_text().split("\n| step")
+    assert re.fullmatch(r"# GPU kit\n\n- commit: \S+\n- driver: 580\.1\n", first)
+
+
+def test_a_model_that_cannot_be_had_is_no_failure(tmp_path):
+    python = executable(tmp_path / "python", "#!/bin/sh\ncase $2 in *find_spec*) echo torchaudio ;; esac\n")
+    code, printed, _ = run_kit(tmp_path / "out", PYTHON=python)
+    assert code == 0 and steps_of(printed)["bench_train_step"] == "not here: torchaudio"
+
+
+def test_the_profile_goes_on_after_an_op_that_fails(tmp_path, monkeypatch):
+    def step_of(op, tiny, device):
+        if op == "info_nce":
+            return lambda: torch.ones(2) + 1
+        raise {"aligned_train_step": ImportError, "aligned_info_nce": RuntimeError}[op]("no such\nthing")
+
+    monkeypatch.setattr(gpu_kit, "step_of", step_of)
+    with pytest.raises(SystemExit, match="failed: aligned_info_nce"):
+        gpu_kit.profile(["aligned_train_step", "aligned_info_nce", "info_nce"], True, torch.device("cpu"), tmp_path)
+    page = (tmp_path / "profile.md").read_text()
+    assert "### aligned_train_step, tiny: not here\n\nno such\nthing" in page
+    assert "### aligned_info_nce, tiny: failed\n\nno such\n" in page
+    assert re.search(r"### info_nce, tiny: \d+\.\d+ ms\n\n\| op .*\n.*\n(.*\n)*\| aten::add ", page)
+    assert gpu_kit._table_of([], "kernel") == "no kernel was recorded"
+
+
+def test_small_calls_go_on_after_one_that_fails(monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    called = []
+    monkeypatch.setattr("atk.info_nce", lambda *sides, **options: called.append("info_nce"))  # None has no backward
+    monkeypatch.setattr("atk.cross_attention_difference", lambda *sides, **options: called.append("difference"))
+    with pytest.raises(SystemExit, match=r"failed: (max_mean, )?info_nce, difference"):
+        gpu_kit.calls(torch.device("cpu"))
+    assert called == ["info_nce", "difference"]
+
+
+def test_counters_without_a_measurement_say_why(tmp_path):
+    reason = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access the counters."
+    (tmp_path / "ncu.csv").write_text(f"==PROF== Connected to process 7\n{reason}\n==PROF== Disconnected\n")
+    assert f"None was measured.\n{reason}\n" in gpu_kit.page(tmp_path)
 
 
 def test_the_small_calls_reach_every_kernel():

@@ -43,7 +43,8 @@ CASES = [
 ]
 SMALL_CASES = [Case(name, BF16, D=100) for names in SMALL_KERNELS.values() for name in names]
 PRODUCTS = (*MATRIX_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS)
-SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+# The numbers of sm_80, which has 163 KiB, serve sm_86, sm_89 and sm_120 too.
+SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY)

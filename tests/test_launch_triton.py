@@ -94,6 +94,17 @@ def test_the_tuner_writes_a_table_that_is_used(tmp_path, monkeypatch):
         assert max_mean_launch(entry["kernel"], torch.float32, 8, False, 32, device) == Launch(**entry["launch"])
 
 
+def test_the_tuner_begins_near_the_usual_numbers():
+    from atk.kernels.tune import _nearest_first, candidates
+
+    usual = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
+    order = _nearest_first(candidates("forward", 128, False), usual)
+    assert set(order) == set(candidates("forward", 128, False)) and order[0] == usual
+    fields = ("frames", "channels", "warps", "stages", "stationary")
+    distances = [sum(getattr(launch, name) != getattr(usual, name) for name in fields) for launch in order]
+    assert distances == sorted(distances) and distances[:7] == [0, 1, 1, 1, 1, 1, 2]
+
+
 @here
 def test_the_tuner_skips_candidates_that_compute_something_else(tmp_path, monkeypatch):
     from atk.kernels import tune
