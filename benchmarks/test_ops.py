@@ -18,6 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @lru_cache(maxsize=1)
 def case_and_truth(op, size, kind):
     torch.manual_seed(0)
+    torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
     (shape,) = sizes.shapes(op, size)
     case = importlib.import_module(f"atk.bench.{op}").case(shape, kind, torch.float32, DEVICE)
     return case, case.truth()

@@ -92,6 +92,37 @@ def test_comparing_with_other_cases_is_no_success(tmp_path, monkeypatch, capsys)
     assert "nothing to compare" in capsys.readouterr().err
 
 
+def test_a_run_on_another_machine_is_named_and_on_another_device_refused(tmp_path, monkeypatch, capsys):
+    arguments = ["--ops", "info_nce", "--sizes", "tiny"]
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    document, _ = bench(tmp_path / "saved", *arguments)
+    path = tmp_path / "saved" / "bench.json"
+    document["environment"]["threads"] = 99
+    path.write_text(json.dumps(document))
+    assert bench(tmp_path / "now", *arguments, "--compare", str(path))[1] == 0
+    assert f"{path}: threads 99, now " in capsys.readouterr().err
+    document["settings"]["device"] = "cuda"
+    path.write_text(json.dumps(document))
+    assert bench(tmp_path / "refused", *arguments, "--compare", str(path)) == (None, 2)
+    assert capsys.readouterr().err == f"atk bench: compare must be a run on cpu, {path} is one on cuda\n"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_measurement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: pytest.fail("measured first"))
+    (tmp_path / "file").touch()
+    assert bench(tmp_path / "file", "--ops", "info_nce", "--sizes", "tiny")[1] == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ops_without_a_provider_of_that_name_have_no_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    arguments = ["--sizes", "tiny", "--providers", "SDPA", "--ops", "info_nce"]
+    document, code = bench(tmp_path, *arguments, "cross_attention_difference")
+    assert [table["op"] for table in document["tables"]] == ["cross_attention_difference"] and code == 0
+    assert bench(tmp_path / "none", *arguments) == (None, 2)
+    assert "atk bench: nothing to run: no op asked for has such a provider\n" in capsys.readouterr().err
+
+
 def test_a_wrong_row_of_ours_ends_with_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows("wrong"))
     assert bench(tmp_path, "--ops", "info_nce", "--sizes", "tiny")[1] == 1
@@ -103,6 +134,8 @@ def test_a_wrong_row_of_ours_ends_with_1(tmp_path, monkeypatch, capsys):
     [
         (["--providers", "cublas"], "providers must start as one of naive, "),
         (["--ops", "info_nce", "--sizes", "colbert"], "nothing to run"),
+        (["--device", "cuda:1"], "device must be one of 'auto', 'cpu', 'cuda', got 'cuda:1'"),
+        (["--rounds", "0"], "rounds must be at least 1, got 0"),
         (["--threshold", "0.9"], "threshold must be above 1, got 0.9"),
         (["--compare", "setup.py"], "setup.py holds no tables of `atk bench`"),
         (["--compare", "no/such.json"], "no/such.json"),
@@ -121,11 +154,13 @@ def test_a_machine_with_torch_alone_can_run_it(tmp_path):
         "for name in ('matplotlib', 'jsonargparse', 'yaml', 'transformers', 'torchaudio'): sys.modules[name] = None\n"
         "runpy.run_module('atk.bench', run_name='__main__')"
     )
-    arguments = ["--ops", "info_nce", "--sizes", "tiny", "--providers", "atk", "--rounds", "1", "--device", "cpu"]
+    ops = ["--ops", "aligned_train_step", "info_nce"]
+    arguments = [*ops, "--sizes", "tiny", "--providers", "atk", "--rounds", "1", "--device", "cpu"]
     command_line = [sys.executable, "-c", program, *arguments, "--out", str(tmp_path)]
     done = subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no plots: " in done.stderr and (tmp_path / "bench.json").is_file()
+    assert "left out: aligned_train_step (" in (tmp_path / "bench.md").read_text()
 
 
 def test_the_pytest_benchmarks_run(tmp_path):

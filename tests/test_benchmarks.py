@@ -1,20 +1,26 @@
 """The benchmark harness reports wrong, failing, missing and too large providers, and finds what a run has lost."""
 
 import copy
+import functools
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import difference_captioning
 import runs
-from atk.bench import max_mean_similarity, measure, memory, sizes
+from atk.bench import cross_attention_difference, info_nce, max_mean_similarity, measure, memory, sizes
 from atk.bench.measure import Case, Provider, Row, compare
 from atk.bench.plots import plot_sweeps
 from atk.bench.regressions import regressions
-from atk.bench.report import Table, markdown
+from atk.bench.report import Table, libraries, markdown, write
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +109,54 @@ def test_the_limit_of_much_data_is_the_copy_rate():
     assert limit.note.endswith("bound by copy") and limit.median_ms == pytest.approx(1e6 / rate, rel=0.1)
 
 
+@pytest.mark.parametrize(("half_ms", "product"), [(9.0, "float32"), (1.0, "float16")])
+def test_the_limit_multiplies_in_the_faster_type(half_ms, product, monkeypatch):
+    durations = iter([half_ms] * 5 + [3.0] * 5)
+    monkeypatch.setattr(measure, "_milliseconds", lambda call, device: next(durations, 1.0))
+    limit = measure._Limit(CPU, torch.float16)
+    limit.measure()
+    assert limit.row(1e9, 0.0).note.startswith(f"64 x 64 {product} matmul ")
+
+
+def test_a_compiler_that_gives_up_is_no_result(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    states = []
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for pairs in (8, 9):
+            case = info_nce.case(sizes.Vectors(pairs, 16), "step", torch.float32, CPU)
+            compiled = next(each for each in case.providers if each.name.startswith("torch.compile"))
+            states.append(measure.check(compiled, case, case.truth()).status)
+    torch.compiler.reset()
+    assert states == ["ok", "failed"]
+
+
 def test_peak_memory_is_that_of_the_call():
     row = rows_of(Provider("large", lambda x: (torch.ones(1 << 24).sum() * 0 + x * 2,)))[0]
     assert row.peak_mib != row.peak_mib or 60 < row.peak_mib < 70  # NaN where the system does not tell
+
+
+def test_no_call_finds_in_the_cache_what_the_one_before_it_read():
+    read = []
+
+    def recorded(x):
+        read.append(x.data_ptr())
+        return right(x)
+
+    rows_of(Provider("first", recorded), Provider("second", recorded))
+    timed = read[-4:]  # two rounds of two
+    assert len(set(timed)) == 4
+
+
+def test_operations_of_the_cross_attention_are_those_of_valid_frames():
+    case = cross_attention_difference.case(sizes.Attention(3, 8, 16, 2), "step", torch.float32, CPU)
+    frames, reference, mask, _ = case.inputs
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    assert not mask.all()
+    with FlopCounterMode(display=False) as counter:
+        for one, other, valid in zip(frames, reference, mask, strict=True):
+            attention(one[None], other[None, valid], other[None, valid])
+    assert case.flops == 3 * counter.get_total_flops()
 
 
 def test_a_sampled_truth_is_that_of_the_whole():
@@ -180,6 +231,20 @@ def test_plots_of_a_sweep(tmp_path):
     assert (tmp_path / names[0]).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_plots_stand_under_their_own_op(tmp_path):
+    tables = [replace(table(), op=op, rows=[]) for op in ("info_nce", "aligned_info_nce")]
+    plots = ["bench_info_nce_step_float32_batch.png", "bench_aligned_info_nce_step_float32_batch.png"]
+    write(tmp_path / "bench", tables, {}, {}, plots)
+    parts = (tmp_path / "bench.md").read_text().split("## ")
+    assert [[name for name in plots if name in part] for part in parts if ".png" in part] == [plots[:1], plots[1:]]
+
+
+def test_a_loss_has_as_many_clips_as_captions():
+    named = [*sizes.NAMED["aligned_info_nce"], *sizes.AXES]
+    shapes = [shape for name in named for shape in sizes.shapes("aligned_info_nce", name)]
+    assert shapes and all(shape.clips == shape.captions for shape in shapes)
+
+
 def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
     runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
@@ -206,3 +271,11 @@ def test_the_tables_of_objectives_have_a_column_each():
     assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
     assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
     assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"
+
+
+def test_what_an_interrupted_pip_left_does_not_end_a_run(tmp_path, monkeypatch):
+    (tmp_path / "gone-1.0.dist-info").mkdir()
+    (tmp_path / "inf_cl-9.9.dist-info").mkdir()
+    (tmp_path / "inf_cl-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: inf_cl\nVersion: 9.9\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert libraries() == {"inf-cl": "9.9"}

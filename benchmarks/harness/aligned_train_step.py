@@ -1,8 +1,8 @@
 """A step of aligned training: encoders of random waveforms and captions, and the loss, forward and backward.
 
-Only the similarity of the aligned term differs between providers. The model is the small default one without dropout;
-the optimiser's step, the same for all, is left out. Operations are those of the encoders, forward and backward, and of
-the similarity's forward.
+atk's rows are its whole loss, `atk.nn.AlignedContrastiveLoss`; the others a similarity in the loss that a user writes
+around it. The model is the small default one without dropout; the optimiser's step, the same for all, is left out.
+Operations are those of the encoders, forward and backward, and of the similarity's forward.
 """
 
 import copy
@@ -87,8 +87,9 @@ def _count(model: CLAP, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor
     with FlopCounterMode(display=False) as counter:
         sound, text = model(audio, lengths, tokens)
         (sound.pooled.sum() + text.pooled.sum() + sound.frames.sum() + text.tokens.sum()).backward()
+    model.zero_grad(set_to_none=True)
     n, frames, channels = sound.frames.shape
-    similarity = 2.0 * n * int(sound.mask.sum()) * int(text.mask.sum()) / n * channels
+    similarity = 2.0 * int(sound.mask.sum()) * int(text.mask.sum()) * channels
     return Pairs(n, n, frames, text.tokens.shape[1], channels), counter.get_total_flops() + similarity
 
 
@@ -115,11 +116,12 @@ def _step(
     layers += [model.audio_projection, model.text_projection]
 
     def call(audio):
-        model.zero_grad(set_to_none=True)
         with torch.autocast(audio.device.type, dtype, enabled=dtype.itemsize == 2):
             sound, text = model(audio, lengths, tokens)
             loss = criterion(sound.pooled, text.pooled, sound.frames, text.tokens, sound.mask, text.mask)
         loss.backward()
-        return loss.detach(), *(layer.weight.grad for layer in layers)
+        gradients = [layer.weight.grad for layer in layers]
+        model.zero_grad(set_to_none=True)  # the next call pays for its own
+        return loss.detach(), *gradients
 
     return call

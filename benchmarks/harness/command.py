@@ -3,6 +3,7 @@
 import importlib
 import shlex
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -38,7 +39,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
         help=f"{', '.join(SIZES)}; batch, length and width vary one axis, for plots "
-        "(all but tiny; on a CPU without the largest)",
+        "(all but tiny, on a CPU without the largest: hours there)",
     )  # fmt: skip
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of those an op has (all)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="of the inputs (float32)")
@@ -64,25 +65,38 @@ def run(arguments: Namespace) -> list[str]:
         ValueError: an option does not fit, or nothing is left to run; OSError: a file cannot be read or written.
     """
     device = _device(arguments.device)
-    rounds = arguments.rounds or (SHORT_ROUNDS if arguments.short else ROUNDS)
+    rounds = (SHORT_ROUNDS if arguments.short else ROUNDS) if arguments.rounds is None else arguments.rounds
     checks.at_least("rounds", rounds, 1)
     if not arguments.threshold > 1:
         raise ValueError(f"threshold must be above 1, got {arguments.threshold}")
     _check_providers(arguments.providers)
-    saved = report.read(arguments.compare) if arguments.compare else None
     plans = list(_plans(arguments, device.type))
     if not plans:
         raise ValueError("nothing to run: no op asked for has such a size and kind")
-    settings = {"device": str(device), "rounds": rounds, "command": _command_line(arguments)}
+    settings = {"device": device.type, "rounds": rounds, "command": _command_line(arguments)}
     record = {"environment": report.environment(), "libraries": report.libraries(), "settings": settings}
+    saved = _saved(arguments.compare, record) if arguments.compare else None
     stem = Path(arguments.out) / arguments.name
-    tables = []
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    tables, left_out, start = [], {}, time.monotonic()
     intros = {op: _module(op).__doc__ for op in arguments.ops}
     for number, plan in enumerate(plans, 1):
-        print(f"[{number}/{len(plans)}] {plan.op} {plan.size} {plan.kind} {plan.dtype}", file=sys.stderr, flush=True)
-        tables.append(_table(plan, device, rounds, arguments.providers))
-        print(report.markdown(tables[-1].title, tables[-1].rows), flush=True)
+        progress = f"{number}/{len(plans)}, {time.monotonic() - start:.0f} s"
+        print(f"[{progress}] {plan.op} {plan.size} {plan.kind} {plan.dtype}", file=sys.stderr, flush=True)
+        try:
+            case = _case(plan, device, arguments.providers)
+        except ImportError as error:  # of what all its providers need
+            print(f"left out: {error}", file=sys.stderr)
+            left_out[plan.op] = str(error)
+            settings["left out"] = ", ".join(f"{op} ({reason})" for op, reason in left_out.items())
+            continue
+        if not case.providers:
+            continue
+        tables.append(Table(case.title, *plan[:4], plan.shape._asdict(), compare(case, rounds)))
+        print(report.markdown(case.title, tables[-1].rows), flush=True)
         report.write(stem, tables, record, intros)
+    if not tables:
+        raise ValueError(f"nothing to run: {settings.get('left out', 'no op asked for has such a provider')}")
     report.write(stem, tables, record, intros, _plots(tables, stem))
     failures = [
         f"{table.title}: {row.provider}: {row.status} ({row.note})"
@@ -98,6 +112,17 @@ def run(arguments: Namespace) -> list[str]:
     return failures
 
 
+def _saved(path: str, record: dict[str, dict]) -> list[Table]:
+    """The tables of a saved run; says what it was measured on where that was something else."""
+    tables, differences = report.read(path), report.differences(path, record)
+    if "device" in differences:
+        before, now = differences["device"]
+        raise ValueError(f"compare must be a run on {now}, {path} is one on {before}")
+    for name, (before, now) in differences.items():
+        print(f"{path}: {name} {before}, now {now}", file=sys.stderr)
+    return tables
+
+
 def _compare(tables: Sequence[Table], saved: Sequence[Table], arguments: Namespace) -> list[str]:
     lines, compared = regressions.regressions(tables, saved, arguments.threshold)
     print(f"{len(lines)} regressions in {compared} rows that {arguments.compare} has too")
@@ -106,18 +131,13 @@ def _compare(tables: Sequence[Table], saved: Sequence[Table], arguments: Namespa
     return [f"regression: {line}" for line in lines]
 
 
-def _table(plan: _Plan, device: torch.device, rounds: int, providers: Sequence[str] | None) -> Table:
+def _case(plan: _Plan, device: torch.device, names: Sequence[str] | None) -> Case:
+    """The case with the providers asked for; a sweep goes without the compiler, which starts anew at each shape."""
     torch.manual_seed(0)
     torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
     case = _module(plan.op).case(plan.shape, plan.kind, getattr(torch, plan.dtype), device)
-    rows = compare(_kept(case, plan.size, providers), rounds)
-    return Table(case.title, *plan[:4], plan.shape._asdict(), rows)
-
-
-def _kept(case: Case, size: str, names: Sequence[str] | None) -> Case:
-    """The case with the providers asked for; a sweep goes without the compiler, which starts anew at each shape."""
     kept = [each for each in case.providers if names is None or each.name.startswith(tuple(names))]
-    if size in sizes.AXES:
+    if plan.size in sizes.AXES:
         kept = [each for each in kept if not each.name.startswith("torch.compile")]
     return replace(case, providers=kept)
 
@@ -151,9 +171,9 @@ def _module(op: str):
 
 
 def _device(name: str) -> torch.device:
+    checks.one_of("device", name, ("auto", "cpu", "cuda"))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    checks.one_of("device", name, ("cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be 'auto' or 'cpu' where there is no CUDA GPU, got 'cuda'")
     return torch.device(name)

@@ -1,13 +1,15 @@
 """Times callables beside their error and their memory.
 
 A provider's result is compared with a float64 truth first: a wrong one is reported and not timed. Providers then take
-turns in one process, over inputs that together exceed the cache. Missing and failing providers, and those that run
-out of memory, keep their row. The limit comes last: the same work at the machine's matmul and copy rates.
+turns in one process, each call on another copy of the inputs; together the copies exceed the cache. Missing and failing
+providers, and those that run out of memory, keep their row. The limit comes last: the same work at the machine's matmul
+and copy rates.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,16 +69,14 @@ def compare(case: Case, rounds: int = 7) -> list[Row]:
     """One row for each provider, in order, and the limit; `ratio` is the speed relative to the first."""
     device = case.inputs[0].device
     limit = _Limit(device, case.dtype)
-    copies = min(rounds, math.ceil(BEYOND_CACHE / max(1, sum(x.nbytes for x in case.inputs))))
-    rotation = [tuple(x.clone() for x in case.inputs) for _ in range(copies)]
     truth = case.truth()
     rows = [check(provider, case, truth) for provider in case.providers]
     pending = [(row, provider, []) for row, provider in zip(rows, case.providers, strict=True) if row.status == OK]
     untimed = int(device.type == "cuda")  # the checks left the allocator empty
-    for turn in range(rounds + untimed):
-        inputs = rotation[turn % copies]
+    copies = _copies(case.inputs, (rounds + untimed) * len(pending))
+    for _ in range(rounds + untimed):
         for row, provider, times in pending:
-            _time(row, provider, inputs, device, times)
+            _time(row, provider, next(copies), device, times)
         pending = [each for each in pending if each[0].status == OK]
         limit.measure()
     for row, _, times in pending:
@@ -115,6 +115,12 @@ def check(provider: Provider, case: Case, truth: Sequence[Tensor]) -> Row:
     return row
 
 
+def _copies(inputs: tuple[Tensor, ...], calls: int) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs in turn with copies of them: no call finds in the cache what the one before it read."""
+    count = min(calls, math.ceil(BEYOND_CACHE / max(1, sum(x.nbytes for x in inputs))))
+    return itertools.cycle([inputs, *(tuple(x.clone() for x in inputs) for _ in range(count - 1))])
+
+
 def _time(row: Row, provider: Provider, inputs: Sequence[Tensor], device: torch.device, times: list[float]) -> None:
     try:
         with ceiling(device):
@@ -149,13 +155,25 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def _fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """`dtype`, or float32 where a CPU multiplies faster in it: many have no product in half types."""
+    if device.type == "cuda" or dtype == torch.float32:
+        return dtype
+
+    def duration(kind: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=kind)
+        return min(_milliseconds(lambda: torch.mm(a, a), device) for _ in range(5))  # other processes interrupt
+
+    return min((dtype, torch.float32), key=duration)
+
+
 class _Limit:
     """The rates of the library's own matrix product and copy, measured beside the providers."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device = device
+        self.device, self.dtype = device, _fastest(dtype, device)
         self.size = MATMUL_SIZE[device.type]
-        self.a, self.b = (torch.randn(self.size, self.size, device=device).to(dtype) for _ in range(2))
+        self.a, self.b = (torch.randn(self.size, self.size, device=device).to(self.dtype) for _ in range(2))
         self.out = torch.empty_like(self.a)
         self.source = torch.zeros(BEYOND_CACHE // 2, dtype=torch.uint8, device=device)
         self.target = torch.ones_like(self.source)
@@ -181,5 +199,6 @@ class _Limit:
         gflops = 2.0 * self.size**3 / np.median(self.matmul_ms) / 1e6
         gigabytes = 2.0 * self.source.nbytes / np.median(self.copy_ms) / 1e6
         bound = "matmul" if matmul[1] >= copy[1] else "copy"
-        note = f"{self.size} x {self.size} matmul {gflops:.0f} GFLOP/s, copy {gigabytes:.1f} GB/s; bound by {bound}"
+        product = f"{self.size} x {self.size} {str(self.dtype).removeprefix('torch.')} matmul"
+        note = f"{product} {gflops:.0f} GFLOP/s, copy {gigabytes:.1f} GB/s; bound by {bound}"
         return Row("limit", note=note, median_ms=median, p20_ms=p20, p80_ms=p80)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+CONTAINER = Path("/sys/fs/cgroup")
+
 
 def free_bytes(device: torch.device) -> int:
     """Memory that a call may take on the device."""
@@ -18,9 +20,19 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()  # what earlier calls left there is free too
         return torch.cuda.mem_get_info(device)[0]
     try:
-        return _proc_bytes("/proc/meminfo", "MemAvailable")  # counts what the page cache gives back
+        return min(_proc_bytes("/proc/meminfo", "MemAvailable"), _container_bytes())  # both with the page cache
     except OSError:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_bytes() -> float:
+    """What is left of a container's limit (cgroup 2); infinity where there is none."""
+    try:
+        most, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such file, or "max"
+        return math.inf
+    return max(0, most - used + int(counts["inactive_file"]))
 
 
 @contextlib.contextmanager

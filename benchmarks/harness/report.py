@@ -46,7 +46,6 @@ def environment() -> dict[str, str | int]:
     """What the numbers depend on: machine, versions, commit, date."""
     facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
-    versions = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": names[0] if names else platform.machine(),
@@ -54,7 +53,7 @@ def environment() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": versions.get("triton", "none"),
+        "triton": _versions().get("triton", "none"),
         "commit": _commit() or "none",
     }
 
@@ -73,8 +72,14 @@ def _commit() -> str:
 
 def libraries() -> dict[str, str]:
     """Versions of the other libraries, those that are there."""
-    versions = {d.metadata["Name"].replace("_", "-").lower(): d.version for d in metadata.distributions()}
+    versions = _versions()
     return {name: versions[name] for name in _LIBRARIES if name in versions}
+
+
+def _versions() -> dict[str, str]:
+    """Of all that is installed; what an interrupted pip left there has no name."""
+    found = metadata.distributions()
+    return {d.metadata["Name"].replace("_", "-").lower(): d.version for d in found if d.metadata["Name"]}
 
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
@@ -99,11 +104,14 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *notes]) + ("" if notes else "\n")
 
 
-def _document(record: dict[str, dict], tables: Sequence[Table], intros: dict[str, str], plots: Sequence[str]) -> str:
+def _document(
+    prefix: str, record: dict[str, dict], tables: Sequence[Table], intros: dict[str, str], plots: Sequence[str]
+) -> str:
     parts = ["".join(f"- {name}: {value}\n" for part in record.values() for name, value in part.items()), LEGEND]
     for op in dict.fromkeys(table.op for table in tables):
         parts.append(f"## {op}\n\n{intros.get(op, '').strip()}\n")
-        parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in plots if f"{op}_" in name]
+        own = [name for name in plots if name.startswith(f"{prefix}_{op}_")]
+        parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in own]
         parts += [markdown(table.title, table.rows) for table in tables if table.op == op]
     return "\n".join(parts)
 
@@ -115,7 +123,16 @@ def write(
     stem.parent.mkdir(parents=True, exist_ok=True)
     content = record | {"tables": [asdict(table) for table in tables]}
     stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2) + "\n")
-    stem.with_name(stem.name + ".md").write_text(_document(record, tables, intros, plots))
+    stem.with_name(stem.name + ".md").write_text(_document(stem.name, record, tables, intros, plots))
+
+
+def differences(path: str | Path, record: dict[str, dict]) -> dict[str, tuple]:
+    """Of what times depend on, what differs between the run saved at `path` and `record`: both values."""
+    saved = json.loads(Path(path).read_text())
+    groups = {"settings": ("device",), "environment": ("cpu", "threads", "gpu", "torch", "triton")}
+    facts = [(group, name) for group, names in groups.items() for name in names]
+    pairs = {name: (saved.get(group, {}).get(name, "unknown"), record[group][name]) for group, name in facts}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def read(path: str | Path) -> list[Table]:

@@ -48,27 +48,29 @@ _PAIRS = {
     "clap_4096": Pairs(4096, 4096, 250, 32, 128),  # pre-training, all devices together
 }
 _VECTORS = {
-    "tiny": Vectors(40, 16),
-    "clap_256": Vectors(256, 512),
-    "clap_1024": Vectors(1024, 512),
-    "clap_4096": Vectors(4096, 512),
-    "batch_8192": Vectors(8192, 512),
-    "batch_16384": Vectors(16384, 512),
+    "tiny": Vectors(40, 16),  # every provider in a test
+    "clap_256": Vectors(256, 512),  # CLAP's width, the batch of its fine-tuning
+    "clap_1024": Vectors(1024, 512),  # pre-training on one device
+    "clap_4096": Vectors(4096, 512),  # pre-training, all devices together
+    "batch_8192": Vectors(8192, 512),  # 256 MiB of logits in float32
+    "batch_16384": Vectors(16384, 512),  # 1 GiB of them
 }
 _ATTENTION = {
-    "tiny": Attention(3, 20, 16, 2),
+    "tiny": Attention(3, 20, 16, 2),  # every provider in a test
     "thesis": Attention(32, 93, 768, 12),  # 30 s of CNN14 frames, the width of BART
-    "long_audio": Attention(4, 2048, 256, 4),
+    "long_audio": Attention(4, 2048, 256, 4),  # 80 s at 25 frames a second, where the weights of the attention count
 }
 _BATCH = {
-    "tiny": Batch(3, 0.5),
-    "short_clips": Batch(16, 4.0),
-    "thesis": Batch(64, 9.91),
-    "clap_256": Batch(256, 9.91),
+    "tiny": Batch(3, 0.5),  # every provider in a test
+    "short_clips": Batch(16, 4.0),  # for the short run
+    "thesis": Batch(64, 9.91),  # its batch and its crop
+    "clap_256": Batch(256, 9.91),  # the batch of CLAP's fine-tuning
 }
 NAMED = {
     "max_mean_similarity": _PAIRS,
-    "aligned_info_nce": _PAIRS,
+    "aligned_info_nce": {
+        name: _PAIRS[name]._replace(captions=_PAIRS[name].clips) for name in _PAIRS if name != "colbert"
+    },
     "info_nce": _VECTORS,
     "cross_attention_difference": _ATTENTION,
     "aligned_train_step": _BATCH,
