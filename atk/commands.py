@@ -78,6 +78,7 @@ def _load(arguments: Namespace, *kinds: type):
     from atk.checks import at_least
     from atk.config import TrainConfig
     from atk.models import from_pretrained
+    from atk.models.clap import CLAP
     from atk.trainer import pick_device
 
     run = Path(arguments.run)
@@ -90,6 +91,8 @@ def _load(arguments: Namespace, *kinds: type):
     if not isinstance(model, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{run} holds a {type(model).__name__}, this command needs a {wanted}")
+    if isinstance(model, CLAP) and (note := model.describe_cut(arguments.clip_seconds)):
+        sys.stderr.write(note + "\n")
     return model.to(pick_device(arguments.device)).eval()
 
 

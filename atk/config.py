@@ -1,5 +1,6 @@
 """Configuration of a training run: dataclasses that a YAML file and command-line flags fill."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -7,13 +8,11 @@ import yaml
 
 from atk.checkpoint import write_whole
 from atk.checks import at_least, one_of
+from atk.data.captions import ON_ERROR
 from atk.data.mixtures import MixConfig
 from atk.distributed import GATHERS
 from atk.models.captioner import CaptionerConfig
 from atk.models.clap import ModelConfig
-
-MAPPERS = ("mlp", "transformer")
-OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
 
 
 def _at_least(owner: object, minimum: float, *names: str) -> None:
@@ -126,20 +125,19 @@ class TrainConfig:
         _at_least(self, 0.05, "clip_seconds")
         _at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
         _at_least(self, 0, "eval_every", "seed", "workers")
+        if self.seed >= 1 << 32:  # the step is its lower half
+            raise ValueError(f"seed must be below {1 << 32}, got {self.seed}")
         if self.shard and self.optim.name != "adam":
             raise ValueError(f"shard: needs optim.name 'adam', got {self.optim.name!r}")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0, got {self.timeout}")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs must be above 0, got {self.epochs}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
-        if self.on_error not in ("skip", "raise"):
-            raise ValueError(f"on_error must be 'skip' or 'raise', got {self.on_error!r}")
+        for name in ("epochs", "timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("on_error", self.on_error, ON_ERROR)
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML, enough to repeat the run."""
-        write_whole(path, yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+        write_whole(path, yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False))  # no tuples in JSON
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ class DifferenceConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of("objective", self.objective, OBJECTIVES)
+        one_of("objective", self.objective, ("plain", "pairmix", "subtraction", "mask"))
         if self.micro_batch is not None:
             raise ValueError("micro_batch: captions do not meet one another in the loss; use a smaller batch_size")
         if self.shard:  # how often its layers run depends on the clips of a rank, and sharded ranks keep in step
@@ -235,7 +233,7 @@ class MapperConfig:
     noise: float = 1.0
 
     def __post_init__(self):
-        one_of("kind", self.kind, MAPPERS)
+        one_of("kind", self.kind, ("mlp", "transformer"))
         _at_least(self, 1, "tokens", "hidden", "layers", "heads")
         _at_least(self, 0, "noise")
 
@@ -300,9 +298,3 @@ class SemiSupervisedConfig(ContrastiveConfig):
     def uses_unlabeled(self) -> bool:
         """Whether a term of the loss needs unlabelled audio."""
         return self.loss.mix_weight > 0 or self.loss.unlabeled_weight > 0
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

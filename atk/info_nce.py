@@ -156,12 +156,12 @@ def aligned_info_nce(
     sides = from_padded(audio, audio_mask), from_padded(text, text_mask)
     sim = similarity(*sides, normalize, direction, save_index, backend, sparse=skip_below > 0)
     if skip_below > 0:
-        sim = torch.where(_weights(sim.detach(), logit_scale) < skip_below, sim.detach(), sim)
+        sim = torch.where(pair_weights(sim.detach(), logit_scale) < skip_below, sim.detach(), sim)
     return reference.info_nce(sim, logit_scale, reduction)
 
 
 @torch.no_grad()
-def _weights(sim: Tensor, logit_scale: Tensor | float) -> Tensor:
+def pair_weights(sim: Tensor, logit_scale: Tensor | float) -> Tensor:
     """`|P + Q - 2 I|` [N, N]: the gradient of N times the summed loss with respect to the logits, without its sign."""
     logits = sim * logit_scale
     return (logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(sim), device=sim.device)).abs()

@@ -29,7 +29,7 @@ def score(
         with torch.autocast(audio.device.type, enabled=False):
             return reference.max_mean_similarity(audio, text, audio_mask, text_mask, pairs=pairs)
     if save_index is None:
-        save_index = (1 if pairs else text.number) * audio.rows.shape[0] * _index_dtype(
+        save_index = (1 if pairs else text.number) * audio.rows.shape[0] * index_dtype(
             text.longest
         ).itemsize <= INDEX_BUDGET
     with_index = save_index and torch.is_grad_enabled() and (audio.rows.requires_grad or text.rows.requires_grad)
@@ -49,7 +49,7 @@ def _launchers(backend: str):
     return launchers
 
 
-def _index_dtype(tokens: int) -> torch.dtype:
+def index_dtype(tokens: int) -> torch.dtype:
     return torch.uint8 if tokens <= 256 else torch.int16 if tokens <= 32768 else torch.int32
 
 
@@ -91,7 +91,7 @@ def _empty_outputs(
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
     shape = (audio.shape[0],) if pairs else (captions, audio.shape[0])
-    return sim, audio.new_empty(shape if with_index else (0,), dtype=_index_dtype(longest_text))
+    return sim, audio.new_empty(shape if with_index else (0,), dtype=index_dtype(longest_text))
 
 
 @torch.library.custom_op("atk::max_mean_backward", mutates_args=())

@@ -1,7 +1,6 @@
 """A whole training run, the same for every method: run folder, training, evaluation of the held-out split, summary."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from atk import parallel
 from atk.checkpoint import best_or_last, write_whole
 from atk.collectives import world_size
 from atk.config import TrainConfig
-from atk.trainer import Task, Trainer, pick_device
+from atk.task import Task
+from atk.trainer import Trainer, pick_device
 
 
 def run(make_task: Callable[..., Task], config: TrainConfig, resume: bool = False) -> dict | None:
@@ -61,18 +61,17 @@ def _train(
 def _summary(trainer: Trainer, task: Task, config: TrainConfig, device: torch.device) -> dict:
     """What the run came to, written to `summary.json`."""
     out = Path(config.out)
-    split = next((name for name in ("test", "val") if (Path(config.data) / f"{name}.csv").is_file()), None)
     summary = {
         "method": task.method,
         "data": config.data,
-        "split": split,
+        "split": task.held_out,
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
         "device": str(device),
         "ranks": world_size(),
         "backend": task.backend,
         "skipped": len(task.skipped),
-        "metrics": None if split is None else task.evaluate(best_or_last(out), split),
+        "metrics": task.evaluate(best_or_last(out)) if task.held_out else None,
     }
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -82,11 +81,3 @@ def to_resume(config: TrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from, None where the run is to start."""
     last = Path(config.out) / "checkpoints" / "last"
     return last if resume and last.is_dir() else None
-
-
-def report_skipped(skipped: list[tuple[str, str]], known: dict[str, str]) -> None:
-    """Name on stderr, once, the files of a batch that could not be read; `known` keeps them."""
-    for name, reason in skipped:
-        if name not in known:
-            known[name] = reason
-            print(f"skipped {name} ({reason})", file=sys.stderr)

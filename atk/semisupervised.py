@@ -9,17 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atk import parallel
 from atk.collectives import world_size
 from atk.config import SemiSupervisedConfig
 from atk.contrastive import ContrastiveTask, train_contrastive
-from atk.data import Batch, UnlabeledAudio, unlabeled_loader
+from atk.data import Batch, Loader, UnlabeledAudio, unlabeled_loader
 from atk.grad_cache import Embeddings
 from atk.info_nce import BACKENDS
 from atk.mappers import MLPMapper, TransformerMapper
 from atk.models.clap import AudioEmbedding
 from atk.nn import InfoNCELoss
-from atk.run import report_skipped
 
 _LISTING = "unlabeled.npz"
 _MOST_UNREADABLE = 10  # batches in a row that may be passed over
@@ -68,7 +66,7 @@ class SemiSupervisedTask(ContrastiveTask):
             )
         note = f", fewer than batch_size {config.batch_size}: a batch has no more" if few else ""
         print(f"unlabeled: {len(self.pool)} clips{note}", file=sys.stderr)
-        report_skipped(self.pool.skipped, self.skipped)
+        self.report(self.pool.skipped)
 
     def make_criterion(self) -> nn.Module:
         """InfoNCE, and the mapper that is trained with it."""
@@ -94,7 +92,7 @@ class SemiSupervisedTask(ContrastiveTask):
             return
         unreadable = 0
         for labeled, unlabeled in zip(super().batches(start_step), self._unlabeled(start_step), strict=True):
-            report_skipped(unlabeled.skipped, self.skipped)
+            self.report(unlabeled.skipped)
             unreadable = unreadable + 1 if unlabeled.skipped and not unlabeled.files else 0
             if unreadable == _MOST_UNREADABLE:
                 name, reason = unlabeled.skipped[0]
@@ -110,22 +108,15 @@ class SemiSupervisedTask(ContrastiveTask):
         silence = super().silence()
         return SemiSupervisedBatch(silence, silence if self.config.uses_unlabeled else None)
 
-    def _unlabeled(self, start_step: int) -> Iterator[Batch]:
+    def _unlabeled(self, start_step: int) -> Loader:
         config = self.config
-        return iter(
-            unlabeled_loader(
-                self.pool,
-                sample_rate=self.model.sample_rate,
-                clip_seconds=config.clip_seconds,
-                batch_size=min(config.batch_size, len(self.clips), len(self.pool)),
-                seed=config.seed,
-                start_step=start_step,
-                workers=config.workers,
-                pin_memory=self.device.type == "cuda",
-                on_error=config.on_error,
-                rank=parallel.rank(),
-                world_size=world_size(),
-            )
+        return unlabeled_loader(
+            self.pool,
+            sample_rate=self.model.sample_rate,
+            clip_seconds=config.clip_seconds,
+            batch_size=min(config.batch_size, len(self.clips), len(self.pool)),
+            seed=config.seed,
+            **self.loading(start_step),
         )
 
     def encode(self, batch: SemiSupervisedBatch) -> Embeddings:

@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from atk import grad_cache, parallel
@@ -22,8 +21,9 @@ from atk.checkpoint import load_state, save_checkpoint, write_whole
 from atk.config import TrainConfig
 from atk.data.dataset import random_stream
 from atk.distributed import ddp_factor, total
-from atk.grad_cache import Embeddings
 from atk.optimizer import learning_rate, make_optimizer, put_back, weights_to_use
+from atk.replicas import replicate_or_shard
+from atk.task import Task
 
 
 class TrainingError(RuntimeError):
@@ -32,43 +32,6 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """The run was asked to stop; its state is saved and `--resume` goes on from there."""
-
-
-class Task(Protocol):
-    """One method of training: a loss that is a function of embeddings, which need not be made all at once.
-
-    `encode` and `loss_of` run under autocast; `batch.files` names what a batch was made of, `batch.split` cuts it.
-    """
-
-    method: str
-    backend: str  # of the fused op
-    model: nn.Module  # with config, save_pretrained and, for resuming, the weights loaded
-    criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
-    monitor: str  # the validation metric whose maximum is kept as the best checkpoint
-    validation: Any  # None without validation data
-    steps_per_epoch: int
-    skipped: dict[str, str]  # files that could not be used, and why
-
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches of step `start_step` and on, a pure function of seed and step."""
-
-    def encode(self, batch: Any) -> Embeddings:
-        """What the loss of a batch is a function of."""
-
-    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's share of the loss to minimise, and of its named terms; the shares add up."""
-
-    def silence(self) -> Any:
-        """A batch of one silent clip, for a rank that has none."""
-
-    def readings(self) -> dict[str, Tensor]:
-        """What else to log, the same on every rank."""
-
-    def validate(self) -> dict[str, float] | None:
-        """Validation metrics; None where nothing could be read."""
-
-    def evaluate(self, checkpoint: Path, split: str) -> dict:
-        """Metrics of a saved model on a split of the data, for the summary."""
 
 
 class Trainer:
@@ -86,7 +49,7 @@ class Trainer:
         self.bf16 = config.precision == "bf16"
         if config.precision == "auto" and device.type == "cuda":
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        self.ranks = parallel.replicate_or_shard(task, config.shard)
+        self.ranks = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.ranks.groups(self.parameters), config.optim, self.steps)
@@ -126,15 +89,17 @@ class Trainer:
         bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=disable)
         task.model.train()
         with log, bar, _interrupts() as interrupt:
-            started = time.perf_counter() - self.seconds
+            ready = time.perf_counter()
+            started = ready - self.seconds
             for batch in parallel.together(task.batches(self.step)):
-                row = self._update(batch)
+                row = self.update(batch)
                 self.step += 1
-                before, self.seconds = self.seconds, time.perf_counter() - started
+                now = time.perf_counter()
+                self.seconds = now - started
                 last = self.step == self.steps
                 bar.update()
                 if row and parallel.is_first() and (self.step % config.log_every == 0 or last or self.step == 1):
-                    rate = round(row.pop("files") / (self.seconds - before), 2)
+                    rate = round(row.pop("files") / (now - ready), 2)
                     row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate}
                     row["memory_mib"] = _memory(self.device)
                     log.write(row)
@@ -149,9 +114,14 @@ class Trainer:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; go on with --resume")
                 if last:
                     return
+                ready = time.perf_counter()
 
-    def _update(self, batch: Any) -> dict[str, float]:
-        """One optimiser step; the row to log. A batch of which no file could be read is passed over."""
+    def update(self, batch: Any) -> dict[str, float]:
+        """One optimiser step; the row to log. A batch of which no file could be read is passed over, with no row.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are as before.
+        """
         parts = self._parts(batch)
         count, *sides = parallel.most(len(parts), *batch.sides)
         if not all(sides):
@@ -209,10 +179,8 @@ class Trainer:
             self.task.model.eval()
             metrics = self.task.validate()
             self.task.model.train()
-        if metrics is None:
-            return False
         log.write({"step": self.step, **{f"val/{name}": value for name, value in metrics.items()}})
-        if metrics[self.task.monitor] <= self.best:
+        if not metrics[self.task.monitor] > self.best:  # NaN is no best
             return False
         self.best = metrics[self.task.monitor]
         return True

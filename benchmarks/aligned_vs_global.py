@@ -3,14 +3,12 @@
 python benchmarks/aligned_vs_global.py            # goes on where it was interrupted
 """
 
-import argparse
-import json
 import re
 from pathlib import Path
 
 import yaml
 
-from runs import atk, flags, mean_and_spread, train_all, write_results
+from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
@@ -36,21 +34,24 @@ COLUMNS = {
 }
 
 
-def run_all(folder: Path, seeds: int, steps: int) -> list[dict]:
-    """Train and evaluate every arm and seed that has no summary yet; the rows."""
-    atk("soundscapes", folder / "data", *flags(SCENES))
-    runs = {
-        (arm, seed): (
-            folder / f"{re.sub('[^a-z]+', '-', arm)}-{seed}",
-            RUN | {"steps": steps, "seed": seed, **settings},
-        )
-        for seed in range(seeds)
-        for arm, settings in ARMS.items()
-    }
-    train_all("aligned", folder / "data", dict(runs.values()))
+def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, int], tuple[Path, dict]]:
+    """Run folder and settings of every arm and seed."""
+    runs = {}
+    for seed in range(seeds):
+        for arm, settings in ARMS.items():
+            name = f"{re.sub('[^a-z]+', '-', arm)}-{seed}"
+            runs[arm, seed] = folder / name, RUN | {"steps": steps, "seed": seed, **settings}
+    return runs
+
+
+def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
+    """One row a run, of the seeds that are finished in every arm."""
+    found = finished(runs)
+    unfinished = {seed for _, seed in runs.keys() - found.keys()}
     rows = []
-    for (arm, seed), (out, _) in runs.items():
-        summary = json.loads((out / "summary.json").read_text())
+    for (arm, seed), summary in found.items():
+        if seed in unfinished:
+            continue
         metrics = summary["metrics"]
         values = {column: metrics[group][name] for column, (group, name) in COLUMNS.items()}
         chance = {"alignment chance": metrics["alignment"]["chance"]}
@@ -93,21 +94,23 @@ def document(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/aligned_vs_global"), help="folder for data and runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=RUN["steps"])
-    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
-    options = parser.parse_args()
-    rows = run_all(options.runs, options.seeds, options.steps)
+    options = comparison_parser(__doc__, "aligned_vs_global", RUN["steps"]).parse_args()
+    data, runs = options.runs / "data", plan(options.runs, options.seeds, options.steps)
+    if not options.report:
+        atk("soundscapes", data, *flags(SCENES))
+        train_all("aligned", data, dict(runs.values()), options.jobs)
+    rows = rows_of(runs)
+    if not rows:
+        raise SystemExit(f"no seed in {options.runs} is finished in every arm")
     record = {
-        "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
+        "scenes": yaml.safe_load((data / "soundscapes.yaml").read_text()),
         "run": RUN | {"steps": options.steps},
         "alignment_chance": rows[0]["alignment chance"],
         "rows": rows,
     }
-    write_results(options.results / "aligned_vs_global", record, document, options.reading)
+    write_results(
+        options.results / "aligned_vs_global", record, document, options.reading, options.jobs, options.report
+    )
     print(table(rows))
 
 

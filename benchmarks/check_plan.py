@@ -56,11 +56,11 @@ def measure(case: dict, data: str, steps: int) -> dict:
         found["caption_tokens"] = task.model.tokenize(captions)["input_ids"].shape[1] - 2
         for _ in range(steps + 1):
             start = time.perf_counter()
-            trainer._update(batch)
+            trainer.update(batch)
             seconds.append(time.perf_counter() - start)
             trainer.step += 1
 
-    trainer._update(next(task.batches(0)).split(2)[0])  # libraries make their buffers, the optimiser its moments
+    trainer.update(next(task.batches(0)).split(2)[0])  # libraries make their buffers, the optimiser its moments
     weights = sum(STATE_BYTES * parameter.numel() for parameter in trainer.parameters)
     peak = peak_bytes(train, (), torch.device("cpu")) + weights
     return found | {"bytes": peak, "seconds": seconds[1:]}

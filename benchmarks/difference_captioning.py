@@ -3,8 +3,6 @@
 python benchmarks/difference_captioning.py            # goes on where it was interrupted
 """
 
-import argparse
-import json
 import os
 import sysconfig
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from atk.data import CONDITIONS
-from runs import atk, flags, mean_and_spread, train_all, write_results
+from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # paths of this machine stay out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
@@ -54,10 +52,7 @@ def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tup
 def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
     """One row a finished run: what its summary says of clips alone, of mixtures, and of the events it names."""
     rows = []
-    for (objective, condition, seed), (out, _) in runs.items():
-        if not (out / "summary.json").is_file():
-            continue
-        summary = json.loads((out / "summary.json").read_text())
+    for (objective, condition, seed), summary in finished(runs).items():
         metrics = summary["metrics"]
         way = "minus_added" if "minus_added" in metrics else "mix"
         row = {"objective": objective, "condition": condition, "seed": seed, "seconds": summary["seconds"]}
@@ -140,15 +135,8 @@ def document(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/difference"), help="folder for data and runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = comparison_parser(__doc__, "difference", steps=700)
     parser.add_argument("--first-steps", type=int, default=1800, help="of the plain captioner that all go on from")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--report", action="store_true", help="only write the tables, of the runs that are finished")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
-    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
     options = parser.parse_args()
     data, runs = options.runs / "data", plan(options.runs, options.seeds, options.steps)
     if not options.report:
@@ -162,7 +150,7 @@ def main() -> None:
     record = {
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | MODEL | {"first steps": options.first_steps, "steps": options.steps},
-        "unfinished": [out.name for out, _ in runs.values() if not (out / "summary.json").is_file()],
+        "unfinished": [runs[key][0].name for key in runs if key not in finished(runs)],
         "tables": tables(rows),
         "rows": rows,
     }

@@ -240,7 +240,6 @@ def main() -> None:
     previous = json.loads(path.read_text()) if path.is_file() else {}
     kept = previous.get("parts", {}) if previous.get("setting") == setting else {}
     parts = {name: part for name, part in kept.items() if name not in options.parts}
-    options.results.mkdir(parents=True, exist_ok=True)
     for name in sorted(options.parts, reverse=True):  # the page is written after each, so that a kill loses one part
         parts[name] = {"environment": environment()} | measured(name, options, batches)
         if name == "steps":

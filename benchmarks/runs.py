@@ -1,5 +1,6 @@
 """Training runs of a comparison: started by `atk`, kept when complete, checked against what is asked for."""
 
+import argparse
 import json
 import os
 import statistics
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,8 +18,8 @@ from atk.bench import environment
 
 def atk(*arguments: object, threads: int | None = None) -> None:
     """Run the command; `threads` limits its CPU threads."""
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True, env=environment)
+    limited = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True, env=limited)
 
 
 def flags(options: dict) -> list[str]:
@@ -44,6 +46,19 @@ def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) ->
             done.result()
 
 
+def comparison_parser(about: str, name: str, steps: int) -> argparse.ArgumentParser:
+    """Options of a comparison called `name`, whose runs take `steps` steps where not told otherwise."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="folder for data and runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--report", action="store_true", help="only write the tables, of the runs that are finished")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
+    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
+    return parser
+
+
 def check_settings(out: Path, wanted: dict) -> None:
     """A run left by an earlier call must have the settings that the page will name."""
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -53,6 +68,12 @@ def check_settings(out: Path, wanted: dict) -> None:
             found = found[part]
         if found != yaml.safe_load(str(value)):
             raise SystemExit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")
+
+
+def finished(runs: dict[Any, tuple[Path, dict]]) -> dict[Any, dict]:
+    """The summaries of the runs (folder, options) that are finished."""
+    files = {key: out / "summary.json" for key, (out, _) in runs.items()}
+    return {key: json.loads(file.read_text()) for key, file in files.items() if file.is_file()}
 
 
 def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
@@ -75,5 +96,6 @@ def write_results(
     if report:
         measured |= {name: previous[name] for name in measured if name in previous}
     record = measured | record | {"reading": reading or previous.get("reading", "")}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     stem.with_suffix(".md").write_text(document(record))

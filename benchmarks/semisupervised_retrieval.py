@@ -3,9 +3,7 @@
 python benchmarks/semisupervised_retrieval.py            # goes on where it was interrupted
 """
 
-import argparse
 import csv
-import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +13,7 @@ import yaml
 from atk.checkpoint import model_folder
 from atk.evaluate import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
-from runs import atk, flags, mean_and_spread, train_all, write_results
+from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 SHARE = 0.1  # of the captions that are kept
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}
@@ -98,11 +96,11 @@ def values_of(metrics: dict) -> dict[str, float]:
 
 def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
     """One row a run, of the seeds that are finished in every arm."""
-    unfinished = {seed for (_, seed), (out, _) in runs.items() if not (out / "summary.json").is_file()}
+    found = finished(runs)
+    unfinished = {seed for _, seed in runs.keys() - found.keys()}
     rows = []
-    for (arm, seed), (out, _) in runs.items():
+    for (arm, seed), summary in found.items():
         if seed not in unfinished:
-            summary = json.loads((out / "summary.json").read_text())
             rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values_of(summary["metrics"])})
     return rows
 
@@ -146,15 +144,7 @@ def document(record: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/semisupervised"), help="folder for data and runs")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--report", action="store_true", help="only write the table, of the runs that are finished")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
-    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
-    options = parser.parse_args()
+    options = comparison_parser(__doc__, "semisupervised", steps=120).parse_args()
     folder = options.runs
     runs = plan(folder, options.seeds, options.steps, folder / "unlabeled")
     if not options.report:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import difference_captioning
-import runs
 from atk.bench import cross_attention_difference, info_nce, max_mean_similarity, measure, memory, sizes
 from atk.bench.measure import Case, Provider, Row, compare
 from atk.bench.plots import plot_sweeps
@@ -243,34 +241,6 @@ def test_a_loss_has_as_many_clips_as_captions():
     named = [*sizes.NAMED["aligned_info_nce"], *sizes.AXES]
     shapes = [shape for name in named for shape in sizes.shapes("aligned_info_nce", name)]
     assert shapes and all(shape.clips == shape.captions for shape in shapes)
-
-
-def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):
-    (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
-    runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
-    with pytest.raises(SystemExit, match=r"was made with optim\.lr 0\.001, not 0\.1"):
-        runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
-
-
-def test_the_tables_of_objectives_have_a_column_each():
-    def row(objective, condition, seed):
-        shares = {"target": 50.0, "added": 5.0}
-        scores = {"CIDEr": 0.1 * seed}
-        named = {"named input": shares, "named mixture": shares, "named minus_input": shares}
-        return {
-            "objective": objective,
-            "condition": condition,
-            "seed": seed,
-            "input": scores,
-            "mixture": scores,
-            **named,
-        }
-
-    rows = [row(*key) for key in difference_captioning.plan(Path("runs"), 2, 10)]
-    alone, mixtures, conditions = difference_captioning.tables(rows).values()
-    assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
-    assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
-    assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"
 
 
 def test_what_an_interrupted_pip_left_does_not_end_a_run(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ from test_mixtures import write_clip
 from tiny_captioner import tiny
 
 import atk.caption
-from atk.caption import CaptionSplit, caption_file, evaluate_captions
+from atk.caption import Captions, CaptionSplit, caption_file, evaluate_captions, named
 from atk.caption_metrics import CaptionScores
-from atk.data import MixConfig
+from atk.data import Clip, MixConfig, ReferencePool
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +123,17 @@ def test_without_references_a_file_is_captioned_alone(model, tmp_path):
     assert caption_file(plain, audio, beams=1) == caption_file(model, audio, beams=1)
     with pytest.raises(ValueError, match="trained without a Diff block"):
         caption_file(plain, audio, [audio])
+
+
+def test_named_counts_events_of_the_clip_and_of_the_added_sound():
+    pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
+    said = [
+        Captions("0", "", "a dog barks"),
+        Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),
+        Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
+    ]
+    result = named(said, [frozenset({"rain"}), frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
+    assert result["input"] == {"target": 50.0, "added": 0.0, "target_alone": 66.67}
+    assert result["mix"] == {"target": 33.33, "added": 100.0, "target_alone": 0.0}
+    assert result["minus_added"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
+    assert result["minus_input"] == {"target": 33.33, "added": 50.0, "target_alone": 50.0}

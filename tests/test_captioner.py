@@ -174,6 +174,8 @@ def test_the_published_checkpoint_is_read_only_to_create(tmp_path):
     model.save_pretrained(tmp_path / "saved")
     (tmp_path / "cnn14.pth").unlink()
     assert Captioner.from_pretrained(tmp_path / "saved").config == model.config
+    (tmp_path / "saved" / "model.safetensors").write_bytes(b"")
+    assert Captioner.saved_config(tmp_path / "saved") == model.config  # the weights are not read
 
 
 def test_a_diff_block_is_kept_where_it_is_of_the_kind_asked_for():

@@ -6,18 +6,20 @@ import os
 import random
 import shutil
 import signal
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
 from test_training import killed_at_a_random_moment, rows
 
 import atk.caption
-from atk.caption import Captions, named
 from atk.cli import main
 from atk.config import DifferenceConfig
-from atk.data import Clip, ReferencePool
+from atk.data import AudioError
 from atk.difference import DifferenceTask
 from atk.embed import evaluating
 from atk.models.captioner import CaptionerConfig
@@ -261,6 +263,18 @@ def test_validation_weighs_every_token_alike(scenes, tmp_path):
     assert task.validate()["log_likelihood"] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
+    bad = shutil.copytree(scenes, tmp_path / "data") / "audio" / "val" / "00001.wav"
+    soundfile.write(bad, np.full(8000, np.nan), 16000, subtype="FLOAT")
+    config = DifferenceConfig(str(tmp_path / "data"), str(tmp_path), objective="plain", workers=0, **SMALL_MODEL)
+    with pytest.raises(AudioError, match=r"00001\.wav: holds NaN"):
+        DifferenceTask(replace(config, on_error="raise"), torch.device("cpu")).validate()
+    for path in set(bad.parent.iterdir()) - {bad}:
+        shutil.copy(bad, path)
+    with pytest.raises(ValueError, match=r"none of the 4 clips of val\.csv can be decoded"):
+        DifferenceTask(config, torch.device("cpu")).validate()
+
+
 def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, capsys):
     main(arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))
     audio = str(scenes / "audio" / "test" / "00000.wav")
@@ -284,17 +298,3 @@ def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
     assert stop.value.code == 130
     main(arguments(scenes, tmp_path / "run", "--resume"))
     assert same_weights(tmp_path / "run", mask_run)
-
-
-def test_named_counts_events_of_the_clip_and_of_the_added_sound():
-    pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
-    said = [
-        Captions("0", "", "a dog barks"),
-        Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),
-        Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
-    ]
-    result = named(said, [frozenset({"rain"}), frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
-    assert result["input"] == {"target": 50.0, "added": 0.0, "target_alone": 66.67}
-    assert result["mix"] == {"target": 33.33, "added": 100.0, "target_alone": 0.0}
-    assert result["minus_added"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}
-    assert result["minus_input"] == {"target": 33.33, "added": 50.0, "target_alone": 50.0}

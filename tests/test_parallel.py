@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from test_semisupervised import noises  # noqa: F401 (a fixture)
 from test_training import rows
 from training_ranks import BATCH, work
 
+from atk import parallel
 from atk.cli import main
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
@@ -112,6 +114,51 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_goes_on(tiny_data, tmp_path
     code, said = ended(job)
     assert code == 0, said
     assert json.loads((out / "summary.json").read_text())["steps"] == 60
+
+
+def test_a_rank_that_hangs_is_given_up(tiny_data, tmp_path):
+    out = tmp_path / "run"
+    job = torchrun(2, arguments(tiny_data, out, "--steps", "2000", "--eval-every", "0", "--timeout", "20"))
+    wait_for_step(job, out, 3)
+    waiting, hanging = workers_of(job)
+    os.kill(hanging, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE
+    while is_running(waiting) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(hanging, signal.SIGKILL)  # as torchrun does, 30 s later
+    code, said = ended(job)
+    assert code != 0 and "rank 0 lost the others (timed out)" in said, said
+
+
+def is_running(pid):
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "(zombie)" not in status.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2048", "connection closed"),
+        ("Application timeout caused pair closure; timed out waiting 1800000ms for recv", "timed out"),
+        ("NCCL error: remote process exited or there was a network error", "connection closed"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_errors_of_the_network_are_those_of_a_lost_rank(monkeypatch, text, reason):
+    def fail():
+        with parallel.naming_lost_ranks():
+            raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=re.escape(text)):  # alone there is no rank to lose
+        fail()
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    if reason is None:
+        with pytest.raises(RuntimeError, match="mat1"):
+            fail()
+        return
+    with pytest.raises(parallel.RankLost, match=re.escape(f"rank 1 lost the others ({reason})")):
+        fail()
 
 
 def test_a_signal_to_the_launcher_saves_and_stops(tiny_data, tmp_path):

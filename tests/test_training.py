@@ -19,11 +19,8 @@ import yaml
 from conftest import arguments
 from safetensors.torch import load_file
 
-from atk import checkpoint
 from atk.checkpoint import best_or_last
 from atk.cli import main
-from atk.config import OptimConfig
-from atk.optimizer import lr_factor
 
 
 def rows(out):
@@ -196,48 +193,13 @@ def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["clips"] == 6
 
 
-def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    class Model(torch.nn.Module):
-        def save_pretrained(self, folder):
-            folder.mkdir()
-            (folder / "weights").write_text("whole")
-
-    checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
-    # Killed at the rename of the folder, at the link to the best, and between that link and the one to the last.
-    for name, passes in (("rename", 0), ("replace", 0), ("replace", 1)):
-        whole, calls = getattr(os, name), []
-
-        def killed(*paths, passes=passes, whole=whole, calls=calls):
-            calls.append(paths)
-            if len(calls) > passes:
-                raise KeyboardInterrupt
-            whole(*paths)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, name, killed)
-            checkpoint.save_checkpoint(tmp_path, 2, Model(), {"step": 2}, best=True)
-        assert checkpoint.load_state(tmp_path) == {"step": 1}
-        assert (tmp_path / "best" / "weights").read_text() == "whole"
-    checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
-    checkpoint.save_checkpoint(tmp_path, 2, Model(), {"step": 2}, best=False)
-    assert checkpoint.load_state(tmp_path) == {"step": 2}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000001", "step-00000002"]
-    checkpoint.save_checkpoint(tmp_path, 3, Model(), {"step": 3}, best=False)
-    assert not (tmp_path / "step-00000002").exists()
-
-
-def test_schedule_warms_up_and_decays():
-    optim = OptimConfig(warmup=0.1, final=0.01)
-    factors = [lr_factor(step, 100, optim) for step in range(100)]
-    assert factors[0] == 0.1 and factors[9] == 1.0 == max(factors)
-    assert factors[10:] == sorted(factors[10:], reverse=True) and factors[-1] < 0.02
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--optim.lr", "-1"], "lr and clip_norm must be above 0"),
+        (["--seed", str(1 << 32)], "seed must be below 4294967296, got 4294967296"),
+        (["--epochs", ".inf"], "epochs must be above 0 and finite, got inf"),
         (["--optim.rate", "1"], "optim.rate"),
         (["--loss.direction", "frames"], "direction must be one of"),
         (["--loss.reduction", "none"], "reduction must be one of"),
@@ -252,6 +214,15 @@ def test_mistakes_end_with_one_line_and_code_2(tiny_data, tmp_path, capsys, more
         main(arguments(tiny_data, tmp_path / "run", *more))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_split_that_cannot_be_read_is_told_before_training(tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(tiny_data, tmp_path / "data")
+    (folder / "test.csv").write_text("file,caption\n")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(folder, tmp_path / "run"))
+    assert stop.value.code == 2 and "test.csv: needs the columns file_name and caption" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -74,11 +74,6 @@ def test_no_batch_holds_a_clip_twice(clips):
         assert len({int(whole[place]) for _, place, _, whole in batch}) == 4
 
 
-def test_note_of_a_small_pool():
-    assert UnlabeledBatches(4, 4, 0).note is None and UnlabeledBatches(9, 4, 0).steps_per_epoch == 3
-    assert UnlabeledBatches(3, 4, 0).note.startswith("3 unlabelled clips are fewer than batch_size 4")
-
-
 def test_unreadable_clips_are_named_and_replaced(tmp_path):
     ramps(tmp_path, 12)
     faults = {"cut.flac": "damaged or truncated", "empty.wav": "empty file", "text.ogg": "not readable as audio"}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from atk import grad_cache, parallel
+from atk import grad_cache, parallel, replicas
 from atk.aligned import AlignedTask
 from atk.cli import _parser, _underscores
 from atk.config import AlignedConfig, DifferenceConfig, SemiSupervisedConfig
@@ -71,7 +71,7 @@ def _step(rank: int, size: int, meeting: str, command: list[str], way: dict) -> 
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
     task = _task(command)
     _set_gather(task, way["gather"])
-    ranks = parallel.replicate_or_shard(task, way["shard"])
+    ranks = replicas.replicate_or_shard(task, way["shard"])
     own = next(task.batches(0))
     assert own.files == [name for side in _sides(whole) for name in side.files[rank::size]], "another share"
     parts = own.split(way["micro"]) if way["micro"] else [own]
@@ -85,7 +85,7 @@ def _step(rank: int, size: int, meeting: str, command: list[str], way: dict) -> 
     torch.testing.assert_close(share, wanted_loss.detach(), rtol=1e-5, atol=1e-7)  # spectrograms are float32
     compared = 0
     for (name, weight), (_, other) in zip(_weights(task), _weights(reference), strict=True):
-        found = parallel.whole_tensor(weight.grad)
+        found = replicas.whole_tensor(weight.grad)
         if other.grad is None:
             assert found is None or not found.any(), f"{name} has a gradient"
             continue

@@ -83,6 +83,11 @@ class TrainDataset(_Clips):
         caption = clip.captions[random.integers(len(clip.captions))] if clip.captions else ""
         return self._item(index, start, self.clip_seconds, caption)
 
+    def silence(self) -> dict[str, Any]:
+        """An item of silence, which is no clip."""
+        samples = torch.zeros(round(self.sample_rate * self.clip_seconds))
+        return {"audio": samples, "caption": "", "file": "", "clip": 0}
+
 
 class EvalDataset(_Clips):
     """`dataset[i]`: window i of all clips, in order. The windows of a clip are adjacent and cover it.

@@ -4,11 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from atk.checks import one_of
 from atk.data.audio import AudioError
@@ -31,7 +31,7 @@ class Loader:
 
     @property
     def batches(self) -> TrainBatches | UnlabeledBatches:
-        """The order of training, with `steps_per_epoch` and `note`."""
+        """The order of training; that of captioned clips has `steps_per_epoch` and `note`."""
         return self.loader.batch_sampler
 
     def __len__(self) -> int:
@@ -88,16 +88,14 @@ def batches_of(
     """
     lengths = [min(clip.seconds, dataset.clip_seconds) for clip in dataset.clips]
     batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last, rank, world_size)
-    options = _options(workers, pin_memory, dataset.collate)
-    return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
+    return _loader(dataset, on_error, workers, pin_memory, batch_sampler=batches)
 
 
 def one_pass(dataset: TrainDataset, *, batch_size: int, workers: int = 0, on_error: str = "skip") -> Loader:
     """Every clip of a training data set once, in order, as drawn for epoch 0."""
     keys = [(index, 0) for index in range(len(dataset))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    options = _options(workers, False, dataset.collate)
-    return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
+    return _loader(dataset, on_error, workers, batch_sampler=batches)
 
 
 def unlabeled_loader(
@@ -121,8 +119,7 @@ def unlabeled_loader(
     """
     dataset = UnlabeledDataset(pool, sample_rate, clip_seconds, seed)
     batches = UnlabeledBatches(len(pool), batch_size, seed, start_step, rank, world_size)
-    options = _options(workers, pin_memory, dataset.collate)
-    return Loader(DataLoader(dataset, batch_sampler=batches, **options), on_error)
+    return _loader(dataset, on_error, workers, pin_memory, batch_sampler=batches)
 
 
 def eval_loader(
@@ -150,21 +147,15 @@ def eval_loader(
         ValueError: an argument is out of range.
     """
     dataset = EvalDataset(clips, sample_rate, clip_seconds)
-    options = _options(workers, pin_memory, dataset.collate)
-    return Loader(DataLoader(dataset, batch_size, persistent_workers=workers > 0, **options), on_error)
+    return _loader(dataset, on_error, workers, pin_memory, batch_size=batch_size, persistent_workers=workers > 0)
 
 
-def _options(workers: int, pin_memory: bool, collate_fn: Callable) -> dict:
-    # A generator of their own keeps loaders from drawing on the random state that dropout uses.
-    options = {
-        "collate_fn": collate_fn,
-        "pin_memory": pin_memory,
-        "num_workers": workers,
-        "generator": torch.Generator(),
-    }
+def _loader(dataset: Dataset, on_error: str, workers: int, pin_memory: bool = False, **options) -> Loader:
     if workers:
-        options |= {"worker_init_fn": _start_worker, "multiprocessing_context": _context()}
-    return options
+        options |= {"num_workers": workers, "worker_init_fn": _start_worker, "multiprocessing_context": _context()}
+    # A generator of their own keeps loaders from drawing on the random state that dropout uses.
+    options |= {"collate_fn": dataset.collate, "pin_memory": pin_memory, "generator": torch.Generator()}
+    return Loader(DataLoader(dataset, **options), on_error)
 
 
 def _context() -> BaseContext:

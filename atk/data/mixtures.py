@@ -141,6 +141,10 @@ class MixtureDataset(TrainDataset):
         snr_db = random.uniform(*self.mix.snr_db)
         return self._pair(item, random, snr_db) if self.pairs else self._mixture(item, random, snr_db)
 
+    def silence(self) -> dict[str, Any]:
+        """As of `TrainDataset`, without a reference."""
+        return super().silence() | {"references": [], "added": ()}
+
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> MixtureBatch:
         """Pad the items to one batch; the errors among them go to `skipped`."""
         batch = collate(items)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from atk.checks import at_least
 from atk.data.dataset import random_stream
 
 _BUCKET_BATCHES = 50  # batches' worth of clips that are sorted by length together
@@ -54,8 +55,7 @@ class TrainBatches(Sampler):
             ("seed", seed, 0),
             ("start_step", start_step, 0),
         ):
-            if value < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+            at_least(name, value, minimum)
         self.batch_size, self.seed, self.start_step = batch_size, seed, start_step
         self.bucket, self.drop_last = bucket, drop_last
         self.rank, self.world_size = rank, world_size

@@ -118,10 +118,6 @@ class UnlabeledBatches(Sampler):
         start_step: the first batch to give.
         rank, world_size: as in `TrainBatches`.
 
-    Attributes:
-        steps_per_epoch: batches that it takes for every clip to come once.
-        note: a line for the user where clips come several times in a batch, else None.
-
     Raises:
         ValueError: an argument is out of range.
     """
@@ -133,10 +129,6 @@ class UnlabeledBatches(Sampler):
         at_least("start_step", start_step, 0)
         self.clips, self.batch_size, self.seed, self.start_step = clips, batch_size, seed, start_step
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = math.ceil(clips / batch_size)
-        self.note = None
-        if clips < batch_size:
-            self.note = f"{clips} unlabelled clips are fewer than batch_size {batch_size}: batches hold some repeatedly"
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int, np.ndarray]]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)

@@ -200,6 +200,18 @@ class Captioner(nn.Module):
         """Write configuration, tokenizer and weights (safetensors) to `folder`."""
         self.decoder.save(save_model(self, folder) / _DECODER)
 
+    @staticmethod
+    def _find(name: str | Path) -> tuple[Path, CaptionerConfig]:
+        folder, values = find_model(name)
+        if "decoder" not in values:
+            raise ValueError(f"{folder} holds no captioner: its configuration names no decoder")
+        return folder, CaptionerConfig.from_dict(values)
+
+    @classmethod
+    def saved_config(cls, name: str | Path) -> CaptionerConfig:
+        """The configuration of what `from_pretrained` would load, without its weights; the same errors."""
+        return cls._find(name)[1]
+
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Captioner":
         """Load what `save_pretrained` wrote, from a local folder or a hub repository, in evaluation mode.
@@ -207,10 +219,7 @@ class Captioner(nn.Module):
         Raises:
             ValueError: there is no such model.
         """
-        folder, values = find_model(name)
-        if "decoder" not in values:
-            raise ValueError(f"{folder} holds no captioner: its configuration names no decoder")
-        config = CaptionerConfig.from_dict(values)
+        folder, config = cls._find(name)
         model = cls(config, Cnn14(config.audio), CaptionDecoder.load(config.decoder, folder / _DECODER))
         load_weights(model, folder)
         return model.eval()

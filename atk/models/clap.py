@@ -1,5 +1,6 @@
 """Audio and text encoders projected into one space: every frame and every token, and one global vector each."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,13 @@ class CLAP(nn.Module):
     def frame_seconds(self) -> float:
         """Duration of one output frame, in seconds."""
         return self.audio_encoder.frame_seconds
+
+    def describe_cut(self, clip_seconds: float) -> str:
+        """One line that tells how much of a window of `clip_seconds` the audio encoder leaves out; "" for nothing."""
+        longest = getattr(self.audio_encoder, "longest_seconds", math.inf)
+        if clip_seconds <= longest:
+            return ""
+        return f"clip_seconds: of windows of {clip_seconds:g} s this model hears only the first {longest:g} s"
 
     def log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, scaled as the audio encoder has it."""

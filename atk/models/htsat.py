@@ -27,9 +27,14 @@ class HTSAT(nn.Module):
         return self.features.extractor.sampling_rate
 
     @property
+    def longest_seconds(self) -> float:
+        """Duration of a whole clip, in seconds; what is longer is cut."""
+        return self.features.samples / self.sample_rate
+
+    @property
     def frame_seconds(self) -> float:
         """Duration of one output frame, in seconds: a whole clip is 32 frames in the published models."""
-        return self.features.samples / self.sample_rate / self.frames
+        return self.longest_seconds / self.frames
 
     def log_mel(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrograms in dB `[N, frames, mel_bins]` of clips as they are, neither filled up nor cut; valid frames."""

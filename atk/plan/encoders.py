@@ -1,13 +1,11 @@
 """The parts of a step that are run to be planned: the encoders on a few clips, the loss over a few logits."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from atk import reference
 from atk.aligned import AlignedTask
@@ -16,9 +14,9 @@ from atk.config import AlignedConfig, ContrastiveConfig, SemiSupervisedConfig
 from atk.contrastive import ContrastiveTask
 from atk.data.dataset import collate
 from atk.grad_cache import Embeddings
-from atk.info_nce import _weights
+from atk.info_nce import pair_weights
 from atk.models.clap import CLAP
-from atk.parallel import innermost_layers
+from atk.models.layers import checkpoint_layers, innermost_layers
 from atk.plan.cost import Cost, LinearCost, Trace
 from atk.semisupervised import SemiSupervisedBatch, SemiSupervisedTask
 
@@ -92,7 +90,7 @@ def logits_cost(skip_below: float) -> tuple[float, float]:
     with Trace() as trace:
         scores = sim
         if skip_below > 0:
-            scores = torch.where(_weights(sim.detach(), 5.0) < skip_below, sim.detach(), sim)
+            scores = torch.where(pair_weights(sim.detach(), 5.0) < skip_below, sim.detach(), sim)
         reference.info_nce(scores, 5.0).backward()
     cost = trace.cost()
     return cost.peak() / _LOGITS**2 + sim.itemsize, cost.moved.sum() / _LOGITS**2
@@ -107,8 +105,7 @@ def _task(config: ContrastiveConfig) -> ContrastiveTask:
     task.config, task.device, task.backend = config, torch.device("cpu"), "auto"
     task.model = _model(config).train()
     if config.activation_checkpointing:
-        for layer in innermost_layers(task.model):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        checkpoint_layers(task.model)
     task.criterion = task.make_criterion().train()
     for parameter in _trained(task):
         parameter.grad = torch.zeros_like(parameter)  # counted with the weights, not among activations

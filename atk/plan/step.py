@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from atk.checks import at_least
 from atk.config import ContrastiveConfig
 from atk.info_nce_chunked import CHUNK_ELEMENTS
-from atk.max_mean_op import INDEX_BUDGET, _index_dtype
+from atk.max_mean_op import INDEX_BUDGET, index_dtype
 from atk.plan.encoders import Encoders, logits_cost
 from atk.plan.rates import Rates
 
@@ -167,7 +167,7 @@ class Step:
         held = seconds = 0.0
         saved = True
         for own, other in looks:
-            index = pairs * pairs * (1 if ring else self.ranks) * own * _index_dtype(other).itemsize
+            index = pairs * pairs * (1 if ring else self.ranks) * own * index_dtype(other).itemsize
             keeps = index <= INDEX_BUDGET
             forward, gradients = self._op_seconds(flops, other)
             seconds += forward * (1 + ring + (not keeps)) + gradients

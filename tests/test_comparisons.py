@@ -1,0 +1,62 @@
+"""The comparisons of training runs: what they plan, which finished runs they report, their pages."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import aligned_vs_global
+import difference_captioning
+import runs
+
+
+def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
+    runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
+    with pytest.raises(SystemExit, match=r"was made with optim\.lr 0\.001, not 0\.1"):
+        runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
+
+
+def test_results_go_to_a_folder_that_is_not_there_yet(tmp_path):
+    runs.write_results(tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['reading']}.", "why")
+    assert (tmp_path / "new" / "page.md").read_text() == "why."
+
+
+def test_a_report_takes_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch):
+    way = dict.fromkeys(("R@1", "R@5", "R@10", "mAP@10", "MedR"), 10.0)
+    metrics = {"text_to_audio": way, "audio_to_text": way, "twins": {"global": 50.0, "max_mean": 60.0}}
+    metrics["alignment"] = {"right": 40.0, "chance": 20.0}
+    for key, (out, _) in aligned_vs_global.plan(tmp_path, 2, 10).items():
+        if key != ("global", 1):
+            out.mkdir()
+            (out / "summary.json").write_text(json.dumps({"seconds": 3.0, "metrics": metrics}))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, twins: 1}")
+    command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--seeds", "2", "--report"]
+    monkeypatch.setattr(sys, "argv", ["aligned_vs_global.py", *command])
+    aligned_vs_global.main()
+    record = json.loads((tmp_path / "page" / "aligned_vs_global.json").read_text())
+    assert [(row["arm"], row["seed"]) for row in record["rows"]] == [(arm, 0) for arm in aligned_vs_global.ARMS]
+    assert "| twins, max-mean | 60.0 | 60.0 | 60.0 |" in (tmp_path / "page" / "aligned_vs_global.md").read_text()
+
+
+def test_the_tables_of_objectives_have_a_column_each():
+    def row(objective, condition, seed):
+        shares = {"target": 50.0, "added": 5.0}
+        scores = {"CIDEr": 0.1 * seed}
+        named = {"named input": shares, "named mixture": shares, "named minus_input": shares}
+        return {
+            "objective": objective,
+            "condition": condition,
+            "seed": seed,
+            "input": scores,
+            "mixture": scores,
+            **named,
+        }
+
+    rows = [row(*key) for key in difference_captioning.plan(Path("runs"), 2, 10)]
+    alone, mixtures, conditions = difference_captioning.tables(rows).values()
+    assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
+    assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
+    assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"
