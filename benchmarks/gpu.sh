@@ -200,7 +200,7 @@ printf '\n| step | status | seconds |\n|---|---|---:|\n' >>"$summary"
 if [ -n "${PEERS:-}" ]; then
   step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$work/peers" "$PEERS"/*.whl
 fi
-step doctor 30 "$python" -c "from atk.doctor import report; print(report())"
+step doctor 60 "$python" -c "from atk.doctor import report; print(report())"
 export python here work
 export -f run_tests
 step tests 150 bash -c 'run_tests "$@"' "$0" "${tests[@]}"
