@@ -112,3 +112,51 @@ def test_figures_of_the_cross_attention_page_are_those_measured():
     assert f"768 channels {speeds[0]} the speed" in page
     assert f"256 channels {speeds[1]}, and {speeds[2]} that of its default call" in page
     assert "with {} MiB against {} and {}.".format(*memory) in page
+
+
+def test_figures_of_the_benchmarks_page_are_those_measured():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for label, size in {"thesis": "thesis", "ColBERT": "colbert", "a minute": "long_audio", "CLAP": "clap_256"}.items():
+        rows = measured("max_mean_sizes_cpu")[size]
+        naive, other, ours = (rows[name] for name in ("naive einsum", "late-interaction-kernels", "atk cpp"))
+        speeds = [f"{row['median_ms'] / ours['median_ms']:.1f}" for row in (naive, other)]
+        memory = [f"{row['peak_mib']:,.0f} MiB" for row in (naive, ours)]
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {label}"))
+        assert line.endswith(f" | {' | '.join(speeds + memory)} |")
+
+
+def test_figures_of_the_info_nce_page_are_those_measured():
+    page = (ROOT / "docs" / "info_nce.md").read_text()
+    for pairs, size in {"1,024": "clap_1024", "4,096": "clap_4096", "8,192": "batch_8192"}.items():
+        rows = measured("info_nce_cpu")[size]
+        names = ("atk chunked", "naive F.cross_entropy", "open_clip", "torch.compile of the naive")
+        ours, naive, clip, compiled = (rows[name] for name in names)
+        speeds = [f"{row['median_ms'] / ours['median_ms']:.2f}" for row in (naive, clip, compiled)]
+        memory = [f"{row['peak_mib']:,.0f}" for row in (ours, naive, compiled)]
+        assert f"| {pairs} | {' | '.join(speeds)} | {', '.join(memory)} MiB |" in page
+
+
+def test_figures_of_the_kernels_page_are_those_measured():
+    page = (ROOT / "docs" / "kernels.md").read_text()
+
+    def times(kind):
+        return [measured("max_mean_cpu", dtype=dtype, kind=kind)["batch_128"] for dtype in ("float32", "bfloat16")]
+
+    def row(label, slow, slow_name, fast, fast_name):
+        cells = [
+            f"{a[slow_name]['median_ms'] / b[fast_name]['median_ms']:.1f}" for a, b in zip(slow, fast, strict=True)
+        ]
+        return f"| {label} | {cells[0]} | | {cells[1]} |"
+
+    steps, ragged_steps = times("step"), times("ragged_step")
+    assert row("forward and backward, speed over the einsum's", steps, "naive einsum", steps, "atk cpp") in page
+    again = "atk cpp, winners computed again"
+    assert row("the same with the winners computed again", steps, "naive einsum", steps, again) in page
+    assert row("forward and backward on them", steps, "atk cpp", ragged_steps, "atk cpp, masks") in page
+    forwards, label = (
+        times("forward"),
+        "forward on captions of 6 to 32 tokens, 12 in the mean, speed over 32 tokens each",
+    )
+    assert row(label, forwards, "atk cpp", times("ragged_forward"), "atk cpp, masks") in page
+    rates = forwards[0]["atk cpp"], forwards[0]["atk cpp, int8 screening off"], forwards[1]["atk cpp"]
+    assert f"matmul | {' | '.join(format(rate['of_limit'], '.2f') for rate in rates)} |" in page
