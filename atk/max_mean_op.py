@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atk import checks, reference
 from atk.once_differentiable import once_differentiable, refuse
-from atk.sequences import Sequences
+from atk.sequences import Sequences, index_dtype
 
 INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None keeps for the backward
 _NO_SECOND_DERIVATIVE = (
@@ -47,10 +47,6 @@ def _launchers(backend: str):
     else:
         from atk.kernels import max_mean as launchers
     return launchers
-
-
-def index_dtype(tokens: int) -> torch.dtype:
-    return torch.uint8 if tokens <= 256 else torch.int16 if tokens <= 32768 else torch.int32
 
 
 def _sequences(name: str, rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:

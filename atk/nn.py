@@ -85,10 +85,10 @@ class InfoNCELoss(_Temperature):
 
         Raises: as `atk.info_nce`.
         """
-        check_vectors(audio, text, self.logit_scale)
-        sides = normalize(audio), normalize(text)
+        scale = self.logit_scale
+        check_vectors(audio, text, scale)
         options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
-        return info_nce(*sides, self.logit_scale, **options)
+        return info_nce(normalize(audio), normalize(text), scale, **options)
 
 
 class AlignedContrastiveLoss(_Temperature):
@@ -162,12 +162,11 @@ class AlignedContrastiveLoss(_Temperature):
 
         Raises: as `atk.info_nce` and `atk.aligned_info_nce`.
         """
-        terms, options = {}, {"reduction": self.reduction, "gather": self.gather}
+        terms, scale, options = {}, self.logit_scale, {"reduction": self.reduction, "gather": self.gather}
         if self.global_weight:
-            check_vectors(audio, text, self.logit_scale)
-            pair = normalize(audio), normalize(text)
+            check_vectors(audio, text, scale)
             backend = self.backend if self.backend in BACKENDS else "auto"
-            terms["global"] = info_nce(*pair, self.logit_scale, backend=backend, **options)
+            terms["global"] = info_nce(normalize(audio), normalize(text), scale, backend=backend, **options)
         if self.aligned_weight:
             checks.embeddings("frames", frames, "N, L_a, D")
             checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
@@ -176,7 +175,7 @@ class AlignedContrastiveLoss(_Temperature):
             terms["aligned"] = aligned_info_nce(
                 frames,
                 tokens,
-                self.logit_scale,
+                scale,
                 frame_mask,
                 token_mask,
                 normalize=True,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from atk.collectives import world_size
 
-_GROUP_LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "process group")
+_GROUP_LOST = ("gloo", "nccl", "by peer", "broken pipe", "timed out", "timeout", "process group")
 
 
 class RankLost(RuntimeError):  # noqa: N818 (a state of the job, not of this rank)
@@ -63,7 +63,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=patience)
     try:
         yield
-        dist.barrier()  # ranks leave together: the first may still evaluate
+        with naming_lost_ranks():
+            dist.barrier()  # ranks leave together: the first may still evaluate
         gc.collect()  # DDP must be gone before the group is, not after it at the interpreter's end
     finally:
         dist.destroy_process_group()

@@ -25,6 +25,11 @@ class Sequences(NamedTuple):
         return self.cu_seqlens.shape[0] - 1
 
 
+def index_dtype(longest: int) -> torch.dtype:
+    """The type of the winners in captions of up to `longest` tokens."""
+    return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
+
+
 def from_padded(value: Tensor, mask: Tensor | None) -> Sequences:
     """The sequences of `value` `[N, L, D]` with the mask `[N, L]`."""
     number, length, width = value.shape

@@ -23,7 +23,7 @@ from atk.kernels.max_mean_kernels import forward_kernel, grad_audio_kernel, grad
 from atk.kernels.normalize import normalize_rows, normalize_rows_backward
 from atk.kernels.pack import Captions, Frames, FrameTiles, LengthClass, frame_tiles, pack_captions, pack_frames
 from atk.kernels.weights import Active, Weights, active_frames, active_text, pair_weights
-from atk.sequences import Sequences
+from atk.sequences import Sequences, index_dtype
 
 __all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
 
@@ -150,11 +150,6 @@ class Problem:
 def _arguments(active: Active | None) -> tuple[Tensor | None, Tensor | None, int]:
     """As the kernels take the lists: tiles, counts, stride."""
     return (None, None, 0) if active is None else (active.tiles, active.count, active.tiles.shape[1])
-
-
-def index_dtype(longest: int) -> torch.dtype:
-    """The type of the winners in captions of up to `longest` tokens."""
-    return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
 
 
 def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:

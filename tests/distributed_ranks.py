@@ -39,6 +39,7 @@ def _work(rank: int, size: int, folder: str) -> None:
         meeting = f"file://{folder}/{number}"  # a new one for every case: one that fails does not break the next
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
         try:
+            dist.barrier()  # until all are joined: a case that talks to nobody would leave while others still connect
             torch.manual_seed(0)
             said[name] = case(rank, size) or ""
         except Exception:

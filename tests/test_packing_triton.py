@@ -20,7 +20,7 @@ from triton_cases import (
     ragged,
 )  # fmt: skip
 
-from atk.sequences import from_padded
+from atk.sequences import from_padded, index_dtype
 
 CLIPS = [70, 0, 3]
 CAPTIONS = [3, 20, 150, 0, 9, 33]  # every length class, and longer than a tile
@@ -88,7 +88,7 @@ def test_the_recompute_workspace_is_bounded():
     problem = max_mean.Problem(audio, text, False)
     for index_bytes in (1, 1500, 4000):
         for group in problem.groups(index_bytes):
-            size = group.room * len(audio.rows) * max_mean.index_dtype(text.longest).itemsize
+            size = group.room * len(audio.rows) * index_dtype(text.longest).itemsize
             assert size <= index_bytes or group.room == group.kind.captions
     assert len(problem.groups(1)) > len(problem.groups(1500)) > len(problem.groups(2**26)) == 5
 

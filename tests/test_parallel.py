@@ -139,7 +139,9 @@ def is_running(pid):
     ("text", "reason"),
     [
         ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2048", "connection closed"),
-        ("Application timeout caused pair closure; timed out waiting 1800000ms for recv", "timed out"),
+        ("Application timeout caused pair closure", "timed out"),
+        ("Timed out waiting 1800000ms for recv operation to complete", "timed out"),
+        ("writev: Broken pipe", "connection closed"),
         ("NCCL error: remote process exited or there was a network error", "connection closed"),
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from atk.sequences import Sequences, from_padded
+from atk.sequences import Sequences, from_padded, index_dtype
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS_HERE = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
@@ -73,7 +73,7 @@ def expected(audio, text, audio_mask, text_mask, grad=None):
 
 def forward(audio, text, pairs=False, with_index=True):
     """Similarities and winners by the kernels, into buffers that hold rubbish, plausible winners among it."""
-    from atk.kernels.max_mean import index_dtype, max_mean_forward
+    from atk.kernels.max_mean import max_mean_forward
 
     shape = (audio.number,) if pairs else (audio.number, text.number)
     sim = torch.full(shape, float("nan"), device=DEVICE)

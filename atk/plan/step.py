@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from atk.checks import at_least
 from atk.config import ContrastiveConfig
 from atk.info_nce_chunked import CHUNK_ELEMENTS
-from atk.max_mean_op import INDEX_BUDGET, index_dtype
+from atk.max_mean_op import INDEX_BUDGET
 from atk.plan.encoders import Encoders, logits_cost
 from atk.plan.rates import Rates
+from atk.sequences import index_dtype
 
 USABLE = 0.9  # of a device's memory: fragments, libraries and the process itself need some
 MOST_CLIPS = 1 << 30  # where the search for the largest batch ends
