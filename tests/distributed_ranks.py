@@ -16,7 +16,7 @@ from distributed_cases import CASES as LOSS_CASES
 from distributed_wire_cases import CASES as WIRE_CASES
 
 CASES = LOSS_CASES | WIRE_CASES
-PATIENCE = timedelta(seconds=20)  # after which a collective that some rank does not join fails
+PATIENCE = timedelta(seconds=60)  # after which a collective that some rank does not join fails
 
 
 @cache

@@ -268,7 +268,7 @@ next(loader)
 {last}
 """
     # Workers inherit the pipe: its end is reached, and `run` returns, only when the last of them is gone.
-    result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=30)
+    result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120)
     assert result.returncode == code
 
 

@@ -28,7 +28,7 @@ from atk.cli import main
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 
 STILL = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # dropout is drawn anew on every rank
-PATIENCE = 90  # seconds until a job must have ended, its start included
+PATIENCE = 120  # seconds until a job must have ended, its start included
 
 
 @pytest.mark.parametrize("size", [2, 4])

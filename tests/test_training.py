@@ -159,7 +159,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(tiny_data, tmp_
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGTERM)
     # All of its processes inherit the pipe: its end is reached only when the last of them is gone.
-    said = process.communicate(timeout=30)[0]
+    said = process.communicate(timeout=120)[0]
     assert process.returncode == 130 and "--resume" in said, said
     assert 2 <= training_state(out)["step"] == len(rows(out)) < 200
 
