@@ -96,16 +96,16 @@ class DifferenceTask(CaptionedTask):
         Raises:
             ValueError: no clip can be decoded; with `on_error="raise"`, a clip cannot (AudioError).
         """
-        total, tokens, config = 0.0, 0, self.config
+        loss_sum, tokens, config = 0.0, 0, self.config
         options = {"batch_size": config.batch_size, "workers": config.workers, "on_error": config.on_error}
         with torch.no_grad(), evaluating(self.model):
             for batch in one_pass(self.validation, **options):
                 if batch.files:
                     loss, count = self._cross_entropy(batch.to(self.device))
-                    total, tokens = total - float(loss) * count, tokens + count
+                    loss_sum, tokens = loss_sum + float(loss) * count, tokens + count
         if not tokens:
             raise ValueError(f"{config.data}: none of the {len(self.validation)} clips of val.csv can be decoded")
-        return {"log_likelihood": total / tokens}
+        return {"log_likelihood": -loss_sum / tokens}
 
     def evaluate(self, checkpoint: Path) -> dict:
         """Captioning metrics on the held-out split by the model of a checkpoint; its captions go to a CSV file."""

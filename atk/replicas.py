@@ -91,8 +91,7 @@ class Shards(Replicas):
 
     def groups(self, parameters: list[Tensor]) -> list[dict]:
         """Sharded weights and whole ones apart: no fused update takes both."""
-        kinds = [p for p in parameters if _is_sharded(p)], [p for p in parameters if not _is_sharded(p)]
-        return [{"params": kind} for kind in kinds if kind]
+        return [{"params": kind} for kind in _by_kind(parameters)]
 
     @contextmanager
     def whole_model(self, device: torch.device) -> Iterator[None]:
@@ -115,9 +114,8 @@ class Shards(Replicas):
 
     def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
         """As in `Replicas`; the norm is that of all shards."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        kinds = [g for g in gradients if _is_sharded(g)], [g for g in gradients if not _is_sharded(g)]
-        norms = [whole_tensor(nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+        kinds = _by_kind([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norms = [whole_tensor(nn.utils.get_total_norm(kind)) for kind in kinds]
         norm = torch.stack(norms).norm()
         for kind in kinds:
             for gradient in kind:
@@ -191,6 +189,12 @@ def _is_sharded(value: Any) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, DTensor)
+
+
+def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Sharded tensors and whole ones apart; no empty list."""
+    kinds = [t for t in tensors if _is_sharded(t)], [t for t in tensors if not _is_sharded(t)]
+    return [kind for kind in kinds if kind]
 
 
 def whole_tensor(value: Any) -> Any:

@@ -144,13 +144,13 @@ def main() -> None:
         first = first_runs(options.runs, options.seeds, options.first_steps)
         for stage in (first, runs):
             train_all("difference", data, dict(stage.values()), options.jobs)
-    rows = rows_of(runs)
+    rows, done = rows_of(runs), finished(runs)
     if not rows:
         raise SystemExit(f"no run in {options.runs} is finished")
     record = {
         "scenes": yaml.safe_load((options.runs / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | MODEL | {"first steps": options.first_steps, "steps": options.steps},
-        "unfinished": [runs[key][0].name for key in runs if key not in finished(runs)],
+        "unfinished": [out.name for key, (out, _) in runs.items() if key not in done],
         "tables": tables(rows),
         "rows": rows,
     }
