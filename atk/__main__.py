@@ -1,5 +1,5 @@
 """`python -m atk`, and so `torchrun -m atk`: the `atk` command."""
 
-from atk.cli import main
+from atk.cli.main import main
 
 main()

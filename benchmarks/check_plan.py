@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 
-from atk.aligned import AlignedTask
 from atk.bench.memory import peak_bytes
-from atk.config import AlignedConfig, SemiSupervisedConfig
 from atk.plan import Rates, Resources, plan
 from atk.plan.step import STATE_BYTES
-from atk.semisupervised import SemiSupervisedTask
-from atk.trainer import Trainer
+from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.trainer import Trainer
 from runs import atk, flags, write_results
 
 SCENES = {"preset": "medium", "seconds": [5.0, 5.0], "train": 512, "test": 8, "seed": 0}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from atk.align import align
 from atk.bench import compare, markdown, max_mean_similarity, sizes
-from atk.checkpoint import best_or_last
 from atk.data.captions import Clip, read_split
+from atk.data.side_files import read_events
+from atk.eval.figures import align
 from atk.models.clap import CLAP
-from atk.side_files import read_events
+from atk.train.checkpoint import best_or_last
 
 
 def scene_in_sequence(scenes: Path) -> Clip:

@@ -41,7 +41,7 @@ ours=(--providers naive "atk triton")
 if [ -n "${DRY_RUN:-}" ]; then
   export TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
   device=(--device cpu) tiny=(--tiny) bench=(--dtypes float32 --rounds 1 --sizes tiny --kinds forward step)
-  tests=("$here"/tests/test_{normalize_triton,info_nce_op}.py)
+  tests=("$here"/tests/{kernels/test_normalize_triton,ops/test_info_nce_op}.py)
   tuned="[(3, 3, 9, 5, 16)], [torch.float32], device='cpu', repeats=1, choose=lambda *case: list(candidates(*case))[:2]"
   timed_first() {
     bench ops 90 --ops max_mean_similarity info_nce cross_attention_difference --providers naive nn "atk triton"
@@ -52,8 +52,8 @@ if [ -n "${DRY_RUN:-}" ]; then
   }
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
-  tests=("$here"/tests/test_*_triton.py
-    "$here"/tests/test_{max_mean,max_mean_modes,cross_attention,cross_attention_modes,info_nce_modes,info_nce_op}.py)
+  tests=("$here"/tests/kernels/test_*_triton.py
+    "$here"/tests/ops/test_{max_mean,max_mean_modes,cross_attention,cross_attention_modes,info_nce_modes,info_nce_op}.py)
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
   timed_first() {
     bench clap_1024 90 --ops max_mean_similarity --sizes clap_1024 --kinds forward step
@@ -200,7 +200,7 @@ printf '\n| step | status | seconds |\n|---|---|---:|\n' >>"$summary"
 if [ -n "${PEERS:-}" ]; then
   step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$work/peers" "$PEERS"/*.whl
 fi
-step doctor 60 "$python" -c "from atk.doctor import report; print(report())"
+step doctor 60 "$python" -c "from atk.cli.doctor import report; print(report())"
 export python here work
 export -f run_tests
 step tests 150 bash -c 'run_tests "$@"' "$0" "${tests[@]}"

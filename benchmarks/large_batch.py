@@ -19,8 +19,8 @@ from pathlib import Path
 
 from atk.bench import environment
 from atk.data.captions import read_split
-from atk.max_mean_op import INDEX_BUDGET
 from atk.models.clap import CLAP, ModelConfig
+from atk.ops.max_mean_op import INDEX_BUDGET
 from large_batch_page import document, draw
 from runs import atk, flags, write_results
 

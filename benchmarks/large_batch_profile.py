@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from atk.aligned import AlignedTask
-from atk.config import AlignedConfig
-from atk.trainer import Trainer
+from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.trainer import Trainer
 
 OPS = "atk::"  # custom ops of this library, in the profiler's names
 

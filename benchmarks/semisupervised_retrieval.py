@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from atk.checkpoint import model_folder
-from atk.evaluate import embed_split, evaluate_retrieval
+from atk.eval.retrieval import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
+from atk.train.checkpoint import model_folder
 from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 SHARE = 0.1  # of the captions that are kept

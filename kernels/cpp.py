@@ -4,13 +4,13 @@ Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D c
 allocated everything, and launch nothing of size 0.
 """
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import atk
-from atk.sequences import Sequences
+from atk.kernels.sequences import Sequences
 
 try:
     from atk import _C
@@ -19,6 +19,7 @@ except ImportError as error:
     _IMPORT_ERROR = str(error)
 
 WORKSPACE_BYTES = 64 << 20  # of winners that the backward finds again at a time, unless one caption needs more
+_BUILD_ERROR = Path(importlib.util.find_spec("atk").origin).with_name("_build_error.txt")  # written by setup.py
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 
 
@@ -26,9 +27,8 @@ def unavailable() -> str | None:
     """None when the extension is there, else why not and how to get it."""
     if _C is not None:
         return None
-    build_error = Path(atk.__file__).with_name("_build_error.txt")
-    if build_error.is_file():
-        return f"the C++ extension was not built: {build_error.read_text().splitlines()[0]}; {_REBUILD}"
+    if _BUILD_ERROR.is_file():
+        return f"the C++ extension was not built: {_BUILD_ERROR.read_text().splitlines()[0]}; {_REBUILD}"
     return f"the C++ extension cannot be imported ({_IMPORT_ERROR}); {_REBUILD}"
 
 

@@ -22,8 +22,8 @@ from atk.kernels.launch import (
 from atk.kernels.max_mean_kernels import forward_kernel, grad_audio_kernel, grad_text_kernel
 from atk.kernels.normalize import normalize_rows, normalize_rows_backward
 from atk.kernels.pack import Captions, Frames, FrameTiles, LengthClass, frame_tiles, pack_captions, pack_frames
+from atk.kernels.sequences import Sequences, index_dtype
 from atk.kernels.weights import Active, Weights, active_frames, active_text, pair_weights
-from atk.sequences import Sequences, index_dtype
 
 __all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
 

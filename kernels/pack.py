@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atk.kernels.launch import next_power_of_two, packed_width
-from atk.sequences import Sequences
+from atk.kernels.sequences import Sequences
 
 _ROWS = 32  # rows that one program copies
 _SHORTEST = 8  # tokens of the first length class

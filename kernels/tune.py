@@ -16,8 +16,8 @@ from atk.kernels import launch_table
 from atk.kernels.launch import Launch
 from atk.kernels.max_mean import Problem
 from atk.kernels.pack import LengthClass
+from atk.kernels.sequences import from_padded, index_dtype
 from atk.kernels.weights import pair_weights
-from atk.sequences import from_padded, index_dtype
 
 # N_a, N_t, L_a, L_t, D: captions of each length class, all of equal length.
 SHAPES = tuple((1024, 1024, 256, L_t, D) for L_t in (8, 16, 32, 64, 128) for D in (128, 256, 512))

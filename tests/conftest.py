@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from support.runs import CONFIG, arguments
 
 # What cuBLAS needs to be deterministic, on machines with a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -34,23 +35,6 @@ def triton_cases_run_on_the_gpu(request):
 
 
 NOTES = {"low": 220, "middle": 660, "high": 1980}
-CONFIG = {
-    "device": "cpu",
-    "steps": 12,
-    "batch_size": 4,
-    "clip_seconds": 0.5,
-    "workers": 0,
-    "log_every": 1,
-    "save_every": 2,
-    "eval_every": 4,
-    "optim": {"lr": 0.003},
-    "loss": {"learnable": True},
-    "model": {
-        "dim": 16,
-        "audio": {"mel_bins": 16, "channels": [4, 4, 8, 8], "width": 32, "layers": 1, "heads": 2},
-        "text": {"width": 32, "layers": 1, "heads": 2},
-    },
-}
 
 
 @pytest.fixture(scope="session")
@@ -75,16 +59,9 @@ def tiny_data(tmp_path_factory):
     return folder
 
 
-def arguments(folder, out, *more):
-    """Command line of a run of 8 steps on `tiny_data`."""
-    return [
-        "train", "aligned", "--config", str(folder / "tiny.yaml"), "--data", str(folder), "--out", str(out), *more,
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory):
-    from atk.cli import main
+    from atk.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "whole"
     main(arguments(tiny_data, out))

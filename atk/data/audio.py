@@ -222,6 +222,6 @@ def _read(file: soundfile.SoundFile, path: str | Path, first: int, count: int) -
 @lru_cache(maxsize=16)
 def _resampler(numerator: int, denominator: int) -> nn.Module:
     """Takes waveforms at `numerator` Hz to `denominator` Hz; holds its kernels."""
-    from atk._torchaudio import transforms
+    from atk.data.torchaudio_shim import transforms
 
     return transforms.Resample(numerator, denominator)

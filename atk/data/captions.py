@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from atk.checks import one_of
 from atk.data.audio import AudioError, audio_info, find_audio
+from atk.ops.checks import one_of
 
 ON_ERROR = ("skip", "raise")
 _THREADS = 4  # headers are small reads: the disk answers several at once

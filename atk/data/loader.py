@@ -10,12 +10,12 @@ from multiprocessing.context import BaseContext
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from atk.checks import one_of
 from atk.data.audio import AudioError
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
 from atk.data.sampler import TrainBatches
 from atk.data.unlabeled import UnlabeledAudio, UnlabeledBatches, UnlabeledDataset
+from atk.ops.checks import one_of
 
 
 class Loader:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atk.checks import one_of
 from atk.data.audio import AudioError, load_audio
 from atk.data.captions import Clip
 from atk.data.dataset import Batch, TrainDataset, collate, random_stream
 from atk.data.references import ReferencePool
+from atk.ops.checks import one_of
 
 CONDITIONS = ("same/same", "same/diff", "diff/diff", "multi/same", "multi/diff")
 _QUIET, _SILENT = 1e-4, 1e-7  # powers at -40 and -70 dB of full scale; the dither of 16 bits lies below -90 dB

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atk.checks import one_of
 from atk.data.captions import ON_ERROR, Clip, checked_clips, read_folder, read_split
+from atk.ops.checks import one_of
 
 _ESC50_COLUMNS = ("filename", "fold", "category")
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from atk.checks import at_least
 from atk.data.dataset import random_stream
+from atk.ops.checks import at_least
 
 _BUCKET_BATCHES = 50  # batches' worth of clips that are sorted by length together
 

@@ -14,12 +14,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from atk.checks import at_least, one_of
 from atk.data.audio import AudioError, load_crop
 from atk.data.captions import ON_ERROR, describe_skipped
 from atk.data.dataset import Batch, collate, random_stream
 from atk.data.listing import Listing
 from atk.data.shards import expand_braces, read_member
+from atk.ops.checks import at_least, one_of
 
 _ARRAYS = {"names": np.uint8, "ends": np.int64, "homes": np.int32, "offsets": np.int64, "sizes": np.int64}
 _LAYOUT = 1  # of the cache

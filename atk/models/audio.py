@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atk.nn.positions import sinusoids
+
 _TIME_POOL = (2, 2, 1, 1)  # of the four convolutions; the mel axis is halved by each
 FRAME_STRIDE = math.prod(_TIME_POOL)
 
@@ -61,7 +63,7 @@ class LogMel(nn.Module):
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
-        from atk._torchaudio import transforms
+        from atk.data.torchaudio_shim import transforms
 
         self.hop, self.window = config.hop, config.window
         self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)
@@ -167,10 +169,3 @@ class AudioEncoder(nn.Module):
             outputs.append(layer(outputs[-1], src_key_padding_mask=padding))
         norm = self.transformer.norm
         return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask
-
-
-def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Sinusoidal positions `[length, width]`: clips may be of any length."""
-    position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
-    return torch.cat([torch.sin(position * rate), torch.cos(position * rate)], 1)[:, :width]

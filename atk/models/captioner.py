@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.checks import one_of
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
 from atk.models.decoder import CaptionDecoder, DecoderConfig
 from atk.models.saved import find_model, load_weights, save_model
+from atk.ops.checks import one_of
 
 DIFFERENCES = ("mask", "subtraction", "none")
 _DECODER = "decoder"

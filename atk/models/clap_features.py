@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.checks import one_of
+from atk.ops.checks import one_of
 
 PADDINGS = ("repeatpad", "repeat", "pad")
 

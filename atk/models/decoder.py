@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.checks import at_least
 from atk.models.tokenizer import import_transformers, train_bpe
+from atk.ops.checks import at_least
 
 # BART's own spellings and, in this order, its own numbers.
 _SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

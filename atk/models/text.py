@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atk import checks
 from atk.models.tokenizer import import_transformers, train_bpe
+from atk.ops import checks
 
 POOLINGS = ("cls", "mean", "last", "pooler")
 _SPECIAL_TOKENS = {

@@ -55,5 +55,5 @@ def train_bpe(
 def import_transformers() -> ModuleType:
     """transformers, once it can import the torchaudio that fits this torch, where there is one."""
     with contextlib.suppress(ImportError):
-        importlib.import_module("atk._torchaudio")
+        importlib.import_module("atk.data.torchaudio_shim")
     return importlib.import_module("transformers")

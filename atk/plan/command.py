@@ -6,11 +6,13 @@ from dataclasses import fields, replace
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from atk.config import AlignedConfig, ContrastiveConfig, SemiSupervisedConfig
+from atk.device import pick_device
 from atk.plan.rates import Rates
 from atk.plan.report import format_plan, plan
 from atk.plan.step import Resources
-from atk.trainer import pick_device
+from atk.train.aligned import AlignedConfig
+from atk.train.contrastive import ContrastiveConfig
+from atk.train.semisupervised import SemiSupervisedConfig
 
 _METHODS = {"aligned": AlignedConfig, "semisupervised": SemiSupervisedConfig}
 _NOT_READ = ("data", "out", "unlabeled")  # fields of a configuration that name folders

@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atk import reference
-from atk.aligned import AlignedTask
-from atk.checkpoint import model_folder
-from atk.config import AlignedConfig, ContrastiveConfig, SemiSupervisedConfig
-from atk.contrastive import ContrastiveTask
 from atk.data.dataset import collate
-from atk.grad_cache import Embeddings
-from atk.info_nce import pair_weights
 from atk.models.clap import CLAP
 from atk.models.layers import checkpoint_layers, innermost_layers
+from atk.ops import reference
+from atk.ops.info_nce import pair_weights
 from atk.plan.cost import Cost, LinearCost, Trace
-from atk.semisupervised import SemiSupervisedBatch, SemiSupervisedTask
+from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.checkpoint import model_folder
+from atk.train.contrastive import ContrastiveConfig, ContrastiveTask
+from atk.train.grad_cache import Embeddings
+from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
 
 _FEW = 2  # clips of the run that is scaled
 _LOGITS = 64

@@ -3,10 +3,10 @@
 import math
 from dataclasses import asdict, dataclass
 
-from atk.checks import at_least
-from atk.config import ContrastiveConfig
+from atk.ops.checks import at_least
 from atk.plan.encoders import trace_encoders
 from atk.plan.step import USABLE, Part, Resources, Step
+from atk.train.contrastive import ContrastiveConfig
 
 USUAL_MICRO_BATCH = 32  # for the largest batch where none is asked for
 

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from atk.checks import at_least
-from atk.config import ContrastiveConfig
-from atk.info_nce_chunked import CHUNK_ELEMENTS
-from atk.max_mean_op import INDEX_BUDGET
+from atk.kernels.sequences import index_dtype
+from atk.ops.checks import at_least
+from atk.ops.info_nce_chunked import CHUNK_ELEMENTS
+from atk.ops.max_mean_op import INDEX_BUDGET
 from atk.plan.encoders import Encoders, logits_cost
 from atk.plan.rates import Rates
-from atk.sequences import index_dtype
+from atk.train.contrastive import ContrastiveConfig
 
 USABLE = 0.9  # of a device's memory: fragments, libraries and the process itself need some
 MOST_CLIPS = 1 << 30  # where the search for the largest batch ends

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import atk
-from atk import reference
 from atk.bench import max_mean_similarity as max_mean
 from atk.bench.info_nce import gradients
 from atk.bench.measure import Case, Provider
 from atk.bench.peers import cross_entropies
 from atk.bench.sizes import Pairs
+from atk.ops import reference
 
 KINDS = {name: text for name, text in max_mean.KINDS.items() if name.endswith("step")}
 

@@ -20,7 +20,7 @@ from atk.bench.measure import Case, Provider
 from atk.bench.peers import cross_entropies
 from atk.bench.sizes import Batch, Pairs
 from atk.models.clap import CLAP, ModelConfig
-from atk.reference import normalize
+from atk.ops.reference import normalize
 
 KINDS = {"step": "forward and backward of encoders and loss"}
 TEMPERATURE = 0.2

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from atk import checks
 from atk.bench import peers, regressions, report, sizes
 from atk.bench.measure import FAILED, WRONG, Case, compare
 from atk.bench.report import Table
+from atk.ops import checks
 
 OPS = tuple(sizes.NAMED)
 KINDS = ("forward", "step", "ragged_forward", "ragged_step")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import atk
-from atk.backend import OPS, unavailable
 from atk.bench.measure import Case, Provider
 from atk.bench.sizes import Attention
+from atk.ops.backend import OPS, unavailable
 
 KINDS = {"step": "forward and backward"}
 SHORTEST = 0.5  # valid share of the shortest reference; the others lie evenly between it and the whole length

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import atk
-from atk.backend import OPS, unavailable
 from atk.bench import peers
 from atk.bench.measure import Case, Provider
 from atk.bench.sizes import Vectors
+from atk.ops.backend import OPS, unavailable
 
 KINDS = {"step": "forward and backward"}
 SCALE = 20.0  # of the cosines

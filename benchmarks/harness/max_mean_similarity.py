@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import atk
-from atk import reference
-from atk.backend import OPS, unavailable
 from atk.bench import peers
 from atk.bench.measure import Case, Provider
 from atk.bench.sizes import Pairs
+from atk.ops import reference
+from atk.ops.backend import OPS, unavailable
 
 KINDS = {
     "forward": "forward, winners kept for the backward",

@@ -1,0 +1,1 @@
+"""The `atk` command."""

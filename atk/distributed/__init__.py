@@ -1,0 +1,13 @@
+"""The losses over the pairs of all ranks, and what a loss of your own needs for that."""
+
+from atk.distributed.losses import (
+    GATHERS,
+    aligned_info_nce,
+    ddp_factor,
+    gather,
+    gather_packed,
+    info_nce,
+    total,
+)
+
+__all__ = ["GATHERS", "aligned_info_nce", "ddp_factor", "gather", "gather_packed", "info_nce", "total"]

@@ -1,0 +1,159 @@
+"""Figure 3.3 of the thesis: a log-mel spectrogram above the token-by-frame similarity, with the true events."""
+
+import csv
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atk.data import Clip, audio_info, eval_loader, load_audio
+from atk.data.side_files import Event, find_events
+from atk.eval.alignment import AlignmentMap, similarity_map
+from atk.eval.embed import embed_clips, evaluating
+
+_COLOURS = ("#ff7f0e", "#e6194b", "#f032e6", "#4aa8ff", "#a0522d", "#808080")  # all stand out from the heat map
+
+
+def align_figure(
+    path: str | Path,
+    mel: Tensor,
+    alignment: AlignmentMap,
+    seconds: float,
+    events: Sequence[Event] = (),
+    title: str = "",
+) -> Path:
+    """Draw Figure 3.3: the log-mel spectrogram above the heat map of words by frames, both over time in seconds.
+
+    True events are drawn as bars above the spectrogram and as boxes around their words and times in the heat map.
+
+    Args:
+        path: PNG to write; the numbers go beside it as CSV (first column the word, then one for each frame, headed by
+            the time of its centre).
+        mel: log-mel spectrogram `[frames, mel bins]`.
+        alignment: from `similarity_map`.
+        seconds: duration of the clip.
+        events: true events of this clip.
+        title: stands above the picture.
+
+    Returns:
+        The path of the CSV.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    phrases = list(dict.fromkeys(event.phrase for event in events))
+    heights = [0.25 * len(phrases)] * bool(phrases) + [2.2, 0.3 * max(len(alignment.words), 2)]
+    figure = Figure(figsize=(10, sum(heights) + 1.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(heights), 2, width_ratios=(1, 0.015), height_ratios=heights)
+    heat = figure.add_subplot(grid[-1, 0])
+    spectrogram = figure.add_subplot(grid[-2, 0], sharex=heat)
+    top = figure.add_subplot(grid[0, 0], sharex=heat) if phrases else spectrogram
+    extent = (0, seconds, 0, mel.shape[1])
+    spectrogram.imshow(mel.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
+    spectrogram.set_ylabel("mel band")
+    image = _draw_heat(heat, alignment)
+    figure.colorbar(image, cax=figure.add_subplot(grid[-1, 1]), label="cosine")
+    for number, phrase in enumerate(phrases):
+        times = [(event.start, event.end) for event in events if event.phrase == phrase]
+        _draw_event(top, heat, number, times, alignment.rows_of(phrase))
+    if phrases:
+        top.set_yticks(range(len(phrases)), phrases, parse_math=False)
+        top.set_ylim(len(phrases) - 0.5, -0.5)
+        top.spines[:].set_visible(False)
+    for axes in {top, spectrogram}:
+        axes.tick_params(bottom=False, labelbottom=False, left=axes is spectrogram)
+    heat.set_xlim(0, seconds)
+    figure.suptitle(textwrap.fill(title, 110), fontsize="medium", parse_math=False)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return _write_csv(path.with_suffix(".csv"), alignment)
+
+
+def _draw_heat(axes, alignment: AlignmentMap):
+    half = alignment.frame_seconds / 2
+    times = alignment.times
+    edges = torch.cat([times[:1] - half, (times[:-1] + times[1:]) / 2, times[-1:] + half])
+    rows = torch.arange(len(alignment.words) + 1) - 0.5
+    image = axes.pcolormesh(edges.numpy(), rows.numpy(), alignment.similarity.numpy(), cmap="viridis")
+    axes.set_yticks(range(len(alignment.words)), alignment.words, parse_math=False)
+    axes.set_ylim(len(alignment.words) - 0.5, -0.5)
+    axes.tick_params(left=False)
+    axes.set_xlabel("time (s)")
+    return image
+
+
+def _draw_event(top, heat, number: int, times: Sequence[tuple[float, float]], rows: Sequence[int]) -> None:
+    """Bars of one phrase in row `number` of `top`, boxes around its words `rows` in `heat`."""
+    from matplotlib.patches import Rectangle
+
+    colour = _COLOURS[number % len(_COLOURS)]
+    starts, lengths = [start for start, _ in times], [end - start for start, end in times]
+    top.barh([number] * len(times), lengths, 0.6, starts, color=colour)
+    for start, length in zip(starts, lengths, strict=True):
+        for first, last in _runs(rows):
+            for line in ({"edgecolor": "white", "linewidth": 3.5}, {"edgecolor": colour, "linewidth": 2}):
+                heat.add_patch(Rectangle((start, first - 0.46), length, last - first + 0.92, fill=False, **line))
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    firsts = [row for row in rows if row - 1 not in rows]
+    lasts = [row for row in rows if row + 1 not in rows]
+    return list(zip(firsts, lasts, strict=True))
+
+
+def _write_csv(path: Path, alignment: AlignmentMap) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["word", *(f"{time:.3f}" for time in alignment.times.tolist())])
+        for word, values in zip(alignment.words, alignment.similarity.tolist(), strict=True):
+            table.writerow([word, *(f"{value:.6f}" for value in values)])
+    return path
+
+
+def align(
+    model: nn.Module,
+    audio: str | Path,
+    text: str | Sequence[str],
+    out: str | Path = "align.png",
+    *,
+    events: str | Path | None = None,
+    clip_seconds: float | None = 9.91,
+    longest: float = 60.0,
+) -> AlignmentMap:
+    """Draw the similarity of one audio file's frames and the words of `text` (Figure 3.3); see `align_figure`.
+
+    Args:
+        model: gives `embed_audio`, `embed_text`, `log_mel`, `sample_rate` and `frame_seconds`.
+        audio: audio file.
+        text: a caption, or a list of words or phrases, one for each row.
+        out: PNG to write, with a CSV of the same name beside it.
+        events: events.csv with true times; None: the nearest in the folders above the audio file, if there is one.
+        clip_seconds: the file is embedded in windows of this length; None takes it whole.
+        longest: only this much of the file is used, in seconds from its start.
+
+    Raises:
+        AudioError: the file cannot be read.
+        ValueError: there is no word in `text`, or `events` is malformed or does not name the file.
+    """
+    true_events = find_events(audio, events)
+    seconds = min(audio_info(audio).seconds, longest)
+    clip = Clip(str(audio), Path(audio), (), seconds)
+    loader = eval_loader(
+        [clip], sample_rate=model.sample_rate, clip_seconds=clip_seconds, batch_size=1, on_error="raise"
+    )
+    with evaluating(model), torch.no_grad():
+        [(_, embedded)] = embed_clips(model, loader, [], {str(audio)})
+        used = embedded.times < seconds + model.frame_seconds / 2  # the last window may reach beyond `longest`
+        embedded = embedded._replace(frames=embedded.frames[used], times=embedded.times[used])
+        wave = load_audio(audio, model.sample_rate, 0.0, seconds)[None]
+        device = next((parameter.device for parameter in model.parameters()), wave.device)
+        mel = model.log_mel(wave.to(device), torch.tensor([wave.shape[1]], device=device))[0]
+    alignment = similarity_map(model, embedded, text)
+    title = f"{Path(audio).name}: {text if isinstance(text, str) else ', '.join(text)}"
+    align_figure(out, mel, alignment, seconds, true_events, title)
+    return alignment

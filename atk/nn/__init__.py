@@ -1,0 +1,14 @@
+"""The losses, difference blocks and audio-to-text mappers as modules."""
+
+from atk.nn.difference import CrossAttentionDifference, SubtractionDifference
+from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss
+from atk.nn.mappers import MLPMapper, TransformerMapper
+
+__all__ = [
+    "AlignedContrastiveLoss",
+    "CrossAttentionDifference",
+    "InfoNCELoss",
+    "MLPMapper",
+    "SubtractionDifference",
+    "TransformerMapper",
+]

@@ -1,0 +1,123 @@
+"""What a clip has that a reference has not: cross-attention and subtraction difference as modules (thesis ch. 4)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atk.ops import checks
+from atk.ops.cross_attention import difference
+from atk.ops.cross_attention_op import zero_rows
+
+
+class CrossAttentionDifference(nn.Module):
+    """`Z_diff = (1 - sigmoid(CrossAttention(Z, Z_ref))) * Z` (4.11), (4.12), with the projections of the attention.
+
+    Parameters have the names, shapes and initial values of `torch.nn.MultiheadAttention(dim, num_heads,
+    batch_first=True)`, so a `state_dict` of either loads into the other.
+
+    Args:
+        dim: channels D of the frames.
+        num_heads: attention heads, which divide D.
+        bias: of the input and output projections.
+        backend: as in `atk.cross_attention_difference`.
+
+    Raises:
+        ValueError: `num_heads` does not divide D.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool = True, backend: str = "auto"):
+        super().__init__()
+        checks.heads(num_heads, dim)
+        self.dim, self.num_heads, self.backend = dim, num_heads, backend
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * dim)) if bias else None)
+        self.out_proj = nn.Linear(dim, dim, bias=bias)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if bias:
+            nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, input: Tensor, reference: Tensor | None = None, reference_mask: Tensor | None = None) -> Tensor:
+        """`Z_diff` `[N, L_a, D]` of the frames `input` `[N, L_a, D]` and `reference` `[N, L_ref, D]`.
+
+        `reference_mask` is boolean `[N, L_ref]`, True = valid, None = all; what padding holds does not matter. Clips
+        without a valid reference frame come back unchanged, and so does the input when `reference` is None.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+            RuntimeError: when a second derivative is taken, except with the backend `"reference"`.
+        """
+        checks.embeddings("input", input, "N, L_a, D", like=("in_proj_weight", self.in_proj_weight))
+        if reference is None:
+            return input
+        _check_reference(input, reference, reference_mask)
+        if reference_mask is not None:  # NaN there would reach the gradient of in_proj_weight
+            reference = zero_rows(reference, ~reference_mask)
+        query_weight, reference_weight = self.in_proj_weight.split([self.dim, 2 * self.dim])
+        query_bias = reference_bias = None
+        if self.in_proj_bias is not None:
+            query_bias, reference_bias = self.in_proj_bias.split([self.dim, 2 * self.dim])
+        q = F.linear(input, query_weight, query_bias)
+        k, v = F.linear(reference, reference_weight, reference_bias).chunk(2, -1)
+        out = self.out_proj.weight, self.out_proj.bias
+        return difference(input, q, k, v, *out, reference_mask, self.num_heads, self.backend, finite_padding=True)
+
+    @classmethod
+    def from_multihead_attention(
+        cls, attention: nn.MultiheadAttention, backend: str = "auto"
+    ) -> "CrossAttentionDifference":
+        """A block with a copy of the weights of `attention`, on its device and in its dtype.
+
+        Raises:
+            ValueError: it has dropout, keys or values of other widths, `add_bias_kv` or `add_zero_attn`.
+        """
+        same_width = attention.in_proj_weight is not None
+        if attention.dropout or not same_width or attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError(
+                "attention must have no dropout, kdim, vdim, add_bias_kv or add_zero_attn to be a difference, "
+                f"got dropout={attention.dropout}, kdim={attention.kdim}, vdim={attention.vdim}, "
+                f"add_bias_kv={attention.bias_k is not None}, add_zero_attn={attention.add_zero_attn}"
+            )
+        weight = attention.in_proj_weight
+        block = cls(attention.embed_dim, attention.num_heads, attention.in_proj_bias is not None, backend)
+        block.to(weight.device, weight.dtype).load_state_dict(attention.state_dict())
+        return block
+
+    def to_multihead_attention(self) -> nn.MultiheadAttention:
+        """A batch-first `torch.nn.MultiheadAttention` with a copy of the weights."""
+        weight = self.in_proj_weight
+        attention = nn.MultiheadAttention(
+            self.dim, self.num_heads, bias=self.in_proj_bias is not None, batch_first=True, device=weight.device,
+            dtype=weight.dtype,
+        )  # fmt: skip
+        attention.load_state_dict(self.state_dict())
+        return attention
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the projections."""
+        return f"{self.dim}, {self.num_heads}, bias={self.in_proj_bias is not None}, backend={self.backend!r}"
+
+
+class SubtractionDifference(nn.Module):
+    """`Z_diff = Z - Z_ref` (4.10), frame by frame: input and reference must be as long and aligned in time."""
+
+    def forward(self, input: Tensor, reference: Tensor | None = None, reference_mask: Tensor | None = None) -> Tensor:
+        """`Z_diff` `[N, L, D]` of the frames `input` and `reference` `[N, L, D]`.
+
+        Frames that the boolean `reference_mask` `[N, L]` (True = valid, None = all) leaves out subtract nothing,
+        whatever they hold; with `reference` None the input comes back unchanged.
+
+        Raises:
+            ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+        """
+        checks.embeddings("input", input, "N, L, D")
+        if reference is None:
+            return input
+        _check_reference(input, reference, reference_mask)
+        checks.same_shape("reference", reference, "input", input)
+        return input - (reference if reference_mask is None else zero_rows(reference, ~reference_mask))
+
+
+def _check_reference(input: Tensor, reference: Tensor, reference_mask: Tensor | None) -> None:
+    checks.embeddings("reference", reference, "N, L_ref, D", like=("input", input))
+    checks.same_batch("reference", reference, "input", input)
+    checks.mask("reference_mask", reference_mask, "reference", reference)

@@ -1,0 +1,174 @@
+"""The contrastive objectives as modules: InfoNCE, and InfoNCE with aligned InfoNCE beside it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from atk.distributed import GATHERS, aligned_info_nce, info_nce
+from atk.ops import checks
+from atk.ops.info_nce import BACKENDS, REDUCTIONS, check_vectors
+from atk.ops.max_mean import DIRECTIONS
+from atk.ops.reference import normalize
+
+MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
+
+
+class _Temperature(nn.Module):
+    """A temperature, fixed or learnt as the logarithm of its inverse, and over which pairs a loss is taken."""
+
+    def __init__(self, temperature: float, learnable: bool, reduction: str, gather: str | None):
+        super().__init__()
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        if gather is not None:
+            checks.one_of("gather", gather, GATHERS)
+        self.reduction, self.gather = reduction, gather
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        value = torch.tensor(math.log(1 / temperature))
+        if learnable:
+            self.log_logit_scale = nn.Parameter(value)
+        else:
+            self.register_buffer("log_logit_scale", value)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """`1 / temperature`, at most 100 when learnt."""
+        if isinstance(self.log_logit_scale, nn.Parameter):
+            with torch.no_grad():  # the parameter itself, as in CLIP: a clamped result would have no gradient
+                self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        return self.log_logit_scale.exp()
+
+
+class InfoNCELoss(_Temperature):
+    """Symmetric InfoNCE (3.3)-(3.5) on the cosine of global vectors.
+
+    Args:
+        temperature: `tau` of the thesis (0.2 there); the logit scale is its inverse.
+        learnable: learn the temperature (kept above 0.01).
+        reduction: `"sum"` of the two directions or their `"mean"`.
+        backend: as in `atk.info_nce`.
+        gather: `"all"` or `"ring"`: this rank's share of the loss over the pairs of all ranks, see
+            `atk.distributed.info_nce`; the same as None, the loss of these pairs alone, where there is one rank.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        learnable: bool = False,
+        reduction: str = "sum",
+        *,
+        backend: str = "auto",
+        gather: str | None = None,
+    ):
+        super().__init__(temperature, learnable, reduction, gather)
+        self.backend = backend
+
+    def forward(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Loss, a scalar, of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here.
+
+        Raises: as `atk.info_nce`.
+        """
+        scale = self.logit_scale
+        check_vectors(audio, text, scale)
+        options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
+        return info_nce(normalize(audio), normalize(text), scale, **options)
+
+
+class AlignedContrastiveLoss(_Temperature):
+    """`L_total = L_global + L_align` (3.7): InfoNCE on global cosine plus InfoNCE on max-mean similarity (3.6).
+
+    Args:
+        temperature, learnable, reduction: as in `InfoNCELoss`; one temperature serves both terms.
+        global_weight, aligned_weight: factors of the two terms; a term of weight 0 is not computed.
+        direction, skip_below, backend: as in `atk.aligned_info_nce`; the global term takes the same backend where
+            `atk.info_nce` has it, else `"auto"`.
+        gather: as in `InfoNCELoss`, for both terms.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or both weights are 0.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        learnable: bool = False,
+        reduction: str = "sum",
+        *,
+        global_weight: float = 1.0,
+        aligned_weight: float = 1.0,
+        direction: str = "audio",
+        skip_below: float = 0.0,
+        backend: str = "auto",
+        gather: str | None = None,
+    ):
+        super().__init__(temperature, learnable, reduction, gather)
+        checks.one_of("direction", direction, DIRECTIONS)
+        if min(global_weight, aligned_weight) < 0 or global_weight + aligned_weight == 0:
+            raise ValueError(
+                f"global_weight and aligned_weight must be >= 0 and not both 0, got {global_weight}, {aligned_weight}"
+            )
+        self.direction, self.skip_below, self.backend = direction, skip_below, backend
+        self.global_weight, self.aligned_weight = global_weight, aligned_weight
+
+    def forward(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        frames: Tensor | None = None,
+        tokens: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`L_total` (3.7), a scalar: the weighted total of `terms(...)`, which has the same arguments and errors."""
+        return self.total(self.terms(audio, text, frames, tokens, frame_mask, token_mask))
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """`L_total` (3.7) of what `terms` returned."""
+        weights = {"global": self.global_weight, "aligned": self.aligned_weight}
+        return sum(weights[name] * value for name, value in terms.items())
+
+    def terms(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        frames: Tensor | None = None,
+        tokens: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The unweighted losses `"global"` and `"aligned"` (those with a weight), for logging.
+
+        Args:
+            audio, text: global vectors `[N, D]`, normalised here.
+            frames, tokens: `[N, L_a, D]`, `[N, L_t, D]`, normalised here; needed where the aligned term has a weight.
+            frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all.
+
+        Raises: as `atk.info_nce` and `atk.aligned_info_nce`.
+        """
+        terms, scale, options = {}, self.logit_scale, {"reduction": self.reduction, "gather": self.gather}
+        if self.global_weight:
+            check_vectors(audio, text, scale)
+            backend = self.backend if self.backend in BACKENDS else "auto"
+            terms["global"] = info_nce(normalize(audio), normalize(text), scale, backend=backend, **options)
+        if self.aligned_weight:
+            checks.embeddings("frames", frames, "N, L_a, D")
+            checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
+            checks.mask("frame_mask", frame_mask, "frames", frames)
+            checks.mask("token_mask", token_mask, "tokens", tokens)
+            terms["aligned"] = aligned_info_nce(
+                frames,
+                tokens,
+                scale,
+                frame_mask,
+                token_mask,
+                normalize=True,
+                direction=self.direction,
+                skip_below=self.skip_below,
+                backend=self.backend,
+                **options,
+            )
+        return terms

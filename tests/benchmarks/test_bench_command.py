@@ -1,0 +1,186 @@
+"""`atk bench`: every op through every provider that is here, what it writes, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atk.bench import command, measure, report, sizes
+from atk.bench.measure import Row
+from atk.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_COMPILER = [name for name in command.PROVIDERS if name != "torch.compile"]
+
+
+@pytest.fixture(autouse=True)
+def small_limit(monkeypatch):
+    monkeypatch.setattr(measure, "MATMUL_SIZE", {"cpu": 64})
+    monkeypatch.setattr(measure, "BEYOND_CACHE", 1 << 20)
+
+
+def bench(out, *arguments):
+    """The document of a run of small size, and its exit code."""
+    try:
+        main(["bench", "--device", "cpu", "--rounds", "1", "--out", str(out), *arguments])
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    path = out / "bench.json"
+    return (json.loads(path.read_text()) if path.is_file() else None), code
+
+
+@pytest.mark.parametrize("op", command.OPS)
+def test_every_provider_agrees_or_is_named_as_absent(op, tmp_path, capsys):
+    dtypes = ["float32", "bfloat16"]
+    providers = command.PROVIDERS if op == "info_nce" else WITHOUT_COMPILER
+    document, code = bench(tmp_path, "--ops", op, "--sizes", "tiny", "--dtypes", *dtypes, "--providers", *providers)
+    assert code == 0
+    kinds = command._module(op).KINDS
+    assert [(table["kind"], table["dtype"]) for table in document["tables"]] == [(k, d) for k in kinds for d in dtypes]
+    page = (tmp_path / "bench.md").read_text()
+    for table in document["tables"]:
+        *rows, limit = table["rows"]
+        assert limit["provider"] == "limit" and "matmul" in limit["note"] and limit["of_limit"] == 1
+        assert {row["status"] for row in rows} <= {"ok", "missing"}
+        assert all(row["note"] if row["status"] == "missing" else row["error"] < 1 for row in rows)
+        assert all(row["provider"].startswith(tuple(command.PROVIDERS)) for row in rows)
+        assert any(row["provider"].startswith("atk ") and row["status"] == "ok" for row in rows)
+        assert f"### {table['title']}" in page and table["shape"] == sizes.NAMED[op]["tiny"]._asdict()
+    assert "commit" in document["environment"]
+    assert document["settings"]["command"].startswith(f"atk bench --ops {op} --sizes tiny --dtypes float32 bfloat16")
+
+
+def test_sweeps_are_plotted(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    document, _ = bench(tmp_path, "--ops", "info_nce", "--sizes", "batch", "--short")
+    name = "bench_info_nce_step_float32_batch.png"
+    assert (
+        len(document["tables"]) == 3
+        and (tmp_path / name).is_file()
+        and f"({name})" in (tmp_path / "bench.md").read_text()
+    )
+
+
+def made_rows(status="ok", ms=2.0):
+    fields = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "gflops": 1.0, "of_limit": 0.5, "peak_mib": 1.0}
+    loss = Row("atk chunked", **fields) if status == "ok" else Row("atk chunked", status, "made")
+    return [loss, Row("limit", **fields | {"median_ms": 1.0, "of_limit": 1.0})]
+
+
+@pytest.mark.parametrize(("rows", "code"), [(made_rows(), 0), (made_rows(ms=3.0), 1), (made_rows("wrong"), 1)])
+def test_a_run_ends_with_1_on_a_regression_against_a_saved_one(rows, code, tmp_path, monkeypatch, capsys):
+    arguments = ["--ops", "info_nce", "--sizes", "tiny"]
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    assert bench(tmp_path / "saved", *arguments)[1] == 0
+    monkeypatch.setattr(command, "compare", lambda case, rounds: rows)
+    saved = str(tmp_path / "saved" / "bench.json")
+    assert bench(tmp_path / "now", *arguments, "--compare", saved)[1] == code
+    out, err = capsys.readouterr()
+    assert f"{code} regressions in 1 rows" in out and ("regression: info_nce" in err) == bool(code)
+
+
+def test_comparing_with_other_cases_is_no_success(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    bench(tmp_path / "saved", "--ops", "info_nce", "--sizes", "clap_256")
+    saved = str(tmp_path / "saved" / "bench.json")
+    assert bench(tmp_path, "--ops", "info_nce", "--sizes", "tiny", "--compare", saved)[1] == 1
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+def test_a_run_on_another_machine_is_named_and_on_another_device_refused(tmp_path, monkeypatch, capsys):
+    arguments = ["--ops", "info_nce", "--sizes", "tiny"]
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    document, _ = bench(tmp_path / "saved", *arguments)
+    path = tmp_path / "saved" / "bench.json"
+    document["environment"]["threads"] = 99
+    path.write_text(json.dumps(document))
+    assert bench(tmp_path / "now", *arguments, "--compare", str(path))[1] == 0
+    assert f"{path}: threads 99, now " in capsys.readouterr().err
+    document["settings"]["device"] = "cuda"
+    path.write_text(json.dumps(document))
+    assert bench(tmp_path / "refused", *arguments, "--compare", str(path)) == (None, 2)
+    assert capsys.readouterr().err == f"atk bench: compare must be a run on cpu, {path} is one on cuda\n"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_measurement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: pytest.fail("measured first"))
+    (tmp_path / "file").touch()
+    assert bench(tmp_path / "file", "--ops", "info_nce", "--sizes", "tiny")[1] == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ops_without_a_provider_of_that_name_have_no_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
+    arguments = ["--sizes", "tiny", "--providers", "SDPA", "--ops", "info_nce"]
+    document, code = bench(tmp_path, *arguments, "cross_attention_difference")
+    assert [table["op"] for table in document["tables"]] == ["cross_attention_difference"] and code == 0
+    assert bench(tmp_path / "none", *arguments) == (None, 2)
+    assert "atk bench: nothing to run: no op asked for has such a provider\n" in capsys.readouterr().err
+
+
+def test_a_wrong_row_of_ours_ends_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows("wrong"))
+    assert bench(tmp_path, "--ops", "info_nce", "--sizes", "tiny")[1] == 1
+    assert "atk chunked: wrong (made)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--providers", "cublas"], "providers must start as one of naive, "),
+        (["--ops", "info_nce", "--sizes", "colbert"], "nothing to run"),
+        (["--device", "cuda:1"], "device must be one of 'auto', 'cpu', 'cuda', got 'cuda:1'"),
+        (["--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["--threshold", "0.9"], "threshold must be above 1, got 0.9"),
+        (["--compare", "setup.py"], "setup.py holds no tables of `atk bench`"),
+        (["--compare", "no/such.json"], "no/such.json"),
+    ],
+)
+def test_mistakes_end_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert bench(tmp_path, *arguments) == (None, 2)
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("atk bench: ") and err.count("\n") == 1
+
+
+def test_a_machine_with_torch_alone_can_run_it(tmp_path):
+    program = (
+        "import runpy, sys\n"
+        "for name in ('matplotlib', 'jsonargparse', 'yaml', 'transformers', 'torchaudio'): sys.modules[name] = None\n"
+        "runpy.run_module('atk.bench', run_name='__main__')"
+    )
+    ops = ["--ops", "aligned_train_step", "info_nce"]
+    arguments = [*ops, "--sizes", "tiny", "--providers", "atk", "--rounds", "1", "--device", "cpu"]
+    command_line = [sys.executable, "-c", program, *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no plots: " in done.stderr and (tmp_path / "bench.json").is_file()
+    assert "left out: aligned_train_step (" in (tmp_path / "bench.md").read_text()
+
+
+def test_the_pytest_benchmarks_run(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    selected = "tiny and info_nce and not aligned and not compile"
+    command_line = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "-k", selected, "-p", "no:cacheprovider"]
+    saved = tmp_path / "times.json"
+    alone = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}  # timed, not checked
+    command_line.append(f"--benchmark-json={saved}")
+    done = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=alone)
+    assert done.returncode == 0, done.stdout
+    benchmarks = json.loads(saved.read_text())["benchmarks"]
+    assert len(benchmarks) >= 3 and all(each["extra_info"]["error"] < 1e-4 for each in benchmarks)
+
+
+def test_the_commit_is_that_of_this_project_alone(tmp_path, monkeypatch):
+    assert report.environment()["commit"] != "none" or not (ROOT / ".git").exists()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "site-packages" / "report.py"))
+    (tmp_path / "site-packages").mkdir()
+    assert report.environment()["commit"] == "none"
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert report.environment()["commit"] == "none"

@@ -1,0 +1,300 @@
+"""`benchmarks/gpu.sh` as a dry run, with stand-ins for the tools of CUDA: each step, the tables, steps that fail."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpu_kit
+from atk.bench import command, sizes
+from atk.bench.measure import Row
+from atk.bench.report import Table
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kit is for Linux")
+ROOT = Path(__file__).parents[2]
+PATH = "/usr/local/bin:/usr/bin:/bin"
+STEPS = (
+    "doctor", "tests", "bench_ops", "profile", "calls", "memcheck", "racecheck", "tune", "ncu", "bench_train_step",
+    "bench_aligned_info_nce",
+)  # fmt: skip
+SANITIZER = """#!/bin/sh
+echo "$*"
+case "$*" in *racecheck*) echo "========= RACECHECK SUMMARY: 1 hazard displayed"; exit 9 ;; esac
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+NCU = """#!/bin/sh
+echo "$*"
+while [ "$1" != --log-file ]; do shift; done
+cat >"$2" <<END
+==PROF== Connected to process 7
+"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device","CC",\
+"Section Name","Metric Name","Metric Unit","Metric Value"
+"0","7","python","h","forward_kernel","1","7","(128,1,1)","(9,1,1)","0","9.0","s","gpu__time_duration.sum","us","9"
+"1","7","python","h","forward_kernel","1","7","(128,1,1)","(9,1,1)","0","9.0","s","gpu__time_duration.sum","us","8.5"
+"1","7","python","h","forward_kernel","1","7","(128,1,1)","(9,1,1)","0","9.0","s","launch__registers_per_thread",\
+"register/thread","168"
+END
+"""
+RECORDER = """#!/bin/sh
+case "$*" in *--collect-only*) echo tests/test_a.py::test_b ;; esac
+for word; do printf '%s\\0' "$word"; done >>"$RECORD"
+printf '\\n\\0' >>"$RECORD"
+"""
+FAILING_TESTS = """#!/bin/sh
+[ "$2" = pytest ] || exit 0
+case "$*" in *--collect-only*) printf 'tests/test_a.py::%s\\n' 'test_b[0]' 'test_b[a case]' test_c; exit ;; esac
+for word; do case $word in *::*) id=$word; esac; done
+case $id in
+  *test_c) echo "$id PASSED [ 50%]" ;;
+  *) echo "$id FAILED [ 50%]"; echo 'assert 1 == 2'; echo "FAILED $id - assert 1 == 2"; exit 1 ;;
+esac
+"""
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def run_kit(out, **environment):
+    """Exit code, standard output and error; the command is called from another folder."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PEERS", "BUDGET")}
+    kept |= {"DRY_RUN": "1", "PATH": PATH, "CUDA_HOME": str(out.parent), "OMP_NUM_THREADS": "1"}
+    arguments = [str(ROOT / "benchmarks" / "gpu.sh"), str(out)]
+    run = subprocess.run(arguments, env=kept | environment, cwd=out.parent, capture_output=True, text=True)
+    return run.returncode, run.stdout, run.stderr
+
+
+def steps_of(summary):
+    """{step: status} of the table, in order."""
+    return dict(re.findall(r"^\| (\w+) \| ([^|]+) \| \d* \|$", summary, re.MULTILINE))
+
+
+def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("compute-sanitizer", SANITIZER), ("ncu", NCU)):
+        executable(tools / name, text)
+    out = tmp_path / "a reader's folder"
+    code, printed, error = run_kit(out, PATH=f"{tools}:{PATH}", PYTHON=sys.executable)
+    summary = (out / "summary.md").read_text()
+    states = steps_of(summary)
+    assert states.pop("racecheck") == "FAILED (9), see racecheck.log", summary
+    assert states == dict.fromkeys((name for name in STEPS if name != "racecheck"), "done"), printed + error
+    assert tuple(steps_of(printed)) == STEPS and code == 1
+
+    first, ratios, counters, send, tests, *_ = re.split(r"^## ", summary, flags=re.MULTILINE)
+    assert all(f"\n- {fact}: " in first for fact in ("commit", "python", "torch", "triton", "gpu", "CUDA of torch"))
+    assert "matmul" in ratios and len(re.findall(r"^\| \w+ \w*step, tiny .*\| atk triton.*\d \|", ratios, re.M)) >= 4
+    assert "| max_mean_similarity forward, tiny (5 x 6 x 9 x 6 x 8), float32 | atk triton | " in ratios
+    assert "| forward_kernel | 8.5 us |  |  |  |  | 168 register/thread |" in counters
+    assert "tar czf" in send and "s\\ folder" in send
+    counts = {name: int(count) for count, name in re.findall(r"^ *(\d+) (test_\w+.py): PASSED$", tests, re.M)}
+    assert set(counts) == {"test_normalize_triton.py", "test_info_nce_op.py"}
+    assert f"\n{sum(counts.values())} tests in " in tests
+    for heading in ("memcheck", "racecheck", "tune", "profile", "bench_ops", "bench_train_step"):
+        assert f"\n## {heading}\n" in summary
+    for op in gpu_kit.STEPS:
+        assert f"\n### {op}, tiny: " in summary and f"\n## {op}\n" in summary
+
+    memcheck = (out / "memcheck.log").read_text()
+    assert (
+        memcheck.startswith("--tool memcheck --launch-timeout 60 --error-exitcode 9")
+        and "gpu_kit.py calls --device cpu" in memcheck
+    )
+    names = re.search(r"regex:\^\((\S+)\)\$ ", (out / "ncu.log").read_text())[1].split("|")
+    assert len(names) == 3 and "atk::max_mean_backward" in names
+    assert f"--metrics {','.join(gpu_kit.METRICS)} " in (out / "ncu.log").read_text()
+    assert json.loads((out / "launch_table.json").read_text())
+    assert sum(path.stat().st_size for path in out.iterdir()) < 1 << 20
+    assert all(path.is_file() for path in out.iterdir())
+    assert f"Send {out} (" in printed
+
+
+def test_nothing_works_and_the_summary_says_so(tmp_path):
+    out = tmp_path / "out"
+    code, *_ = run_kit(out, PYTHON="false")
+    summary = (out / "summary.md").read_text()
+    states = steps_of(summary)
+    assert tuple(states) == STEPS and code == 1
+    for name in ("memcheck", "racecheck"):
+        if shutil.which("compute-sanitizer", path=PATH) is None:
+            assert states[name] == "not here: compute-sanitizer"
+    assert states["ncu"] in ("not here: ncu", "not run: the profile names no kernel")
+    for name in ("doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train_step"):
+        assert states[name] == f"FAILED (1), see {name}.log"
+    assert "- versions: unknown" in summary and "false failed" in summary and "## What to send" in summary
+
+
+def test_what_has_no_time_left_is_named(tmp_path):
+    out = tmp_path / "out"
+    code, *_ = run_kit(out, PYTHON="false", BUDGET="0")
+    states = steps_of((out / "summary.md").read_text())
+    late = {name for name, state in states.items() if state == "not run: out of time"}
+    assert code == 0 and late >= {"doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train_step"}
+    assert run_kit(out, PYTHON="false", BUDGET="0")[0] == 0  # a folder of its own is used again
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.log").write_text("mine")
+    code, _, error = run_kit(tmp_path)
+    assert code == 2 and error.startswith("OUT must be an empty folder") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.log"]
+    code, _, error = run_kit(tmp_path / "out", PYTHON="no-such-python")
+    assert code == 2 and error.startswith("PYTHON must be a Python interpreter, got no-such-python")
+
+
+def test_without_a_gpu_it_stops_at_once(tmp_path):
+    out = tmp_path / "out"
+    code, _, error = run_kit(out, PYTHON=sys.executable, DRY_RUN="", CUDA_VISIBLE_DEVICES="")
+    assert code == 2 and error.startswith("gpu.sh needs a CUDA GPU, and torch sees none") and error.count("\n") == 1
+    assert not list(out.iterdir())
+
+
+def test_what_runs_on_a_gpu_is_there(tmp_path):
+    record = tmp_path / "record"
+    executable(tmp_path / "python", RECORDER)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "one.whl").touch()
+    paths = {"PYTHON": "./python", "PEERS": "wheels", "RECORD": str(record)}
+    assert run_kit(tmp_path / "out", DRY_RUN="", **paths)[0] == 0
+    commands = [words.strip("\0").split("\0") for words in record.read_text().split("\n\0") if words]
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    timed = [parser.parse_args(words[2:]) for words in commands if words[:2] == ["-m", "atk.bench"]]
+    assert [op for options in timed for op in options.ops][:2] == ["max_mean_similarity"] * 2 and len(timed) == 9
+    assert {op for options in timed for op in options.ops} == set(command.OPS)
+    for options in timed:
+        command._check_providers(options.providers)
+        planned = {plan.size for plan in command._plans(options, "cuda")}
+        assert planned == set(options.sizes) and options.device == "cuda" and "bfloat16" in options.dtypes
+    collected, *parts = (words for words in commands if words[1] == "pytest")
+    tested = {Path(word) for word in collected if word.endswith(".py")}
+    assert [words[-1] for words in parts] == [f"{ROOT}/tests/test_a.py::test_b"]
+    assert len(tested) > 8 and all(path.is_file() and "triton" in path.read_text() for path in tested)
+    kit = [words[1:] for words in commands if words[0] == str(ROOT / "benchmarks" / "gpu_kit.py")]
+    assert {"machine", "profile", "calls", "page"} == {words[0] for words in kit}
+    assert all(words[-2:] == ["--device", "cuda"] for words in kit if words[0] != "page")
+    assert [words[-1] for words in commands if words[1] == "pip"] == [str(tmp_path / "wheels" / "one.whl")]
+    (tune,) = (words[1] for words in commands if "tune" in words[1])
+    compile(tune, "tune", "exec")
+    for op, (size, kind) in gpu_kit.STEPS.items():
+        assert size in sizes.NAMED[op] and kind in command._module(op).KINDS
+
+
+def test_the_summary_counts_the_tests_of_each_file_and_names_those_that_failed(tmp_path):
+    nproc = executable(tmp_path / "nproc", "#!/bin/sh\necho 3\n")
+    python = executable(tmp_path / "python", FAILING_TESTS)
+    assert run_kit(tmp_path / "out", PYTHON=python, PATH=f"{Path(nproc).parent}:{PATH}")[0] == 1
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert steps_of(summary)["tests"] == "FAILED (1), see tests.log"
+    tests = summary.partition("## Tests\n\n```\n")[2].partition("\n```")[0].split("\n")
+    assert tests[0] == "3 tests in 3 parts"
+    assert [line.split() for line in tests[1:3]] == [["2", "test_a.py:", "FAILED"], ["1", "test_a.py:", "PASSED"]]
+    ids = (f"{ROOT}/tests/test_a.py::{name}" for name in ("test_b[0]", "test_b[a case]"))
+    assert tests[3:] == [f"FAILED {name} - assert 1 == 2" for name in ids]
+    assert "\nassert 1 == 2\n" in (tmp_path / "out" / "tests.log").read_text()
+
+
+def test_settings_of_the_caller_reach_no_step_but_their_modules_do(tmp_path):
+    check = '[ -z "$TRITON_INTERPRET$ATK_LAUNCH_TABLE$ATK_BACKEND" ] || exit 1\n'
+    check += f"case $PYTHONPATH in *:{tmp_path}/mine) ;; *) exit 1 ;; esac\n"
+    settings = {"TRITON_INTERPRET": "1", "ATK_LAUNCH_TABLE": "mine.json", "ATK_BACKEND": "cpp"}
+    python = executable(tmp_path / "python", f"#!/bin/sh\n{check}")
+    executable(tmp_path / "nvidia-smi", "#!/bin/sh\necho 580.1\necho 580.1\n")
+    settings |= {"PYTHONPATH": f"{tmp_path}/mine", "PATH": f"{tmp_path}:{PATH}"}
+    assert run_kit(tmp_path / "out", DRY_RUN="", PYTHON=python, **settings)[0] == 0
+    first, *_ = (tmp_path / "out" / "summary.md").read_text().split("\n| step")
+    assert re.fullmatch(r"# GPU kit\n\n- commit: \S+\n- driver: 580\.1\n", first)
+
+
+def test_a_model_that_cannot_be_had_is_no_failure(tmp_path):
+    python = executable(tmp_path / "python", "#!/bin/sh\ncase $2 in *find_spec*) echo torchaudio ;; esac\n")
+    code, printed, _ = run_kit(tmp_path / "out", PYTHON=python)
+    assert code == 0 and steps_of(printed)["bench_train_step"] == "not here: torchaudio"
+
+
+def test_the_profile_goes_on_after_an_op_that_fails(tmp_path, monkeypatch):
+    def step_of(op, tiny, device):
+        if op == "info_nce":
+            return lambda: torch.ones(2) + 1
+        raise {"aligned_train_step": ImportError, "aligned_info_nce": RuntimeError}[op]("no such\nthing")
+
+    monkeypatch.setattr(gpu_kit, "step_of", step_of)
+    with pytest.raises(SystemExit, match="failed: aligned_info_nce"):
+        gpu_kit.profile(["aligned_train_step", "aligned_info_nce", "info_nce"], True, torch.device("cpu"), tmp_path)
+    page = (tmp_path / "profile.md").read_text()
+    assert "### aligned_train_step, tiny: not here\n\nno such\nthing" in page
+    assert "### aligned_info_nce, tiny: failed\n\nno such\n" in page
+    assert re.search(r"### info_nce, tiny: \d+\.\d+ ms\n\n\| op .*\n.*\n(.*\n)*\| aten::add ", page)
+    assert gpu_kit._table_of([], "kernel") == "no kernel was recorded"
+
+
+def test_small_calls_go_on_after_one_that_fails(monkeypatch):
+    pytest.importorskip("triton", reason="triton is not installed")
+    called = []
+    monkeypatch.setattr("atk.ops.info_nce", lambda *sides, **options: called.append("info_nce"))  # None has no backward
+    monkeypatch.setattr("atk.cross_attention_difference", lambda *sides, **options: called.append("difference"))
+    with pytest.raises(SystemExit, match=r"failed: (max_mean, )?info_nce, difference"):
+        gpu_kit.calls(torch.device("cpu"))
+    assert called == ["info_nce", "difference"]
+
+
+def test_counters_without_a_measurement_say_why(tmp_path):
+    reason = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access the counters."
+    (tmp_path / "ncu.csv").write_text(f"==PROF== Connected to process 7\n{reason}\n==PROF== Disconnected\n")
+    assert f"None was measured.\n{reason}\n" in gpu_kit.page(tmp_path)
+
+
+def test_the_small_calls_reach_every_kernel():
+    pytest.importorskip("triton", reason="triton is not installed")
+    program = """
+import importlib, pkgutil
+import gpu_kit, torch
+import atk.kernels
+from triton.runtime.interpreter import InterpretedFunction
+called, run = set(), InterpretedFunction.run
+def recorded(self, *arguments, **options):
+    called.add(self.fn.__name__)
+    return run(self, *arguments, **options)
+InterpretedFunction.run = recorded
+gpu_kit.calls(torch.device("cpu"))
+modules = [importlib.import_module(f"atk.kernels.{each.name}") for each in pkgutil.iter_modules(atk.kernels.__path__)]
+kernels = {name for module in modules for name, value in vars(module).items() if isinstance(value, InterpretedFunction)}
+kernels = {name for name in kernels if name.endswith("_kernel")}
+assert len(kernels) > 15 and kernels == called, kernels ^ called
+"""
+    path = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_ratios_name_what_has_no_time(tmp_path):
+    rows = [
+        Row("naive einsum", "out of memory", "not tried"),
+        Row("flash-maxsim", "missing", "no module"),
+        Row("other", median_ms=6.0),
+        Row("atk reference", median_ms=1.0),
+        Row("atk triton", median_ms=2.0, of_limit=0.5),
+        Row("limit", note="8192 x 8192 matmul 700 GFLOP/s, copy 9.0 GB/s; bound by matmul", median_ms=1.0),
+    ]
+    broken = [Row("naive einsum", median_ms=1.0), Row("atk triton", "wrong", "error above 0.1"), rows[-1]]
+    tables = [Table("t", "op", "wide", "step", "bfloat16", {"clips": 3}, each) for each in (rows, broken)]
+    (tmp_path / "bench_x.json").write_text(json.dumps({"tables": [asdict(table) for table in tables]}))
+    lines = gpu_kit.ratios(tmp_path).splitlines()
+    assert lines[0] == "Rates of this machine: 8192 x 8192 matmul 700 GFLOP/s, copy 9.0 GB/s."
+    case = "| op step, wide (3), bfloat16 |"
+    assert lines[-2] == f"{case} atk triton | 2.000 | naive einsum: out of memory; other 3x | 0.50 (matmul) |"
+    assert lines[-1] == f"{case} none ran: atk triton: wrong | | | |"
+    assert gpu_kit.ratios(tmp_path / "none") == "Nothing was timed."

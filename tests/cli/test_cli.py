@@ -1,0 +1,128 @@
+"""The commands on a finished run: what they print, write and refuse."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import atk
+from atk.cli.main import main
+
+
+def printed(capsys, *arguments):
+    arguments = [str(argument) for argument in arguments]
+    main([*arguments, "--device", "cpu"] if arguments[0] in ("evaluate", "align", "search") else arguments)
+    return capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data))
+    summary = json.loads((tiny_run / "summary.json").read_text())["metrics"]
+    for direction in ("text_to_audio", "audio_to_text"):
+        assert result[direction] == pytest.approx(summary[direction])
+
+
+def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(tiny_data, tmp_path / "tagged")
+    rows = "".join(f"test {number}.wav,{int(number % 3 == 0)},{int(number % 3 == 1)}\n" for number in range(6))
+    (folder / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", folder, "--tags", "--zero-shot"))
+    assert result["tags"]["tags"] == 2 and 0 <= result["tags"]["ROC-AUC"] <= 100
+    assert result["zero_shot"]["clips"] == 4 and result["zero_shot"]["classes"] == 2
+
+
+def test_search_ranks_every_file_and_names_the_bad_one(tiny_run, tiny_data, capsys):
+    bad = tiny_data / "broken.wav"
+    bad.write_bytes(b"not audio")
+    try:
+        main(["search", str(tiny_run), str(tiny_data), "a high tone", "--top", "5"])
+    finally:
+        bad.unlink()
+    out, err = capsys.readouterr()
+    scores = [float(line.split()[0]) for line in out.splitlines()]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True)
+    assert "broken.wav" in err
+
+
+def test_align_writes_picture_and_numbers(tiny_run, tiny_data, capsys, tmp_path):
+    out = tmp_path / "map.png"
+    printed(capsys, "align", tiny_run, tiny_data / "test 0.wav", "a low tone", "--out", out)
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    words = [line.split(",")[0] for line in out.with_suffix(".csv").read_text().splitlines()]
+    assert words[1:] == ["a", "low", "tone"]
+
+
+def test_soundscapes_and_a_second_call(capsys, tmp_path):
+    arguments = ["soundscapes", tmp_path / "scenes", "--preset", "easy", "--train", "3", "--test", "2", "--seed", "4"]
+    assert printed(capsys, *arguments).strip() == str(tmp_path / "scenes")
+    assert len((tmp_path / "scenes" / "train.csv").read_text().splitlines()) == 4
+    main([str(argument) for argument in arguments])
+    assert "already holds" in capsys.readouterr().err
+
+
+def test_doctor_names_versions_and_backends(capsys):
+    report = printed(capsys, "doctor")
+    assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto takes" in report
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "kernels", "doctor"])
+def test_help_describes_every_option(command, capsys):
+    arguments = [command, "aligned", "--help"] if command == "train" else [command, "--help"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    bare = re.findall(r"^  (--[a-z_.]+)[^\n]*\n(?=  -|\n)", text, re.MULTILINE)
+    assert [option for option in bare if not re.search(rf"^  {option}\b.*?  +\w", text, re.MULTILINE)] == []
+    if command == "train":
+        for option in ("--optim.lr", "--batch_size", "--model.text.pretrained", "--loss.aligned_weight", "--resume"):
+            assert option in text
+        assert "peak learning rate" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "/no/such/run", "--data", "."], "/no/such/run"),
+        (["evaluate", "{run}", "--data", "/no/such/data"], "/no/such/data"),
+        (["evaluate", "{run}"], "data"),
+        (["evaluate", "{run}", "--data", "{data}", "--clip-seconds", "0"], "clip_seconds must be above 0"),
+        (["align", "{run}", "/no/such.wav", "a dog"], "/no/such.wav"),
+        (["align", "{run}", "{data}/test 0.wav", "..."], "at least one word"),
+        (["search", "{run}", "{data}", " "], "at least one word"),
+        (["soundscapes", "{data}"], "not empty"),
+        (["soundscapes", "{run}/x", "--classes", "1"], "classes"),
+        (["soundscapes", "{run}/x", "--preset", "harder"], "preset must be one of"),
+        (["kernels"], "--arch sm_90"),
+        pytest.param(
+            ["kernels", "--tune", "table.json"],
+            "--tune: there is no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        (["trian"], "trian"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(arguments, message, tiny_run, tiny_data, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(run=tiny_run, data=tiny_data) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_import_is_light():
+    code = (
+        "import sys, torch; before = set(sys.modules); import atk; "
+        "print([name for name in ('triton', 'transformers', 'torchaudio', 'sklearn', 'matplotlib') "
+        "if name in sys.modules and name not in before])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_public_names():
+    promised = {"BackendError", "aligned_info_nce", "backends", "cross_attention_difference", "info_nce", "nn"}
+    promised |= {"pairwise_logsumexp"} | {f"max_mean_similarity{form}" for form in ("", "_pairs", "_varlen")}
+    assert set(atk.__all__) == promised and all(hasattr(atk, name) for name in promised)

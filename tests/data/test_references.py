@@ -1,0 +1,129 @@
+"""Pools of recordings: ESC-50's layout, captioned and other folders, and what is drawn from them."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.clips import write_clip
+
+from atk.data import AudioError, Clip, ReferencePool, read_references
+
+
+def write_esc50(folder):
+    (folder / "meta").mkdir(parents=True)
+    rows = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold in (1, 2, 5):
+        for target, name in enumerate(("dog", "bell")):
+            write_clip(folder / "audio" / f"{fold}-{target}.wav", 100)
+            rows.append(f"{fold}-{target}.wav,{fold},{target},{name},False,1,A")
+    (folder / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_esc50_folds_and_classes(tmp_path):
+    write_esc50(tmp_path)
+    train, test = read_references(tmp_path, held_out=(5,)), read_references(tmp_path, folds=(5,))
+    assert train.classes == ["dog", "bell"] * 2 and test.classes == ["dog", "bell"]
+    assert not {clip.path for clip in train.clips} & {clip.path for clip in test.clips}
+    train.check_classes()
+    with pytest.raises(ValueError, match="class 'bell' has one recording only"):
+        test.check_classes()
+    with pytest.raises(ValueError, match="no recording in the folds asked for; its folds are 1, 2, 5"):
+        read_references(tmp_path, folds=(4,))
+
+
+def test_esc50_with_a_missing_file_or_column(tmp_path):
+    write_esc50(tmp_path)
+    (tmp_path / "audio" / "1-0.wav").unlink()
+    pool = read_references(tmp_path)
+    assert len(pool.clips) == len(pool.classes) == 5 and pool.skipped[0][0] == "audio/1-0.wav"
+    with pytest.raises(AudioError, match=r"1-0\.wav"):
+        read_references(tmp_path, "raise")
+    (tmp_path / "meta" / "esc50.csv").write_text("filename,fold\na.wav,1\n")
+    with pytest.raises(ValueError, match="category missing"):
+        read_references(tmp_path)
+
+
+def test_any_folder_and_captioned_folders_serve_as_references(tmp_path):
+    write_clip(tmp_path / "dog" / "a.wav", 100)
+    write_clip(tmp_path / "dog" / "b.wav", 100)
+    assert read_references(tmp_path).classes == ["dog", "dog"]
+    write_clip(tmp_path / "c.wav", 100)
+    with pytest.raises(ValueError, match="tells no classes"):
+        read_references(tmp_path).check_classes()
+    (tmp_path / "train.csv").write_text("file_name,caption\nc.wav,a tone\n")
+    pool = read_references(tmp_path)
+    assert [clip.file_name for clip in pool.clips] == ["c.wav"] and pool.clips[0].captions == ("a tone",)
+    write_clip(tmp_path / "d.wav", 100)
+    (tmp_path / "test.csv").write_text("file_name,caption\nd.wav,a tone\n")
+    assert [clip.file_name for clip in read_references(tmp_path, split="test").clips] == ["d.wav"]
+    assert [clip.file_name for clip in read_references(tmp_path, split="val").clips] == ["c.wav"]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("1-0.wav", "no fold, no category"),
+        ("1-0.wav,,0,dog", "no fold"),
+        (",1,0,dog", "no filename"),
+        ("1-0.wav,1,0, ", "no category"),
+        ("1-0.wav,one,0,dog", "fold must be a whole number, got 'one'"),
+    ],
+)
+def test_odd_rows_of_esc50_are_named_or_raise(tmp_path, row, fault):
+    write_esc50(tmp_path)
+    with (tmp_path / "meta" / "esc50.csv").open("a") as file:
+        file.write(row + "\n")
+    pool = read_references(tmp_path)
+    assert len(pool.clips) == 6 and pool.skipped == [("esc50.csv line 8", fault)]
+    with pytest.raises(ValueError, match=rf"esc50\.csv line 8: {fault}$"):
+        read_references(tmp_path, "raise")
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    write_esc50(tmp_path)
+    with (tmp_path / "meta" / "esc50.csv").open("ab") as file:
+        file.write(b"\xe9.wav,1,0,dog\n")
+    with pytest.raises(ValueError, match=r"esc50\.csv line \d+: not well-formed CSV in UTF-8"):
+        read_references(tmp_path)
+
+
+def places(count):
+    return [Clip(f"{n}.wav", Path(f"/recordings/{n}.wav"), (), 1.0) for n in range(count)]
+
+
+def test_draws_leave_out_classes_and_the_clip_itself():
+    clips, names = places(60), ["dog", "bell", "rain"] * 20
+    pool = ReferencePool(clips, names, [])
+    for number, avoid in ((3, set()), (4, {"dog"}), (5, {"dog", "siren"})):
+        left = [n for n, name in enumerate(names) if n != number and name not in avoid]
+        clip = Clip("x", Path(os.path.relpath(clips[number].path)), (), 1.0)
+        assert pool.choices(clip, avoid).tolist() == left
+        for seed in range(5):
+            wanted = np.random.default_rng(seed).choice(left, 2, replace=False).tolist()
+            assert pool.draw(np.random.default_rng(seed), 2, clip, avoid) == wanted
+        others = [n for n, name in enumerate(names) if name == names[0] and n not in (0, number)]
+        drawn = {pool.another(np.random.default_rng(seed), 0, clip) for seed in range(200)}
+        assert drawn == set(others)
+    assert pool.draw(np.random.default_rng(0), 2, clips[0], {"dog", "bell", "rain"}) == []
+
+
+def test_a_choice_is_there_or_not_as_the_choices_say():
+    clips = places(3)
+    for count in (1, 2, 3):
+        pool = ReferencePool(clips[:count], ["dog", "dog", "bell"][:count], [])
+        for clip in clips:
+            for avoid in (set(), {"dog"}, {"dog", "bell"}):
+                for least in (1, 2):
+                    assert pool.has_choice(clip, avoid, least) == bool(len(pool.choices(clip, avoid, least)))
+
+
+def test_draws_from_a_large_pool_are_cheap():
+    clips = places(50_000)
+    pool = ReferencePool(clips, ["dog", "bell"] * 25_000, [])
+    pool.choices(clips[0])  # what is computed once
+    random, start = np.random.default_rng(0), time.process_time()
+    for number in range(200):
+        pool.draw(random, 1, clips[number], {"bell"})
+    assert time.process_time() - start < 1.0

@@ -1,0 +1,99 @@
+"""Tar shards in WebDataset layout: read like the files of a folder."""
+
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from support.unlabeled_cases import audio_bytes, below, names, ramps, take, tar
+
+from atk.data import AudioError, UnlabeledAudio
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_members_equal_the_files_of_a_folder(tmp_path, form):
+    formats = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
+    contents = {f"{kind}{i}.{kind}": audio_bytes(i, formats[kind]) for kind in formats for i in range(2)}
+    contents["Ø 犬 " + "n" * 150 + ".flac"] = audio_bytes(5, "FLAC")  # longer than a tar header holds
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    labels = [(f"{Path(name).stem}.json", b'{"text": "a dog.wav"}') for name in contents]
+    members = sorted([*contents.items(), *labels, (".hidden.wav", b"x"), ("__MACOSX/._a.wav", b"x")])
+    tar(tmp_path / "s.tar", [("./" + name, content) for name, content in members], form)
+    files, shard = UnlabeledAudio.scan([folder]), UnlabeledAudio.scan([tmp_path / "s.tar"])
+    assert names(shard) == [f"{tmp_path}/s.tar:./{name}" for name in below(files, folder)]
+    for batch, other in zip(take(files, 8), take(shard, 8), strict=True):
+        assert torch.equal(batch.audio, other.audio) and torch.equal(batch.clips, other.clips)
+        assert batch.skipped == other.skipped == [] and batch.audio.any(1).all()
+
+
+def test_ranges_of_shards(tmp_path):
+    for number in range(8, 12):
+        tar(tmp_path / f"s-{number:03d}.tar", [("k.wav", audio_bytes(number))])
+    pool = UnlabeledAudio.scan([tmp_path / "s-{009..011}.tar"])
+    assert below(pool, tmp_path) == [f"s-{number:03d}.tar:k.wav" for number in (9, 10, 11)]
+    with pytest.raises(FileNotFoundError, match=r"s-012\.tar"):
+        UnlabeledAudio.scan([tmp_path / "s-{011..012}.tar"])
+
+
+def test_compressed_tars_are_refused_with_the_reason(tmp_path):
+    ramps(tmp_path, 1)
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as file:
+        file.add(tmp_path / "000.wav", "a.wav")
+    (tmp_path / "t.tar").write_bytes((tmp_path / "s.tar.gz").read_bytes())
+    with pytest.raises(ValueError, match=r"s\.tar\.gz: a compressed tar has no random access; decompress it"):
+        UnlabeledAudio.scan([tmp_path / "s.tar.gz"])
+    with pytest.raises(ValueError, match=r"t\.tar: no audio found.*; skipped 1: .*t\.tar \(a compressed tar has no"):
+        UnlabeledAudio.scan([tmp_path / "t.tar"])
+    pool = UnlabeledAudio.scan([tmp_path], tmp_path / "list.npz")
+    assert [(Path(path).name, reason[:16]) for path, reason in pool.skipped] == [
+        ("s.tar.gz", "a compressed tar"), ("t.tar", "a compressed tar"),
+    ]  # fmt: skip
+    assert len(pool) == 1 and UnlabeledAudio.scan([tmp_path], tmp_path / "list.npz").skipped == pool.skipped
+    with pytest.raises(AudioError, match=r"s\.tar\.gz: a compressed tar"):
+        UnlabeledAudio.scan([tmp_path], on_error="raise")
+
+
+@pytest.mark.parametrize(
+    "cut, left, reason",
+    [
+        (1536 + 700, 1, "truncated inside b.wav"),
+        (1536 + 100, 1, "damaged at byte 1536"),
+        (3072, 2, None),
+        (0, 0, "empty"),
+    ],
+)
+def test_a_cut_shard_keeps_its_whole_members(tmp_path, cut, left, reason):
+    content = b"x" * 1000  # with its header and padding 1536 bytes
+    path = tar(tmp_path / "s.tar", [("a.wav", content), ("b.wav", content)])
+    path.write_bytes(path.read_bytes()[:cut])
+    ramps(tmp_path / "more", 1)
+    pool = UnlabeledAudio.scan([tmp_path])
+    assert len(pool) == 1 + left
+    assert [Path(name).name for name, _ in pool.skipped] == ([] if reason is None else ["s.tar"])
+    assert reason is None or reason in pool.skipped[0][1]
+
+
+def test_a_shard_that_has_gone_or_changed(tmp_path):
+    path = tar(tmp_path / "s.tar", [("a.wav", audio_bytes())])
+    pool = UnlabeledAudio.scan([path])
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+    with pytest.raises(AudioError, match=r"s\.tar:a\.wav: its shard has changed"):
+        pool.load(0, 8000, 1.0, 0.0)
+    path.unlink()
+    with pytest.raises(AudioError, match=r"s\.tar:a\.wav: no such shard"):
+        pool.load(0, 8000, 1.0, 0.0)
+
+
+def test_headers_are_not_kept(tmp_path):
+    path = tar(tmp_path / "s.tar", [(f"{number}.wav", b"") for number in range(2000)])
+    tracemalloc.start()
+    try:
+        pool = UnlabeledAudio.scan([path])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(pool) == 2000 and peak < 400 * 2000

@@ -1,0 +1,138 @@
+"""Every example runs at a small size, against the library it names; its losses and scores are the plain formulae."""
+
+import math
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.example_cases import example, naive_info_nce, naive_similarity, naive_total
+
+
+def scenes(folder, sample_rate, count=4):
+    """A batch of synthetic scenes, and their captions."""
+    from atk.data import read_split, train_loader
+    from atk.soundscapes import SoundscapeConfig, write_soundscapes
+
+    data = write_soundscapes(folder / "scenes", SoundscapeConfig(train=count, test=0), progress=False)
+    clips = read_split(data, "train").clips
+    return clips, next(iter(train_loader(clips, sample_rate=sample_rate, clip_seconds=2, batch_size=count)))
+
+
+def test_op_in_a_script():
+    script = example("op_in_a_script")
+    result = script.main([])
+    assert result["recalls"][0] < 10 and result["recalls"][1] > 50
+    assert result["losses"][-1] < result["losses"][0] / 2
+
+    generator = torch.Generator().manual_seed(1)
+    pairs = script.draw_pairs(6, torch.eye(16), generator)
+    wanted = naive_info_nce(naive_similarity(*pairs), 10.0)
+    assert script.atk.aligned_info_nce(*pairs[:2], 10.0, *pairs[2:], normalize=True) == pytest.approx(wanted.item())
+
+
+def test_clap_training_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    losses = example("clap_training_loop").main(["--steps", "12"])
+    assert losses[-1] < 4 * math.log(16) < losses[0]  # 16 pairs that cannot be told apart: log 16 in each direction
+
+
+def test_clap_training_loop_takes_the_plain_loss(tmp_path):
+    loop = example("clap_training_loop")
+    clips, batch = scenes(tmp_path, 48000)
+    parts = loop.small_model([caption for clip in clips for caption in clip.captions])
+    parts[0].eval()
+    criterion = loop.atk.nn.AlignedContrastiveLoss(temperature=0.07)
+    with torch.no_grad():
+        embeddings = loop.embed(*parts, batch)
+        assert criterion(**embeddings).item() == pytest.approx(naive_total(embeddings, 1 / 0.07).item(), rel=1e-5)
+        heard = parts[2]([batch.audio[0, : batch.lengths[0]].numpy()], sampling_rate=48000, return_tensors="pt")
+        audio = parts[0].get_audio_features(**heard)
+    audio = getattr(audio, "pooler_output", audio)  # transformers 5 wraps it
+    torch.testing.assert_close(F.normalize(embeddings["audio"][:1], dim=-1), F.normalize(audio, dim=-1))
+    assert not embeddings["token_mask"][:, 0].any() and embeddings["token_mask"].any(1).all()
+
+
+def test_clap_training_loop_counts_no_frame_of_silence_or_of_a_repetition():
+    from atk.data import Batch
+
+    loop = example("clap_training_loop")
+    parts, samples = (
+        loop.small_model(["rain"]),
+        torch.tensor([288000, 96000, 10, 480000]),
+    )  # 6 s, 2 s, next to none, 10 s
+    batch = Batch(torch.randn(4, 480000), samples, ["rain"] * 4, [""] * 4, torch.arange(4), [])
+    with torch.no_grad():
+        mask = loop.embed(*parts, batch)["frame_mask"]
+    longest = mask.shape[1]
+    assert mask.sum(1).tolist() == [int(0.6 * longest), int(0.2 * longest), 1, longest]
+    assert (mask[:, :-1] >= mask[:, 1:]).all()
+
+
+def test_clap_training_loop_goes_on_from_a_checkpoint(tmp_path, capsys):
+    loop = example("clap_training_loop")
+    clips, _ = scenes(tmp_path, 48000)
+    for part in loop.small_model([caption for clip in clips for caption in clip.captions]):
+        part.save_pretrained(tmp_path / "clap")
+    flags = ["--pretrained", tmp_path / "clap", "--data", tmp_path / "scenes", "--steps", 2, "--batch-size", 4]
+    losses = loop.main([str(flag) for flag in flags])
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert f"step 1: loss {losses[1]:.3f}" in capsys.readouterr().out
+
+
+def test_lightning_module(tmp_path, monkeypatch):
+    pytest.importorskip("lightning", reason="optional extra examples")
+    monkeypatch.chdir(tmp_path)
+    main = example("lightning_module").main
+    assert main(["--steps", "15"]) < 0.8 * main(["--steps", "1"])
+
+
+def test_lightning_module_takes_the_plain_loss(tmp_path):
+    pytest.importorskip("lightning", reason="optional extra examples")
+    script = example("lightning_module")
+    clips, batch = scenes(tmp_path, 16000)
+    model = script.CLAP.create(script.ModelConfig(dim=16), [caption for clip in clips for caption in clip.captions])
+    module = script.AlignedCLAP(model.eval(), clips, 4)
+    shares = []
+    for rank in range(2):
+        module._trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        shares.append([drawn.files for drawn in islice(module.train_dataloader(), 2)])
+    for first, second in zip(*shares, strict=True):
+        assert len(first) == len(second) == 2 and {*first, *second} == {clip.file_name for clip in clips}
+    module._trainer = None
+    with torch.no_grad():
+        audio, text = model(batch.audio, batch.lengths, model.tokenize(batch.captions))
+        loss = module.training_step(batch, 0)
+    embeddings = {"audio": audio.pooled, "text": text.pooled, "frames": audio.frames, "tokens": text.tokens}
+    wanted = naive_total(embeddings | {"frame_mask": audio.mask, "token_mask": text.mask}, 5.0)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_exported_encoders_equal_the_model(tmp_path):
+    script = example("export_encoder")
+    errors = script.main(["--out", str(tmp_path)])
+    assert set(errors) == {"audio", "text"} and max(errors.values()) < 1e-5
+
+
+def test_exported_encoders_of_a_saved_model(tmp_path):
+    script = example("export_encoder")
+    model = script.CLAP.create(script.ModelConfig(dim=16), script.CAPTIONS).eval()
+    model.save_pretrained(tmp_path / "model")
+    flags = {"--model": "model", "--out": "exported"}
+    script.main([word for flag, name in flags.items() for word in (flag, str(tmp_path / name))])
+    text = torch.export.load(tmp_path / "exported" / "text.pt2")
+    for captions in (["rain"], ["a dog barks and barks and barks", "wind", "an engine", "a bell", "waves"]):
+        assert script.largest_error(text, script.TextTower(model), model.tokenize(captions)) < 1e-5
+
+    audio = torch.export.load(tmp_path / "exported" / "audio.pt2")
+    for clips, samples in ((2, 2560), (7, 5000), (2, 48321)):
+        inputs = torch.randn(clips, samples), torch.randint(1, samples, (clips,))
+        assert script.largest_error(audio, script.AudioTower(model), *inputs) < 1e-5
+    audio = audio.module()
+    clip = torch.randn(1, 9000)
+    with torch.no_grad():
+        padded = audio(F.pad(clip, (0, 7000, 0, 1)), torch.tensor([9000, 1]))
+        alone = model.encode_audio(clip, torch.tensor([9000]))
+    torch.testing.assert_close(padded[0][:1], alone.pooled, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(padded[1][0][padded[2][0]], alone.frames[0][alone.mask[0]], atol=1e-5, rtol=1e-4)

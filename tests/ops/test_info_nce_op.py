@@ -1,0 +1,107 @@
+"""InfoNCE as an op: compilation, `opcheck`, second derivatives, the wiring of Triton's kernels, memory."""
+
+import sys
+import types
+
+import pytest
+import torch
+from support.info_nce_cases import assert_true, gradients, loss, lse, unit
+from support.peak_memory import peak_growth
+
+import atk
+from atk.ops import info_nce_chunked, info_nce_op
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiles_into_one_graph(backend):
+    values = unit(9, 8), unit(9, 8), torch.tensor(7.0)
+    torch.compiler.reset()
+    for function in (loss(backend), loss(backend, torch.randperm(9)), lse(backend), lse(backend, False)):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(gradients(compiled, *values), gradients(function, *values))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("positive", [None, torch.tensor([2, 0, 1, 2])], ids=["no positives", "positives"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_opcheck(columns, positive, dtype):
+    audio, text = (torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3))
+    scale = torch.tensor(2.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    inputs = audio, text, scale.clone().requires_grad_(), positive, columns, "chunked"
+    torch.library.opcheck(info_nce_op._forward, inputs, test_utils=tests)
+    with torch.no_grad():
+        rows, column_lse, paired = info_nce_op._forward(*inputs)
+    lses = rows, column_lse if columns else None
+    grads = torch.ones_like(rows), torch.ones_like(column_lse) if columns else None
+    grad_positive = None if positive is None else torch.ones_like(paired)
+    inputs = audio.detach(), text.detach(), scale, *lses, *grads, positive, grad_positive, "chunked"
+    torch.library.opcheck(info_nce_op._backward, inputs, test_utils=tests)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_second_derivatives(which):
+    leaves = [value.requires_grad_() for value in (unit(5, 4), unit(5, 4), torch.tensor(3.0))]
+    for backend in ("chunked", "reference"):
+        (grad,) = torch.autograd.grad(loss(backend)(*leaves)[0], leaves[which], create_graph=True)
+        if backend == "reference":
+            grad.sum().backward()
+        else:
+            with pytest.raises(RuntimeError, match=r"atk\.info_nce has no second derivative"):
+                grad.sum().backward()
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Imitates `atk.kernels.info_nce` by the chunked path, so that the wiring runs where Triton does not."""
+
+    def forward(audio, text, scale, columns):
+        assert audio.is_contiguous() and text.is_contiguous() and scale.dtype == torch.float32 and scale.dim() == 0
+        return info_nce_chunked.forward(audio, text, scale, None, columns)[:2]
+
+    def backward(*tensors):
+        assert all(value is None or value.is_contiguous() for value in tensors)
+        return info_nce_chunked.backward(*tensors)
+
+    module = types.SimpleNamespace(forward=forward, backward=backward)
+    monkeypatch.setitem(sys.modules, "atk.kernels.info_nce", module)
+    monkeypatch.setattr("atk.kernels.info_nce", module, raising=False)
+    monkeypatch.setattr("atk.kernels.launch.unavailable", lambda device_type: None)
+    monkeypatch.setattr(info_nce_op, "_PAIRS_AT_A_TIME", 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("positive", [None, torch.randint(9, (9,))], ids=["both directions", "rows"])
+def test_triton_wiring_passes_values_and_gradients_through(stand_in, dtype, positive):
+    audio, text, scale = unit(8, 9).T.to(dtype), unit(8, 9).T.to(dtype), torch.tensor(4.0)
+    precision = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1e-5
+    assert_true(loss("triton", positive), loss("reference", positive), audio, text, scale, grad=precision)
+    assert_true(lse("triton"), lse("reference"), audio, text, scale, grad=precision)
+    with pytest.raises(atk.BackendError, match="not float64"):
+        atk.info_nce(audio.double(), text.double(), scale, backend="triton")
+
+
+_STEP = """
+def step(pairs):
+    sides = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
+    scale = torch.tensor(20.0, requires_grad=True)
+    atk.info_nce(*sides, scale, backend=sys.argv[2]).backward()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_memory_grows_as_the_pairs_not_as_their_square():
+    def peak(pairs, backend):
+        return peak_growth(_STEP, pairs, backend)
+
+    # Chunks take 34 MB at most; inputs and gradients of 8,192 pairs 8 MB, their logits 268.
+    short, long = peak(4096, "chunked"), peak(8192, "chunked")
+    assert long < 70 and long < 2.2 * short
+    assert peak(4096, "reference") > 130
+
+
+def test_backends_are_listed():
+    row = atk.backends("info_nce")["cpu float64"]
+    assert list(row) == ["auto", "triton", "chunked", "reference"]
+    assert row["auto"] == "chunked" and "not float64" in row["triton"]
+    assert atk.backends("info_nce")["cpu bfloat16"]["auto"] == "chunked"

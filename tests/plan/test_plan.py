@@ -1,0 +1,265 @@
+"""The plan: what a trace counts, how it is scaled, the bytes of each part, and the command."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import check_plan
+from atk.cli.main import main
+from atk.models.audio import AudioEncoderConfig
+from atk.models.clap import ModelConfig
+from atk.models.text import TextEncoderConfig
+from atk.plan import Rates, Resources, plan
+from atk.plan.cost import Cost, LinearCost, Trace
+from atk.plan.encoders import Encoders, _batch, _run, _task, trace_encoders
+from atk.plan.step import STATE_BYTES, WORKSPACE_BYTES, Step
+from atk.train.aligned import AlignedConfig, LossConfig
+from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedLossConfig
+
+RATES = Rates(1e12, 1e12, 1e10, 1e8, 1e9, 1e-6)
+TINY = ModelConfig(
+    16,
+    AudioEncoderConfig(mel_bins=16, channels=(4, 4, 8, 8), width=32, layers=2, heads=2),
+    TextEncoderConfig(width=32, layers=1, heads=2, vocabulary=500),
+)
+GIVEN = Encoders(
+    parameters=10**6, put_together=2 * 10**5, cost=None, forward=0, waveform_bytes=4, embedding_bytes=4.0,
+    aligned_bytes=0.0, itemsize=2, frames=250, tokens=14, valid_tokens=12, dim=512, terms=0,
+)  # fmt: skip
+
+
+def aligned(**options):
+    return AlignedConfig("-", "-", model=TINY, clip_seconds=0.5, device="cpu", precision="fp32", **options)
+
+
+def semisupervised(**loss):
+    options = {"model": TINY, "clip_seconds": 0.5, "device": "cpu", "precision": "fp32", "unlabeled": ["-"]}
+    return SemiSupervisedConfig("-", "-", loss=SemiSupervisedLossConfig(**loss), **options)
+
+
+def planned(config, devices=1, memory=None, cpu=True):
+    return plan(config, Resources(RATES, cpu, devices, memory), caption_tokens=5)
+
+
+def parts_of(result):
+    return {part.name.partition(":")[0]: part for part in result.parts}
+
+
+def given_step(devices, cpu=False, **options):
+    return Step(aligned(**options), Resources(RATES, cpu, devices), GIVEN)
+
+
+def test_a_trace_counts_products_bytes_and_what_lives():
+    x, w = torch.randn(8, 16), torch.randn(16, 4)
+    with Trace() as trace:
+        y = (x @ w).T  # [4, 8]
+        z = y + 1
+        del y
+        z = z * 2
+        del z
+    cost = trace.cost()
+    assert cost.flops.sum() == 2 * 8 * 16 * 4
+    product, view, added = 8 * 16 + 16 * 4 + 32, 0, 2 * 32
+    assert cost.moved.tolist() == [4 * product, view, 4 * added, 4 * added]
+    assert cost.held.tolist() == [128, 128, 256, 256] and cost.peak() == 256
+    assert trace._held == 0
+
+
+def test_a_trace_counts_random_numbers():
+    with Trace() as trace:
+        nn.functional.dropout(torch.ones(7, 3), 0.5)
+    assert trace.cost().drawn.sum() == 21
+
+
+def test_seconds_are_those_of_the_tightest_limit():
+    cost = Cost(*(torch.tensor(v).numpy() for v in ([2e12, 0.0, 0.0, 0.0], [False] * 4, [0.0, 3e10, 0.0, 0.0],
+                                                    [0.0, 0.0, 5e8, 0.0], [0.0] * 4)))  # fmt: skip
+    assert cost.seconds(RATES) == pytest.approx(2 + 3 + 5 + 1e-6)
+
+
+@pytest.mark.parametrize("config", [aligned(), aligned(activation_checkpointing=True), semisupervised()])
+def test_the_cost_of_many_clips_follows_from_that_of_few(config):
+    encoders, task = trace_encoders(config, 5), _task(config)
+    _, cost, forward = _run(task, _batch(task, 9, 5), bf16=False)
+    scaled = encoders.cost.of(9)
+    assert scaled.flops.sum() == pytest.approx(cost.flops.sum(), rel=1e-6)
+    assert scaled.moved.sum() == pytest.approx(cost.moved.sum(), rel=1e-3)
+    assert scaled.peak() == pytest.approx(cost.peak(), rel=1e-3)
+    assert encoders.forward == forward
+
+
+def test_a_model_that_does_other_things_for_more_clips_is_refused():
+    one, other = (Cost(*torch.zeros(5, count).numpy()) for count in (3, 4))
+    with pytest.raises(ValueError, match="3 operations for 2 clips and 4 for 3"):
+        LinearCost(2, one, other)
+
+
+def test_activation_checkpointing_holds_less_and_takes_longer():
+    deep = dataclasses.replace(TINY, audio=dataclasses.replace(TINY.audio, width=128, layers=6))
+    configs = (dataclasses.replace(aligned(activation_checkpointing=on), model=deep) for on in (False, True))
+    plain, saving = (parts_of(planned(config))["encoders"] for config in configs)
+    assert saving.bytes < 0.8 * plain.bytes
+    assert saving.seconds > 1.1 * plain.seconds
+
+
+def test_the_vocabulary_is_counted():
+    larger = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocabulary=700))
+    few = planned(aligned()).facts["parameters"]
+    assert planned(dataclasses.replace(aligned(), model=larger)).facts["parameters"] - few == 200 * 32
+
+
+def test_unlabelled_audio_is_encoded_too():
+    with_it = planned(semisupervised())
+    without = planned(semisupervised(mix_weight=0.0, unlabeled_weight=0.0))
+    ratio = parts_of(with_it)["waveforms"].bytes / parts_of(without)["waveforms"].bytes
+    assert ratio == 2
+    flops = [trace_encoders(c, 5).cost.of(4).flops.sum() for c in (
+        semisupervised(), semisupervised(mix_weight=0.0, unlabeled_weight=0.0))]  # fmt: skip
+    assert flops[0] > 2.5 * flops[1]
+    assert parts_of(with_it)["op"].bytes == 0 and with_it.einsum_bytes == 0
+
+
+def test_micro_batches_hold_the_encoders_down_and_cost_a_forward():
+    at_once, small, large = (
+        planned(aligned(batch_size=batch, micro_batch=micro)) for batch, micro in ((256, None), (256, 16), (1024, 16))
+    )
+    assert parts_of(small)["encoders"].bytes == parts_of(large)["encoders"].bytes
+    assert parts_of(small)["encoders"].bytes == pytest.approx(parts_of(at_once)["encoders"].bytes / 16, rel=0.05)
+    assert parts_of(large)["embeddings and gradients"].bytes == 4 * parts_of(small)["embeddings and gradients"].bytes
+    assert parts_of(small)["encoders"].seconds > 1.1 * parts_of(at_once)["encoders"].seconds
+    embeddings = 256 * trace_encoders(aligned(), 5).embedding_bytes
+    held = [parts_of(result)["embeddings and gradients"].bytes for result in (small, at_once)]
+    assert held[0] - held[1] == 2 * embeddings  # in parts and joined, not only their gradient
+    assert small.peak_bytes < at_once.peak_bytes < sum(part.bytes for part in at_once.parts)
+
+
+def test_a_micro_batch_as_large_as_the_batch_changes_nothing():
+    assert planned(aligned(batch_size=16, micro_batch=16)).parts == planned(aligned(batch_size=16)).parts
+
+
+def test_winners_are_saved_up_to_the_budget():
+    step = given_step(1)
+    saved, again = step._op(1024), step._op(4096)
+    assert saved.name == "op: winners saved" and saved.bytes == 1024 * 1024 * 250
+    assert again.name == "op: winners computed again" and again.bytes == WORKSPACE_BYTES
+    product = 2 * 4096 * 4096 * 250 * 12 * 512
+    assert again.seconds == pytest.approx(4 * product / RATES.matmul)
+    assert saved.seconds == pytest.approx(3 * product / 16 / RATES.matmul)
+
+
+def test_both_directions_look_twice():
+    both = given_step(1, loss=LossConfig(direction="both"))._op(64)
+    assert both.bytes == 64 * 64 * (250 + 12)
+
+
+@pytest.mark.parametrize(("gather", "received", "held"), [("all", 88.1, 150.9), ("ring", 176.2, 37.7)])
+def test_captions_that_travel_are_those_of_the_documentation(gather, received, held):
+    part = given_step(8, gather=gather)._gather(4096 // 8)
+    columns = 3 * 2 * 7 / 8 * 4096 * 4
+    assert (part.seconds * RATES.interconnect - columns) / 1e6 == pytest.approx(received, abs=0.06)
+    assert part.bytes / 1e6 == pytest.approx(held, abs=0.1)
+    assert given_step(1, gather=gather)._gather(4096).bytes == 0
+
+
+def test_weights_are_whole_or_shared():
+    alone, replicated = given_step(1)._weights(4), given_step(4)._weights(4)
+    sharded = given_step(4, shard=True)._weights(4)
+    assert alone.bytes == replicated.bytes == STATE_BYTES * 10**6
+    assert sharded.bytes == STATE_BYTES * 10**6 / 4 + 4 * 2 * 10**5
+    assert sharded.seconds > replicated.seconds > alone.seconds
+
+
+def test_the_naive_einsum_and_the_reference_backend():
+    assert given_step(2).einsum_bytes(128) == 2 * 128 * 256 * 250 * 14 * 2
+    reference, fused = (planned(aligned(backend=name, batch_size=64)) for name in ("reference", "auto"))
+    assert parts_of(reference)["op"].bytes == reference.einsum_bytes == fused.einsum_bytes
+    assert parts_of(reference)["op"].bytes > 10 * parts_of(fused)["op"].bytes
+
+
+def test_the_largest_batch_fits_and_one_more_a_rank_does_not():
+    config, memory = aligned(batch_size=8, micro_batch=4), 0.5
+    result = planned(config, devices=2, memory=memory)
+    assert result.largest_batch[4] > result.largest_batch[None] > 0
+    for micro, batch in result.largest_batch.items():
+        options = {"micro_batch": micro, "batch_size": batch}
+        assert planned(dataclasses.replace(config, **options), 2).peak_bytes <= 0.9 * memory * 2**30
+        options["batch_size"] += 2
+        assert planned(dataclasses.replace(config, **options), 2).peak_bytes > 0.9 * memory * 2**30
+
+
+def test_nothing_fits():
+    assert set(planned(aligned(), memory=1e-4).largest_batch.values()) == {0}
+
+
+def test_bf16_halves_embeddings():
+    half, single = (planned(dataclasses.replace(aligned(batch_size=64), precision=p)) for p in ("bf16", "fp32"))
+    ratio = parts_of(single)["embeddings and gradients"].bytes / parts_of(half)["embeddings and gradients"].bytes
+    assert ratio == pytest.approx(2, rel=0.1)
+
+
+def test_a_gpu_by_its_name_and_by_its_numbers():
+    by_name = Rates.of("NVIDIA H200", bf16=True)
+    assert by_name.matmul == pytest.approx(989e12 / 2) and by_name.single < by_name.matmul
+    assert Rates.of("h200", bf16=False).matmul == by_name.single
+    with pytest.raises(ValueError, match=r"one of a100, .* got 'tpu'"):
+        Rates.of("tpu", bf16=True)
+
+
+def test_the_command_takes_the_configuration_of_a_run(tiny_run, capsys):
+    config = ["plan", "--config", str(tiny_run / "config.yaml"), "--device", "h100"]
+    main([*config, "--batch", "64", "--devices", "2", "--device-memory", "8", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["facts"]["batch_size"] == 64 and result["facts"]["dim"] == 16
+    assert result["facts"]["precision"] == "bf16" and set(result["largest_batch"]) == {"micro_batch 32", "at once"}
+    main([*config, "--batch", "64", "--devices", "2", "--device-memory", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    mib = {line[:38].strip(): line[38:].split()[0] for line in lines if line[:1].isalpha() and len(line) > 49}
+    assert float(mib["waveforms"]) == round(32 * 8000 * 4 / 2**20, 1)
+    assert float(mib["together, at the highest moment"]) == round(result["peak_bytes"] / 2**20, 1)
+
+
+def test_rates_that_the_user_counts_on(capsys):
+    tiny = ["--model.audio.width", "16", "--model.audio.layers", "1", "--model.text.layers", "1", "--clip-seconds", "1"]
+    rates = ["--matmul-tflops", "2", "--bandwidth-gb", "3", "--interconnect-gb", "4", "--json"]
+    main(["plan", "--method", "semisupervised", "--device", "new", *tiny, *rates])
+    found = json.loads(capsys.readouterr().out)["facts"]["rates"]
+    assert (found["matmul"], found["bandwidth"], found["interconnect"]) == (2e12, 3e9, 4e9)
+    main(["plan", "--device", "cpu", *tiny, *rates])
+    found = json.loads(capsys.readouterr().out)["facts"]["rates"]
+    assert found["matmul"] == found["single"] == 2e12 and found["random"] < 1e12
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method", "difference"], "--method must be aligned or semisupervised, got 'difference'"),
+        (["--device", "tpu"], "got 'tpu'"),
+        (["--device", "h100", "--devices", "0"], "devices must be at least 1, got 0"),
+        (["--device", "h100", "--devices", "64"], "batch_size must be at least devices, 64, got 32"),
+        (["--device", "h100", "--device-memory", "-1"], "device_memory must be above 0 GiB, got -1.0"),
+        (["--device", "h100", "--caption-tokens", "0"], "caption_tokens must be at least 1, got 0"),
+        (["--device", "h100", "--bandwidth-gb", "0"], "bandwidth_gb must be above 0, got 0.0"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *flags])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and words in message and message.count("\n") == 1
+
+
+def test_the_check_runs_real_steps(tiny_data):
+    case = {"batch_size": 4, "micro_batch": 2}
+    measured = check_plan.measure(case, str(tiny_data), 1)
+    line = check_plan.row(case, check_plan.predict(case, str(tiny_data), measured["caption_tokens"]), measured)
+    assert len(measured["seconds"]) == 1 and measured["bytes"] > 0
+    assert line["time_factor"] >= 1 and line["memory_factor"] >= 1
+    record = {"rows": [line], "worst_memory": 1.0, "worst_time": 1.0, "reading": "", "steps": 1, "environment": {}}
+    assert "| batch_size 4, micro_batch 2 |" in check_plan.document(record)
+
+
+def test_the_check_refuses_neither_side():
+    assert check_plan.factor(2.0, 1.0) == check_plan.factor(1.0, 2.0) == 2.0

@@ -1,0 +1,54 @@
+"""What .ci/wheel.py refuses; `make wheel` builds a real wheel and runs it in an empty environment."""
+
+import importlib.util
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULE = "atk/_C.cpython-311-x86_64-linux-gnu.so"
+
+
+@pytest.fixture(scope="module")
+def ci():
+    spec = importlib.util.spec_from_file_location("ci_wheel", ROOT / ".ci" / "wheel.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def check(ci, tmp_path):
+    def check(*names, binary=b"\x7fELF"):
+        wheel = tmp_path / "audio_text_kernels-0.1.0-cp311-cp311-linux_x86_64.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name in (*names, "audio_text_kernels-0.1.0.dist-info/METADATA"):
+                archive.writestr(name, binary if name == MODULE else b"")
+        ci.check_contents(wheel, ci.expected_files())
+
+    return check
+
+
+def test_a_whole_wheel_passes(ci, check):
+    expected = ci.expected_files()
+    assert {"atk/__init__.py", "atk/kernels/cpp.py", "atk/models/clap.py", "atk/py.typed"} <= expected
+    check(*expected, MODULE)
+
+
+def test_a_wheel_with_too_few_or_too_many_files_is_refused(ci, check):
+    expected = ci.expected_files()
+    with pytest.raises(SystemExit, match=r"missing: atk/kernels/cpp\.py"):
+        check(*expected - {"atk/kernels/cpp.py"}, MODULE)
+    for more in ("tests/test_wheel.py", "atk/data/list.csv"):
+        with pytest.raises(SystemExit, match=f"unexpected: {more}"):
+            check(*expected, MODULE, more)
+    with pytest.raises(SystemExit, match=r"(?s)unexpected: atk/_build_error\.txt.*one compiled module"):
+        check(*expected, "atk/_build_error.txt")
+
+
+def test_a_module_that_names_the_machine_is_refused(ci, check):
+    for folder in (tempfile.gettempdir(), str(ROOT)):
+        with pytest.raises(SystemExit, match="the compiled module names"):
+            check(*ci.expected_files(), MODULE, binary=f"{folder}/pybind11.h".encode())

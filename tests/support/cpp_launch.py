@@ -1,0 +1,138 @@
+"""What the tests of the C++ launchers share: every output poisoned, every mode, and the truth in float64 NumPy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from atk.kernels import cpp
+from atk.kernels.sequences import Sequences, from_padded
+
+if cpp.unavailable():
+    pytest.skip(cpp.unavailable(), allow_module_level=True)
+from atk import _C
+
+NAN, INF = float("nan"), float("inf")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, params=_C.available_isas())
+def isa(request):
+    """Every test of a module that imports this runs on every instruction set of this CPU."""
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(_C.available_isas()[0])
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def valid_rows(sequences):
+    """For every sequence, its rows that are not masked."""
+    cu = sequences.cu_seqlens.tolist()
+    kept = np.ones(cu[-1], bool) if sequences.mask is None else sequences.mask.numpy()
+    return [np.flatnonzero(kept[a:b]) + a for a, b in itertools.pairwise(cu)]
+
+
+def expected(audio, text, grad, pairs=False):
+    """sim, winners [N_t, T_a] (rows of text, -1 where there is none) and both gradients in float64, pair by pair."""
+    frames, tokens = valid_rows(audio), valid_rows(text)
+    a, t, g = audio.rows.double().numpy(), text.rows.double().numpy(), grad.double().numpy()
+    sim, winners = np.zeros(g.shape), np.full((1 if pairs else text.number, len(a)), -1)
+    grad_audio, grad_text = np.zeros(a.shape), np.zeros(t.shape)
+    for i in range(audio.number):
+        for j in [i] if pairs else range(text.number):
+            if not len(frames[i]) or not len(tokens[j]):
+                continue
+            pair = i if pairs else (i, j)
+            with np.errstate(invalid="ignore"):
+                scores = a[frames[i]] @ t[tokens[j]].T
+                best = scores.argmax(1)  # the first of equals, and the first NaN before any number
+                sim[pair] = scores[np.arange(len(best)), best].mean()
+                winners[0 if pairs else j, frames[i]] = tokens[j][best]
+                if g[pair] == 0:
+                    continue
+                weight = g[pair] / len(best)
+                grad_audio[frames[i]] += weight * t[tokens[j][best]]
+                np.add.at(grad_text, tokens[j][best], weight * a[frames[i]])
+    return [torch.from_numpy(x) for x in (sim, winners, grad_audio, grad_text)]
+
+
+def launch(audio, text, grad=None, pairs=False, workspace=300):
+    """sim, winners, grad_audio, grad_text; the modes without a saved index must give the same bits."""
+    total = len(audio.rows)
+    kind = torch.uint8 if text.longest <= 256 else torch.int16 if text.longest <= 32768 else torch.int32
+    index = torch.full((total,) if pairs else (text.number, total), torch.iinfo(kind).max, dtype=kind)
+    shape = (text.number,) if pairs else (audio.number, text.number)
+    sim, without_index = torch.full(shape, NAN), torch.full(shape, NAN)
+    cpp.max_mean_forward(audio, text, sim, index, pairs)
+    cpp.max_mean_forward(audio, text, without_index, None, pairs)
+    same(without_index, sim)
+    grad = torch.ones(shape) if grad is None else grad
+    gradients = []
+    before = cpp.WORKSPACE_BYTES
+    for saved, cpp.WORKSPACE_BYTES in ((index, before), (None, before), (None, workspace)):
+        outputs = torch.full_like(audio.rows, NAN), torch.full_like(text.rows, NAN)
+        cpp.max_mean_backward(grad, audio, text, saved, *outputs, pairs, False)
+        gradients.append(outputs)
+    cpp.WORKSPACE_BYTES = before
+    for recomputed in gradients[1:]:
+        same(recomputed[0], gradients[0][0])
+        same(recomputed[1], gradients[0][1])
+    return sim, winners_of(audio, text, index, pairs), *gradients[0]
+
+
+def winners_of(audio, text, index, pairs):
+    """The launchers' index as rows of `text` [N_t, T_a], -1 where there is no winner."""
+    frames, tokens = valid_rows(audio), valid_rows(text)
+    index = index.view(-1, len(audio.rows)).long().numpy()
+    winners = np.full(index.shape, -1)
+    begin = 0
+    for i, rows in enumerate(frames):
+        for j in [i] if pairs else range(text.number):
+            if len(tokens[j]) and len(rows):
+                line = 0 if pairs else j
+                winners[line, rows] = tokens[j][index[line, begin : begin + len(rows)]]
+        begin += len(rows)
+    return torch.from_numpy(winners)
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def check(audio, text, pairs=False, grad=None):
+    shape = (text.number,) if pairs else (audio.number, text.number)
+    grad = torch.randn(shape) if grad is None else grad
+    got, want = launch(audio, text, grad, pairs), expected(audio, text, grad, pairs)
+    torch.testing.assert_close(got[0].double(), want[0], rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert torch.equal(got[1], want[1])
+    for gradient, truth in zip(got[2:], want[2:], strict=True):
+        assert gradient.dtype == audio.rows.dtype
+        finite = truth[truth.isfinite()].abs()
+        atol = 1e-5 * finite.max().item() if finite.numel() else 0
+        torch.testing.assert_close(
+            gradient.double(), truth, rtol=torch.finfo(gradient.dtype).eps, atol=atol, equal_nan=True
+        )
+
+
+def integers(*shape, dtype=torch.float32, low=-2, high=3):
+    return torch.randint(low, high, shape).to(dtype)
+
+
+def holes(*shape, keep=0.7):
+    return torch.rand(shape) < keep
+
+
+def padded(value, mask=None):
+    return from_padded(value, mask)
+
+
+def packed(rows, lengths, mask=None):
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    return Sequences(rows, cu_seqlens, mask, max(lengths))

@@ -1,0 +1,40 @@
+"""Opening an example, and the plain formulae of its losses."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name):
+    """The module of `examples/NAME.py`."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def naive_similarity(frames, tokens, frame_mask=None, token_mask=None):
+    """(3.6) as an einsum over unit vectors, every clip and caption with valid places."""
+    scores = torch.einsum("iad,jtd->ijat", F.normalize(frames, dim=-1), F.normalize(tokens, dim=-1))
+    if token_mask is not None:
+        scores = scores.masked_fill(~token_mask[None, :, None], -math.inf)
+    best = scores.amax(-1)
+    weight = torch.ones(frames.shape[:2]) if frame_mask is None else frame_mask.float()
+    return (best * weight[:, None]).sum(-1) / weight.sum(1)[:, None]
+
+
+def naive_info_nce(sim, logit_scale):
+    pairs = torch.arange(len(sim))
+    return F.cross_entropy(logit_scale * sim, pairs) + F.cross_entropy(logit_scale * sim.T, pairs)
+
+
+def naive_total(embeddings, logit_scale):
+    """`L_total` (3.7) of what `AlignedContrastiveLoss` takes."""
+    rest = dict(embeddings)
+    cosine = F.normalize(rest.pop("audio"), dim=-1) @ F.normalize(rest.pop("text"), dim=-1).T
+    return naive_info_nce(cosine, logit_scale) + naive_info_nce(naive_similarity(**rest), logit_scale)

@@ -1,0 +1,53 @@
+"""What the tests of max-mean similarity share: the backends that run here, ragged inputs, the definition in loops.
+
+Cases of the Triton backend make their tensors on the GPU where there is one; see `conftest.py`.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from atk.ops.backend import unavailable
+
+TRITON_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BACKENDS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            unavailable(name, TRITON_DEVICE if name == "triton" else torch.device("cpu"), torch.float32) is not None,
+            reason=f"{name} cannot run here",
+        ),
+    )
+    for name in ("reference", "cpp", "triton")
+]
+no_bf16 = "the interpreter's bfloat16 products are wrong (triton 3.7.1)"
+
+
+def loop_similarity(audio, text, audio_mask, text_mask):
+    """(3.6) by Python loops in float64: independent of the einsum."""
+    sim = torch.zeros(len(audio), len(text), dtype=torch.float64)
+    for i, j in itertools.product(range(len(audio)), range(len(text))):
+        frames, tokens = audio[i][audio_mask[i]].double(), text[j][text_mask[j]].double()
+        if len(frames) and len(tokens):
+            sim[i, j] = sum(max(float(t @ w) for w in tokens) for t in frames) / len(frames)
+    return sim
+
+
+def ragged(clips=4, captions=5, frames=9, tokens=7, width=6, dtype=torch.float32):
+    audio, text = torch.randn(clips, frames, width), torch.randn(captions, tokens, width)
+    audio_mask, text_mask = torch.rand(clips, frames) > 0.4, torch.rand(captions, tokens) > 0.4
+    audio_mask[1:2], text_mask[2:3] = False, False
+    return audio.to(dtype), text.to(dtype), audio_mask, text_mask
+
+
+def gradients(function, *values):
+    leaves = [value.detach().clone().requires_grad_() for value in values]
+    out = function(*leaves)
+    weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    return out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)
+
+
+cpp_runs = pytest.mark.skipif(
+    unavailable("cpp", torch.device("cpu"), torch.float32) is not None, reason="cpp cannot run here"
+)

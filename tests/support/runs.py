@@ -1,0 +1,112 @@
+"""Command lines of tiny runs, and what such a run left behind."""
+
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from safetensors.torch import load_file
+
+from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+
+CONFIG = {
+    "device": "cpu",
+    "steps": 12,
+    "batch_size": 4,
+    "clip_seconds": 0.5,
+    "workers": 0,
+    "log_every": 1,
+    "save_every": 2,
+    "eval_every": 4,
+    "optim": {"lr": 0.003},
+    "loss": {"learnable": True},
+    "model": {
+        "dim": 16,
+        "audio": {"mel_bins": 16, "channels": [4, 4, 8, 8], "width": 32, "layers": 1, "heads": 2},
+        "text": {"width": 32, "layers": 1, "heads": 2},
+    },
+}
+
+
+def arguments(folder, out, *more):
+    """Command line of a run of 8 steps on `tiny_data`."""
+    return [
+        "train", "aligned", "--config", str(folder / "tiny.yaml"), "--data", str(folder), "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / "last" / "model.safetensors")
+
+
+def training_state(out):
+    return torch.load(out / "checkpoints" / "last" / "training.pt", weights_only=True)
+
+
+def killed_at_a_random_moment(command, out, draw):
+    """Start the run in a process of its own and SIGKILL it after a random number of steps and a random wait."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from atk.cli.main import main; main(sys.argv[1:])",
+        *command,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    steps = draw.randrange(3, 8)  # past the first checkpoint, far from the end
+    while process.poll() is None:
+        if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= steps:
+            time.sleep(draw.random() * 0.05)
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+def semisupervised_arguments(data, noises, out, *more):
+    return [
+        "train", "semisupervised", "--config", str(data / "tiny.yaml"), "--data", str(data), "--out", str(out),
+        "--unlabeled", str(noises), *more,
+    ]  # fmt: skip
+
+
+def semisupervised_config(tiny_data, noises, out, **options):
+    from atk.cli.main import _parser
+
+    parser, _ = _parser(["train"])
+    flags = [text for name, value in options.items() for text in (f"--{name.replace('__', '.')}", str(value))]
+    parsed = parser.instantiate(parser.parse_args(semisupervised_arguments(tiny_data, noises, out, *flags))).train
+    values = parsed.semisupervised
+    return SemiSupervisedConfig(**{name: values[name] for name in SemiSupervisedConfig.__dataclass_fields__})
+
+
+def semisupervised_task(tiny_data, noises, tmp_path, **options):
+    return SemiSupervisedTask(
+        semisupervised_config(tiny_data, noises, tmp_path / "run", **options), torch.device("cpu")
+    )
+
+
+SMALL_CAPTIONER = """
+--model.audio.channels [4,4,8,8,8,8] --model.audio.mel_bins 32 --model.audio.dropout 0.1 --model.decoder.width 16
+--model.decoder.layers 1 --model.decoder.heads 2 --model.decoder.vocabulary 300 --model.heads 2 --beams 2 --steps 12
+--save-every 2 --log-every 1 --eval-every 4 --batch-size 4 --clip-seconds 2 --workers 0 --optim.lr 3e-3
+"""
+
+
+def difference_arguments(scenes, out, *more):
+    pool = ("--mix.references", str(scenes / "pool"))
+    return [
+        "train",
+        "difference",
+        "--data",
+        str(scenes),
+        "--out",
+        str(out),
+        *pool,
+        *SMALL_CAPTIONER.split(),
+        *map(str, more),
+    ]

@@ -1,0 +1,292 @@
+"""Difference learning end to end on tiny scenes: the four objectives, exact resume, evaluation, captions, refusals."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+from support.runs import SMALL_CAPTIONER, difference_arguments, killed_at_a_random_moment, rows
+
+import atk.eval.captioning
+from atk.cli.main import main
+from atk.data import AudioError
+from atk.eval.embed import evaluating
+from atk.models.captioner import CaptionerConfig
+from atk.models.cnn14 import Cnn14Config
+from atk.models.decoder import DecoderConfig
+from atk.train.difference import DifferenceConfig, DifferenceTask
+
+SMALL_MODEL = {
+    "clip_seconds": 2.0,
+    "model": CaptionerConfig(
+        audio=Cnn14Config(channels=(4, 4, 8, 8, 8, 8), mel_bins=32),
+        decoder=DecoderConfig(width=16, layers=1, heads=2, vocabulary=300),
+        heads=2,
+    ),
+}
+WAYS = {"input", "mix", "minus_added"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_java():
+    """METEOR takes seconds a call; tests/test_caption_metrics.py runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def mask_run(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("difference") / "run"
+    main(difference_arguments(scenes, out))
+    return out
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / "last" / "model.safetensors")
+
+
+def same_weights(one, two):
+    return all(torch.equal(weights(one)[name], value) for name, value in weights(two).items())
+
+
+def test_run_folder_is_complete(mask_run):
+    summary = json.loads((mask_run / "summary.json").read_text())
+    assert summary["method"] == "difference" and summary["steps"] == 12 and summary["backend"] == "sdpa"
+    assert set(summary["metrics"]) == {*WAYS, "named", "missing", "tokenizer", "clips", "skipped", "unmixed"}
+    assert set(summary["metrics"]["input"]) | set(summary["metrics"]["missing"]) == {
+        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr",
+    }  # fmt: skip
+    assert [row["step"] for row in rows(mask_run) if "val/log_likelihood" in row] == [4, 8, 12]
+    config = yaml.safe_load((mask_run / "config.yaml").read_text())
+    assert config["objective"] == config["model"]["difference"] == "mask"
+    with (mask_run / "captions_test.csv").open() as file:
+        listing = list(csv.DictReader(file))
+    assert len(listing) == 6 and set(listing[0]) == {"file_name", "added", *WAYS, "minus_input"}
+    assert all(row["added"].startswith("audio/5-") for row in listing)  # the held-out fold
+
+
+@pytest.mark.parametrize("objective", ["plain", "pairmix", "subtraction"])
+def test_every_objective_trains(scenes, tmp_path, objective):
+    main(difference_arguments(scenes, tmp_path / "run", "--objective", objective, "--eval-every", 0))
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    ways = WAYS if objective == "subtraction" else WAYS - {"minus_added"}
+    assert set(metrics) - {"named", "missing", "tokenizer", "clips", "skipped", "unmixed"} == ways
+    assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
+
+
+@pytest.mark.parametrize("condition", ["same/diff", "diff/diff", "multi/same", "multi/diff"])
+def test_every_condition_trains(scenes, tmp_path, condition):
+    main(difference_arguments(scenes, tmp_path / "run", "--mix.condition", condition, "--steps", 2))
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_learning_lowers_the_loss(scenes, tmp_path):
+    main(difference_arguments(scenes, tmp_path / "run", "--steps", 60, "--eval-every", 0, "--optim.lr", 1e-2))
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
+    kept = [argument for argument in difference_arguments(scenes, tmp_path / "run") if "pool" not in argument]
+    kept.remove("--mix.references")
+    main([*kept, "--steps", "2"])
+    with (tmp_path / "run" / "captions_test.csv").open() as file:
+        listing = list(csv.DictReader(file))
+    assert all(row["added"].startswith("audio/test/") and row["added"] != row["file_name"] for row in listing)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
+    out = tmp_path / "killed"
+    killed_at_a_random_moment(difference_arguments(scenes, out), out, random.Random(3))
+    assert not (out / "summary.json").exists()
+    main(["train", "difference", "--out", str(out), "--resume"])
+    assert same_weights(out, mask_run)
+    assert [row.get("loss") for row in rows(out)] == [row.get("loss") for row in rows(mask_run)]
+
+
+def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
+    options = ["--objective", "subtraction", "--init", mask_run, "--steps", 1, "--optim.lr", 1e-9]
+    main(difference_arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 998))
+    best = load_file(mask_run / "checkpoints" / "best" / "model.safetensors")
+    begun = {name: value for name, value in best.items() if not name.startswith("difference_block")}
+    after = weights(tmp_path / "run")
+    assert set(after) == set(begun)
+    for name, value in begun.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value)
+
+
+def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_path):
+    start, out = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(mask_run, start, symlinks=True)
+    options = ["--init", start, "--steps", 1, "--optim.lr", 1e-9]
+    main(difference_arguments(scenes, out, *options))
+    best = load_file(start / "checkpoints" / "best" / "model.safetensors")
+    block = {name: value for name, value in weights(out).items() if name.startswith("difference_block")}
+    assert block  # of the same kind, so it is kept
+    for name, value in block.items():
+        torch.testing.assert_close(value, best[name])
+    shutil.rmtree(start)
+    (out / "summary.json").unlink()
+    main(["train", "difference", "--out", str(out), "--resume"])
+    assert (out / "summary.json").is_file()
+    with pytest.raises(SystemExit):
+        main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # not started: needs it
+
+
+def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
+    main(difference_arguments(scenes, tmp_path / "run", "--workers", 2))
+    assert same_weights(tmp_path / "run", mask_run)
+
+
+def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
+    main(["evaluate", str(mask_run), "--data", str(scenes), "--examples", "2", "--workers", "0"])
+    printed = capsys.readouterr().out
+    result, end = json.JSONDecoder().raw_decode(printed)
+    summary = json.loads((mask_run / "summary.json").read_text())["metrics"]
+    for way in WAYS:
+        assert result[way] == pytest.approx(summary[way])
+    assert printed[end:].count("minus_input") == 2
+
+
+def test_evaluate_writes_captions_only_where_it_is_told_to(mask_run, scenes, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in mask_run.iterdir() if path.is_file()}
+    command = ["evaluate", str(mask_run), "--data", str(scenes), "--split", "val", "--workers", "0", "--beams", "1"]
+    main([*command, "--condition", "diff/diff", "--out", str(tmp_path / "captions.csv")])
+    assert {path: path.read_bytes() for path in mask_run.iterdir() if path.is_file()} == before
+    with (tmp_path / "captions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*command, "--out", str(tmp_path / "no" / "captions.csv")])
+    assert json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["clips"] == 4
+
+
+def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, monkeypatch):
+    audio = str(scenes / "audio" / "test" / "00000.wav")
+    main(["caption", str(mask_run), audio])
+    assert capsys.readouterr().out.count("\n") == 1
+    other = str(scenes / "audio" / "test" / "00001.wav")
+    whole, given = atk.eval.captioning.caption_file, []
+    monkeypatch.setattr(
+        atk.caption, "caption_file", lambda *all_of, **more: given.append(all_of) or whole(*all_of, **more)
+    )
+    main(["caption", str(mask_run), "--reference", other, audio, "--reference", audio])
+    assert given[0][1:] == (audio, [other, audio]) and capsys.readouterr().out.count("\n") == 1
+    main(["caption", str(mask_run), audio, "--clip-seconds", "0.5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[1].startswith("0.5-1.0 s  ")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["caption", "RUN", "missing.wav"], "missing.wav: no such file"),
+        (["align", "RUN", "missing.wav", "a dog"], "this command needs a CLAP"),
+        (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "condition must be one of"),
+        (["evaluate", "RUN", "--data", "SCENES", "--references", "nowhere"], "nowhere"),
+        (["evaluate", "RUN", "--data", "SCENES", "--tags"], "tags: "),
+        (["evaluate", "RUN", "--data", "SCENES", "--zero-shot"], "zero_shot: "),
+        (["evaluate", "RUN", "--data", "SCENES", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["evaluate", "RUN", "--data", "SCENES", "--beams", "0"], "beams must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
+    places = {"RUN": str(mask_run), "SCENES": str(scenes)}
+    with pytest.raises(SystemExit) as stop:
+        main([places.get(word, word) for word in command])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the folds asked for; its folds are"),
+        (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder tells no classes"),
+        (["--objective", "plain"], "references: none of 1 can be mixed into audio/test/00000.wav"),
+        (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask', as objective"),
+        (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),
+    ],
+)
+def test_faults_of_the_held_out_split_are_told_before_training(scenes, tmp_path, capsys, options, message):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    (data / "test.csv").write_text("".join((data / "test.csv").read_text().splitlines(keepends=True)[:2]))
+    options = [str(data / "pool") if word == "POOL" else word for word in options]
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "train",
+                "difference",
+                "--data",
+                str(data),
+                "--out",
+                str(tmp_path / "run"),
+                *SMALL_CAPTIONER.split(),
+                *options,
+            ]
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_weighs_every_token_alike(scenes, tmp_path):
+    config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
+    task = DifferenceTask(config, torch.device("cpu"))
+    losses, counts = [], []
+    with torch.no_grad(), evaluating(task.model):
+        for item in (task.validation[number, 0] for number in range(len(task.validation))):
+            batch = task.validation.collate([item])
+            losses.append(float(task.loss_of(task.encode(batch))[0]))
+            counts.append(int(task.model.tokenize(batch.captions)["attention_mask"].sum()))
+    assert len(set(counts)) > 1
+    wanted = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert task.validate()["log_likelihood"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
+    bad = shutil.copytree(scenes, tmp_path / "data") / "audio" / "val" / "00001.wav"
+    soundfile.write(bad, np.full(8000, np.nan), 16000, subtype="FLOAT")
+    config = DifferenceConfig(str(tmp_path / "data"), str(tmp_path), objective="plain", workers=0, **SMALL_MODEL)
+    with pytest.raises(AudioError, match=r"00001\.wav: holds NaN"):
+        DifferenceTask(replace(config, on_error="raise"), torch.device("cpu")).validate()
+    for path in set(bad.parent.iterdir()) - {bad}:
+        shutil.copy(bad, path)
+    with pytest.raises(ValueError, match=r"none of the 4 clips of val\.csv can be decoded"):
+        DifferenceTask(config, torch.device("cpu")).validate()
+
+
+def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, capsys):
+    main(difference_arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))
+    audio = str(scenes / "audio" / "test" / "00000.wav")
+    with pytest.raises(SystemExit):
+        main(["caption", str(tmp_path / "run"), audio, "--reference", audio])
+    assert "trained without a Diff block" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
+    whole, calls = DifferenceTask.encode, []
+
+    def interrupted(self, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, batch)
+
+    monkeypatch.setattr(DifferenceTask, "encode", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(difference_arguments(scenes, tmp_path / "run"))
+    assert stop.value.code == 130
+    main(difference_arguments(scenes, tmp_path / "run", "--resume"))
+    assert same_weights(tmp_path / "run", mask_run)
