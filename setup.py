@@ -134,8 +134,7 @@ def ninja_path(path: Path) -> str:
 
 
 setup(
-    packages=[*find_packages(include=["atk", "atk.*"]), "atk.kernels", "atk.bench"],
-    package_dir={"atk.kernels": "kernels", "atk.bench": "benchmarks/harness"},
+    packages=find_packages(include=["atk", "atk.*"]),  # through its links atk/kernels and atk/bench too
     ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": OptionalNinjaBuild},
 )

@@ -61,7 +61,7 @@ def test_clips_that_hold_every_class_are_left_unmixed_and_named(folder, model, m
     (folder / "tags.csv").write_text("file_name,dog,bell\ntest0.wav,1,1\ntest1.wav,1,0\n")
     ones = [CaptionScores({"BLEU-1": 1.0}, {}, "PTB")] * 3
     asked, monkeypatched = scores_of(ones)
-    monkeypatch.setattr(atk.caption, "caption_metrics", monkeypatched)
+    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", monkeypatched)
     result, rows = evaluate_captions(model, read(folder, references=str(folder / "pool")), beams=1)
     assert result["unmixed"] == ["test0.wav"] and result["clips"] == 4 and result["skipped"] == []
     assert [row.added for row in rows[:2]] == ["", "bell/a.wav"] and all(row.added for row in rows[2:])
@@ -77,7 +77,7 @@ def test_what_is_missing_for_one_way_is_listed(folder, model, monkeypatch):
     stopped = CaptionScores({"BLEU-1": 1.0}, {"METEOR": "stopped after 600 s"}, "PTB")
     whole = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "PTB")
     other = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "Python")
-    monkeypatch.setattr(atk.caption, "caption_metrics", scores_of([stopped, whole, other])[1])
+    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", scores_of([stopped, whole, other])[1])
     result, _ = evaluate_captions(model, read(folder), beams=1)
     assert result["missing"] == {"METEOR": "stopped after 600 s"} and result["tokenizer"] == "PTB; Python"
 

@@ -179,7 +179,7 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
     other = str(scenes / "audio" / "test" / "00001.wav")
     whole, given = atk.eval.captioning.caption_file, []
     monkeypatch.setattr(
-        atk.caption, "caption_file", lambda *all_of, **more: given.append(all_of) or whole(*all_of, **more)
+        atk.eval.captioning, "caption_file", lambda *all_of, **more: given.append(all_of) or whole(*all_of, **more)
     )
     main(["caption", str(mask_run), "--reference", other, audio, "--reference", audio])
     assert given[0][1:] == (audio, [other, audio]) and capsys.readouterr().out.count("\n") == 1
