@@ -2,38 +2,56 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
 
-.PHONY: install demo test bench lint docs wheel
+.PHONY: help install demo quick test coverage bench lint types format docs wheel
 
-install: .venv/.installed
+help: ## list these targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
+
+install: .venv/.installed ## create .venv with the exact versions in constraints.txt
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: install
+demo: install ## write synthetic scenes, train on them, evaluate
 	$(BIN)/atk soundscapes $(SCENES) --preset easy --train 3000 --val 0 --test 240 --twins 20
 	$(BIN)/atk train aligned --data $(SCENES) --out $(RUN) --resume --config benchmarks/demo.yaml
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
-test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+quick: install ## the fast tests, under two minutes
+	$(PYTEST) -m "not slow"
 
-bench: install
+test: install ## all tests
+	$(PYTEST)
+
+coverage: install ## all tests, with the share of lines they run
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+bench: install ## the short benchmarks; COMPARE=saved.json fails on a regression
 	$(BIN)/atk bench --short --out runs/bench $(if $(COMPARE),--compare $(COMPARE))
 
-lint: install
+lint: install types ## ruff, codespell and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell $$(git ls-files)
+
+types: install ## the type checker
+	$(BIN)/pyrefly check --min-severity warn
+
+format: install ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # Links, so that the pages' relative links hold in the repository and in build/site alike.
-docs: .venv/.docs
+docs: .venv/.docs ## build the site into build/site
 	rm -rf build/docs && mkdir -p build/docs
-	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md docs benchmarks examples)) build/docs
+	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks examples)) build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-wheel: .venv/.release
+wheel: .venv/.release ## build the sdist and the wheel into dist/ and try them in empty environments
 	$(BIN)/python .ci/wheel.py
 
 .venv/.docs .venv/.release: .venv/.%: .venv/.installed
