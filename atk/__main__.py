@@ -1,4 +1,4 @@
-"""`python -m atk`, and so `torchrun -m atk`: the `atk` command."""
+"""Entry point of `python -m atk` and `torchrun -m atk`: the `atk` command."""
 
 from atk.cli.main import main
 

@@ -1,15 +1,17 @@
-"""The device that a name stands for."""
+"""Device selection, and the number of data-loading processes that suits a device."""
 
 import os
 
 import torch
 
+MAX_WORKERS = 8  # enough to feed one GPU
+
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `"auto"` is the GPU where there is one.
+    """The device called `name`, for this rank; `"auto"` is the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device.
     """
     if name == "auto":
         return _local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -21,13 +23,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def default_workers(device: torch.device) -> int:
+    """Processes that read audio for one rank: 1 on a CPU; on a GPU this rank's share of the CPU cores, at most 8."""
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def _local_device(device: torch.device) -> torch.device:
-    """The device of that type which is this rank's on its machine; raises ValueError where there is none."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """The device of this type that belongs to this rank; raises ValueError if there is none."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.index is not None:
-        raise ValueError(f"device: name no single GPU for several ranks, got {device}; 'cuda' gives each its own")
-    if local >= torch.cuda.device_count():
-        raise ValueError(f"device: rank {local} of this machine has no GPU, {torch.cuda.device_count()} are visible")
-    return torch.device("cuda", local)
+        raise ValueError(f"device: don't select one GPU for a multi-rank run; use 'cuda', got '{device}'")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: local rank {local_rank} needs a GPU of its own, but only {torch.cuda.device_count()} are visible"
+        )
+    return torch.device("cuda", local_rank)

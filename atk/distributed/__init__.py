@@ -1,4 +1,4 @@
-"""The losses over the pairs of all ranks, and what a loss of your own needs for that."""
+"""Contrastive losses over the pairs of all ranks, and differentiable gathers for writing your own."""
 
 from atk.distributed.losses import (
     GATHERS,

@@ -1,11 +1,12 @@
-"""Collectives of `torch.distributed` with gradients, for batches that ranks hold in parts of unequal size.
+"""Differentiable collectives for batches that are split over ranks in parts of unequal size.
 
-K ranks, rank r with n_r of the N rows. What is minimised is the sum of what the ranks call `backward` on: the gradient
-that leaves a collective on one rank holds what every rank has asked for. All ranks must run the same collectives in
-the same order, in the backward too; so `take_part` puts ranks without a gradient of their own into the graph.
+K ranks; rank r holds n_r of the N rows. The objective is the sum of the scalars on which the ranks call `backward`, so
+the gradient of a collective's input on one rank includes the gradients of its outputs on all ranks. All ranks must run
+the same collectives in the same order, in the backward too. `join_graph` therefore puts ranks whose inputs need no
+gradient into the graph.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,109 +17,126 @@ from atk.ops import checks
 
 
 def world_size(group: "dist.ProcessGroup | None" = None) -> int:
-    """K; 1 without an initialised process group."""
+    """K; 1 without an initialized process group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 class Layout(NamedTuple):
-    """Who holds what: items (pairs, or rows) and rows of every rank, and what all ranks have to agree on."""
+    """How a batch is split over ranks, and the values on which all ranks have to agree. Lists have one entry per rank.
 
-    rank: int
+    An item is a pair, or a row, depending on the caller.
+    """
+
+    rank: int  # this process
     items: list[int]
     rows: list[int]
-    longest: int  # item, in rows
-    rows_differentiable: bool  # on any rank
-    differentiable: bool  # anything, on any rank
+    longest: int  # rows of the longest item on any rank
+    rows_differentiable: bool  # the rows need a gradient on some rank
+    differentiable: bool  # some input needs a gradient on some rank
 
     @property
-    def own(self) -> slice:
-        """This rank's items among all."""
+    def local(self) -> slice:
+        """Position of this rank's items among the items of all ranks."""
         start = sum(self.items[: self.rank])
         return slice(start, start + self.items[self.rank])
 
 
-def meet(
+def exchange_layout(
     name: str, rows: Tensor, items: int, longest: int, differentiable: bool, group: "dist.ProcessGroup | None"
 ) -> Layout:
-    """Tell all ranks how many items are here, in how many `rows` `[T, D]`; waits for the device.
+    """Exchange sizes and flags with all ranks; synchronizes with the device.
+
+    Args:
+        name: name of `rows` in error messages.
+        rows: rows of this rank `[T, D]`.
+        items: number of items of this rank.
+        longest: rows of the longest item of this rank.
+        differentiable: whether an input other than `rows` needs a gradient.
+        group: the ranks; None: all.
 
     Raises:
-        ValueError, TypeError: D or the dtype of `rows`, called `name`, is not the same everywhere; on every rank.
+        ValueError, TypeError: D or the dtype of `rows` differs between ranks. Raised on every rank.
     """
     grad = torch.is_grad_enabled()
-    flags = grad and rows.requires_grad, grad and (differentiable or rows.requires_grad)
-    numbers = items, len(rows), longest, rows.shape[1], checks.DTYPES.index(rows.dtype), *flags
-    own = torch.tensor(numbers, dtype=torch.int64, device=rows.device)
-    everyone = own.new_empty(world_size(group), len(own))
-    dist.all_gather(list(everyone), own, group)
-    items, counts, longest, widths, dtypes, *flags = (list(column) for column in zip(*everyone.tolist(), strict=True))
+    rows_differentiable = grad and rows.requires_grad
+    differentiable = grad and (differentiable or rows.requires_grad)
+    dtype = checks.DTYPES.index(rows.dtype)
+    values = items, len(rows), longest, rows.shape[1], dtype, rows_differentiable, differentiable
+    local = torch.tensor(values, dtype=torch.int64, device=rows.device)
+    gathered = local.new_empty(world_size(group), len(local))
+    dist.all_gather(list(gathered), local, group)
+    all_items, row_counts, lengths, widths, dtypes, rows_flags, flags = gathered.T.tolist()
     if len(set(widths)) > 1:
         raise ValueError(f"{name} must have the same width D on all ranks, got {widths}")
     if len(set(dtypes)) > 1:
         raise TypeError(f"{name} must have the same dtype on all ranks, got {[checks.DTYPES[i] for i in dtypes]}")
-    return Layout(dist.get_rank(group), items, counts, max(longest), any(flags[0]), any(flags[1]))
+    return Layout(dist.get_rank(group), all_items, row_counts, max(lengths), any(rows_flags), any(flags))
 
 
-def take_part(value: Tensor, differentiable: bool) -> Tensor:
-    """`value`, in the graph when `differentiable`, so that this rank's backward runs the collectives of the others."""
+def join_graph(value: Tensor, differentiable: bool) -> Tensor:
+    """`value`, requiring a gradient if `differentiable`, so that the backward of this rank runs the collectives too."""
     return value.detach().requires_grad_() if differentiable and not value.requires_grad else value
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Tensor:
-    """The rows of all ranks, one rank after another; `counts` says how many each has. No gradient.
+    """The rows of all ranks in the order of ranks, without a gradient. `counts` holds the row count of every rank.
 
-    Sent padded to the largest count, so that one `all_gather` does.
+    Rows are padded to the largest count, so that one `all_gather` is enough.
     """
-    most = max(counts)
-    if most == 0:
+    largest = max(counts)
+    if largest == 0:
         return rows
-    if len(rows) < most:
-        rows = torch.cat((rows, rows.new_zeros(most - len(rows), *rows.shape[1:])))
-    everyone = rows.new_empty(len(counts) * most, *rows.shape[1:])
-    parts = everyone.split(most)
+    if len(rows) < largest:
+        rows = torch.cat((rows, rows.new_zeros(largest - len(rows), *rows.shape[1:])))
+    gathered = rows.new_empty(len(counts) * largest, *rows.shape[1:])
+    parts = gathered.split(largest)
     dist.all_gather(list(parts), rows.contiguous(), group)
-    if min(counts) == most:
-        return everyone
+    if min(counts) == largest:
+        return gathered
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 class Gather(torch.autograd.Function):
-    """`gather_rows`; the backward is a reduce-scatter: each rank gets the sum over ranks of its rows' gradients.
+    """`gather_rows` with a gradient. The backward is a reduce-scatter: each rank gets the summed gradient of its rows.
 
-    As an all-to-all and a sum in the order of ranks: the bytes of a reduce-scatter, unequal counts, the same bits on
-    every network. 16-bit gradients are summed in float32 and rounded once.
+    It runs as an all-to-all and a sum in the order of ranks, which moves as many bytes as a reduce-scatter, takes
+    unequal counts and gives the same bits on every network. 16-bit gradients are summed in float32 and rounded once.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Tensor:
-        ctx.counts, ctx.group, ctx.dtype = counts, group, rows.dtype
+    def forward(ctx: Any, rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Tensor:
+        ctx.counts = counts
+        ctx.group = group
+        ctx.dtype = rows.dtype
         return gather_rows(rows, counts, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        counts, own = ctx.counts, ctx.counts[dist.get_rank(ctx.group)]
+    # once_differentiable makes ctx positional-only, which its base class does not.
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyrefly: ignore[bad-override]
         grad = grad.contiguous()
-        found = grad.new_empty(len(counts) * own, *grad.shape[1:])
-        dist.all_to_all_single(found, grad, [own] * len(counts), counts, group=ctx.group)
-        found = found.view(len(counts), own, *grad.shape[1:])
-        return found.sum(0, dtype=sum_dtype(grad)).to(ctx.dtype), None, None
+        counts = ctx.counts
+        count = counts[dist.get_rank(ctx.group)]
+        received = grad.new_empty(len(counts) * count, *grad.shape[1:])
+        dist.all_to_all_single(received, grad, [count] * len(counts), counts, group=ctx.group)
+        received = received.view(len(counts), count, *grad.shape[1:])
+        return received.sum(0, dtype=sum_dtype(grad)).to(ctx.dtype), None, None
 
 
 def sum_dtype(value: Tensor) -> torch.dtype:
-    """In which gradients like `value` are summed: float32 at least."""
+    """The dtype in which gradients like `value` are summed: float32 at least."""
     return torch.promote_types(value.dtype, torch.float32)
 
 
 class LogSumExp(torch.autograd.Function):
-    """`log sum_r exp(value_r)` over ranks, element by element; every rank gets all of it.
+    """`log sum_r exp(value_r)` over ranks, elementwise; every rank gets the full result.
 
-    An all-reduce of the maximum and one of the sum. Gradient: `e^(value_r - result)` times the sum over ranks of the
-    gradients of `result`, a third all-reduce.
+    One all-reduce of the maximum and one of the sum. The gradient is `e^(value_r - result)` times the sum over ranks
+    of the gradients of `result`, a third all-reduce.
     """
 
     @staticmethod
-    def forward(ctx, value: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    def forward(ctx: Any, value: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
         shift = value.clone()
         dist.all_reduce(shift, dist.ReduceOp.MAX, group)
         shift = shift.masked_fill(~shift.isfinite(), 0)
@@ -131,7 +149,7 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override] as in Gather
         value, result = ctx.saved_tensors
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, dist.ReduceOp.SUM, ctx.group)

@@ -1,9 +1,10 @@
-"""Blocks of rows that pass round a ring of ranks: each rank sees all of them and holds two at a time.
+"""Ring exchange: blocks of rows pass around a ring of ranks, so that each rank sees all blocks but holds only two.
 
 K ranks in a ring; in step s rank r holds the block of rank `(r - s) mod K` and sends it to rank `r + 1`.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,63 +19,81 @@ Score = Callable[..., tuple[Tensor, ...]]
 def ring(
     score: Score, rows: Tensor, local: tuple[Tensor, ...], counts: list[int], group: "dist.ProcessGroup | None"
 ) -> list[tuple[Tensor, ...]]:
-    """`score(k, rows_k, *local)` for the block of every rank k, in that order, with gradients to `rows` and `local`.
+    """`score(k, rows_k, *local)` for the block of every rank k, in order of k, with gradients to `rows` and `local`.
 
-    The forward keeps `rows` and `local`. In the backward the blocks pass round again, `score` is computed again with
-    its graph, one block at a time, and what a block's gradient has gathered travels one step behind it, in float32 at
-    least. The sums go on in the order of the ring: two runs give the same bits.
+    The forward saves `rows` and `local`. In the backward the blocks pass around again and `score` is recomputed with
+    its graph, one block at a time. The gradient of a block follows one step behind it and is accumulated in float32 at
+    least. Sums are taken in the order of the ring, so results are bitwise reproducible.
 
     Args:
-        score: gives at least one tensor; whatever it needs beside its arguments must be constant.
-        rows: this rank's block `[T_r, D]`.
-        local: floating tensors of this rank that `score` takes.
+        score: returns at least one tensor; gradients reach only the arguments listed here.
+        rows: block of this rank `[T_r, D]`.
+        local: floating-point tensors of this rank, passed to `score`.
         counts: `T_k` of every rank.
         group: the ranks, at least two; None: all.
     """
-    sizes = []
+    sizes: list[int] = []
     flat = iter(_Ring.apply(score, counts, group, sizes, rows, *local))
     return [tuple(next(flat) for _ in range(size)) for size in sizes]
 
 
 class _Ring(torch.autograd.Function):
+    """The results of `ring` in one flat tuple; `forward` fills `sizes` with the number of results per block."""
+
     @staticmethod
-    def forward(ctx, score, counts, group, sizes, rows, *local):
+    def forward(
+        ctx: Any,
+        score: Score,
+        counts: list[int],
+        group: "dist.ProcessGroup | None",
+        sizes: list[int],
+        rows: Tensor,
+        *local: Tensor,
+    ) -> tuple[Tensor, ...]:
         device = rows.device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.score, ctx.counts, ctx.group, ctx.sizes = score, counts, group, sizes
+        ctx.score = score
+        ctx.counts = counts
+        ctx.group = group
+        ctx.sizes = sizes
         ctx.save_for_backward(rows, *local)
-        blocks = _travel(rows, counts, group)
-        results = {source: score(source, block, *local) for source, block in blocks}
-        results = [results[source] for source in range(len(counts))]
+        by_source = {source: score(source, block, *local) for source, block in _circulate(rows, counts, group)}
+        results = [by_source[source] for source in range(len(counts))]
         sizes.extend(len(result) for result in results)
         return tuple(value for result in results for value in result)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *flat):
+    # once_differentiable makes ctx positional-only, which its base class does not.
+    def backward(ctx: Any, *flat: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         rows, *local = ctx.saved_tensors
-        flat = iter(flat)
-        grads = [tuple(next(flat) for _ in range(size)) for size in ctx.sizes]
-        rank, following = dist.get_rank(ctx.group), None
-        sums = [torch.zeros_like(value, dtype=sum_dtype(value)) for value in local]
-        for source, block in _travel(rows, ctx.counts, ctx.group):
-            grad, *found = _differentiate(ctx, source, (block, *local), grads[source])
-            grad = grad.to(sum_dtype(grad))
-            for total, more in zip(sums, found, strict=True):
-                total += more
-            if source == rank:
-                home = grad
-                continue
-            if following is not None:
-                grad = grad + following.wait()
-            following = _Passing(grad, ctx.counts[source - 1], ctx.group)
-        home = home + following.wait()
-        sums = (total.to(value.dtype) for total, value in zip(sums, local, strict=True))
-        return None, None, None, None, home.to(rows.dtype), *sums
+        remaining = iter(flat)
+        grads = [tuple(next(remaining) for _ in range(size)) for size in ctx.sizes]
+        grad_local = [torch.zeros_like(value, dtype=sum_dtype(value)) for value in local]
+
+        def differentiate(source: int, block: Tensor) -> Tensor:
+            """The gradient of one block; adds to `grad_local`."""
+            grad_block, *terms = _recompute(ctx, source, (block, *local), grads[source])
+            for accumulated, term in zip(grad_local, terms, strict=True):
+                accumulated.add_(term)
+            return grad_block.to(sum_dtype(grad_block))
+
+        blocks = _circulate(rows, ctx.counts, ctx.group)
+        grad_rows = differentiate(*next(blocks))  # the block of this rank comes first
+        transfer = None
+        for source, block in blocks:
+            grad = differentiate(source, block)
+            if transfer is not None:
+                grad = grad + transfer.wait()
+            transfer = _Transfer(grad, ctx.counts[source - 1], ctx.group)
+        if transfer is not None:
+            grad_rows = grad_rows + transfer.wait()
+        grad_local = [grad.to(value.dtype) for grad, value in zip(grad_local, local, strict=True)]
+        return None, None, None, None, grad_rows.to(rows.dtype), *grad_local
 
 
-def _differentiate(ctx, source: int, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Gradients of what `score` takes of one block."""
+def _recompute(ctx: Any, source: int, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients of the inputs of `score` for one block, under the autocast setting of the forward."""
     leaves = [value.detach().requires_grad_() for value in inputs]
     device, dtype, enabled = ctx.autocast
     with torch.enable_grad(), torch.autocast(device, dtype, enabled):
@@ -82,36 +101,38 @@ def _differentiate(ctx, source: int, inputs: tuple[Tensor, ...], grads: tuple[Te
     return torch.autograd.grad(results, leaves, grads, materialize_grads=True)
 
 
-def _travel(rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Iterator[tuple[int, Tensor]]:
-    """(k, rows of rank k) from this rank's on; the next block is on its way while one is in use."""
+def _circulate(rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Iterator[tuple[int, Tensor]]:
+    """Yield (k, rows of rank k), this rank's block first. The next block arrives while the current one is in use."""
     rank, size = dist.get_rank(group), len(counts)
     for step in range(size):
         source = (rank - step) % size
         if step + 1 == size:
             yield source, rows
             return
-        following = _Passing(rows, counts[source - 1], group)
+        transfer = _Transfer(rows, counts[source - 1], group)
         yield source, rows
-        rows = following.wait()
+        rows = transfer.wait()
 
 
-class _Passing:
-    """Rows on their way to the next rank, and `count` rows from the previous one; nothing is sent of an empty block."""
+class _Transfer:
+    """Starts sending `rows` to the next rank and receiving `count` rows from the previous one; skips empty blocks."""
 
     def __init__(self, rows: Tensor, count: int, group: "dist.ProcessGroup | None"):
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        self.sent, self.received = rows.contiguous(), rows.new_empty(count, *rows.shape[1:])
-        sides = (dist.isend, self.sent, rank + 1), (dist.irecv, self.received, rank - 1)
-        ranks = group or dist.group.WORLD
-        transfers = [
-            dist.P2POp(side, value, dist.get_global_rank(ranks, peer % size), group)
-            for side, value, peer in sides
+        self.sent = rows.contiguous()  # kept alive until the transfer is complete
+        self.received = rows.new_empty(count, *rows.shape[1:])
+        members = dist.group.WORLD if group is None else group
+        assert members is not None
+        directions = (dist.isend, self.sent, rank + 1), (dist.irecv, self.received, rank - 1)
+        operations = [
+            dist.P2POp(operation, value, dist.get_global_rank(members, peer % size), group)
+            for operation, value, peer in directions
             if value.numel()
         ]
-        self.works = dist.batch_isend_irecv(transfers) if transfers else []
+        self.works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> Tensor:
-        """What came."""
+        """The received rows."""
         for work in self.works:
             work.wait()
         return self.received

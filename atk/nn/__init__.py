@@ -1,4 +1,4 @@
-"""The losses, difference blocks and audio-to-text mappers as modules."""
+"""Losses, difference blocks and audio-to-text mappers as `torch.nn` modules."""
 
 from atk.nn.difference import CrossAttentionDifference, SubtractionDifference
 from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss

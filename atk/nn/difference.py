@@ -1,4 +1,4 @@
-"""What a clip has that a reference has not: cross-attention and subtraction difference as modules (thesis ch. 4)."""
+"""Difference blocks as modules: the part of a clip that is not in a reference (thesis ch. 4)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,25 +10,29 @@ from atk.ops.cross_attention_op import zero_rows
 
 
 class CrossAttentionDifference(nn.Module):
-    """`Z_diff = (1 - sigmoid(CrossAttention(Z, Z_ref))) * Z` (4.11), (4.12), with the projections of the attention.
+    """`Z_diff = (1 - sigmoid(CrossAttention(Z, Z_ref))) * Z` (4.11), (4.12), including the attention's projections.
 
     Parameters have the names, shapes and initial values of `torch.nn.MultiheadAttention(dim, num_heads,
-    batch_first=True)`, so a `state_dict` of either loads into the other.
+    batch_first=True)`, so either module loads the `state_dict` of the other.
 
     Args:
         dim: channels D of the frames.
-        num_heads: attention heads, which divide D.
-        bias: of the input and output projections.
+        num_heads: number of attention heads; must divide D.
+        bias: whether the input and output projections have a bias.
         backend: as in `atk.cross_attention_difference`.
 
     Raises:
         ValueError: `num_heads` does not divide D.
     """
 
+    in_proj_bias: nn.Parameter | None
+
     def __init__(self, dim: int, num_heads: int, bias: bool = True, backend: str = "auto"):
         super().__init__()
         checks.heads(num_heads, dim)
-        self.dim, self.num_heads, self.backend = dim, num_heads, backend
+        self.dim = dim
+        self.num_heads = num_heads
+        self.backend = backend
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * dim)) if bias else None)
         self.out_proj = nn.Linear(dim, dim, bias=bias)
@@ -36,11 +40,16 @@ class CrossAttentionDifference(nn.Module):
         if bias:
             nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, input: Tensor, reference: Tensor | None = None, reference_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 as in torch.nn
+        reference: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+    ) -> Tensor:
         """`Z_diff` `[N, L_a, D]` of the frames `input` `[N, L_a, D]` and `reference` `[N, L_ref, D]`.
 
-        `reference_mask` is boolean `[N, L_ref]`, True = valid, None = all; what padding holds does not matter. Clips
-        without a valid reference frame come back unchanged, and so does the input when `reference` is None.
+        `reference_mask` is boolean `[N, L_ref]`, True = valid, None = all valid; padding may hold any values. Clips
+        without a valid reference frame are returned unchanged, and so is the whole input if `reference` is None.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
@@ -50,7 +59,7 @@ class CrossAttentionDifference(nn.Module):
         if reference is None:
             return input
         _check_reference(input, reference, reference_mask)
-        if reference_mask is not None:  # NaN there would reach the gradient of in_proj_weight
+        if reference_mask is not None:  # NaN padding would reach the gradient of in_proj_weight
             reference = zero_rows(reference, ~reference_mask)
         query_weight, reference_weight = self.in_proj_weight.split([self.dim, 2 * self.dim])
         query_bias = reference_bias = None
@@ -58,8 +67,10 @@ class CrossAttentionDifference(nn.Module):
             query_bias, reference_bias = self.in_proj_bias.split([self.dim, 2 * self.dim])
         q = F.linear(input, query_weight, query_bias)
         k, v = F.linear(reference, reference_weight, reference_bias).chunk(2, -1)
-        out = self.out_proj.weight, self.out_proj.bias
-        return difference(input, q, k, v, *out, reference_mask, self.num_heads, self.backend, finite_padding=True)
+        weight, bias = self.out_proj.weight, self.out_proj.bias
+        return difference(
+            input, q, k, v, weight, bias, reference_mask, self.num_heads, self.backend, finite_padding=True
+        )
 
     @classmethod
     def from_multihead_attention(
@@ -68,7 +79,7 @@ class CrossAttentionDifference(nn.Module):
         """A block with a copy of the weights of `attention`, on its device and in its dtype.
 
         Raises:
-            ValueError: it has dropout, keys or values of other widths, `add_bias_kv` or `add_zero_attn`.
+            ValueError: `attention` has dropout, keys or values of other widths, `add_bias_kv` or `add_zero_attn`.
         """
         same_width = attention.in_proj_weight is not None
         if attention.dropout or not same_width or attention.bias_k is not None or attention.add_zero_attn:
@@ -93,18 +104,23 @@ class CrossAttentionDifference(nn.Module):
         return attention
 
     def extra_repr(self) -> str:
-        """What `print` shows beside the projections."""
+        """The settings shown by `print`."""
         return f"{self.dim}, {self.num_heads}, bias={self.in_proj_bias is not None}, backend={self.backend!r}"
 
 
 class SubtractionDifference(nn.Module):
-    """`Z_diff = Z - Z_ref` (4.10), frame by frame: input and reference must be as long and aligned in time."""
+    """`Z_diff = Z - Z_ref` (4.10), frame by frame: input and reference have the same length and are aligned in time."""
 
-    def forward(self, input: Tensor, reference: Tensor | None = None, reference_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 as in torch.nn
+        reference: Tensor | None = None,
+        reference_mask: Tensor | None = None,
+    ) -> Tensor:
         """`Z_diff` `[N, L, D]` of the frames `input` and `reference` `[N, L, D]`.
 
-        Frames that the boolean `reference_mask` `[N, L]` (True = valid, None = all) leaves out subtract nothing,
-        whatever they hold; with `reference` None the input comes back unchanged.
+        `reference_mask` is boolean `[N, L]`, True = valid, None = all valid. Invalid frames subtract nothing, whatever
+        values they hold. If `reference` is None the input is returned unchanged.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
@@ -117,7 +133,7 @@ class SubtractionDifference(nn.Module):
         return input - (reference if reference_mask is None else zero_rows(reference, ~reference_mask))
 
 
-def _check_reference(input: Tensor, reference: Tensor, reference_mask: Tensor | None) -> None:
-    checks.embeddings("reference", reference, "N, L_ref, D", like=("input", input))
-    checks.same_batch("reference", reference, "input", input)
+def _check_reference(frames: Tensor, reference: Tensor, reference_mask: Tensor | None) -> None:
+    checks.embeddings("reference", reference, "N, L_ref, D", like=("input", frames))
+    checks.same_batch("reference", reference, "input", frames)
     checks.mask("reference_mask", reference_mask, "reference", reference)

@@ -1,13 +1,16 @@
-"""The contrastive objectives as modules: InfoNCE, and InfoNCE with aligned InfoNCE beside it."""
+"""Contrastive losses as modules: InfoNCE on global vectors, alone or combined with InfoNCE on aligned sequences."""
 
+import functools
 import math
+import operator
 
 import torch
 from torch import Tensor, nn
 
 from atk.distributed import GATHERS, aligned_info_nce, info_nce
 from atk.ops import checks
-from atk.ops.info_nce import BACKENDS, REDUCTIONS, check_vectors
+from atk.ops.backend import BACKENDS
+from atk.ops.info_nce import REDUCTIONS, check_vectors
 from atk.ops.max_mean import DIRECTIONS
 from atk.ops.reference import normalize
 
@@ -15,16 +18,22 @@ MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 
 
 class _Temperature(nn.Module):
-    """A temperature, fixed or learnt as the logarithm of its inverse, and over which pairs a loss is taken."""
+    """Options shared by the losses: the temperature, fixed or learnable, the reduction, and the pairs of other ranks.
+
+    A learnable temperature is stored as the logarithm of its inverse, as in CLIP.
+    """
+
+    log_logit_scale: Tensor
 
     def __init__(self, temperature: float, learnable: bool, reduction: str, gather: str | None):
         super().__init__()
         checks.one_of("reduction", reduction, REDUCTIONS)
         if gather is not None:
             checks.one_of("gather", gather, GATHERS)
-        self.reduction, self.gather = reduction, gather
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.reduction = reduction
+        self.gather = gather
         value = torch.tensor(math.log(1 / temperature))
         if learnable:
             self.log_logit_scale = nn.Parameter(value)
@@ -33,23 +42,23 @@ class _Temperature(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """`1 / temperature`, at most 100 when learnt."""
+        """`1 / temperature`, at most 100 if learnable."""
         if isinstance(self.log_logit_scale, nn.Parameter):
-            with torch.no_grad():  # the parameter itself, as in CLIP: a clamped result would have no gradient
+            with torch.no_grad():  # clamps the parameter itself, as CLIP does: a clamped result has no gradient
                 self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         return self.log_logit_scale.exp()
 
 
 class InfoNCELoss(_Temperature):
-    """Symmetric InfoNCE (3.3)-(3.5) on the cosine of global vectors.
+    """Symmetric InfoNCE (3.3)-(3.5) on the cosine similarity of global vectors.
 
     Args:
         temperature: `tau` of the thesis (0.2 there); the logit scale is its inverse.
-        learnable: learn the temperature (kept above 0.01).
+        learnable: whether to learn the temperature (kept above 0.01).
         reduction: `"sum"` of the two directions or their `"mean"`.
         backend: as in `atk.info_nce`.
-        gather: `"all"` or `"ring"`: this rank's share of the loss over the pairs of all ranks, see
-            `atk.distributed.info_nce`; the same as None, the loss of these pairs alone, where there is one rank.
+        gather: `"all"` or `"ring"` gives this rank's share of the loss over the pairs of all ranks, see
+            `atk.distributed.info_nce`. None gives the loss of this rank's pairs. With one rank all are the same.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -68,23 +77,24 @@ class InfoNCELoss(_Temperature):
         self.backend = backend
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """Loss, a scalar, of clips `[N, D]` and their captions `[N, D]`; vectors of any length, normalised here.
+        """Scalar loss of clips `[N, D]` and their captions `[N, D]`; vectors are normalized here.
 
         Raises: as `atk.info_nce`.
         """
         scale = self.logit_scale
         check_vectors(audio, text, scale)
-        options = {"reduction": self.reduction, "backend": self.backend, "gather": self.gather}
-        return info_nce(normalize(audio), normalize(text), scale, **options)
+        return info_nce(
+            normalize(audio), normalize(text), scale, gather=self.gather, reduction=self.reduction, backend=self.backend
+        )
 
 
 class AlignedContrastiveLoss(_Temperature):
     """`L_total = L_global + L_align` (3.7): InfoNCE on global cosine plus InfoNCE on max-mean similarity (3.6).
 
     Args:
-        temperature, learnable, reduction: as in `InfoNCELoss`; one temperature serves both terms.
-        global_weight, aligned_weight: factors of the two terms; a term of weight 0 is not computed.
-        direction, skip_below, backend: as in `atk.aligned_info_nce`; the global term takes the same backend where
+        temperature, learnable, reduction: as in `InfoNCELoss`; both terms share the temperature.
+        global_weight, aligned_weight: weights of the two terms; a term with weight 0 is not computed.
+        direction, skip_below, backend: as in `atk.aligned_info_nce`. The global term uses the same backend if
             `atk.info_nce` has it, else `"auto"`.
         gather: as in `InfoNCELoss`, for both terms.
 
@@ -111,8 +121,11 @@ class AlignedContrastiveLoss(_Temperature):
             raise ValueError(
                 f"global_weight and aligned_weight must be >= 0 and not both 0, got {global_weight}, {aligned_weight}"
             )
-        self.direction, self.skip_below, self.backend = direction, skip_below, backend
-        self.global_weight, self.aligned_weight = global_weight, aligned_weight
+        self.direction = direction
+        self.skip_below = skip_below
+        self.backend = backend
+        self.global_weight = global_weight
+        self.aligned_weight = aligned_weight
 
     def forward(
         self,
@@ -123,13 +136,13 @@ class AlignedContrastiveLoss(_Temperature):
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Tensor:
-        """`L_total` (3.7), a scalar: the weighted total of `terms(...)`, which has the same arguments and errors."""
+        """`L_total` (3.7), a scalar: the weighted sum of `terms(...)`, which has the same arguments and errors."""
         return self.total(self.terms(audio, text, frames, tokens, frame_mask, token_mask))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """`L_total` (3.7) of what `terms` returned."""
+        """`L_total` (3.7): the weighted sum of what `terms` returned."""
         weights = {"global": self.global_weight, "aligned": self.aligned_weight}
-        return sum(weights[name] * value for name, value in terms.items())
+        return functools.reduce(operator.add, (weights[name] * value for name, value in terms.items()))
 
     def terms(
         self,
@@ -140,23 +153,26 @@ class AlignedContrastiveLoss(_Temperature):
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The unweighted losses `"global"` and `"aligned"` (those with a weight), for logging.
+        """The unweighted losses `"global"` and `"aligned"`, without those of weight 0.
 
         Args:
-            audio, text: global vectors `[N, D]`, normalised here.
-            frames, tokens: `[N, L_a, D]`, `[N, L_t, D]`, normalised here; needed where the aligned term has a weight.
-            frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all.
+            audio, text: global vectors `[N, D]`, normalized here.
+            frames, tokens: `[N, L_a, D]` and `[N, L_t, D]`, normalized here; required if `aligned_weight` is not 0.
+            frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all valid.
 
         Raises: as `atk.info_nce` and `atk.aligned_info_nce`.
         """
-        terms, scale, options = {}, self.logit_scale, {"reduction": self.reduction, "gather": self.gather}
+        terms = {}
+        scale = self.logit_scale
         if self.global_weight:
             check_vectors(audio, text, scale)
-            backend = self.backend if self.backend in BACKENDS else "auto"
-            terms["global"] = info_nce(normalize(audio), normalize(text), scale, backend=backend, **options)
+            backend = self.backend if self.backend in BACKENDS["info_nce"] else "auto"
+            terms["global"] = info_nce(
+                normalize(audio), normalize(text), scale, gather=self.gather, reduction=self.reduction, backend=backend
+            )
         if self.aligned_weight:
-            checks.embeddings("frames", frames, "N, L_a, D")
-            checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
+            frames = checks.embeddings("frames", frames, "N, L_a, D")
+            tokens = checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
             checks.mask("frame_mask", frame_mask, "frames", frames)
             checks.mask("token_mask", token_mask, "tokens", tokens)
             terms["aligned"] = aligned_info_nce(
@@ -165,10 +181,11 @@ class AlignedContrastiveLoss(_Temperature):
                 scale,
                 frame_mask,
                 token_mask,
+                gather=self.gather,
+                reduction=self.reduction,
                 normalize=True,
                 direction=self.direction,
                 skip_below=self.skip_below,
                 backend=self.backend,
-                **options,
             )
         return terms

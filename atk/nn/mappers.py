@@ -1,4 +1,4 @@
-"""Audio-to-text mappers: pseudo-tokens in the text encoder's input-embedding space, made of audio (thesis ch. 5)."""
+"""Audio-to-text mappers: pseudo-tokens from audio, in the text encoder's input-embedding space (thesis ch. 5)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ class MLPMapper(nn.Module):
     Args:
         dim: width D of the global vectors.
         token_width: width D_T of the text encoder's input embeddings.
-        hidden: width between the two layers.
+        hidden: width of the hidden layer.
         dropout: dropout rate.
         noise: standard deviation of the Gaussian noise added to the vectors in training (5.13).
 
@@ -32,24 +32,24 @@ class MLPMapper(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pseudo-tokens `[N, 1, D_T]` of global vectors `[N, D]`, not normalised."""
-        return self.layers(_perturbed(self, pooled))[:, None]
+        """Pseudo-tokens `[N, 1, D_T]` of global vectors `[N, D]`, not normalized."""
+        return self.layers(_add_noise(self, pooled))[:, None]
 
 
 class TransformerMapper(nn.Module):
-    """Transformer-a2t: `Decoder(Q, Z)`, pseudo-tokens from learnt queries that attend to a clip's frames (5.12).
+    """Transformer-a2t: `Decoder(Q, Z)`, pseudo-tokens from learned queries that attend to a clip's frames (5.12).
 
     Args:
         dim: width D of the frames.
         token_width: width D_T of the text encoder's input embeddings and of the decoder.
-        tokens: pseudo-tokens of a clip, `L_un` (1, 2 or 4 in the thesis).
-        layers: decoder layers.
-        heads: attention heads, which divide `token_width`.
+        tokens: number of pseudo-tokens per clip, `L_un` (1, 2 or 4 in the thesis).
+        layers: number of decoder layers.
+        heads: number of attention heads; must divide `token_width`.
         dropout: dropout rate.
         noise: standard deviation of the Gaussian noise added to the frames in training (5.13).
 
     Raises:
-        ValueError: `noise` is below 0, `tokens` below 1, or `heads` does not divide `token_width`.
+        ValueError: `noise` is below 0, `tokens` is below 1, or `heads` does not divide `token_width`.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class TransformerMapper(nn.Module):
         checks.at_least("noise", noise, 0)
         checks.at_least("tokens", tokens, 1)
         checks.heads(heads, token_width)
-        self.tokens, self.noise = tokens, noise
-        bound = token_width**-0.5  # as torch.nn.Linear starts its weights
+        self.tokens = tokens
+        self.noise = noise
+        bound = token_width**-0.5  # the initial range of weights in torch.nn.Linear
         self.queries = nn.Parameter(torch.empty(tokens, token_width).uniform_(-bound, bound))
         self.project = nn.Linear(dim, token_width)
         layer = nn.TransformerDecoderLayer(token_width, heads, 4 * token_width, dropout, batch_first=True)
@@ -75,17 +76,17 @@ class TransformerMapper(nn.Module):
         self.out = nn.Linear(token_width, token_width)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pseudo-tokens `[N, tokens, D_T]` of frames `[N, L_a, D]`, not normalised.
+        """Pseudo-tokens `[N, tokens, D_T]` of frames `[N, L_a, D]`, not normalized.
 
-        `mask` is boolean `[N, L_a]`, True = valid, None = all; a clip needs at least one valid frame.
+        `mask` is boolean `[N, L_a]`, True = valid, None = all valid. Every clip needs at least one valid frame.
         """
-        memory = self.project(_perturbed(self, frames))
+        memory = self.project(_add_noise(self, frames))
         memory = memory + sinusoids(memory.shape[1], memory.shape[2], memory.device).to(memory.dtype)
         queries = self.queries.to(memory.dtype).expand(len(memory), -1, -1)
         padding = None if mask is None else ~mask
         return self.out(self.decoder(queries, memory, memory_key_padding_mask=padding))
 
 
-def _perturbed(mapper: MLPMapper | TransformerMapper, value: Tensor) -> Tensor:
-    """`z + eps`, `eps ~ N(0, sigma^2 I)` (5.13), in training."""
+def _add_noise(mapper: MLPMapper | TransformerMapper, value: Tensor) -> Tensor:
+    """In training, `z + eps` with `eps ~ N(0, sigma^2 I)` (5.13)."""
     return value + mapper.noise * torch.randn_like(value) if mapper.training and mapper.noise else value

@@ -1,4 +1,4 @@
-"""Positions of frames."""
+"""Position encodings of frames."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Sinusoidal positions `[length, width]`: clips may be of any length."""
+    """Sinusoidal position encodings `[length, width]` in float32, for any length."""
     position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / width))
     return torch.cat([torch.sin(position * rate), torch.cos(position * rate)], 1)[:, :width]

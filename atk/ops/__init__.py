@@ -1,1 +1,1 @@
-"""The differentiable ops, their backends and their reference in plain PyTorch; the public ones stand in `atk`."""
+"""Differentiable ops, their backends, and their reference in plain PyTorch. `atk` exports the public functions."""

@@ -1,24 +1,23 @@
-"""Which backend can run a call here, which one `"auto"` takes, and why the others cannot."""
+"""Backends of the ops: which ones can run a call on this machine, which one `"auto"` picks, and why others cannot."""
 
 import os
 
 import torch
 
-OPS = {  # the backends of each op, in the order "auto" prefers them
+BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
     "info_nce": ("triton", "chunked", "reference"),
 }
-BACKENDS = OPS["max_mean_similarity"]
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class BackendError(RuntimeError):
-    """The backend asked for cannot run this call; the message says what is missing and how to get it."""
+    """The requested backend cannot run this call. The message says what is missing and how to get it."""
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when `backend` can take tensors of this device and dtype here, else what is missing."""
+    """None if `backend` can run on this device and dtype here, else the reason why not."""
     if backend in ("reference", "sdpa", "chunked"):
         return None
     if dtype not in _KERNEL_DTYPES:
@@ -34,58 +33,72 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     return launch.unavailable(device.type)
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype, among: tuple[str, ...] = BACKENDS) -> str:
-    """The backend that runs this call: `backend` itself, or for `"auto"` the one in `ATK_BACKEND` or the fastest here.
+def choose(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    among: tuple[str, ...] = BACKENDS["max_mean_similarity"],
+) -> str:
+    """The backend that runs this call: `backend` itself, or for `"auto"` the value of `ATK_BACKEND` or the fastest.
 
-    `among` are those that the op has; `ATK_BACKEND` does not bind an op that has no backend of that name.
+    Args:
+        backend: the name that the caller passed.
+        device: device of the inputs.
+        dtype: dtype of the inputs.
+        among: the backends of the op. `ATK_BACKEND` is ignored if it names a backend of other ops only.
 
     Raises:
         ValueError: no backend has this name.
-        BackendError: the backend asked for cannot run here. `"auto"` without `ATK_BACKEND` never raises.
+        BackendError: the requested backend cannot run here. `"auto"` without `ATK_BACKEND` never raises.
     """
-    asked, everywhere = "argument backend", {name: None for names in OPS.values() for name in names}
+    origin = "argument backend"
+    known = {name for names in BACKENDS.values() for name in names}
     if backend == "auto":
-        backend, asked = os.environ.get("ATK_BACKEND", "auto"), "environment variable ATK_BACKEND"
-        if backend in everywhere and backend not in among:
+        backend = os.environ.get("ATK_BACKEND", "auto")
+        origin = "environment variable ATK_BACKEND"
+        if backend in known and backend not in among:
             backend = "auto"
         if backend == "auto":
             return _automatic(device, dtype, among)
-    wanted = f"'auto' or one of {', '.join(map(repr, among))}"
-    if backend not in everywhere:
-        raise ValueError(f"{asked} must be {wanted}, got {backend!r}")
-    reason = unavailable(backend, device, dtype) if backend in among else f"this op has no such backend; use {wanted}"
+    choices = f"'auto' or one of {', '.join(map(repr, among))}"
+    if backend not in known:
+        raise ValueError(f"{origin} must be {choices}, got {backend!r}")
+    reason = unavailable(backend, device, dtype) if backend in among else f"this op has no such backend; use {choices}"
     if reason is not None:
-        raise BackendError(f"backend {backend!r} ({asked}): {reason}")
+        raise BackendError(f"backend {backend!r} ({origin}): {reason}")
     return backend
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, among: tuple[str, ...]) -> str:
-    # The interpreter is for testing kernels: never a default.
+    # Triton's interpreter is for testing kernels, never a default.
     preferred = [name for name in among if name != "triton" or device.type == "cuda"]
     return next(name for name in preferred if unavailable(name, device, dtype) is None)
 
 
 def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
-    """Which backends `op` has on this machine, which one `"auto"` takes, and why.
+    """Which backends `op` has on this machine, which one `"auto"` picks, and why the others cannot run.
 
     Args:
-        op: `"max_mean_similarity"` (its other forms and the aligned loss too), `"info_nce"` or
+        op: `"max_mean_similarity"` (also covers its pairs and varlen forms and the aligned loss), `"info_nce"` or
             `"cross_attention_difference"`.
 
-    Returns a dictionary: for each device here (`"cpu"`, and `"cuda"` where there is one) and each dtype a line
-    `"<device> <dtype>": {"auto": <backend>, "<backend>": "available" or the reason why not, ...}`.
+    Returns:
+        A dictionary with one entry per device (`"cpu"`, and `"cuda"` if there is a GPU) and dtype:
+        `"<device> <dtype>": {"auto": <backend>, "<backend>": "available" or the reason why not, ...}`.
 
     Raises:
         ValueError: no op has this name.
     """
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(map(repr, OPS))}, got {op!r}")
-    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    if op not in BACKENDS:
+        raise ValueError(f"op must be one of {', '.join(map(repr, BACKENDS))}, got {op!r}")
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
     table = {}
     for device in devices:
         for dtype in (*_KERNEL_DTYPES, torch.float64):
-            row = {"auto": _automatic(device, dtype, OPS[op])}
-            for name in OPS[op]:
+            row = {"auto": _automatic(device, dtype, BACKENDS[op])}
+            for name in BACKENDS[op]:
                 row[name] = unavailable(name, device, dtype) or "available"
             table[f"{device.type} {str(dtype).removeprefix('torch.')}"] = row
     return table

@@ -1,16 +1,20 @@
-"""Checks of what callers hand to the ops: each error names the argument, what came and what is wanted."""
+"""Argument checks of the ops. Every error names the argument, what is required, and what was given."""
 
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-MOST_ROWS = 2**31 - 1  # cu_seqlens are int32, as everywhere
+MAX_ROWS = 2**31 - 1  # cu_seqlens are int32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def embeddings(name: str, value: Tensor, axes: str, like: tuple[str, Tensor] | None = None) -> None:
-    """`value` is a floating tensor with the axes named in `axes` ("N, L, D"); dtype, device and width as in `like`."""
+def embeddings(name: str, value: Tensor | None, axes: str, like: tuple[str, Tensor] | None = None) -> Tensor:
+    """Return `value`, checked to be a floating-point tensor with the axes listed in `axes`, such as "N, L, D".
+
+    `like` is the name and value of another tensor, which must have the same dtype, device and width D. Under autocast
+    the dtypes may differ.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape [{axes}], got {type(value).__name__}")
     if value.dim() != axes.count(",") + 1:
@@ -20,7 +24,7 @@ def embeddings(name: str, value: Tensor, axes: str, like: tuple[str, Tensor] | N
     if value.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one channel (D >= 1), got shape {list(value.shape)}")
     if like is None:
-        return
+        return value
     other_name, other = like
     if value.shape[-1] != other.shape[-1]:
         raise ValueError(
@@ -28,11 +32,13 @@ def embeddings(name: str, value: Tensor, axes: str, like: tuple[str, Tensor] | N
         )
     if value.device != other.device:
         raise ValueError(f"{name} and {other_name} must be on one device, got {value.device} and {other.device}")
-    if value.dtype != other.dtype and not _autocast_unites(value, other):
+    if value.dtype != other.dtype and not _autocast_casts(value, other):
         raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
+    return value
 
 
-def _autocast_unites(*values: Tensor) -> bool:
+def _autocast_casts(*values: Tensor) -> bool:
+    """Whether autocast is on and casts all `values`."""
     device = values[0].device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return enabled and all(value.dtype != torch.float64 for value in values)
@@ -43,8 +49,7 @@ def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
     if value is None:
         return
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a boolean tensor, True = valid, got {kind}")
+        raise TypeError(f"{name} must be a boolean tensor, True = valid, got {_dtype_or_type(value)}")
     if value.shape != of.shape[:2]:
         raise ValueError(
             f"{name} must have shape {list(of.shape[:2])}, the first two axes of {of_name}, got {list(value.shape)}"
@@ -53,19 +58,23 @@ def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
 
 
+def _dtype_or_type(value: object) -> torch.dtype | str:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__
+
+
 def padded(audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None) -> None:
-    """Padded frames `[N_a, L_a, D]` and tokens `[N_t, L_t, D]` with their masks, as the max-mean ops take them."""
+    """Padded frames `[N_a, L_a, D]`, tokens `[N_t, L_t, D]` and their masks fit the max-mean ops."""
     embeddings("audio", audio, "N_a, L_a, D")
     embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
     mask("audio_mask", audio_mask, "audio", audio)
     mask("text_mask", text_mask, "text", text)
     for name, value in (("audio", audio), ("text", text)):
-        if value.shape[0] * value.shape[1] > MOST_ROWS:
-            raise ValueError(f"{name} must have at most {MOST_ROWS} rows in all, got shape {list(value.shape)}")
+        if value.shape[0] * value.shape[1] > MAX_ROWS:
+            raise ValueError(f"{name} must have at most {MAX_ROWS} rows in total, got shape {list(value.shape)}")
 
 
 def same_count(audio: Tensor, text: Tensor) -> None:
-    """Clip i belongs to caption i."""
+    """There are as many clips as captions."""
     if audio.shape[0] != text.shape[0]:
         raise ValueError(
             f"audio and text must hold the same number N of pairs, got {audio.shape[0]} and {text.shape[0]}"
@@ -84,12 +93,11 @@ def scalar(name: str, value: Tensor | float) -> None:
 
 
 def positive(value: Tensor, audio: Tensor, text: Tensor) -> None:
-    """`value` names the caption among `text` of every clip of `audio`; on a GPU what it holds is not looked at."""
+    """`value` is an int64 row index into `text` for every clip of `audio`. On a GPU the indices are not read."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"positive must be an int64 tensor, got {kind}")
+        raise TypeError(f"positive must be an int64 tensor, got {_dtype_or_type(value)}")
     if value.shape != audio.shape[:1]:
-        raise ValueError(f"positive must have shape [{len(audio)}], one caption for each clip, got {list(value.shape)}")
+        raise ValueError(f"positive must have shape [{len(audio)}], one caption per clip, got {list(value.shape)}")
     if value.device != audio.device:
         raise ValueError(f"positive must be on the device of audio ({audio.device}), got {value.device}")
     if value.device.type != "cpu" or torch.compiler.is_compiling() or len(value) == 0:
@@ -103,26 +111,29 @@ def cross_attention(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
 ) -> None:  # fmt: skip
-    """Frames, queries, keys, values and the output projection, as the cross-attention difference takes them."""
+    """Frames, queries, keys, values and the output projection fit the cross-attention difference."""
     embeddings("source", source, "N, L_a, D")
     for name, value, axes in (("q", q, "N, L_a, D"), ("k", k, "N, L_ref, D"), ("v", v, "N, L_ref, D")):
         embeddings(name, value, axes, like=("source", source))
     same_shape("q", q, "source", source)
     same_shape("v", v, "k", k)
     same_batch("k", k, "source", source)
-    width = source.shape[-1]
-    for name, value, axes in (("out_weight", out_weight, "D, D"), ("out_bias", out_bias, "D")):
-        if value is None and name == "out_bias":
-            continue
-        embeddings(name, value, axes, like=("source", source))
-        if value.shape[0] != width:
-            raise ValueError(f"{name} must have shape [{axes}] with D = {width}, got {list(value.shape)}")
+    _projection("out_weight", out_weight, "D, D", source)
+    if out_bias is not None:
+        _projection("out_bias", out_bias, "D", source)
     mask("key_mask", key_mask, "k", k)
-    heads(num_heads, width)
+    heads(num_heads, source.shape[-1])
+
+
+def _projection(name: str, value: Tensor, axes: str, source: Tensor) -> None:
+    embeddings(name, value, axes, like=("source", source))
+    width = source.shape[-1]
+    if value.shape[0] != width:
+        raise ValueError(f"{name} must have shape [{axes}] with D = {width}, got {list(value.shape)}")
 
 
 def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """`value` holds a reference for every clip of `other`."""
+    """`value` and `other` have the same batch size."""
     if value.shape[0] != other.shape[0]:
         raise ValueError(
             f"{name} and {other_name} must hold the same number N of clips, got {value.shape[0]} and {other.shape[0]}"
@@ -130,42 +141,50 @@ def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None
 
 
 def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """`value` is shaped as `other`."""
+    """`value` and `other` have the same shape."""
     if value.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
 
 
 def heads(num_heads: int, width: int) -> None:
-    """`num_heads` divides the channels."""
+    """`num_heads` is a positive integer that divides `width`."""
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads must be a whole number that divides D = {width}, got {num_heads}")
+        raise ValueError(f"num_heads must be a positive integer that divides D = {width}, got {num_heads}")
 
 
-def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, longest: int | None) -> None:
-    """`value` cuts the rows of `of` into sequences; what it holds is looked at unless `longest` is given."""
+def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, max_seqlen: int | None) -> None:
+    """`value` splits the rows of `of` into sequences of at most `max_seqlen` rows.
+
+    On a GPU the values are read only if `max_seqlen` is None.
+    """
     if not isinstance(value, Tensor) or value.dtype != torch.int32:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be an int32 tensor, got {kind}")
+        raise TypeError(f"{name} must be an int32 tensor, got {_dtype_or_type(value)}")
     if value.dim() != 1 or value.shape[0] == 0:
         raise ValueError(f"{name} must have shape [N + 1], got {list(value.shape)}")
     if value.device != of.device:
         raise ValueError(f"{name} must be on the device of {of_name} ({of.device}), got {value.device}")
-    if longest is not None and longest < 0:
-        raise ValueError(f"max_seqlen_{of_name} must be at least 0, got {longest}")
-    if longest is None or (of.device.type == "cpu" and not torch.compiler.is_compiling()):
-        cu_seqlens_values(of_name, value, of, longest)
+    if max_seqlen is not None and max_seqlen < 0:
+        raise ValueError(f"max_seqlen_{of_name} must be at least 0, got {max_seqlen}")
+    if max_seqlen is None or (of.device.type == "cpu" and not torch.compiler.is_compiling()):
+        cu_seqlens_values(of_name, value, of, max_seqlen)
 
 
-def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, longest: int | None) -> None:
-    """The numbers in `value` cut the rows of `of` into sequences of at most `longest`; waits for a GPU."""
-    name, lengths = f"cu_seqlens_{of_name}", value.diff()
+def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, max_seqlen: int | None) -> None:
+    """The offsets in `value` split the rows of `of` into sequences of at most `max_seqlen` rows.
+
+    Synchronizes with a GPU.
+    """
+    name = f"cu_seqlens_{of_name}"
+    lengths = value.diff()
     first, last = int(value[0]), int(value[-1])
     if first != 0 or last != of.shape[0]:
         raise ValueError(f"{name} must run from 0 to the {of.shape[0]} rows of {of_name}, got {first} to {last}")
     if bool((lengths < 0).any()):
         raise ValueError(f"{name} must never decrease")
-    if longest is not None and bool((lengths > longest).any()):
-        raise ValueError(f"max_seqlen_{of_name} must be at least the longest, {int(lengths.max())}, got {longest}")
+    if max_seqlen is not None and bool((lengths > max_seqlen).any()):
+        raise ValueError(
+            f"max_seqlen_{of_name} must be at least the longest sequence, {int(lengths.max())}, got {max_seqlen}"
+        )
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -175,6 +194,6 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
-    """`value` is a number of at least `minimum`."""
+    """`value` is at least `minimum`; NaN is rejected."""
     if not value >= minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -1,13 +1,14 @@
-"""Cross-attention difference (4.11), (4.12): the public call, for queries, keys and values already projected."""
+"""Cross-attention difference (4.11), (4.12): the public function `atk.cross_attention_difference`.
+
+The autograd ops and kernels behind it are in `cross_attention_op`.
+"""
 
 import torch
 from torch import Tensor
 
 from atk.ops import checks
-from atk.ops.backend import OPS, choose
+from atk.ops.backend import BACKENDS, choose
 from atk.ops.cross_attention_op import dispatch
-
-BACKENDS = OPS["cross_attention_difference"]
 
 
 def cross_attention_difference(
@@ -22,32 +23,36 @@ def cross_attention_difference(
     num_heads: int,
     backend: str = "auto",
 ) -> Tensor:
-    """Take out of every clip what its reference holds, by a mask from cross-attention (thesis eq. 4.11, 4.12).
+    """Suppress what each clip shares with its reference by a cross-attention mask (thesis eqs. 4.11, 4.12).
 
-    `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias`, over valid keys, and the result
-    is `(1 - sigmoid(Z_sim)) * source = sigmoid(-Z_sim) * source`. Head h of H owns channels `h * D / H` up to
-    `(h + 1) * D / H`. No backend but `"reference"` ever holds `L_a x L_ref` attention weights, in the forward or the
-    backward; one exception: `"sdpa"` in float64 on a GPU, where PyTorch has no such kernel.
+    Takes queries, keys and values that are already projected, and computes
+
+        Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias      over valid keys
+        out = (1 - sigmoid(Z_sim)) * source = sigmoid(-Z_sim) * source
+
+    Head h of H uses channels `h * D / H` to `(h + 1) * D / H`. Only `"reference"` materializes the `L_a x L_ref`
+    attention weights, in the forward or the backward; one exception is `"sdpa"` in float64 on a GPU, where PyTorch has
+    no memory-efficient kernel.
 
     Args:
         source: frame embeddings Z of the input `[N, L_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         q: queries from the input `[N, L_a, D]`, same dtype and device.
-        k, v: keys and values from the reference `[N, L_ref, D]`; several references are concatenated along L_ref.
-        out_weight: output projection `[D, D]`, as `torch.nn.Linear` keeps it.
-        out_bias: its bias `[D]`, or None.
-        key_mask: boolean `[N, L_ref]`, True = valid reference frame; None = all. Holes are allowed.
-        num_heads: H, which divides D.
+        k, v: keys and values from the reference `[N, L_ref, D]`; concatenate several references along L_ref.
+        out_weight: output projection `[D, D]`, laid out as in `torch.nn.Linear`.
+        out_bias: bias of the output projection `[D]`, or None.
+        key_mask: boolean `[N, L_ref]`, True = valid reference frame, in any pattern; None = all valid.
+        num_heads: H; must divide D.
         backend: `"auto"`, `"triton"`, `"sdpa"` or `"reference"`; see `atk.backends("cross_attention_difference")`.
 
     Returns:
-        `[N, L_a, D]` in the dtype of the inputs. Padded keys contribute nothing and get gradient 0, whatever k and v
-        hold there; a clip without a valid key (L_ref = 0 too) returns its source bit for bit, and only the source
-        gets a gradient from it; NaN in a valid place propagates. Under autocast all inputs are cast to its dtype, as
-        for a matrix product, and the result has that dtype.
+        `[N, L_a, D]` in the dtype of the inputs. Padded keys contribute nothing and get zero gradient, whatever values
+        k and v hold there. A clip without a valid key (including L_ref = 0) returns its source bit for bit and passes
+        gradients to the source only. NaN in a valid position propagates. Under autocast all inputs are cast to the
+        autocast dtype, as for a matrix product, and the result has that dtype.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
-        atk.BackendError: the backend asked for cannot run here.
+        atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
     checks.cross_attention(source, q, k, v, out_weight, out_bias, key_mask, num_heads)
@@ -58,10 +63,13 @@ def difference(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int, backend: str, *, finite_padding: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The op on checked arguments; `finite_padding`: padded k and v are known to hold ordinary numbers."""
-    backend = choose(backend, source.device, source.dtype, among=BACKENDS)
-    tensors = source, q, k, v, out_weight, out_bias
+    """`cross_attention_difference` on checked arguments.
+
+    `finite_padding` asserts that padded positions of k and v hold finite values, which saves a pass to clear them.
+    """
+    backend = choose(backend, source.device, source.dtype, among=BACKENDS["cross_attention_difference"])
     if source.dtype != torch.float64 and torch.is_autocast_enabled(source.device.type):
         dtype = torch.get_autocast_dtype(source.device.type)
-        tensors = tuple(None if value is None else value.to(dtype) for value in tensors)
-    return dispatch(*tensors, key_mask, num_heads, backend, finite_padding)
+        source, q, k, v, out_weight = (value.to(dtype) for value in (source, q, k, v, out_weight))
+        out_bias = None if out_bias is None else out_bias.to(dtype)
+    return dispatch(source, q, k, v, out_weight, out_bias, key_mask, num_heads, backend, finite_padding)

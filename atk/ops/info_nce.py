@@ -1,16 +1,22 @@
-"""Symmetric InfoNCE on global vectors, and on frame-token max-mean similarity."""
+"""Symmetric InfoNCE on global vectors and on frame-token max-mean similarity: the public functions.
+
+`atk.info_nce`, `atk.pairwise_logsumexp` and `atk.aligned_info_nce`. The autograd op behind the first two is in
+`info_nce_op`.
+"""
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from atk.kernels.sequences import from_padded
 from atk.ops import checks, reference
-from atk.ops.backend import OPS, choose
+from atk.ops.backend import BACKENDS, choose
 from atk.ops.info_nce_op import dispatch
 from atk.ops.max_mean import similarity
 
-BACKENDS = OPS["info_nce"]
-REDUCTIONS = ("sum", "mean")
+Reduction = Literal["sum", "mean"]
+REDUCTIONS = get_args(Reduction)
 
 
 def info_nce(
@@ -24,47 +30,48 @@ def info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE between N clips and their N captions (thesis eqs. 3.3-3.5).
 
-    `logits = logit_scale * audio @ text.T`; cross-entropy of the diagonal along rows (audio to text) and along columns
-    (text to audio), each averaged over the batch. Vectors are taken as given: pass unit-length ones for the cosine. No
-    backend but `"reference"` ever holds the logits, in the forward or the backward.
+    `logits = logit_scale * audio @ text.T`; the loss is the cross-entropy of the diagonal along rows (audio to text)
+    and along columns (text to audio), each averaged over the batch. Vectors are not normalized here: pass unit-length
+    vectors for cosine similarity. Only `"reference"` materializes the logits, in the forward or the backward.
 
     Args:
         audio: clip embeddings `[N, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N, D]`, same dtype and device; row i belongs to clip i.
-        logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
-        positive: int64 `[N_a]`: clip i belongs to row `positive[i]` of `text`, `[N_t, D]` with any N_t, such as the
-            captions gathered from all ranks. Then the loss is that of audio to text alone, averaged over the N_a
-            clips: columns are complete on no rank. Exchange audio and text for the other direction, or take both from
-            one `pairwise_logsumexp`. None: row i, and both directions.
-        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`, which halves each; so the two calls
-            with `positive` add up to the symmetric loss under either.
+        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
+        positive: int64 `[N_a]`: the caption of clip i is row `positive[i]` of `text` `[N_t, D]`, with any N_t, for
+            example the captions gathered from all ranks. The loss is then the audio-to-text direction only, averaged
+            over the N_a clips, because no rank has complete columns. For the other direction swap audio and text, or
+            take both directions from one call of `pairwise_logsumexp`. None: row i, and both directions.
+        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`, which halves each direction. The two
+            calls with `positive` add up to the symmetric loss under either reduction.
         backend: `"auto"`, `"triton"`, `"chunked"` (plain PyTorch, any device) or `"reference"`; see
             `atk.backends("info_nce")`.
 
     Returns:
-        Scalar loss in float32 (float64 for float64 input). Logits are accumulated in float32 from 16-bit embeddings,
-        under autocast too. NaN propagates. The same bits run after run on one machine.
+        Scalar loss in float32 (float64 for float64 input). Logits of 16-bit embeddings are accumulated in float32,
+        also under autocast. NaN propagates. Results are bitwise reproducible on one machine.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
-        atk.BackendError: the backend asked for cannot run here.
+        atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
     check_vectors(audio, text, logit_scale)
     if positive is None:
-        _check_pairs(audio, text, reduction)
+        check_pairs(audio, text, reduction)
     else:
         checks.positive(positive, audio, text)
         if len(audio) == 0:
             raise ValueError("audio must hold at least one clip, got 0")
         checks.one_of("reduction", reduction, REDUCTIONS)
-    both = positive is None
-    if both:
-        positive = torch.arange(len(audio), device=audio.device)
     backend = choose_backend(audio, backend)
-    rows, columns, paired = dispatch(audio, text, logit_scale, positive, both, backend)
+    symmetric = positive is None
+    if positive is None:
+        positive = torch.arange(len(audio), device=audio.device)
+    rows, columns, paired = dispatch(audio, text, logit_scale, positive, symmetric, backend)
+    assert paired is not None
     loss = (rows - paired).mean()
-    if both:
+    if columns is not None:
         loss = loss + (columns - paired).mean()
     return loss if reduction == "sum" else loss / 2
 
@@ -72,42 +79,30 @@ def info_nce(
 def pairwise_logsumexp(
     audio: Tensor, text: Tensor, logit_scale: Tensor | float, *, columns: bool = True, backend: str = "auto"
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exp of every row and column of `S = logit_scale * audio @ text.T`, which is never held.
+    """Log-sum-exp of every row and column of `S = logit_scale * audio @ text.T`, without materializing S.
 
-    `rows[i] = logsumexp_j S[i, j]` and `columns[j] = logsumexp_i S[i, j]`: what a contrastive loss over blocks of a
-    larger problem is made of, where the log-sum-exp of the blocks' columns is the whole's.
+    `rows[i] = logsumexp_j S[i, j]` and `columns[j] = logsumexp_i S[i, j]`. Use it to compute a contrastive loss in
+    blocks: the log-sum-exp over the columns of all blocks is the column of the full matrix.
 
     Args:
         audio: clip embeddings `[N_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N_t, D]`, same dtype and device.
-        logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
-        columns: whether columns are wanted; without them the pass is cheaper.
+        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
+        columns: whether to return the columns; without them the pass is cheaper.
         backend: as in `atk.info_nce`.
 
     Returns:
-        `rows` `[N_a]` and `columns` `[N_t]`, or None when not wanted, in float32 (float64 for float64 input), with
-        gradients to all three inputs. -inf over an empty side.
+        `rows` `[N_a]` and `columns` `[N_t]` (None if `columns=False`) in float32 (float64 for float64 input), with
+        gradients to all three inputs. -inf where the other input is empty.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
-        atk.BackendError: the backend asked for cannot run here.
+        atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
     check_vectors(audio, text, logit_scale)
-    return dispatch(audio, text, logit_scale, None, columns, choose_backend(audio, backend))[:2]
-
-
-def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
-    """Global vectors `[N_a, D]` and `[N_t, D]` of one kind, and a scale for their products."""
-    checks.embeddings("audio", audio, "N, D")
-    checks.embeddings("text", text, "N, D", like=("audio", audio))
-    checks.scalar("logit_scale", logit_scale)
-
-
-def choose_backend(audio: Tensor, backend: str) -> str:
-    """The backend of InfoNCE on global vectors that `backend` stands for, here."""
-    checks.one_of("backend", backend, ("auto", *BACKENDS))
-    return choose(backend, audio.device, audio.dtype, among=BACKENDS)
+    rows, column_lse, _ = dispatch(audio, text, logit_scale, None, columns, choose_backend(audio, backend))
+    return rows, column_lse
 
 
 def aligned_info_nce(
@@ -126,55 +121,86 @@ def aligned_info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE over the max-mean similarity of N clips and their N captions: `L_align` of thesis eq. 3.7.
 
-    `logits = logit_scale * max_mean_similarity(audio, text)` `[N, N]`; cross-entropy of the diagonal along rows and
-    along columns, each averaged over the batch. Embeddings are taken as given unless `normalize=True`.
+    `logits = logit_scale * max_mean_similarity(audio, text)` `[N, N]`; the loss is the cross-entropy of the diagonal
+    along rows and along columns, each averaged over the batch. Embeddings are not normalized unless `normalize=True`.
 
     Args:
         audio: frame embeddings `[N, L_a, D]`.
         text: token embeddings `[N, L_t, D]`, same dtype and device; caption i belongs to clip i.
-        logit_scale: `1 / temperature`, a number or a scalar tensor (gradients reach it).
+        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
         audio_mask, text_mask, normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
         reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`.
-        skip_below: the backward leaves out pairs whose weight `|P_ij + Q_ij - 2 [i = j]|` is below this, with P and Q
-            the softmax of the logits along rows and along columns. The loss and the gradient of `logit_scale` stay
-            exact. With unit-length embeddings and `direction="audio"` the gradient of a frame of clip i is off by at
-            most `skip_below * logit_scale / n_i` (n_i valid frames) and those of a caption's tokens by at most
-            `skip_below * logit_scale` together, in L2 norm; frames and tokens change places for `"text"`, and half of
-            each adds up for `"both"`. Half of all that for the mean. 0 leaves nothing out.
+        skip_below: the backward skips pairs whose weight `|P_ij + Q_ij - 2 [i = j]|` is below this value, where P and
+            Q are the softmax of the logits along rows and columns. The loss and the gradient of `logit_scale` stay
+            exact. For unit-length embeddings and `direction="audio"`, the L2 error of the gradient is at most
+            `skip_below * logit_scale / n_i` for each frame of clip i (n_i valid frames) and at most
+            `skip_below * logit_scale` summed over the tokens of a caption. For `"text"` frames and tokens swap roles;
+            for `"both"` each bound is the average of the two. `reduction="mean"` halves all bounds. 0 skips nothing.
 
     Returns:
         Scalar loss in float32 (float64 for float64 input).
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, mask or option does not fit; the message names the argument.
-        atk.BackendError: the backend asked for cannot run here.
+        atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken.
     """
     checks.padded(audio, text, audio_mask, text_mask)
-    _check_pairs(audio, text, reduction)
+    check_pairs(audio, text, reduction)
     check_skip_below(skip_below)
-    sides = from_padded(audio, audio_mask), from_padded(text, text_mask)
-    sim = similarity(*sides, normalize, direction, save_index, backend, sparse=skip_below > 0)
+    clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
+    sim = similarity(clips, captions, normalize, direction, save_index, backend, sparse=skip_below > 0)
     if skip_below > 0:
-        sim = torch.where(pair_weights(sim.detach(), logit_scale) < skip_below, sim.detach(), sim)
+        sim = torch.where(logit_gradient_magnitude(sim, logit_scale) < skip_below, sim.detach(), sim)
     return reference.info_nce(sim, logit_scale, reduction)
 
 
 @torch.no_grad()
-def pair_weights(sim: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """`|P + Q - 2 I|` [N, N]: the gradient of N times the summed loss with respect to the logits, without its sign."""
+def logit_gradient_magnitude(
+    sim: Tensor, logit_scale: Tensor | float, columns: Tensor | None = None, offset: int = 0
+) -> Tensor:
+    """`|P + Q - 2 I|`: magnitude of the gradient of N times the summed loss with respect to the logits.
+
+    P and Q are the softmax of the logits along rows and columns.
+
+    Args:
+        sim: scores of some clips against all N captions.
+        logit_scale: factor from scores to logits.
+        columns: log-sum-exp of every column of logits `[N]` over all N clips; None: `sim` has all clips.
+        offset: caption of the first clip in `sim`.
+
+    Returns:
+        The magnitudes, in the shape of `sim`.
+    """
     logits = sim * logit_scale
-    return (logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(sim), device=sim.device)).abs()
+    gradient = logits.softmax(1) + (logits.softmax(0) if columns is None else (logits - columns).exp())
+    gradient.diagonal(offset).sub_(2)
+    return gradient.abs()
+
+
+def choose_backend(audio: Tensor, backend: str) -> str:
+    """The backend that runs InfoNCE on global vectors here."""
+    among = BACKENDS["info_nce"]
+    checks.one_of("backend", backend, ("auto", *among))
+    return choose(backend, audio.device, audio.dtype, among=among)
+
+
+def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
+    """Global vectors `[N_a, D]` and `[N_t, D]` agree in width, dtype and device, and `logit_scale` is a scalar."""
+    checks.embeddings("audio", audio, "N, D")
+    checks.embeddings("text", text, "N, D", like=("audio", audio))
+    checks.scalar("logit_scale", logit_scale)
+
+
+def check_pairs(audio: Tensor, text: Tensor, reduction: str, *, allow_empty: bool = False) -> None:
+    """There are as many clips as captions, at least one of each unless `allow_empty`, and `reduction` is known."""
+    checks.same_count(audio, text)
+    if audio.shape[0] == 0 and not allow_empty:
+        raise ValueError("audio and text must hold at least one pair, got 0 and 0")
+    checks.one_of("reduction", reduction, REDUCTIONS)
 
 
 def check_skip_below(skip_below: float) -> None:
-    """`skip_below` is below the largest weight a pair can have."""
+    """`skip_below` is below the largest possible weight of a pair."""
     if not 0 <= skip_below < 2:
         raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")
-
-
-def _check_pairs(audio: Tensor, text: Tensor, reduction: str) -> None:
-    checks.same_count(audio, text)
-    if audio.shape[0] == 0:
-        raise ValueError("audio and text must hold at least one pair, got 0 and 0")
-    checks.one_of("reduction", reduction, REDUCTIONS)

@@ -1,27 +1,40 @@
-"""The `torch.library` op behind InfoNCE: log-sum-exps of logits along both axes, on every backend.
+"""The autograd op behind `atk.info_nce`: log-sum-exps of the logits along both axes, on every backend.
 
-Shapes: N_a clips, N_t captions, D channels; logits `S = scale * audio @ text^T`. Kept for the backward: the inputs and
-the log-sum-exps, so memory is linear in N_a and N_t.
+Shapes: N_a clips, N_t captions, D channels; logits `S = scale * audio @ text^T`. Saved for the backward: the inputs
+and the log-sum-exps, so memory is linear in N_a and N_t.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atk.ops import reference
+from atk.ops import info_nce_chunked, reference
 from atk.ops.once_differentiable import refuse
 
-_PAIRS_AT_A_TIME = 4096  # widened for the logits of the positives
+_PAIRS_AT_A_TIME = 4096  # widened to float32 at once for the logits of the positives
 _NO_SECOND_DERIVATIVE = "atk.info_nce has no second derivative: use backend='reference', which has one"
 
 
 def dispatch(
     audio: Tensor, text: Tensor, logit_scale: Tensor | float, positive: Tensor | None, columns: bool, backend: str
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """rows_i = logsumexp_j(S_ij) [N_a], columns_j = logsumexp_i(S_ij) [N_t] if wanted, S[i, positive_i] [N_a] if given.
+    """Log-sum-exps of the logits S along rows and columns, and the logits of the positives.
 
-    All in float32, or float64 for float64; 16-bit embeddings are multiplied with sums in float32.
+    Args:
+        audio: `[N_a, D]`.
+        text: `[N_t, D]`.
+        logit_scale: factor of the products in S.
+        positive: int64 `[N_a]`, the caption of each clip, or None.
+        columns: whether to return the second result.
+        backend: as returned by `choose`.
+
+    Returns:
+        `rows_i = logsumexp_j(S_ij)` [N_a], `columns_j = logsumexp_i(S_ij)` [N_t] (None if not `columns`) and
+        `S[i, positive_i]` [N_a] (None without `positive`); float32, or float64 for float64 input. Products of 16-bit
+        embeddings are accumulated in float32.
     """
-    if audio.dtype != text.dtype:  # which only autocast lets through
+    if audio.dtype != text.dtype:  # passes the checks only under autocast
         audio, text = audio.float(), text.float()
     dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
     if isinstance(logit_scale, Tensor):
@@ -39,30 +52,35 @@ def dispatch(
 def _forward(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """rows [N_a], columns [N_t] ([0] if not wanted) and the logits of the positives [N_a] ([0] without)."""
-    results = _empty_outputs(audio, text, scale, positive, columns, backend)
+    """rows [N_a], columns [N_t] ([0] if not requested) and the logits of the positives [N_a] ([0] without)."""
+    outputs = _empty_outputs(audio, text, scale, positive, columns, backend)
     if len(audio) == 0 or len(text) == 0:
-        return tuple(result.fill_(-torch.inf) for result in results)
+        for output in outputs:
+            output.fill_(-torch.inf)
+        return outputs
     with torch.autocast(audio.device.type, enabled=False):
         if backend == "triton":
             from atk.kernels import info_nce
 
-            found = info_nce.forward(audio.contiguous(), text.contiguous(), scale, columns)
-            found = *found, None if positive is None else _paired_logits(audio, text, scale, positive)
+            rows, column_lse = info_nce.forward(audio.contiguous(), text.contiguous(), scale, columns)
+            paired = None if positive is None else _paired_logits(audio, text, scale, positive)
         else:
-            from atk.ops import info_nce_chunked
-
-            found = info_nce_chunked.forward(audio, text, scale, positive, columns)
-    return tuple(empty if value is None else value for empty, value in zip(results, found, strict=True))
+            rows, column_lse, paired = info_nce_chunked.forward(audio, text, scale, positive, columns)
+    return rows, outputs[1] if column_lse is None else column_lse, outputs[2] if paired is None else paired
 
 
 @_forward.register_fake
-def _empty_outputs(audio, text, scale, positive, columns, backend):
-    sizes = len(audio), len(text) if columns else 0, 0 if positive is None else len(audio)
-    return tuple(scale.new_empty(size) for size in sizes)
+def _empty_outputs(
+    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = scale.new_empty(len(audio))
+    column_lse = scale.new_empty(len(text) if columns else 0)
+    paired = scale.new_empty(0 if positive is None else len(audio))
+    return rows, column_lse, paired
 
 
 def _paired_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
+    """`S[i, positive_i]` [N_a] in float32."""
     chunks = zip(audio.split(_PAIRS_AT_A_TIME), positive.split(_PAIRS_AT_A_TIME), strict=True)
     return scale * torch.cat([(clips.float() * text[captions].float()).sum(1) for clips, captions in chunks])
 
@@ -75,31 +93,40 @@ def _backward(
     """Gradients of audio, text and scale."""
     if len(audio) == 0 or len(text) == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale)
-    if backend == "triton":
-        from atk.kernels import info_nce as launchers
-    else:
-        from atk.ops import info_nce_chunked as launchers
-    tensors = rows, columns, grad_rows, grad_columns, positive, grad_positive
-    tensors = (None if value is None else value.contiguous() for value in tensors)
+    arguments = (
+        audio.contiguous(), text.contiguous(), scale, rows.contiguous(), _contiguous(columns), grad_rows.contiguous(),
+        _contiguous(grad_columns), _contiguous(positive), _contiguous(grad_positive),
+    )  # fmt: skip
     with torch.autocast(audio.device.type, enabled=False):
-        return launchers.backward(audio.contiguous(), text.contiguous(), scale, *tensors)
+        if backend == "triton":
+            from atk.kernels import info_nce
+
+            return info_nce.backward(*arguments)
+        return info_nce_chunked.backward(*arguments)
+
+
+def _contiguous(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
 
 
 @_backward.register_fake
-def _empty_gradients(audio, text, scale, *rest):
+def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(())
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     audio, text, scale, positive, columns, ctx.backend = inputs
     rows, column_lse, _ = output
     ctx.save_for_backward(audio, text, scale, rows, column_lse if columns else None, positive)
 
 
-def _differentiate(ctx, grad_rows, grad_columns, grad_paired):
-    *inputs, columns, positive = ctx.saved_tensors
-    grads = grad_rows, None if columns is None else grad_columns, positive, None if positive is None else grad_paired
-    return *_backward(*inputs, columns, *grads, ctx.backend), None, None, None
+def _differentiate(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
+    audio, text, scale, rows, columns, positive = ctx.saved_tensors
+    grads = _backward(
+        audio, text, scale, rows, columns, grad_rows, None if columns is None else grad_columns, positive,
+        None if positive is None else grad_paired, ctx.backend,
+    )  # fmt: skip
+    return *grads, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,7 +1,11 @@
-"""The `torch.library` ops behind max-mean similarity: scores and their gradients, normalised rows, on every backend.
+"""The autograd ops behind `atk.max_mean_similarity`: scores, normalized rows and their gradients, on every backend.
 
-T_a rows of frames and T_t rows of tokens belong to N_a clips and N_t captions, D channels; see `atk.kernels.sequences`.
+Shapes: N_a clips packed into T_a rows of frames, N_t captions packed into T_t rows of tokens, D channels; see
+`atk.kernels.sequences`. Custom ops take flat arguments, so each `Sequences` is passed as its four fields.
 """
+
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from atk.kernels.sequences import Sequences, index_dtype
 from atk.ops import checks, reference
 from atk.ops.once_differentiable import once_differentiable, refuse
 
-INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None keeps for the backward
+INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None saves for the backward
 _NO_SECOND_DERIVATIVE = (
     "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
 )
@@ -21,27 +25,35 @@ def score(
 ) -> Tensor:
     """`sim` `[N_a, N_t]` (3.6), or `[N]` for `pairs`, in float32 at least."""
     if backend == "reference":
-        rows = (side.rows if side.rows.dtype == torch.float64 else side.rows.float() for side in (audio, text))
-        if not torch.compiler.is_compiling():  # a compiled graph refuses second derivatives itself
-            rows = (once_differentiable(row, _NO_SECOND_DERIVATIVE) for row in rows)
-        audio, text = (side._replace(rows=row) for side, row in zip((audio, text), rows, strict=True))
-        (audio, audio_mask), (text, text_mask) = reference.pad(audio), reference.pad(text)
-        with torch.autocast(audio.device.type, enabled=False):
-            return reference.max_mean_similarity(audio, text, audio_mask, text_mask, pairs=pairs)
+        return _reference_score(audio, text, pairs)
     if save_index is None:
-        save_index = (1 if pairs else text.number) * audio.rows.shape[0] * index_dtype(
-            text.longest
-        ).itemsize <= INDEX_BUDGET
+        entries = (1 if pairs else text.num_sequences) * audio.rows.shape[0]
+        save_index = entries * index_dtype(text.longest).itemsize <= INDEX_BUDGET
     with_index = save_index and torch.is_grad_enabled() and (audio.rows.requires_grad or text.rows.requires_grad)
     return _forward(*audio, *text, pairs, sparse, backend, with_index)[0]
 
 
+def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:
+    frames, audio_mask = reference.pad(audio._replace(rows=_reference_rows(audio.rows)))
+    tokens, text_mask = reference.pad(text._replace(rows=_reference_rows(text.rows)))
+    with torch.autocast(frames.device.type, enabled=False):
+        return reference.max_mean_similarity(frames, tokens, audio_mask, text_mask, pairs=pairs)
+
+
+def _reference_rows(rows: Tensor) -> Tensor:
+    """`rows` in float32 at least, without a second derivative."""
+    if rows.dtype != torch.float64:
+        rows = rows.float()
+    # A compiled graph rejects second derivatives itself.
+    return rows if torch.compiler.is_compiling() else once_differentiable(rows, _NO_SECOND_DERIVATIVE)
+
+
 def normalize_rows(rows: Tensor, mask: Tensor | None, backend: str) -> Tensor:
-    """`rows` `[T, D]` over their L2 norms; rows masked out or shorter than 1e-12 become 0, with gradient 0."""
+    """Divide `rows` `[T, D]` by their L2 norms; rows masked out or shorter than 1e-12 become 0, with zero gradient."""
     return reference.normalize(rows, mask) if backend == "reference" else _normalize(rows, mask, backend)[0]
 
 
-def _launchers(backend: str):
+def _launchers(backend: str) -> ModuleType:
     if backend == "cpp":
         from atk.kernels import cpp as launchers
     else:
@@ -50,7 +62,8 @@ def _launchers(backend: str):
 
 
 def _sequences(name: str, rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
-    if rows.device.type == "cpu":  # where looking costs nothing, and a wrong number would reach foreign memory
+    """Contiguous `Sequences`. On the CPU, where it is cheap, `cu_seqlens` is checked to stay within the rows."""
+    if rows.device.type == "cpu":
         checks.cu_seqlens_values(name, cu_seqlens, rows, longest)
     return Sequences(rows.contiguous(), cu_seqlens.contiguous(), None if mask is None else mask.contiguous(), longest)
 
@@ -61,9 +74,9 @@ def _forward(
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Scores [N_a, N_t] (pairs: [N]) and, if asked for, the winners [N_t, T_a] (pairs: [T_a]; else empty).
+    """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, T_a] (pairs: [T_a]; [0] if not `with_index`).
 
-    `sparse` is for the backward: many gradients of scores will be exactly 0.
+    `sparse` is only used by the backward: expect many exact zeros in the gradient of the scores.
     """
     sim, index = _empty_outputs(
         audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
@@ -71,19 +84,18 @@ def _forward(
     )  # fmt: skip
     if audio.numel() == 0 or text.numel() == 0:
         return sim.zero_(), index
-    sides = (
-        _sequences("audio", audio, cu_audio, audio_mask, longest_audio),
-        _sequences("text", text, cu_text, text_mask, longest_text),
-    )
-    _launchers(backend).max_mean_forward(*sides, sim, index if with_index else None, pairs)
+    clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
+    captions = _sequences("text", text, cu_text, text_mask, longest_text)
+    _launchers(backend).max_mean_forward(clips, captions, sim, index if with_index else None, pairs)
     return sim, index
 
 
 @_forward.register_fake
 def _empty_outputs(
-    audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
-    pairs, sparse, backend, with_index,
-):  # fmt: skip
+    audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
+    text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
+    pairs: bool, sparse: bool, backend: str, with_index: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
     shape = (audio.shape[0],) if pairs else (captions, audio.shape[0])
@@ -97,28 +109,29 @@ def _backward(
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of audio and text rows, from the winners or, without them, by computing them again."""
+    """Gradients of the audio and text rows, from saved or recomputed winning tokens."""
     grad_audio, grad_text = audio.new_empty(audio.shape), text.new_empty(text.shape)
     if audio.numel() == 0 or text.numel() == 0:
         return grad_audio.zero_(), grad_text.zero_()
-    sides = (
-        _sequences("audio", audio, cu_audio, audio_mask, longest_audio),
-        _sequences("text", text, cu_text, text_mask, longest_text),
-    )
+    clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
+    captions = _sequences("text", text, cu_text, text_mask, longest_text)
     _launchers(backend).max_mean_backward(
-        grad.contiguous(), *sides, index if with_index else None, grad_audio, grad_text, pairs, sparse
+        grad.contiguous(), clips, captions, index if with_index else None, grad_audio, grad_text, pairs, sparse
     )
     return grad_audio, grad_text
 
 
 @_backward.register_fake
-def _empty_gradients(grad, index, audio, cu_audio, audio_mask, longest_audio, text, *rest):
+def _empty_gradients(
+    grad: Tensor, index: Tensor, audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
+    text: Tensor, *_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return audio.new_empty(audio.shape), text.new_empty(text.shape)
 
 
 @torch.library.custom_op("atk::normalize_rows", mutates_args=())
 def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """Unit rows [T, D] and the inverse norms [T] in float32, 0 where the row is masked out or too short."""
+    """Unit rows [T, D] and inverse norms [T] in float32; both 0 where the row is masked out or too short."""
     unit, inverse_norm = _empty_unit(rows, mask, backend)
     if rows.numel():
         mask = None if mask is None else mask.contiguous()
@@ -127,7 +140,7 @@ def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor,
 
 
 @_normalize.register_fake
-def _empty_unit(rows, mask, backend):
+def _empty_unit(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=torch.float32)
 
 
@@ -141,29 +154,31 @@ def _normalize_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backen
 
 
 @_normalize_backward.register_fake
-def _empty_like_unit(grad, unit, inverse_norm, backend):
+def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: str) -> Tensor:
     return torch.empty_like(unit)
 
 
-def _save_scores(ctx, inputs, output):
+def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *ctx.options = inputs
     ctx.save_for_backward(output[1], audio, cu_audio, audio_mask, text, cu_text, text_mask)
 
 
-def _differentiate_scores(ctx, grad, _):
-    index, *audio_and_text = ctx.saved_tensors
-    audio, text = audio_and_text[:3], audio_and_text[3:]
-    grads = _backward(grad, index, *audio, ctx.longest_audio, *text, ctx.longest_text, *ctx.options)
-    return grads[0], None, None, None, grads[1], *[None] * 7
+def _differentiate_scores(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    index, audio, cu_audio, audio_mask, text, cu_text, text_mask = ctx.saved_tensors
+    clips = audio, cu_audio, audio_mask, ctx.longest_audio
+    captions = text, cu_text, text_mask, ctx.longest_text
+    grad_audio, grad_text = _backward(grad, index, *clips, *captions, *ctx.options)
+    return grad_audio, None, None, None, grad_text, *[None] * 7
 
 
-def _save_norms(ctx, inputs, output):
+def _save_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.backend = inputs[2]
     ctx.save_for_backward(*output)
 
 
-def _differentiate_norms(ctx, grad, _):
-    return _normalize_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
+def _differentiate_norms(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+    unit, inverse_norm = ctx.saved_tensors
+    return _normalize_backward(grad, unit, inverse_norm, ctx.backend), None, None
 
 
 _forward.register_autograd(_differentiate_scores, setup_context=_save_scores)

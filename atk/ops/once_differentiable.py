@@ -1,42 +1,48 @@
-"""Ops without a second derivative: an error that says so, in place of a wrong result."""
+"""Ops without a second derivative: taking one raises an error instead of giving a wrong result."""
 
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 
-def refuse(message: str) -> Callable:
+def refuse(message: str) -> Callable[..., NoReturn]:
     """A backward function that raises RuntimeError with `message`."""
 
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(message)
 
     return backward
 
 
 def once_differentiable(value: Tensor, message: str) -> Tensor:
-    """`value`; a second derivative through it raises RuntimeError with `message`."""
+    """Return `value`; a second derivative through it raises RuntimeError with `message`."""
     return _OnceDifferentiable.apply(value, message)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
+    """Identity. Its backward passes through `_RefuseBackward`, so a second derivative raises."""
+
     @staticmethod
-    def forward(ctx, value, message):
+    def forward(ctx: Any, value: Tensor, message: str) -> Tensor:
         ctx.message = message
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _Constant.apply(grad, ctx.message), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return _RefuseBackward.apply(grad, ctx.message), None
 
 
-class _Constant(torch.autograd.Function):
+class _RefuseBackward(torch.autograd.Function):
+    """Identity. Its backward raises RuntimeError."""
+
     @staticmethod
-    def forward(ctx, grad, message):
+    def forward(ctx: Any, grad: Tensor, message: str) -> Tensor:
         ctx.message = message
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(ctx.message)

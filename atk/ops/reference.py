@@ -1,8 +1,7 @@
-"""The ops in plain PyTorch: slow, differentiable in any floating type, and the truth every backend is tested against.
+"""The ops in plain PyTorch: slow, differentiable in any floating dtype; every backend is tested against them.
 
-Shapes, the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels; L_ref frames of
-a reference, H heads.
-Masks are boolean, True = valid. Padding contributes nothing, whatever it holds.
+Shapes, with the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels; L_ref
+frames of a reference, H heads. Masks are boolean, True = valid. Padding contributes nothing, whatever values it holds.
 """
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from atk.kernels.sequences import Sequences
 
-SHORTEST = 1e-12  # vectors with a smaller norm have no direction
+SMALLEST_NORM = 1e-12  # vectors with a smaller norm are set to 0
 
 
 def max_mean_similarity(
@@ -21,17 +20,17 @@ def max_mean_similarity(
     *,
     pairs: bool = False,
 ) -> Tensor:
-    """Frame-token max-mean similarity (3.6) by the einsum that holds all `N_a * N_t * L_a * L_t` scores.
+    """Frame-token max-mean similarity (3.6) by an einsum that holds all `N_a * N_t * L_a * L_t` scores.
 
     `sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>`, as `[N_a, N_t]`,
     0 for a clip without a valid frame or a caption without a valid token. `pairs`: only i = j, as `[N]`.
     """
-    if pairs:  # N problems of one clip and one caption
-        sides = zip(
-            audio, text, *([None] * len(audio) if m is None else m for m in (audio_mask, text_mask)), strict=True
-        )
-        single = [max_mean_similarity(*(None if x is None else x[None] for x in side)) for side in sides]
-        return torch.cat([sim.view(1) for sim in single]) if single else audio.new_zeros(0)
+    if pairs:  # N problems of one clip and one caption each
+        single = [
+            max_mean_similarity(audio[i : i + 1], text[i : i + 1], _row(audio_mask, i), _row(text_mask, i)).view(1)
+            for i in range(len(audio))
+        ]
+        return torch.cat(single) if single else audio.new_zeros(0)
     # audio [N_a, L_a, D], text [N_t, L_t, D]
     if audio_mask is not None:
         audio = audio.masked_fill(~audio_mask[..., None], 0)
@@ -51,48 +50,55 @@ def max_mean_similarity(
     return sim
 
 
+def _row(mask: Tensor | None, i: int) -> Tensor | None:
+    return None if mask is None else mask[i : i + 1]
+
+
 def _max_over_tokens(scores: Tensor, text_mask: Tensor | None) -> Tensor:
-    """Max over the last axis of [N_a, N_t, L_a, L_t] among valid tokens; ties and all -inf go to the first valid."""
+    """Max over the last axis of [N_a, N_t, L_a, L_t] over valid tokens.
+
+    If several tokens tie or all scores are -inf, the gradient goes to the first valid token.
+    """
     if text_mask is None:
         return scores.max(-1).values
     mask = text_mask[None, :, None]  # [1, N_t, 1, L_t]
     index = scores.masked_fill(~mask, float("-inf")).max(-1, keepdim=True).indices
     first = mask.int().argmax(-1, keepdim=True).expand_as(index)
-    # Among scores that are all -inf, max may pick a padded token.
+    # If all scores are -inf, max may pick a padded token.
     index = torch.where(mask.expand_as(scores).gather(-1, index), index, first)
     return scores.gather(-1, index).squeeze(-1)
 
 
 def pad(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-    """Packed rows as `[N, L, D]` and their mask `[N, L]`; None: everything is valid."""
+    """Unpack rows to `[N, L, D]` and their mask `[N, L]`, None if everything is valid."""
     rows, cu_seqlens, mask, length = sequences
-    number, total = sequences.number, rows.shape[0]
+    count, total = sequences.num_sequences, rows.shape[0]
     length = min(length, total)
-    if total == number * length:  # no sequence is longer, so all are as long
-        return rows.view(number, length, rows.shape[1]), None if mask is None else mask.view(number, length)
-    place = cu_seqlens[:-1, None].long() + torch.arange(length, device=rows.device)  # [N, L]
-    valid = place < cu_seqlens[1:, None]
-    place = place.clamp(max=total - 1)
-    return rows[place], valid if mask is None else valid & mask[place]
+    if total == count * length:  # no sequence is longer than `length`, so every one has exactly that length
+        return rows.view(count, length, rows.shape[1]), None if mask is None else mask.view(count, length)
+    position = cu_seqlens[:-1, None].long() + torch.arange(length, device=rows.device)  # [N, L]
+    valid = position < cu_seqlens[1:, None]
+    position = position.clamp(max=total - 1)
+    return rows[position], valid if mask is None else valid & mask[position]
 
 
 def normalize(value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`value` over its L2 norm along the last axis, computed in float32 at least.
+    """Divide `value` by its L2 norm along the last axis, computed in float32 at least.
 
-    Vectors masked out or with a norm below 1e-12 become 0, with gradient 0.
+    Vectors that are masked out or have a norm below 1e-12 become 0, with zero gradient.
     """
-    if mask is not None:  # the gradient of a norm at NaN padding would be NaN
+    if mask is not None:  # NaN padding would make the gradient of the norm NaN
         value = value.masked_fill(~mask[..., None], 0)
     wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return torch.where(norm < SHORTEST, 0, wide / norm.clamp(min=SHORTEST)).to(value.dtype)
+    return torch.where(norm < SMALLEST_NORM, 0, wide / norm.clamp(min=SMALLEST_NORM)).to(value.dtype)
 
 
 def cross_attention_difference(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
 ) -> Tensor:  # fmt: skip
-    """`(1 - sigmoid(Z_sim)) * source` (4.12) with all attention weights held; twice differentiable.
+    """`(1 - sigmoid(Z_sim)) * source` (4.12), holding all attention weights; twice differentiable.
 
     `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias` (4.11) over valid keys; source, q
     `[N, L_a, D]`, k, v `[N, L_ref, D]`, key_mask `[N, L_ref]`. A clip without a valid key returns its source.
@@ -103,17 +109,17 @@ def cross_attention_difference(
     k, v = (value.masked_fill(~valid[..., None], 0) for value in (k, v))
     q, k, v = (value.unflatten(-1, (num_heads, -1)).transpose(1, 2) for value in (q, k, v))  # [N, H, L, D / H]
     scores = q @ k.mT / q.shape[-1] ** 0.5  # [N, H, L_a, L_ref]
-    seen = (valid[:, None] | ~present)[:, None]  # [N, 1, 1, L_ref]: softmax over no key at all would be NaN
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    attended_keys = (valid[:, None] | ~present)[:, None]  # [N, 1, 1, L_ref]; a softmax over no keys would be NaN
+    weights = scores.masked_fill(~attended_keys, float("-inf")).softmax(-1)
     attended = (weights @ v).transpose(1, 2).flatten(2)  # [N, L_a, D]
     similarity = torch.nn.functional.linear(attended, out_weight, out_bias)
     return torch.where(present, torch.sigmoid(-similarity), 1) * source
 
 
 def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "sum") -> Tensor:
-    """Symmetric InfoNCE over a score matrix [N, N] whose diagonal holds the pairs (3.3)-(3.5).
+    """Symmetric InfoNCE over a score matrix [N, N] with the pairs on the diagonal (3.3)-(3.5).
 
-    Each direction is averaged over the batch (2.3); `reduction="sum"` adds the two, `"mean"` takes half of that.
+    Each direction is averaged over the batch (2.3). `reduction="sum"` adds the two, `"mean"` takes half of that.
     """
     logits = similarity * logit_scale
     audio_to_text = logits.logsumexp(1) - logits.diagonal()
@@ -125,9 +131,11 @@ def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "
 def pairwise_logsumexp(
     audio: Tensor, text: Tensor, logit_scale: Tensor, positive: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-sum-exps of all logits `S = logit_scale * audio @ text^T`, held at once, along rows and columns.
+    """Log-sum-exps along rows and columns of all logits `S = logit_scale * audio @ text^T`, held at once.
 
-    `logsumexp_j S_ij` [N_a], `logsumexp_i S_ij` [N_t] if `columns`, and `S[i, positive_i]` [N_a] unless that is None.
+    Returns:
+        `logsumexp_j S_ij` [N_a], `logsumexp_i S_ij` [N_t] (None if not `columns`) and `S[i, positive_i]` [N_a] (None
+        without `positive`).
     """
     logits = (audio @ text.T) * logit_scale  # [N_a, N_t]
     paired = None if positive is None else logits.gather(1, positive[:, None]).squeeze(1)

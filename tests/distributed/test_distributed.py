@@ -1,4 +1,4 @@
-"""Losses over the pairs of several ranks: two and four processes on this machine, and none."""
+"""Losses over the pairs of all ranks: on two and four processes of this machine, and on a single process."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from atk import distributed
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks(size, case):
-    said = failures(size)[case]
-    assert not said, said
+    messages = failures(size)[case]
+    assert not messages, messages
 
 
 @pytest.fixture(params=[False, True], ids=["no group", "group of one"])
@@ -27,24 +27,24 @@ def one_rank(request):
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("gather", ["all", "ring", None])
-def test_one_process_gets_the_ordinary_losses(gather):
+def test_one_process_computes_the_local_losses(gather):
     frames, tokens, mask = torch.randn(4, 6, 8), torch.randn(4, 3, 8), torch.rand(4, 6) < 0.8
     vectors = frames.mean(1), tokens.mean(1)
     assert torch.equal(distributed.info_nce(*vectors, 5.0, gather=gather), atk.info_nce(*vectors, 5.0))
     options = {"reduction": "mean", "normalize": True, "direction": "both", "skip_below": 0.1}
-    found = distributed.aligned_info_nce(frames, tokens, 5.0, mask, gather=gather, **options)
-    assert torch.equal(found, atk.aligned_info_nce(frames, tokens, 5.0, mask, **options))
-    for loss in (atk.nn.InfoNCELoss, atk.nn.AlignedContrastiveLoss):
-        inputs = vectors if loss is atk.nn.InfoNCELoss else (*vectors, frames, tokens, mask)
-        assert torch.equal(loss(gather=gather)(*inputs), loss()(*inputs))
+    loss = distributed.aligned_info_nce(frames, tokens, 5.0, mask, gather=gather, **options)
+    assert torch.equal(loss, atk.aligned_info_nce(frames, tokens, 5.0, mask, **options))
+    for module in (atk.nn.InfoNCELoss, atk.nn.AlignedContrastiveLoss):
+        inputs = vectors if module is atk.nn.InfoNCELoss else (*vectors, frames, tokens, mask)
+        assert torch.equal(module(gather=gather)(*inputs), module()(*inputs))
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_one_process_holds_everything():
+def test_one_process_gathers_its_own_rows():
     rows, cu_seqlens = torch.randn(5, 3), torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     assert distributed.gather(rows) == (rows, slice(0, 5))
-    gathered, cu_gathered, own = distributed.gather_packed(rows, cu_seqlens)
-    assert gathered is rows and torch.equal(cu_gathered, cu_seqlens) and own == slice(0, 3)
+    gathered, cu_gathered, local = distributed.gather_packed(rows, cu_seqlens)
+    assert gathered is rows and torch.equal(cu_gathered, cu_seqlens) and local == slice(0, 3)
     assert distributed.ddp_factor() == 1
     assert torch.equal(distributed.total(rows), rows)
 

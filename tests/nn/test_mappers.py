@@ -1,4 +1,4 @@
-"""Audio-to-text mappers: their equations, noise in training only, padding, gradients."""
+"""Audio-to-text mappers: equations, noise in training only, padding, gradients, errors."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ def test_mlp_mapper_is_equation_5_11():
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4])
-def test_transformer_mapper_gives_so_many_tokens(tokens):
+def test_transformer_mapper_returns_the_requested_number_of_tokens(tokens):
     mapper = atk.nn.TransformerMapper(6, 16, tokens=tokens).eval()
     assert mapper(torch.randn(3, 5, 6)).shape == (3, tokens, 16) and mapper.tokens == tokens
     layer = mapper.decoder.layers[0]
     assert len(mapper.decoder.layers) == 2 and layer.self_attn.num_heads == 8 and layer.linear1.out_features == 64
 
 
-def test_transformer_mapper_ignores_padding_and_knows_the_order_of_frames():
+def test_transformer_mapper_ignores_padding_and_depends_on_the_order_of_frames():
     mapper = atk.nn.TransformerMapper(6, 16).eval()
     frames, mask = torch.randn(2, 5, 6), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
     out = mapper(frames, mask)
@@ -31,23 +31,23 @@ def test_transformer_mapper_ignores_padding_and_knows_the_order_of_frames():
     assert not torch.allclose(mapper(frames.flip(1))[1], out[1])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_noise_has_its_scale_and_only_in_training(kind):
+@pytest.mark.parametrize("mapper_type", ["mlp", "transformer"])
+def test_noise_has_the_given_scale_in_training_only(mapper_type):
     def make(noise):
         torch.manual_seed(0)
-        if kind == "mlp":
+        if mapper_type == "mlp":
             return atk.nn.MLPMapper(4, 8, dropout=0.0, noise=noise), torch.zeros(1000, 4)
         return atk.nn.TransformerMapper(4, 8, dropout=0.0, noise=noise), torch.zeros(1000, 3, 4)
 
     def perturbed(noise):
         mapper, z = make(noise)
-        first = mapper.layers[0] if kind == "mlp" else mapper.project
-        seen = []
-        first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+        first = mapper.layers[0] if mapper_type == "mlp" else mapper.project
+        layer_inputs = []
+        first.register_forward_hook(lambda module, inputs, output: layer_inputs.append(inputs[0]))
         mapper(z)
         mapper.eval()
         mapper(z)
-        return seen
+        return layer_inputs
 
     training, evaluation = perturbed(2.0)
     assert training.std().item() == pytest.approx(2.0, rel=0.05) and training.mean().abs() < 0.15
@@ -55,10 +55,10 @@ def test_noise_has_its_scale_and_only_in_training(kind):
     assert not any(value.any() for value in perturbed(0.0))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_gradients_reach_audio_and_every_weight(kind):
-    mapper = atk.nn.MLPMapper(6, 16) if kind == "mlp" else atk.nn.TransformerMapper(6, 16)
-    z = torch.randn(4, 6, requires_grad=True) if kind == "mlp" else torch.randn(4, 5, 6, requires_grad=True)
+@pytest.mark.parametrize("mapper_type", ["mlp", "transformer"])
+def test_gradients_reach_audio_and_every_weight(mapper_type):
+    mapper = atk.nn.MLPMapper(6, 16) if mapper_type == "mlp" else atk.nn.TransformerMapper(6, 16)
+    z = torch.randn(4, 6, requires_grad=True) if mapper_type == "mlp" else torch.randn(4, 5, 6, requires_grad=True)
     mapper(z).square().sum().backward()
     assert z.grad.abs().sum() > 0
     for name, weight in mapper.named_parameters():

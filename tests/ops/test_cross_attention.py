@@ -1,4 +1,7 @@
-"""Cross-attention difference against `nn.MultiheadAttention` and the mask (4.12), on every backend that runs here."""
+"""`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask (4.12), on every backend available.
+
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+"""
 
 import pytest
 import torch
@@ -11,18 +14,19 @@ NAMES = ("source", "q", "k", "v", "out_weight", "out_bias")
 
 
 def multihead(heads, mask):
-    """The definition by PyTorch's own module function in the dtype given; absent references as (4.12) has them."""
+    """The definition by PyTorch's `multi_head_attention_forward`; clips without a reference return their source."""
 
     def call(source, q, k, v, out_weight, out_bias):
-        same, nothing = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device), q.new_zeros(3 * q.shape[-1])
+        identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
+        no_bias = q.new_zeros(3 * q.shape[-1])
         valid = torch.ones(k.shape[:2], dtype=torch.bool) if mask is None else mask
         absent = ~valid.any(1)
-        # Rows, channels first as nn.functional has them; the input projections are identities.
+        # nn.functional takes the sequence first; the input projections are identities.
         attended, _ = nn.functional.multi_head_attention_forward(
-            q.mT.movedim(2, 0), k.mT.movedim(2, 0), v.mT.movedim(2, 0), q.shape[-1], heads, None, nothing,
+            q.mT.movedim(2, 0), k.mT.movedim(2, 0), v.mT.movedim(2, 0), q.shape[-1], heads, None, no_bias,
             None, None, False, 0.0, out_weight, out_bias, key_padding_mask=~(valid | absent[:, None]),
-            need_weights=False, use_separate_proj_weight=True, q_proj_weight=same, k_proj_weight=same,
-            v_proj_weight=same,
+            need_weights=False, use_separate_proj_weight=True, q_proj_weight=identity, k_proj_weight=identity,
+            v_proj_weight=identity,
         )  # fmt: skip
         similar = attended.movedim(0, 1)
         return torch.where(absent[:, None, None], source, (1 - torch.sigmoid(similar)) * source)
@@ -31,12 +35,12 @@ def multihead(heads, mask):
 
 
 def check(got, truth, eager, dtype):
-    """Errors at most 3 times those of eager in the same dtype, or a few roundings of the largest value."""
-    for name, one, true, plain in zip(("out", *NAMES), got, truth, eager, strict=False):
-        scale = true.abs().max().item() if true.numel() else 0.0
-        allowed = 3 * (plain.double() - true).abs().max().item() if true.numel() else 0.0
-        error = (one.double() - true).abs().max().item() if true.numel() else 0.0
-        assert one.dtype == dtype and error <= allowed + 8 * torch.finfo(dtype).eps * scale, (name, error, allowed)
+    """Errors are at most 3 times those of eager in the same dtype, plus a few roundings of the largest value."""
+    for name, value, wanted, plain in zip(("out", *NAMES), got, truth, eager, strict=False):
+        scale = wanted.abs().max().item() if wanted.numel() else 0.0
+        allowed = 3 * (plain.double() - wanted).abs().max().item() if wanted.numel() else 0.0
+        error = (value.double() - wanted).abs().max().item() if wanted.numel() else 0.0
+        assert value.dtype == dtype and error <= allowed + 8 * torch.finfo(dtype).eps * scale, (name, error, allowed)
 
 
 SHAPES = [  # n, frames, keys, width, heads
@@ -74,12 +78,12 @@ def test_long_clips(masked, frames, keys):
     check(gradients(op("sdpa", 2, mask), tensors, grad), truth, eager, torch.float32)
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_trailing_padding_of_long_clips_is_left_out(monkeypatch, number):
+@pytest.mark.parametrize("calls", [1, 3])
+def test_trailing_padding_of_long_clips_is_trimmed(monkeypatch, calls):
     tensors, _ = inputs(3, 300, 1100, 16)
-    mask = torch.arange(1100) < torch.tensor([1100, 40, 0] if number == 3 else [1100, 1099, 1098])[:, None]
+    mask = torch.arange(1100) < torch.tensor([1100, 40, 0] if calls == 3 else [1100, 1099, 1098])[:, None]
     mask[0, 3:900:7] = False
-    grad, calls = torch.randn(3, 300, 16), []
+    grad, key_counts = torch.randn(3, 300, 16), []
     truth = gradients(multihead(2, mask), [value.double() for value in tensors], grad)
     eager = gradients(op("reference", 2, mask), tensors, grad)
     attention = nn.functional.scaled_dot_product_attention
@@ -87,10 +91,10 @@ def test_trailing_padding_of_long_clips_is_left_out(monkeypatch, number):
     monkeypatch.setattr(
         nn.functional,
         "scaled_dot_product_attention",
-        lambda *given: calls.append(given[1].shape[2]) or attention(*given),
+        lambda q, k, v, mask: key_counts.append(k.shape[2]) or attention(q, k, v, mask),
     )
     check(gradients(op("sdpa", 2, mask), tensors, grad), truth, eager, torch.float32)
-    assert calls == ([1100, 40, 1] if number == 3 else [1100])  # or one for all
+    assert key_counts == ([1100, 40, 1] if calls == 3 else [1100])  # one call per clip only if it saves enough
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -102,15 +106,15 @@ def test_padded_keys_contribute_nothing(backend, poison):
     for value in poisoned[2:4]:
         value[~mask] = poison
     clean = gradients(op(backend, 3, mask), tensors, grad)
-    for one, other in zip(gradients(op(backend, 3, mask), poisoned, grad), clean, strict=True):
-        assert torch.equal(one, other)
+    got = gradients(op(backend, 3, mask), poisoned, grad)
+    assert all(torch.equal(value, wanted) for value, wanted in zip(got, clean, strict=True))
     assert clean[3][~mask].eq(0).all() and clean[4][~mask].eq(0).all() and clean[3][mask].ne(0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_frames_without_a_reference_come_back_bit_for_bit(backend):
     tensors, mask = inputs()
-    tensors[0][-1, 2], tensors[1][-1] = float("inf"), float("nan")  # of the clip that asks nothing
+    tensors[0][-1, 2], tensors[1][-1] = float("inf"), float("nan")  # in the clip without a reference
     grad = torch.randn_like(tensors[0])
     out, d_source, d_q, d_k, d_v, d_weight, d_bias = gradients(op(backend, 3, mask), tensors, grad)
     assert torch.equal(out[-1], tensors[0][-1]) and torch.equal(d_source[-1], grad[-1])
@@ -147,15 +151,15 @@ def test_strided_inputs_and_huge_logits(backend):
     grad = torch.randn_like(tensors[0])
     strided = [value.mT.contiguous().mT for value in tensors[:5]] + tensors[5:]
     wanted = gradients(op("reference", 3, mask), tensors, grad)
-    for one, other in zip(gradients(op(backend, 3, mask), strided, grad), wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for got, want in zip(gradients(op(backend, 3, mask), strided, grad), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     huge = [tensors[0], 1e3 * tensors[1], 1e3 * tensors[2], *tensors[3:]]
     assert all(value.isfinite().all() for value in gradients(op(backend, 3, mask), huge, grad))
 
 
 def test_autocast_takes_its_dtype_everywhere():
     tensors, mask = inputs()
-    tensors[0] = tensors[0].to(torch.bfloat16)  # dtypes may differ, as they do behind a linear layer
+    tensors[0] = tensors[0].to(torch.bfloat16)  # dtypes may differ, as after a linear layer under autocast
     for backend in ("reference", "sdpa"):
         with torch.autocast("cpu", torch.bfloat16):
             out, *grads = gradients(op(backend, 3, mask), tensors, torch.ones_like(tensors[0]))
@@ -164,7 +168,7 @@ def test_autocast_takes_its_dtype_everywhere():
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "message"),
+    ("change", "error", "message"),
     [
         ({"source": [1.0]}, TypeError, r"source must be a torch.Tensor of shape \[N, L_a, D\], got list"),
         ({"q": torch.randn(2, 4)}, ValueError, r"q must have shape \[N, L_a, D\], got \[2, 4\]"),
@@ -183,22 +187,22 @@ def test_autocast_takes_its_dtype_everywhere():
         ({"out_bias": torch.randn(1, 8)}, ValueError, r"out_bias must have shape \[D\], got \[1, 8\]"),
         ({"key_mask": torch.ones(2, 5)}, TypeError, "key_mask must be a boolean tensor, True = valid, got torch.float"),
         ({"key_mask": torch.ones(2, 3).bool()}, ValueError, r"key_mask must have shape \[2, 5\].* of k, got \[2, 3\]"),
-        ({"num_heads": 3}, ValueError, "num_heads must be a whole number that divides D = 8, got 3"),
-        ({"num_heads": 0}, ValueError, "num_heads must be a whole number that divides D = 8, got 0"),
-        ({"num_heads": 2.0}, ValueError, "num_heads must be a whole number that divides D = 8, got 2.0"),
+        ({"num_heads": 3}, ValueError, "num_heads must be a positive integer that divides D = 8, got 3"),
+        ({"num_heads": 0}, ValueError, "num_heads must be a positive integer that divides D = 8, got 0"),
+        ({"num_heads": 2.0}, ValueError, "num_heads must be a positive integer that divides D = 8, got 2.0"),
         ({"backend": "cuda"}, ValueError, "argument backend must be 'auto' or one of 'triton', 'sdpa', 'reference'"),
         ({"backend": "cpp"}, atk.BackendError, "'cpp' .argument backend.: this op has no such backend; use 'auto' or"),
     ],
 )  # fmt: skip
-def test_errors_name_the_argument(change, kind, message):
+def test_errors_name_the_argument(change, error, message):
     names = {"source": 3, "q": 3, "k": 5, "v": 5}
     arguments = {name: torch.randn(2, length, 8) for name, length in names.items()}
     arguments |= {"out_weight": torch.randn(8, 8), "out_bias": torch.randn(8), "num_heads": 2, **change}
-    with pytest.raises(kind, match=message):
+    with pytest.raises(error, match=message):
         atk.cross_attention_difference(**arguments)
 
 
-def test_the_environment_binds_only_ops_that_have_the_backend(monkeypatch):
+def test_the_environment_variable_is_ignored_by_ops_without_that_backend(monkeypatch):
     tensors, mask = inputs()
     monkeypatch.setenv("ATK_BACKEND", "cpp")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,5 @@
-"""InfoNCE on vectors and on max-mean similarity, and the losses as modules."""
+"""`atk.info_nce` and `atk.aligned_info_nce`: definitions, gradients and errors; the losses of `atk.nn`."""
 
-import importlib
 import math
 
 import pytest
@@ -8,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import atk
-
-info_nce_module = importlib.import_module("atk.ops.info_nce")  # the package's attribute of this name is the function
+from atk.ops import info_nce as info_nce_module
 
 
 def test_info_nce_is_the_sum_of_two_cross_entropies():
@@ -36,7 +34,7 @@ def test_gradcheck_with_logit_scale(aligned):
     assert torch.autograd.gradcheck(lambda a, t, s: function(a, t, s, backend="reference"), (audio, text, scale))
 
 
-def test_large_scale_and_half_types_stay_finite():
+def test_large_scales_and_half_precision_stay_finite():
     audio = F.normalize(torch.randn(16, 32), dim=-1)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         loss = atk.info_nce(audio.to(dtype), -audio.to(dtype), 100.0)
@@ -47,18 +45,18 @@ def test_one_pair_has_no_loss():
     assert atk.info_nce(torch.randn(1, 4), torch.randn(1, 4), 10.0).item() == 0
 
 
-def test_temperature_fixed_or_learnt():
-    fixed, learnt = atk.nn.InfoNCELoss(0.2), atk.nn.InfoNCELoss(0.2, learnable=True)
+def test_fixed_and_learnable_temperature():
+    fixed, learnable = atk.nn.InfoNCELoss(0.2), atk.nn.InfoNCELoss(0.2, learnable=True)
     assert not list(fixed.parameters()) and fixed.logit_scale.item() == pytest.approx(5)
     audio, text = torch.randn(4, 8), torch.randn(4, 8)
-    learnt(audio, text).backward()
-    assert learnt.log_logit_scale.grad.abs() > 0
+    learnable(audio, text).backward()
+    assert learnable.log_logit_scale.grad.abs() > 0
     with torch.no_grad():
-        learnt.log_logit_scale.fill_(math.log(1e6))
-    assert learnt.logit_scale.item() == pytest.approx(100)
-    learnt.log_logit_scale.grad = None
-    learnt(audio, text).backward()
-    assert learnt.log_logit_scale.grad.abs() > 0  # it can come back
+        learnable.log_logit_scale.fill_(math.log(1e6))
+    assert learnable.logit_scale.item() == pytest.approx(100)
+    learnable.log_logit_scale.grad = None
+    learnable(audio, text).backward()
+    assert learnable.log_logit_scale.grad.abs() > 0  # it can decrease again
 
 
 def test_aligned_contrastive_loss_is_the_weighted_sum():
@@ -77,25 +75,25 @@ def test_aligned_contrastive_loss_is_the_weighted_sum():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "cpp"])
-def test_the_losses_take_the_fast_path_unless_told_otherwise(monkeypatch, backend):
-    taken = []
+def test_the_modules_use_the_fast_path_unless_a_backend_is_given(monkeypatch, backend):
+    used = []
     dispatch = info_nce_module.dispatch
-    monkeypatch.setattr(info_nce_module, "dispatch", lambda *args: taken.append(args[-1]) or dispatch(*args))
-    sides = torch.randn(3, 8), torch.randn(3, 8)
-    atk.nn.AlignedContrastiveLoss(backend=backend, aligned_weight=0).terms(*sides, None, None)
-    assert taken == ["reference" if backend == "reference" else "chunked"]
+    monkeypatch.setattr(info_nce_module, "dispatch", lambda *args: used.append(args[-1]) or dispatch(*args))
+    vectors = torch.randn(3, 8), torch.randn(3, 8)
+    atk.nn.AlignedContrastiveLoss(backend=backend, aligned_weight=0).terms(*vectors, None, None)
+    assert used == ["reference" if backend == "reference" else "chunked"]
     if backend != "cpp":
-        atk.nn.InfoNCELoss(backend=backend)(*sides)
-        assert taken[1:] == taken[:1]
+        atk.nn.InfoNCELoss(backend=backend)(*vectors)
+        assert used[1:] == used[:1]
 
 
-def rows(positive, clips=3, **options):
+def loss_with_positive(positive, clips=3, **options):
     return atk.info_nce(torch.randn(clips, 4), torch.randn(5, 4), 1.0, positive=positive, **options)
 
 
-def test_wrong_types_are_refused():
+def test_wrong_types_are_rejected():
     with pytest.raises(TypeError, match=r"positive must be an int64 tensor, got torch\.int32"):
-        rows(torch.tensor([0, 1, 2]).int())
+        loss_with_positive(torch.tensor([0, 1, 2]).int())
     with pytest.raises(TypeError, match="logit_scale must be a number or a real tensor of one element, got str"):
         atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), "5")
 
@@ -124,11 +122,17 @@ def test_the_modules_name_their_own_arguments():
             lambda: atk.info_nce(torch.randn(3, 4), torch.randn(3, 4), torch.ones(3)),
             r"logit_scale must be .*got .*\[3\]",
         ),
-        (lambda: rows(torch.tensor([0, 5, 1])), "positive must lie within the 5 rows of text, got 0 to 5"),
-        (lambda: rows(torch.tensor([0, -1, 1])), "positive must lie within the 5 rows of text, got -1 to 1"),
-        (lambda: rows(torch.tensor([0, 1])), r"positive must have shape \[3\].*got \[2\]"),
-        (lambda: rows(torch.zeros(0).long(), 0), "audio must hold at least one clip, got 0"),
-        (lambda: rows(torch.tensor([0, 1, 2]), reduction="none"), "reduction must be one of"),
+        (
+            lambda: loss_with_positive(torch.tensor([0, 5, 1])),
+            "positive must lie within the 5 rows of text, got 0 to 5",
+        ),
+        (
+            lambda: loss_with_positive(torch.tensor([0, -1, 1])),
+            "positive must lie within the 5 rows of text, got -1 to 1",
+        ),
+        (lambda: loss_with_positive(torch.tensor([0, 1])), r"positive must have shape \[3\].*got \[2\]"),
+        (lambda: loss_with_positive(torch.zeros(0).long(), 0), "audio must hold at least one clip, got 0"),
+        (lambda: loss_with_positive(torch.tensor([0, 1, 2]), reduction="none"), "reduction must be one of"),
         (lambda: atk.pairwise_logsumexp(torch.randn(3, 4), torch.randn(3, 5), 1.0), "same width D, got 5 and 4"),
         (lambda: atk.pairwise_logsumexp(torch.randn(3, 4), torch.randn(3, 4), 1.0, backend="sdpa"), "backend must be"),
         (lambda: atk.aligned_info_nce(torch.randn(3, 2, 4), torch.randn(2, 2, 4), 1.0), "got 3 and 2"),

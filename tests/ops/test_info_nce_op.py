@@ -1,4 +1,4 @@
-"""InfoNCE as an op: compilation, `opcheck`, second derivatives, the wiring of Triton's kernels, memory."""
+"""The autograd op of InfoNCE: compilation, `opcheck`, second derivatives, the calls of the kernels, memory."""
 
 import sys
 import types
@@ -52,8 +52,8 @@ def test_second_derivatives(which):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    """Imitates `atk.kernels.info_nce` by the chunked path, so that the wiring runs where Triton does not."""
+def fake_kernels(monkeypatch):
+    """Replaces `atk.kernels.info_nce` by the chunked backend, so that the op can be tested without Triton."""
 
     def forward(audio, text, scale, columns):
         assert audio.is_contiguous() and text.is_contiguous() and scale.dtype == torch.float32 and scale.dim() == 0
@@ -70,9 +70,10 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(info_nce_op, "_PAIRS_AT_A_TIME", 4)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("positive", [None, torch.randint(9, (9,))], ids=["both directions", "rows"])
-def test_triton_wiring_passes_values_and_gradients_through(stand_in, dtype, positive):
+def test_triton_wiring_passes_values_and_gradients_through(fake_kernels, dtype, positive):
     audio, text, scale = unit(8, 9).T.to(dtype), unit(8, 9).T.to(dtype), torch.tensor(4.0)
     precision = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1e-5
     assert_true(loss("triton", positive), loss("reference", positive), audio, text, scale, grad=precision)
@@ -83,18 +84,18 @@ def test_triton_wiring_passes_values_and_gradients_through(stand_in, dtype, posi
 
 _STEP = """
 def step(pairs):
-    sides = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
+    vectors = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
     scale = torch.tensor(20.0, requires_grad=True)
-    atk.info_nce(*sides, scale, backend=sys.argv[2]).backward()
+    atk.info_nce(*vectors, scale, backend=sys.argv[2]).backward()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_memory_grows_as_the_pairs_not_as_their_square():
+def test_memory_is_linear_in_the_number_of_pairs():
     def peak(pairs, backend):
         return peak_growth(_STEP, pairs, backend)
 
-    # Chunks take 34 MB at most; inputs and gradients of 8,192 pairs 8 MB, their logits 268.
+    # Chunks take up to 34 MB, the inputs and gradients of 8,192 pairs 8 MB; their logits would take 268 MB.
     short, long = peak(4096, "chunked"), peak(8192, "chunked")
     assert long < 70 and long < 2.2 * short
     assert peak(4096, "reference") > 130

@@ -1,6 +1,7 @@
-"""The public op: what it means, on every backend that runs on this machine; launchers have tests of their own.
+"""`atk.max_mean_similarity`: values, gradients and errors, on every backend that runs on this machine.
 
-Triton runs here in its interpreter only: `test_max_mean_triton.py` starts these cases again in that way.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`. The
+kernels have their own tests there.
 """
 
 import math
@@ -56,8 +57,7 @@ def test_padding_of_any_content_changes_nothing_and_gets_no_gradient(backend):
         got = gradients(
             op, audio.masked_fill(~audio_mask[..., None], poison), text.masked_fill(~text_mask[..., None], poison)
         )
-        for one, other in zip(got, wanted, strict=True):
-            assert torch.equal(one, other)
+        assert all(torch.equal(value, want) for value, want in zip(got, wanted, strict=True))
     assert wanted[1][~audio_mask].eq(0).all() and wanted[2][~text_mask].eq(0).all()
 
 
@@ -185,19 +185,17 @@ def test_gradcheck():
 @cpp_runs
 def test_opcheck():
     audio, text, audio_mask, text_mask = (value.flatten(0, 1) for value in ragged())
-    leaves, cu = (
-        (audio.requires_grad_(), text.requires_grad_()),
-        [torch.arange(n + 1).int() * L for n, L in ((4, 9), (5, 7))],
-    )
+    audio.requires_grad_(), text.requires_grad_()
+    cu_audio, cu_text = torch.arange(5).int() * 9, torch.arange(6).int() * 7
     for masks in ((audio_mask, text_mask), (None, None)):
-        sides = leaves[0], cu[0], masks[0], 9, leaves[1], cu[1], masks[1], 7
+        sequences = audio, cu_audio, masks[0], 9, text, cu_text, masks[1], 7
         for with_index in (True, False):
             options = False, False, "cpp", with_index
-            torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sides, *options))
-            sim, index = torch.ops.atk.max_mean_forward(*sides, *options)
-            detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sides]
+            torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sequences, *options))
+            sim, index = torch.ops.atk.max_mean_forward(*sequences, *options)
+            detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sequences]
             torch.library.opcheck(torch.ops.atk.max_mean_backward.default, (sim.detach(), index, *detached, *options))
-        torch.library.opcheck(torch.ops.atk.normalize_rows.default, (leaves[0], masks[0], "cpp"))
+        torch.library.opcheck(torch.ops.atk.normalize_rows.default, (audio, masks[0], "cpp"))
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -215,7 +213,7 @@ def test_compiles_into_one_graph(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_takes_mixed_inputs_and_half_ones(backend):
+def test_autocast_takes_mixed_and_half_precision_inputs(backend):
     if backend == "triton" and TRITON_DEVICE.type == "cpu":
         pytest.skip(no_bf16)
     audio, text, audio_mask, text_mask = ragged(dtype=torch.bfloat16)
@@ -227,7 +225,7 @@ def test_autocast_takes_mixed_inputs_and_half_ones(backend):
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "message"),
+    ("change", "error", "message"),
     [
         ({"audio": torch.randn(3, 4)}, ValueError, r"audio must have shape \[N_a, L_a, D\], got \[3, 4\]"),
         ({"audio": [[1.0]]}, TypeError, "audio must be a torch.Tensor"),
@@ -244,10 +242,10 @@ def test_autocast_takes_mixed_inputs_and_half_ones(backend):
         ({"backend": "triton"}, atk.BackendError, "backend 'triton'"),
     ],
 )
-def test_errors_name_the_argument(change, kind, message, monkeypatch):
+def test_errors_name_the_argument(change, error, message, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = {"audio": torch.randn(2, 4, 5), "text": torch.randn(2, 3, 5), **change}
-    with pytest.raises(kind, match=message):
+    with pytest.raises(error, match=message):
         atk.max_mean_similarity(**arguments)
 
 
@@ -259,7 +257,7 @@ def test_environment_variable_sets_the_default(monkeypatch):
     assert atk.max_mean_similarity(torch.randn(2, 4, 5), torch.randn(2, 3, 5)).shape == (2, 2)
 
 
-def test_backends_says_what_auto_takes_and_why_others_cannot():
+def test_backends_tells_what_auto_picks_and_why_others_cannot_run():
     row = atk.backends()["cpu float64"]
     assert row["auto"] == "reference" == next(name for name, state in row.items() if state == "available")
     assert "float64" in row["cpp"]
