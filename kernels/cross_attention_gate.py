@@ -1,7 +1,7 @@
-"""The mask of the cross-attention difference (4.12) in Triton: projection and product in one pass, and their gradient.
+"""Gate kernels of the cross-attention difference (4.12): output projection and gating in one pass, and the gradient.
 
-N clips of L_a frames, D channels. Clips without a valid key (`key_end` 0, or L_ref 0 where it is None) keep their
-source bit for bit.
+Shapes: N clips of L_a frames, D channels. Clips without a valid key (`key_end` is 0, or it is None and L_ref is 0) keep
+their source bitwise.
 """
 
 import triton
@@ -15,9 +15,9 @@ def gate_kernel(
     attended, weight, bias, source, key_end, out, gate, T, L_a, L_ref, D,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """gate = sigmoid(-(attended @ weight^T + bias)), out = gate * source, over T = N * L_a rows.
+    """gate = sigmoid(-(attended @ weight^T + bias)) and out = gate * source, over T = N * L_a rows.
 
-    A program owns ROWS rows by COLUMNS channels.
+    A program computes a tile of ROWS rows x COLUMNS channels.
     """
     columns = tl.cdiv(D, COLUMNS)
     start = tl.program_id(0) // columns * ROWS
@@ -37,26 +37,30 @@ def gate_kernel(
     keys = tl.zeros((ROWS,), tl.int32) + L_ref
     if key_end is not None:
         keys = tl.load(key_end + row // L_a, mask=row < T, other=0)
-    share = tl.where((keys > 0)[:, None], tl.sigmoid(-total), 1.0)
+    gate_tile = tl.where((keys > 0)[:, None], tl.sigmoid(-total), 1.0)
     at = start.to(tl.int64) * D + lane + c[None, :]
     ok = (row < T)[:, None] & (c < D)[None, :]
-    kept = tl.load(source + at, mask=ok, other=0.0).to(tl.float32) * share
-    tl.store(gate + at, share.to(gate.dtype.element_ty), mask=ok)
-    tl.store(out + at, kept.to(out.dtype.element_ty), mask=ok)
+    out_tile = tl.load(source + at, mask=ok, other=0.0).to(tl.float32) * gate_tile
+    tl.store(gate + at, gate_tile.to(gate.dtype.element_ty), mask=ok)
+    tl.store(out + at, out_tile.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["L_a", "L_ref"])
 def gate_backward_kernel(grad, source, gate, key_end, grad_source, grad_sim, L_a, L_ref, D, SIZE: tl.constexpr):
-    """grad_source = grad * gate, grad_sim = -grad * source * gate * (1 - gate); empty clips: grad and 0."""
+    """grad_source = grad * gate and grad_sim = -grad * source * gate * (1 - gate).
+
+    Clips without a valid key get grad_source = grad (their gate is 1) and grad_sim = 0.
+    """
     size = L_a * D
     tiles = tl.cdiv(size, SIZE)
     clip = (tl.program_id(0) // tiles).to(tl.int64)
-    place = tl.program_id(0) % tiles * SIZE + tl.arange(0, SIZE)
-    at, ok = clip * L_a * D + place, place < size
-    some = key_count(key_end, clip, L_ref) > 0
+    element = tl.program_id(0) % tiles * SIZE + tl.arange(0, SIZE)
+    at = clip * L_a * D + element
+    ok = element < size
+    has_keys = key_count(key_end, clip, L_ref) > 0
     g = tl.load(grad + at, mask=ok, other=0.0).to(tl.float32)
-    share = tl.load(gate + at, mask=ok, other=0.0).to(tl.float32)
+    gate_value = tl.load(gate + at, mask=ok, other=0.0).to(tl.float32)
     x = tl.load(source + at, mask=ok, other=0.0).to(tl.float32)
-    tl.store(grad_source + at, (g * share).to(grad_source.dtype.element_ty), mask=ok)
-    sim = tl.where(some, -g * x * share * (1 - share), 0.0)
+    tl.store(grad_source + at, (g * gate_value).to(grad_source.dtype.element_ty), mask=ok)
+    sim = tl.where(has_keys, -g * x * gate_value * (1 - gate_value), 0.0)
     tl.store(grad_sim + at, sim.to(grad_sim.dtype.element_ty), mask=ok)

@@ -1,28 +1,28 @@
-"""Launch numbers of the Triton kernels: chosen by shape, dtype and GPU, without tuning at run time, so runs repeat.
+"""Launch configurations of the Triton kernels, chosen by shape, dtype and GPU.
 
-A table of measured numbers (`launch_table.py`) overrides the heuristics here.
-
-The reasons name what was read from the compiled code (`kernels/compile.py`): registers, spills, shared memory.
+There is no tuning at run time, so results are reproducible. A table of tuned configurations (`launch_table.py`)
+overrides the heuristics. The comments cite registers, spills and shared memory of the compiled code (`compile.py`).
 """
 
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-from atk.kernels.launch_table import find
+from atk.kernels.launch_table import lookup
 
-# Looked up once, here: torch.compile traces through the choice of a backend.
+# Evaluated at import, because torch.compile traces through the choice of a backend.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-MAX_HEAD_WIDTH = 256  # channels of an attention head: the accumulators of wider ones leave no registers
-_OLDEST = (8, 0)  # compute capability: bfloat16 matrix instructions and asynchronous copies
+MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
+_MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the choices depend on: compute capability, number of multiprocessors, name."""
+    """The device properties that launch configurations depend on."""
 
     capability: tuple[int, int]
     multiprocessors: int
@@ -30,7 +30,7 @@ class Device:
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
-        """The properties of a GPU; for the CPU (the interpreter) those of a very small A100."""
+        """The properties of a GPU. The CPU (the interpreter) counts as an A100 with a single multiprocessor."""
         if device.type == "cpu":
             return cls((8, 0), 1, "interpreter")
         properties = torch.cuda.get_device_properties(device)
@@ -38,15 +38,15 @@ class Device:
 
     @property
     def has_wgmma(self) -> bool:
-        """Warpgroup matrix instructions or newer, and 227 KiB of shared memory: data-centre Hopper and Blackwell."""
+        """Data center Hopper and Blackwell: warpgroup matrix instructions or newer, and 227 KiB of shared memory."""
         return self.capability[0] in (9, 10)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Tile sizes of one kernel: frames x channels, its warps and pipeline stages.
+    """Launch configuration of a max-mean kernel: tile size (frames x channels), warps and pipeline stages.
 
-    `stationary` (forward only): one caption tile serves the whole program and stays in shared memory.
+    `stationary` (forward only): one tile of captions stays in shared memory for the whole program.
     """
 
     frames: int
@@ -56,18 +56,24 @@ class Launch:
     stationary: bool | None = None
 
     def meta(self) -> dict[str, int | bool]:
-        """The kernel's compile-time arguments, `num_warps` and `num_stages` among them."""
-        meta = {"BLOCK_A": self.frames, "BLOCK_D": self.channels}
-        meta |= {"num_warps": self.warps, "num_stages": self.stages}
-        return meta if self.stationary is None else meta | {"STATIONARY": self.stationary}
+        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
+        meta: dict[str, int | bool] = {
+            "BLOCK_A": self.frames,
+            "BLOCK_D": self.channels,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+        if self.stationary is not None:
+            meta["STATIONARY"] = self.stationary
+        return meta
 
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """Tile sizes of one kernel of the cross-attention difference or of InfoNCE, its warps and pipeline stages.
+    """Launch configuration of a kernel of the cross-attention difference or InfoNCE.
 
-    `rows`: what a program owns; `columns`: what it streams (`gate`: output channels); `channels`: how many a product
-    takes at a time.
+    A program computes `rows` rows and streams tiles of `columns` columns (`gate`: output channels). Products take
+    `channels` channels at a time.
     """
 
     rows: int
@@ -77,25 +83,32 @@ class TileLaunch:
     stages: int
 
     def meta(self) -> dict[str, int]:
-        """The kernel's compile-time arguments, `num_warps` and `num_stages` among them."""
-        meta = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
-        return meta | {"num_warps": self.warps, "num_stages": self.stages}
+        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
+        return {
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "CHANNELS": self.channels,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
 
 
-# Rows, columns, warps and stages for heads of up to so many channels: the largest tiles that spill no registers, in
-# float32, bfloat16 and float16, with a mask or without. Four warps where two or three programs then share a
-# multiprocessor: one's softmax runs under another's products.
-_ATTENTION_HOPPER = {
+# {kernel: {largest head width: (rows, columns, warps, stages)}}: the largest tiles that do not spill registers, with or
+# without a mask. Four warps are used where two or three programs then share a multiprocessor, so that the softmax of
+# one overlaps with the products of another.
+_AttentionTiles: TypeAlias = dict[str, dict[int, tuple[int, int, int, int]]]
+_ATTENTION_HOPPER: _AttentionTiles = {
     "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
 }
-_ATTENTION_AMPERE = {  # they serve GPUs with 99 KiB of shared memory too: compute capabilities 8.6, 8.9 and 12
+# Also used with 99 KiB of shared memory: compute capabilities 8.6, 8.9 and 12.
+_ATTENTION_AMPERE: _AttentionTiles = {
     "attend": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
     "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
     "grad_key": {32: (64, 64, 4, 3), 64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
 }
-_ATTENTION_FLOAT = {
+_ATTENTION_FLOAT32: _AttentionTiles = {
     "attend": {256: (32, 32, 8, 2)},
     "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
     "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
@@ -103,11 +116,11 @@ _ATTENTION_FLOAT = {
 
 
 def unavailable(device_type: str) -> str | None:
-    """None when the Triton kernels can run on tensors of this device type, else what is missing and how to get it."""
+    """None if the Triton kernels can run on this device type, otherwise the reason and how to fix it."""
     if not _HAS_TRITON:
         return "triton is not installed; pip install 'audio-text-kernels[triton]'"
     if device_type == "cuda":
-        return _too_old()
+        return _unusable_gpu()
     if device_type != "cpu":
         return f"runs on CUDA tensors, not on {device_type}"
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -116,133 +129,141 @@ def unavailable(device_type: str) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # torch.compile traces through the choice of a backend
-def _too_old() -> str | None:
+def _unusable_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "there is no GPU that PyTorch can use"
     major, minor = torch.cuda.get_device_capability()
-    if (major, minor) >= _OLDEST:
+    if (major, minor) >= _MIN_CAPABILITY:
         return None
     return f"needs a GPU of compute capability 8.0 or newer, this one has {major}.{minor}"
 
 
 def tile_width(dtype: torch.dtype) -> int:
-    """Rows of a tile of packed text: twice as many scores leave no registers for the maximum."""
+    """Rows in a tile of packed text. With twice as many scores, no registers are left for the maximum."""
     return 64 if dtype == torch.float32 else 128
 
 
 def packed_width(D: int) -> int:
-    """Channels of packed rows, zeros behind the D given: 32 or a multiple of 64, so tiles are whole and aligned."""
+    """D rounded up to 32 or a multiple of 64, so that channel tiles are full and aligned."""
     return 32 if D <= 32 else D + -D % 64
 
 
 def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
-    """Launch numbers of `"forward"`, `"grad_audio"` or `"grad_text"` for captions of up to `tokens` tokens.
+    """The launch configuration of a max-mean kernel, from the launch table or else from heuristics.
 
-    `chunked`: longer captions, in chunks of `tokens`; D is that of packed rows.
+    Args:
+        kernel: "forward", "grad_audio" or "grad_text".
+        dtype: of the embeddings.
+        tokens: largest caption length of the length class.
+        chunked: whether captions are longer and processed in chunks of `tokens`.
+        D: channels of packed rows.
+        device: the GPU.
 
     Raises:
-        ValueError: the table of measured numbers cannot be used.
+        ValueError: the launch table cannot be read or has an invalid entry.
     """
-    measured = find(device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
-    return _heuristic(kernel, dtype, tokens, chunked, D, device) if measured is None else Launch(**measured)
+    tuned = lookup(device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
 
 
 def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
-    half = dtype != torch.float32
-    whole = D & -D  # the largest tile of channels that divides D
-    if kernel != "forward":
-        channels = min(whole, 128 if half else 64)  # twice as many spill
-        if not half:
-            return Launch(64, channels, warps=8, stages=3)
-        if device.has_wgmma:
-            return Launch(128, channels, warps=8, stages=3)
-        # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
-        # So do eight warps of grad_audio with 16 captions a tile and 64 channels: ptxas aims at 128 registers.
-        channels = min(channels, 64 if kernel == "grad_text" else 128)
-        spills = kernel == "grad_audio" and tokens == 8 and channels == 64
-        return Launch(64, channels, 4 if spills else 8, stages=3)
-    if not half:
-        # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
+    divisor = D & -D  # the largest power of two that divides D
+    if kernel == "forward":
+        return _forward_heuristic(dtype, tokens, chunked, D, divisor, device)
+    if dtype == torch.float32:
+        return Launch(64, min(divisor, 64), warps=8, stages=3)  # 128 channels spill
+    if device.has_wgmma:
+        return Launch(128, min(divisor, 128), warps=8, stages=3)  # 256 channels spill
+    # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
+    channels = min(divisor, 64 if kernel == "grad_text" else 128)
+    # With eight warps ptxas aims at 128 registers, and grad_audio spills at 16 captions per tile and 64 channels.
+    spills = kernel == "grad_audio" and tokens == 8 and channels == 64
+    return Launch(64, channels, 4 if spills else 8, stages=3)
+
+
+def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:
+    if dtype == torch.float32:
+        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
         return Launch(64, 16, warps=8, stages=3, stationary=False)
-    if whole == D and not chunked:
+    if divisor == D and not chunked:
         if D <= 128:
-            # 64 KiB on Hopper: three programs share a multiprocessor, so one's maximum runs under another's product.
-            # One warp's matrix instructions hold their operands in registers too: eight warps there.
+            # 64 KiB on Hopper: three programs share a multiprocessor, so the maximum of one overlaps with the product
+            # of another. Matrix instructions of a single warp hold operands in registers too, so use eight warps there.
             return Launch(64, D, 4 if device.has_wgmma else 8, stages=3, stationary=True)
         if D == 256 and tokens > 8 and device.has_wgmma:
             return Launch(128, D, warps=8, stages=2, stationary=True)  # 192 KiB
-    # Both operands streamed: as large a tile as the registers take beside the running maximum of each caption.
-    channels = min(whole, 64 if tokens > 8 else 32)
+    # Stream both operands, in the largest tile that leaves registers for the running maximum of each caption.
+    channels = min(divisor, 64 if tokens > 8 else 32)
     return Launch(128 if device.has_wgmma else 64, channels, warps=8, stages=3, stationary=False)
 
 
 def head_channels(width: int) -> int:
-    """Channels that a head of `width` is padded to."""
+    """Channels that an attention head of `width` channels is padded to."""
     return max(16, next_power_of_two(width))
 
 
 def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, device: Device) -> TileLaunch:
-    """Launch numbers of `"attend"`, `"grad_query"`, `"grad_key"` or `"gate"` for `heads` of D / heads channels."""
+    """The launch configuration of "attend", "grad_query", "grad_key" or "gate" for D channels in `heads` heads."""
     half = dtype != torch.float32
     if kernel == "gate":
         if half and D % 16 == 0:
             return TileLaunch(128, 128, 64, warps=8, stages=3)
-        # Rows that are not aligned take an address for each element, in registers.
+        # Unaligned rows need an address per element, held in registers.
         return TileLaunch(64, 64, 32 if half else 16, warps=8, stages=3)
     head = head_channels(D // heads)
-    numbers = _ATTENTION_FLOAT if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
-    rows, columns, warps, stages = next(tile for limit, tile in numbers[kernel].items() if head <= limit)
-    # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
+    table = _ATTENTION_FLOAT32 if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
+    rows, columns, warps, stages = next(tile for limit, tile in table[kernel].items() if head <= limit)
+    # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
     return TileLaunch(rows, columns, head if half else 16, warps, stages)
 
 
 def key_end_launch() -> dict[str, int]:
-    """Compile-time arguments of `key_end`."""
+    """Compile-time arguments of `key_end_kernel`."""
     return {"SIZE": 1024}
 
 
 def pointwise_launch() -> dict[str, int]:
-    """Compile-time arguments of `gate_backward`: a vector of 16 bytes of half precision a thread and tensor."""
+    """Compile-time arguments of `gate_backward_kernel`: in half precision, 16 bytes per thread and tensor."""
     return {"SIZE": 1024}
 
 
 def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
-    """Launch numbers of the kernels of InfoNCE that multiply, `"lse"` and `"grad_logits"`, for packed rows."""
+    """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers: 16 channels at a time.
+        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
         return TileLaunch(64, 64, 16, warps=8, stages=3)
-    # Twice as wide spills: the sums of both directions need as many registers again as the products.
+    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
     return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
 
 
 def merge_launch() -> dict[str, int]:
-    """Compile-time arguments of `merge`: 32 loads in flight, or a long column of parts is all latency."""
+    """Compile-time arguments of `merge_kernel`: 32 loads in flight hide the latency of a long column of parts."""
     return {"PARTS": 32, "SIZE": 64}
 
 
 def column_span(row_tiles: int, column_tiles: int, device: Device) -> int:
-    """How many tiles of captions a program of `lse` streams, given the tiles of both sides."""
-    parts = max(1, 8 * device.multiprocessors // row_tiles)  # rounds enough that the last, partial one costs little
+    """The number of caption tiles that a program of `lse_kernel` streams, given the clip and caption tile counts."""
+    parts = max(1, 8 * device.multiprocessors // row_tiles)  # enough waves that a partial last one costs little
     return max(1, column_tiles // min(parts, column_tiles))
 
 
 def parts_of_frames(caption_tiles: int, N_a: int, frame_tiles: int, device: Device) -> int:
-    """Into how many parts the clips are split among forward programs, given bounds on the tiles of both sides."""
-    programs = 16 * device.multiprocessors  # rounds enough that the last, partial one costs little
-    busy = max(1, frame_tiles // 8)  # eight tiles at least, or loading the captions and filling the pipeline shows
-    return max(1, min(N_a, busy, programs // caption_tiles))
+    """The number of parts the N_a clips are split into for `forward_kernel`, given bounds on the numbers of tiles."""
+    programs = 16 * device.multiprocessors  # enough waves that a partial last one costs little
+    max_parts = max(1, frame_tiles // 8)  # eight tiles or more amortize loading captions and filling the pipeline
+    return max(1, min(N_a, max_parts, programs // caption_tiles))
 
 
 def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
-    """Into how many parts the frames of `grad_text` are split when its `tiles` alone would not fill the GPU.
+    """The number of parts the frames are split into for `grad_text_kernel`, if its `tiles` alone do not fill the GPU.
 
-    Each part needs a float32 copy of the gradient, 4 * multiprocessors tiles in all.
+    Each part needs a float32 copy of the gradient: 4 * multiprocessors tiles in total.
     """
     return max(1, min(N_a, 4 * device.multiprocessors // tiles))
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Makes the device of the tensors current, because Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

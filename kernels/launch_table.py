@@ -1,18 +1,25 @@
-"""Measured launch numbers, which override the heuristics: a table that a user tuned, or the one that is packaged.
+"""Tuned launch configurations that override the heuristics: a table written by the user, or the packaged one.
 
-A table is `{"entries": [{"gpu", "kernel", "dtype", "tokens", "chunked", "D", "launch": {...}}, ...]}`. An entry serves
-the GPU of that name, captions of that length class, and rows that are packed to D channels.
+A table is JSON: `{"entries": [{"gpu", "kernel", "dtype", "tokens", "chunked", "D", "launch": {...}}, ...]}`. An entry
+applies to the GPU of that name, one kernel, dtype and length class of captions, and rows packed to D channels.
 """
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
 VARIABLE = "ATK_LAUNCH_TABLE"
 PACKAGED = Path(__file__).with_name("launch_table.json")
+
+Entry: TypeAlias = dict[str, Any]  # as parsed from JSON
+_Key: TypeAlias = tuple[str, str, str, int, bool, int]  # gpu, kernel, dtype, tokens, chunked, D
+_Allowed: TypeAlias = Mapping[str, Sequence[str | int | bool] | None]  # None: any value
+
 _POWERS = [2**k for k in range(4, 11)]
-_KEYS = {
+_KEYS: _Allowed = {
     "gpu": None,
     "kernel": ["forward", "grad_audio", "grad_text"],
     "dtype": ["float32", "bfloat16", "float16"],
@@ -21,21 +28,30 @@ _KEYS = {
     "D": [32, *range(64, 4097, 64)],
     "launch": None,
 }
-_LAUNCH = {"frames": _POWERS, "channels": _POWERS, "warps": [1, 2, 4, 8, 16], "stages": list(range(1, 9))}
+_LAUNCH: _Allowed = {
+    "frames": _POWERS,
+    "channels": _POWERS,
+    "warps": [1, 2, 4, 8, 16],
+    "stages": list(range(1, 9)),
+}
 
 
-def find(gpu: str, kernel: str, dtype: str, tokens: int, chunked: bool, D: int) -> dict | None:
-    """The launch numbers of the entry for this case, or None.
+def lookup(gpu: str, kernel: str, dtype: str, tokens: int, chunked: bool, D: int) -> dict[str, Any] | None:
+    """The launch configuration for this case, or None if the table has no entry for it.
 
     Raises:
-        ValueError: the table named by ATK_LAUNCH_TABLE cannot be read, or one of its entries cannot be used.
+        ValueError: the table that ATK_LAUNCH_TABLE names cannot be read, or one of its entries is invalid.
     """
     path = os.environ.get(VARIABLE) or _packaged()
     return None if path is None else _read(path).get((gpu, kernel, dtype, tokens, chunked, D))
 
 
-def write(path: str | os.PathLike, entries: list[dict]) -> None:
-    """Writes a table, after checking its entries."""
+def write(path: str | os.PathLike[str], entries: list[Entry]) -> None:
+    """Writes a table after validating its entries.
+
+    Raises:
+        ValueError: an entry is invalid.
+    """
     _index(entries, str(path))
     Path(path).write_text(json.dumps({"entries": entries}, indent=1) + "\n")
 
@@ -46,7 +62,7 @@ def _packaged() -> str | None:
 
 
 @lru_cache
-def _read(path: str) -> dict[tuple, dict]:
+def _read(path: str) -> dict[_Key, dict[str, Any]]:
     try:
         entries = json.loads(Path(path).read_text())["entries"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,32 +70,34 @@ def _read(path: str) -> dict[tuple, dict]:
     return _index(entries, path)
 
 
-def _index(entries: list[dict], path: str) -> dict[tuple, dict]:
-    table = {}
-    for number, entry in enumerate(entries):
+def _index(entries: list[Entry], path: str) -> dict[_Key, dict[str, Any]]:
+    table: dict[_Key, dict[str, Any]] = {}
+    for i, entry in enumerate(entries):
         try:
             _check(entry)
         except ValueError as error:
-            raise ValueError(f"launch table {path} ({VARIABLE}), entry {number}: {error}") from None
-        table[tuple(entry[name] for name in _KEYS if name != "launch")] = entry["launch"]
+            raise ValueError(f"launch table {path} ({VARIABLE}), entry {i}: {error}") from None
+        key = (entry["gpu"], entry["kernel"], entry["dtype"], entry["tokens"], entry["chunked"], entry["D"])
+        table[key] = entry["launch"]
     return table
 
 
-def _check(entry: dict) -> None:
-    """Raises ValueError saying what an entry has wrong."""
+def _check(entry: Entry) -> None:
+    """Raises ValueError if an entry is invalid."""
     _check_values(entry, _KEYS)
-    launch, forward = entry["launch"], entry["kernel"] == "forward"
-    _check_values(launch, _LAUNCH | ({"stationary": [False, True]} if forward else {}))
+    launch = entry["launch"]
+    forward = entry["kernel"] == "forward"
+    _check_values(launch, {**_LAUNCH, "stationary": [False, True]} if forward else _LAUNCH)
     if entry["D"] % launch["channels"]:
         raise ValueError(f"channels must divide D = {entry['D']}; got {launch['channels']}")
     if forward and launch["stationary"] and (entry["chunked"] or entry["D"] != launch["channels"]):
-        raise ValueError("stationary captions must fit one tile: not chunked, as many channels as D")
+        raise ValueError("stationary needs captions that fit one tile: chunked must be false, channels must equal D")
 
 
-def _check_values(values: dict, wanted: dict[str, list | None]) -> None:
+def _check_values(values: object, wanted: _Allowed) -> None:
     if not isinstance(values, dict) or set(values) != set(wanted):
         raise ValueError(f"must have exactly {', '.join(wanted)}; got {values!r}")
     for name, allowed in wanted.items():
-        # True == 1 in Python, but not here.
+        # Compare types too: True == 1 in Python, but not here.
         if allowed and not any(values[name] == value and type(values[name]) is type(value) for value in allowed):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {values[name]!r}")

@@ -1,4 +1,4 @@
-"""Batches of sequences as the kernels take them: the rows of all sequences, one after another."""
+"""Packed batches of sequences, the input format of the kernels: the rows of all sequences, concatenated."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Sequences(NamedTuple):
-    """N sequences in T rows of D channels: sequence s is `rows[cu_seqlens[s] : cu_seqlens[s + 1]]`.
+    """N sequences packed into T rows of D channels; sequence s is `rows[cu_seqlens[s] : cu_seqlens[s + 1]]`.
 
-    `rows` is `[T, D]`; `cu_seqlens` `[N + 1]` int32 on the same device, from 0 to T; `mask` `[T]` boolean, True =
-    valid, or None when every row is; `longest` an upper bound on the lengths that the host knows. The kernels want all
-    of them contiguous.
+    `rows` is `[T, D]`. `cu_seqlens` is `[N + 1]` int32 on the same device and runs from 0 to T. `mask` is `[T]` bool,
+    True = valid, or None if every row is valid. `longest` is an upper bound on the sequence lengths, known to the host.
+    The kernels require contiguous tensors.
     """
 
     rows: Tensor
@@ -20,26 +20,31 @@ class Sequences(NamedTuple):
     longest: int
 
     @property
-    def number(self) -> int:
-        """N."""
+    def num_sequences(self) -> int:
+        """The number of sequences, N."""
         return self.cu_seqlens.shape[0] - 1
 
 
 def index_dtype(longest: int) -> torch.dtype:
-    """The type of the winners in captions of up to `longest` tokens."""
+    """The dtype of winner indices for captions of up to `longest` tokens: uint8, int16 or int32."""
     return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
 
 
 def from_padded(value: Tensor, mask: Tensor | None) -> Sequences:
-    """The sequences of `value` `[N, L, D]` with the mask `[N, L]`."""
-    number, length, width = value.shape
-    cu_seqlens = torch.arange(number + 1, dtype=torch.int32, device=value.device) * length
-    rows, mask = value.reshape(number * length, width), None if mask is None else mask.reshape(number * length)
-    return Sequences(rows, cu_seqlens, mask, length)
+    """Packs padded sequences `value` `[N, L, D]` with a bool `mask` `[N, L]` (None: all valid); padding stays in.
+
+    Every packed sequence has L rows. The mask marks the valid ones.
+    """
+    N, L, D = value.shape
+    cu_seqlens = torch.arange(N + 1, dtype=torch.int32, device=value.device) * L
+    return Sequences(value.reshape(N * L, D), cu_seqlens, None if mask is None else mask.reshape(N * L), L)
 
 
 def from_cu_seqlens(rows: Tensor, cu_seqlens: Tensor, longest: int | None) -> Sequences:
-    """The sequences of packed `rows`; without `longest` it is read from the device."""
+    """Wraps packed `rows` `[T, D]` with `cu_seqlens` `[N + 1]` int32.
+
+    If `longest` is None, the largest length is read from the device, which synchronizes.
+    """
     if longest is None:
         longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
     return Sequences(rows, cu_seqlens, None, longest)

@@ -1,52 +1,79 @@
-"""What the max-mean kernels share: loads of rows, and the tiles and slots that a program works on."""
+"""Table layouts and helpers shared by the max-mean kernels.
+
+Captions are sorted by length class, and each gets a slot. `slots` [SLOT_FIELDS, N_t] int32 describes the slots, one
+column per slot. `tiles` [., TILE_FIELDS] int32 describes the frame tiles, and `text_tiles` [., TEXT_TILE_FIELDS] int32
+the tiles of packed text, one row per tile.
+"""
 
 import triton
 import triton.language as tl
 
+SLOT_CAPTION = tl.constexpr(0)  # caption in this slot
+SLOT_LENGTH = tl.constexpr(1)  # its valid tokens
+SLOT_FIRST_ROW = tl.constexpr(2)  # its first row of packed text
+SLOT_NUM_ROWS = tl.constexpr(3)  # rows of packed text it occupies, padding included
+SLOT_FIELDS = tl.constexpr(4)
+
+TILE_FIRST_ROW = tl.constexpr(0)  # first row of packed frames
+TILE_NUM_ROWS = tl.constexpr(1)  # frames in the tile
+TILE_CLIP = tl.constexpr(2)  # clip the frames belong to
+TILE_IS_LAST = tl.constexpr(3)  # 1 for the last tile of a clip
+TILE_FIELDS = tl.constexpr(4)
+
+TEXT_TILE_SLOT = tl.constexpr(0)  # first slot of the tile
+TEXT_TILE_POSITION = tl.constexpr(1)  # position of the tile's first token within its caption
+TEXT_TILE_FIELDS = tl.constexpr(2)
+
 
 @triton.jit
 def load_rows(base, row_ok, d0, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Channels d0 to d0 + BLOCK_D of ROWS rows of D channels from `base`, 0 where not `row_ok` (None: all are)."""
+    """Loads channels d0 to d0 + BLOCK_D of ROWS rows of D channels: [ROWS, BLOCK_D].
+
+    Rows where `row_ok` is False load as 0; None loads every row.
+    """
     at = base + tl.arange(0, ROWS)[:, None] * D + (d0 + tl.arange(0, BLOCK_D))[None, :]
     return tl.load(at) if row_ok is None else tl.load(at, mask=row_ok[:, None], other=0.0)
 
 
 @triton.jit
-def slot_range(bounds, number, skip, room):
-    """First slot meant and the end of those meant."""
-    low = tl.load(bounds + number) + skip
-    return low, tl.minimum(tl.load(bounds + number + 1), low + room)
+def slot_range(bounds, class_index, offset, size):
+    """First slot and end of the slots `offset` to `offset + size` of a length class, cut at the end of the class."""
+    low = tl.load(bounds + class_index) + offset
+    return low, tl.minimum(tl.load(bounds + class_index + 1), low + size)
 
 
 @triton.jit
 def text_tile_range(slots, low, high, N_t, W: tl.constexpr):
-    """First tile of packed text of the slots from low to high, and the end; equal where there is no slot."""
+    """First tile and end of the tiles of packed text for slots low to high; equal if there are no slots."""
     last = tl.maximum(high - 1, low)
-    some = low < high
-    begin = tl.load(slots + 2 * N_t + low, mask=some, other=0) // W
-    rows = tl.maximum(tl.load(slots + N_t + last, mask=some, other=0), 1)
-    return begin, tl.where(some, tl.cdiv(tl.load(slots + 2 * N_t + last, mask=some, other=0) + rows, W), begin)
+    nonempty = low < high
+    begin = tl.load(slots + SLOT_FIRST_ROW * N_t + low, mask=nonempty, other=0) // W
+    rows = tl.maximum(tl.load(slots + SLOT_LENGTH * N_t + last, mask=nonempty, other=0), 1)
+    last_row = tl.load(slots + SLOT_FIRST_ROW * N_t + last, mask=nonempty, other=0)
+    return begin, tl.where(nonempty, tl.cdiv(last_row + rows, W), begin)
 
 
 @triton.jit
 def tile_slot(text_tiles, tile, begin, low, C: tl.constexpr):
-    """First slot of a tile of packed text, and the position of its first token."""
-    slot, position = low + (tile - begin) * C, 0
-    if C == 1:  # of a longer caption it may be one of several chunks
-        slot, position = tl.load(text_tiles + tile * 2), tl.load(text_tiles + tile * 2 + 1)
+    """First slot of a tile of packed text, and the position of the tile's first token within its caption."""
+    slot = low + (tile - begin) * C
+    position = 0
+    if C == 1:  # a long caption spans several tiles
+        slot = tl.load(text_tiles + tile * TEXT_TILE_FIELDS + TEXT_TILE_SLOT)
+        position = tl.load(text_tiles + tile * TEXT_TILE_FIELDS + TEXT_TILE_POSITION)
     return slot, position
 
 
 @triton.jit
-def share(count, part, parts):
-    """The part of `count` items that falls to one of `parts` programs."""
-    each = tl.cdiv(count, parts)
-    return tl.minimum(part * each, count), tl.minimum((part + 1) * each, count)
+def part_range(count, part, parts):
+    """Start and end of slice `part` when `count` items are split into `parts` slices of equal size."""
+    size = tl.cdiv(count, parts)
+    return tl.minimum(part * size, count), tl.minimum((part + 1) * size, count)
 
 
 @triton.jit
 def clip_start(tile, count, tiles, first_tile):
-    """The first tile from `tile` on that begins a clip."""
-    clip = tl.load(tiles + tl.minimum(tile, count - 1) * 4 + 2)
+    """The first tile at or after `tile` that starts a clip, or `count` if there is none."""
+    clip = tl.load(tiles + tl.minimum(tile, count - 1) * TILE_FIELDS + TILE_CLIP)
     first = tl.load(first_tile + clip)
     return tl.where(tile >= count, count, tl.where(first == tile, tile, tl.load(first_tile + clip + 1)))

@@ -1,4 +1,4 @@
-"""The tuner: times launch numbers of the max-mean kernels on a GPU, writes the table that overrides the heuristics."""
+"""Autotuner of the max-mean kernels: times launch configurations on a GPU and writes the fastest to a launch table."""
 
 import operator
 import os
@@ -8,6 +8,7 @@ from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from itertools import product
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,26 +18,40 @@ from atk.kernels.launch import Launch
 from atk.kernels.max_mean import Problem
 from atk.kernels.pack import LengthClass
 from atk.kernels.sequences import from_padded, index_dtype
-from atk.kernels.weights import pair_weights
+from atk.kernels.weights import slot_weights
 
-# N_a, N_t, L_a, L_t, D: captions of each length class, all of equal length.
+# (N_a, N_t, L_a, L_t, D): captions of every length class; within a shape all have the same length.
 SHAPES = tuple((1024, 1024, 256, L_t, D) for L_t in (8, 16, 32, 64, 128) for D in (128, 256, 512))
-# The largest difference from the heuristic's result, relative to the largest value: products are added in other orders.
+# Largest allowed difference from the default's result, relative to its largest value: products are summed in another
+# order.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 @dataclass
 class Tuned:
-    """Entries of the table; candidates tried, without a result (not compiled, out of resources), and wrong."""
+    """Result of a tuning run.
 
-    entries: list[dict]
+    `entries` are the entries of the launch table. `tried` counts the candidates, `failed` those that did not compile or
+    needed more resources than the GPU has, and `wrong` those with a wrong result.
+    """
+
+    entries: list[launch_table.Entry]
     tried: int = 0
     failed: int = 0
     wrong: int = 0
 
 
+class _Benchmark(NamedTuple):
+    """A kernel launch to time."""
+
+    kernel: str
+    problem: Problem
+    call: Callable[[], None]
+    result: Tensor  # written by `call`
+
+
 def candidates(kernel: str, D: int, chunked: bool) -> Iterator[Launch]:
-    """Launch numbers worth timing for one kernel on rows packed to D channels."""
+    """Launch configurations worth timing for one kernel on rows of D channels."""
     tiles = [channels for channels in (16, 32, 64, 128) if D % channels == 0]
     for frames, warps, stages in product((64, 128), (4, 8), (2, 3, 4)):
         if kernel != "forward":
@@ -50,50 +65,61 @@ def candidates(kernel: str, D: int, chunked: bool) -> Iterator[Launch]:
 def tune(
     shapes: Iterable[tuple[int, int, int, int, int]],
     dtypes: Iterable[torch.dtype],
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     *,
     device: str = "cuda",
     repeats: int = 20,
     seconds: float = float("inf"),
     choose: Callable[[str, int, bool], Iterable[Launch]] = candidates,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], object] = print,
 ) -> Tuned:
-    """Times every candidate for every kernel at shapes (N_a, N_t, L_a, L_t, D) and writes the fastest to `out`.
+    """Times every candidate for every kernel and shape, and writes the fastest to the launch table `out`.
 
-    Each candidate's result is checked against that of the usual launch numbers. One that does not compile, needs more
-    than the GPU has, or computes something else is skipped and counted. After `seconds` a kernel and shape get no
-    further candidates. `choose(kernel, D, chunked)` gives the candidates; `report` takes a line for each kernel and
-    shape, and `out` is written after each. A later shape of the same classes overrides. Candidates that differ from the
-    usual numbers in fewest places come first.
+    Candidates that differ least from the default are tried first. The result of each is checked against the default's.
+    Candidates that fail to compile, exceed the GPU's resources or give a wrong result are skipped and counted.
+
+    Args:
+        shapes: (N_a, N_t, L_a, L_t, D) of each problem. A later shape of the same length class and D overrides.
+        dtypes: float32, bfloat16 or float16.
+        out: path of the table; rewritten after each kernel and shape.
+        device: where to run; "cpu" is the Triton interpreter.
+        repeats: timed calls per candidate.
+        seconds: time budget for each kernel and shape, after which no further candidates are tried.
+        choose: `choose(kernel, D, chunked)` gives the candidates.
+        report: called with one line for each kernel and shape.
     """
     tuned = Tuned([])
     for shape, dtype in product(shapes, dtypes):
-        for kernel, problem, call, result in _kernels(shape, dtype, device):
-            kind = problem.captions.classes[0]
-            best, wanted = problem.launch(kernel, kind), _run(call, result)
-            shortest = usual = _seconds(call, repeats, device)
+        for kernel, problem, call, result in _benchmarks(shape, dtype, device):
+            length_class = problem.captions.classes[0]
+            best = problem.launch(kernel, length_class)
+            wanted = _run(call, result)
+            default_time = best_time = _seconds(call, repeats, device)
             begin = time.monotonic()
-            for candidate in _nearest_first(choose(kernel, problem.D, kind.chunked), best):
+            for candidate in _nearest_first(choose(kernel, problem.D, length_class.chunked), best):
                 if time.monotonic() - begin > seconds:
                     break
                 problem.launches[kernel] = candidate
-                taken = _try(call, result, wanted, _TOLERANCE[dtype], repeats, device, tuned)
-                if taken is not None and taken < shortest:
-                    best, shortest = candidate, taken
+                if not _matches(call, result, wanted, _TOLERANCE[dtype], tuned):
+                    continue
+                duration = _seconds(call, repeats, device)
+                if duration < best_time:
+                    best = candidate
+                    best_time = duration
             problem.launches[kernel] = best
-            tuned.entries.append(_entry(problem, kernel, dtype, kind, best))
-            report(f"{kernel} {dtype} {shape}: {usual * 1e3:.3f} ms -> {shortest * 1e3:.3f} ms with {best}")
+            tuned.entries.append(_entry(problem, kernel, dtype, length_class, best))
+            report(f"{kernel} {dtype} {shape}: {default_time * 1e3:.3f} ms -> {best_time * 1e3:.3f} ms with {best}")
             launch_table.write(out, tuned.entries)
     return tuned
 
 
-def _nearest_first(launches: Iterable[Launch], usual: Launch) -> list[Launch]:
-    """Ordered by how many numbers differ from the usual ones, should the time run out."""
-    return sorted(launches, key=lambda launch: sum(map(operator.ne, astuple(launch), astuple(usual))))
+def _nearest_first(launches: Iterable[Launch], default: Launch) -> list[Launch]:
+    """Sorts configurations by how many of their values differ from the default, in case the time runs out."""
+    return sorted(launches, key=lambda launch: sum(map(operator.ne, astuple(launch), astuple(default))))
 
 
-def _kernels(shape: tuple[int, ...], dtype: torch.dtype, device: str):
-    """Name, problem, call and result tensor of each kernel, on random captions and clips of equal lengths."""
+def _benchmarks(shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: str) -> Iterator[_Benchmark]:
+    """A benchmark of each kernel on random clips and captions without padding."""
     N_a, N_t, L_a, L_t, D = shape
     generator = torch.Generator(device).manual_seed(0)
     audio, text = (
@@ -104,57 +130,55 @@ def _kernels(shape: tuple[int, ...], dtype: torch.dtype, device: str):
     (group,) = problem.groups(None)
     sim = torch.empty(N_a, N_t, device=device)
     index = torch.empty(N_t, N_a * L_a, dtype=index_dtype(L_t), device=device)
-    yield "forward", problem, partial(problem.forward, group, sim, index), sim
-    weights = pair_weights(
-        torch.randn(N_a, N_t, generator=generator, device=device), problem.frames, problem.captions, False
-    )
-    ends = {"carry": None, "sparse": False, "first": True, "last": True}
+    yield _Benchmark("forward", problem, partial(problem.forward, group, sim, index), sim)
+    grad = torch.randn(N_a, N_t, generator=generator, device=device)
+    weights = slot_weights(grad, problem.frames, problem.captions, pairs=False)
     out = audio.rows.new_empty(N_a * L_a, problem.D)
-    yield "grad_audio", problem, partial(problem.grad_audio, group, weights, index, out=out, **ends), out
+    grad_audio = partial(problem.grad_audio, group, weights, index, None, out, sparse=False, first=True, last=True)
+    yield _Benchmark("grad_audio", problem, grad_audio, out)
     out = text.rows.new_empty(1, N_t * L_t, problem.D)
-    yield "grad_text", problem, partial(problem.grad_text, group, weights, index, out, False), out
+    yield _Benchmark("grad_text", problem, partial(problem.grad_text, group, weights, index, out, sparse=False), out)
 
 
-def _try(
-    call, result: Tensor, wanted: Tensor, tolerance: float, repeats: int, device: str, tuned: Tuned
-) -> float | None:
-    """Seconds of one candidate, or None where it fails or is wrong, which is counted."""
+def _matches(call: Callable[[], None], result: Tensor, wanted: Tensor, tolerance: float, tuned: Tuned) -> bool:
+    """Whether a candidate runs and gives the wanted result; counts it in `tuned`."""
     tuned.tried += 1
     try:
         error = (_run(call, result) - wanted).abs().max()
-    except Exception as problem:
-        if not _is_failure(problem):
+    except Exception as exception:
+        if not _is_failure(exception):
             raise
         tuned.failed += 1
-        return None
+        return False
     if not error <= tolerance * wanted.abs().max():
         tuned.wrong += 1
-        return None
-    return _seconds(call, repeats, device)
+        return False
+    return True
 
 
 def _is_failure(error: Exception) -> bool:
-    """Whether Triton refused the launch numbers; anything else is a bug."""
-    from triton.runtime.errors import TritonError  # also the base of CompilationError
+    """Whether Triton rejected the launch configuration; any other error is a bug."""
+    from triton.runtime.errors import TritonError  # also the base class of CompilationError
 
     return isinstance(error, TritonError) or "PassManager" in str(error)
 
 
-def _run(call, result: Tensor) -> Tensor:
+def _run(call: Callable[[], None], result: Tensor) -> Tensor:
+    """A float32 copy of what `call` writes to `result`."""
     result.fill_(float("nan"))
     call()
     return result.to(torch.float32, copy=True)
 
 
-def _seconds(call, repeats: int, device: str) -> float:
-    """The median duration, after one call to warm up: device time on a GPU, wall time in the interpreter."""
+def _seconds(call: Callable[[], None], repeats: int, device: str) -> float:
+    """The median duration in seconds after one warmup call: device time on a GPU, wall time in the interpreter."""
     call()
     times = []
     for _ in range(repeats):
         if device == "cpu":
-            begin = time.perf_counter()
+            start = time.perf_counter()
             call()
-            times.append(time.perf_counter() - begin)
+            times.append(time.perf_counter() - start)
         else:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -165,14 +189,15 @@ def _seconds(call, repeats: int, device: str) -> float:
     return median(times)
 
 
-def _entry(problem: Problem, kernel: str, dtype: torch.dtype, kind: LengthClass, launch: Launch) -> dict:
-    numbers = {name: value for name, value in asdict(launch).items() if value is not None}
+def _entry(
+    problem: Problem, kernel: str, dtype: torch.dtype, length_class: LengthClass, launch: Launch
+) -> launch_table.Entry:
     return {
         "gpu": problem.device.name,
         "kernel": kernel,
         "dtype": str(dtype).removeprefix("torch."),
-        "tokens": kind.tokens,
-        "chunked": kind.chunked,
+        "tokens": length_class.tokens,
+        "chunked": length_class.chunked,
         "D": problem.D,
-        "launch": numbers,
+        "launch": {name: value for name, value in asdict(launch).items() if value is not None},
     }

@@ -1,4 +1,4 @@
-"""Before the gradients of max-mean similarity: a weight for each pair, and lists of the tiles that hold any but 0."""
+"""Inputs to the max-mean gradients: a weight for each pair, and lists of the tiles that contain nonzero weights."""
 
 from typing import NamedTuple
 
@@ -6,21 +6,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atk.kernels.pack import Captions, Frames, FrameTiles, LengthClass
-from atk.kernels.tiles import slot_range, text_tile_range, tile_slot
+from atk.kernels.pack import Captions, Frames, FrameTiles, SlotGroup
+from atk.kernels.tiles import (
+    SLOT_CAPTION,
+    SLOT_LENGTH,
+    TILE_CLIP,
+    TILE_FIELDS,
+    slot_range,
+    text_tile_range,
+    tile_slot,
+)
 
 
 class Weights(NamedTuple):
-    """weight = grad / frames of the clip, 0 for empty clips and captions; columns are slots."""
+    """weight = grad / number of frames of the clip, 0 for empty clips and captions. Columns are slots."""
 
     weight: Tensor  # [N_a, N_t] float32; pairs: [N]
-    peak: Tensor  # [N_a] float32: the largest magnitude of a clip, 1 where that is 0 or not finite
+    peak: Tensor  # [N_a] float32: largest magnitude for each clip, 1 where that is 0 or not finite
     clip_stride: int
     slot_stride: int  # 0 for pairs
 
 
-class Active(NamedTuple):
-    """Lists of tiles: those at `tiles[k, : count[k]]` belong to item k."""
+class ActiveTiles(NamedTuple):
+    """Lists of tiles to visit. The tiles of item k are `tiles[k, : count[k]]`."""
 
     tiles: Tensor  # [items, bound] int32
     count: Tensor  # [items] int32
@@ -30,7 +38,7 @@ class Active(NamedTuple):
 def weights_kernel(
     grad, length, slots, weight, peak, N_t, clip_stride, slot_stride, PAIRS: tl.constexpr, BLOCK: tl.constexpr = 256
 ):
-    """The weights of one clip and their peak; a program a clip."""
+    """Computes the weights of one clip and their peak. One program per clip."""
     clip = tl.program_id(0)
     frames = tl.load(length + clip)
     row = clip.to(tl.int64) * clip_stride
@@ -39,24 +47,27 @@ def weights_kernel(
     for s0 in range(low, high, BLOCK):
         slot = s0 + tl.arange(0, BLOCK)
         ok = slot < high
-        caption = tl.load(slots + slot, mask=ok, other=0)
-        some = (tl.load(slots + N_t + slot, mask=ok, other=0) > 0) & (frames > 0)
-        value = tl.load(grad + row + caption.to(tl.int64) * slot_stride, mask=ok & some, other=0.0)
-        value = tl.where(some, value / tl.maximum(frames, 1).to(tl.float32), 0.0)
+        caption = tl.load(slots + SLOT_CAPTION * N_t + slot, mask=ok, other=0)
+        nonempty = (tl.load(slots + SLOT_LENGTH * N_t + slot, mask=ok, other=0) > 0) & (frames > 0)
+        value = tl.load(grad + row + caption.to(tl.int64) * slot_stride, mask=ok & nonempty, other=0.0)
+        value = tl.where(nonempty, value / tl.maximum(frames, 1).to(tl.float32), 0.0)
         tl.store(weight + row + slot.to(tl.int64) * slot_stride, value, mask=ok)
         largest = tl.maximum(largest, tl.abs(value))
     top = tl.max(largest, 0)
     tl.store(peak + clip, tl.where((top > 0) & (top < float("inf")), top, 1.0))
 
 
-@triton.jit(do_not_specialize=["N_t", "number", "skip", "room", "clip_stride", "bound"])
+@triton.jit(do_not_specialize=["N_t", "class_index", "offset", "size", "clip_stride", "bound"])
 def text_lists_kernel(
-    weight, slots, bounds, text_tiles, lists, count, N_t, number, skip, room, clip_stride, bound,
+    weight, slots, bounds, text_tiles, lists, count, N_t, class_index, offset, size, clip_stride, bound,
     C: tl.constexpr, LT: tl.constexpr, BLOCK: tl.constexpr = 64,
 ):  # fmt: skip
-    """For one clip the tiles of packed text, counted from the first of the slots meant, with a weight other than 0."""
+    """Lists, for one clip, the tiles of packed text with a nonzero weight. One program per clip.
+
+    Tiles are numbered from the first tile of the selected slots.
+    """
     clip = tl.program_id(0).to(tl.int64)
-    low, high = slot_range(bounds, number, skip, room)
+    low, high = slot_range(bounds, class_index, offset, size)
     begin, end = text_tile_range(slots, low, high, N_t, C * LT)
     listed = 0
     for t0 in range(begin, end, BLOCK):
@@ -65,64 +76,73 @@ def text_lists_kernel(
         slot = slot[:, None] + tl.arange(0, C)[None, :]
         ok = (tile < end)[:, None] & (slot < high)
         value = tl.load(weight + clip * clip_stride + slot, mask=ok, other=0.0)
-        some = tl.max((value != 0).to(tl.int32), 1)
-        tl.store(lists + clip * bound + listed + tl.cumsum(some, 0) - 1, tile - begin, mask=some != 0)
-        listed += tl.sum(some, 0)
+        nonzero = tl.max((value != 0).to(tl.int32), 1)
+        tl.store(lists + clip * bound + listed + tl.cumsum(nonzero, 0) - 1, tile - begin, mask=nonzero != 0)
+        listed += tl.sum(nonzero, 0)
     tl.store(count + clip, listed)
 
 
-@triton.jit(do_not_specialize=["N_a", "number", "skip", "room", "clip_stride", "bound"])
+@triton.jit(do_not_specialize=["N_a", "class_index", "offset", "size", "clip_stride", "bound"])
 def frame_lists_kernel(
-    weight, tiles, first_tile, bounds, lists, count, N_a, number, skip, room, clip_stride, bound,
+    weight, tiles, first_tile, bounds, lists, count, N_a, class_index, offset, size, clip_stride, bound,
     C: tl.constexpr, BLOCK: tl.constexpr = 64,
 ):  # fmt: skip
-    """For C captions the tiles of frames of clips with a weight other than 0."""
+    """Lists, for C captions, the frame tiles of clips with a nonzero weight. One program per C captions."""
     item = tl.program_id(0).to(tl.int64)
-    low, high = slot_range(bounds, number, skip, room)
+    low, high = slot_range(bounds, class_index, offset, size)
     slot = low + tl.program_id(0) * C + tl.arange(0, C)
     listed = 0
     total = tl.load(first_tile + N_a)
     for t0 in range(0, total, BLOCK):
         tile = t0 + tl.arange(0, BLOCK)
-        clip = tl.load(tiles + tile * 4 + 2, mask=tile < total, other=0).to(tl.int64)
+        clip = tl.load(tiles + tile * TILE_FIELDS + TILE_CLIP, mask=tile < total, other=0).to(tl.int64)
         ok = (tile < total)[:, None] & (slot < high)[None, :]
         value = tl.load(weight + clip[:, None] * clip_stride + slot[None, :], mask=ok, other=0.0)
-        some = tl.max((value != 0).to(tl.int32), 1)
-        tl.store(lists + item * bound + listed + tl.cumsum(some, 0) - 1, tile, mask=some != 0)
-        listed += tl.sum(some, 0)
+        nonzero = tl.max((value != 0).to(tl.int32), 1)
+        tl.store(lists + item * bound + listed + tl.cumsum(nonzero, 0) - 1, tile, mask=nonzero != 0)
+        listed += tl.sum(nonzero, 0)
     tl.store(count + item, listed)
 
 
-def pair_weights(grad: Tensor, frames: Frames, captions: Captions, pairs: bool) -> Weights:
-    """The weights of all pairs from grad [N_a, N_t] or, for pairs, [N]."""
-    clips, number = len(frames.start), captions.slots.shape[1]
-    strides = (1, 0) if pairs else (number, 1)
-    weight, peak = grad.new_empty(grad.shape), grad.new_empty(clips)
-    weights_kernel[(clips,)](grad, frames.length, captions.slots, weight, peak, number, *strides, PAIRS=pairs)
-    return Weights(weight, peak, *strides)
+def slot_weights(grad: Tensor, frames: Frames, captions: Captions, pairs: bool) -> Weights:
+    """The weights of all pairs, with columns in slot order.
+
+    Args:
+        grad: [N_a, N_t] float32, contiguous; [N] for `pairs`. The gradient of the similarities.
+        frames, captions: the packed inputs.
+        pairs: whether only clip i and caption i are paired.
+    """
+    clips = len(frames.start)
+    N_t = captions.slots.shape[1]
+    clip_stride, slot_stride = (1, 0) if pairs else (N_t, 1)
+    weight = grad.new_empty(grad.shape)
+    peak = grad.new_empty(clips)
+    weights_kernel[(clips,)](
+        grad, frames.length, captions.slots, weight, peak, N_t, clip_stride, slot_stride, PAIRS=pairs
+    )
+    return Weights(weight, peak, clip_stride, slot_stride)
 
 
-def active_text(weights: Weights, captions: Captions, kind: LengthClass, skip: int, room: int) -> Active:
-    """The tiles of packed text for each clip, of slots `skip` to `skip + room` of a class."""
-    clips, number = len(weights.peak), captions.slots.shape[1]
-    out = captions.bounds.new_empty(clips, kind.tile_bound)
+def active_text_tiles(weights: Weights, captions: Captions, group: SlotGroup) -> ActiveTiles:
+    """The tiles of packed text that each clip has a nonzero weight with, among the slots of `group`."""
+    clips = len(weights.peak)
+    out = captions.bounds.new_empty(clips, group.length_class.tile_bound)
     count = captions.bounds.new_empty(clips)
     text_lists_kernel[(clips,)](
-        weights.weight, captions.slots, captions.bounds, captions.tiles, out, count, number, kind.number, skip, room,
-        weights.clip_stride, out.shape[1], C=kind.captions, LT=kind.tokens,
+        weights.weight, captions.slots, captions.bounds, captions.tiles, out, count, captions.slots.shape[1],
+        *group.range_arguments, weights.clip_stride, out.shape[1],
+        C=group.length_class.captions, LT=group.length_class.tokens,
     )  # fmt: skip
-    return Active(out, count)
+    return ActiveTiles(out, count)
 
 
-def active_frames(
-    weights: Weights, captions: Captions, tiles: FrameTiles, kind: LengthClass, skip: int, room: int
-) -> Active:
-    """The tiles of frames for each tile of captions, of slots `skip` to `skip + room` of a class."""
-    items = triton.cdiv(min(room, kind.bound), kind.captions)
+def active_frame_tiles(weights: Weights, captions: Captions, tiles: FrameTiles, group: SlotGroup) -> ActiveTiles:
+    """The frame tiles that each tile of captions has a nonzero weight with, for the slots of `group`."""
+    items = group.caption_tiles
     out = captions.bounds.new_empty(items, tiles.bound)
     count = captions.bounds.new_empty(items)
     frame_lists_kernel[(items,)](
-        weights.weight, tiles.table, tiles.first, captions.bounds, out, count, len(weights.peak), kind.number, skip,
-        room, weights.clip_stride, tiles.bound, C=kind.captions,
+        weights.weight, tiles.table, tiles.first, captions.bounds, out, count, len(weights.peak),
+        *group.range_arguments, weights.clip_stride, tiles.bound, C=group.length_class.captions,
     )  # fmt: skip
-    return Active(out, count)
+    return ActiveTiles(out, count)

@@ -1,0 +1,195 @@
+"""What the compiled code of a Triton kernel depends on: argument types, constants and compiler options of each case."""
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import torch
+
+from atk.kernels.launch import (
+    Device,
+    cross_attention_launch,
+    head_channels,
+    info_nce_launch,
+    key_end_launch,
+    max_mean_launch,
+    merge_launch,
+    packed_width,
+    pointwise_launch,
+    tile_width,
+)
+
+# Kernels with matrix products, by operation.
+MAX_MEAN_KERNELS = ("forward", "grad_audio", "grad_text")
+ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
+INFO_NCE_KERNELS = ("lse", "grad_logits")
+# The other kernels, by module.
+SMALL_KERNELS = {
+    "pack_kernels": ("count", "order", "place", "gather", "frame_tiles"),
+    "weights": ("weights", "text_lists", "frame_lists"),
+    "normalize": ("normalize", "normalize_backward"),
+    "cross_attention_kernels": ("key_end",),
+    "cross_attention_gate": ("gate_backward",),
+    "info_nce_kernels": ("merge",),
+}
+_MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in names}
+_MODULES |= dict.fromkeys(MAX_MEAN_KERNELS, "max_mean_kernels")
+_MODULES |= dict.fromkeys(ATTENTION_KERNELS, "cross_attention_kernels") | {"gate": "cross_attention_gate"}
+_MODULES |= dict.fromkeys(INFO_NCE_KERNELS, "info_nce_kernels")
+_MULTIPROCESSORS = 132  # no compile-time argument depends on it
+ALL_ATTENTION_KERNELS = {*ATTENTION_KERNELS, "key_end", "gate_backward"}
+ALL_INFO_NCE_KERNELS = {*INFO_NCE_KERNELS, "merge"}
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_INDEX_POINTERS = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
+# Pointer types by parameter name. Max-mean kernels: the dtype of the embeddings, float32, otherwise int32.
+_EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "grad_rows"}
+_FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
+# Kernels of the cross-attention difference: the dtype of the embeddings, with these exceptions.
+_CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
+# Kernels of InfoNCE: the dtype of the embeddings, int64 for `positive`, otherwise float32.
+_INFO_NCE_EMBEDDINGS = {"audio", "text", "weights"}
+_COLUMN_TENSORS = {"column_parts", "columns", "grad_columns"}
+
+_Meta: TypeAlias = dict[str, Any]
+Capability: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel configuration to compile.
+
+    Attributes:
+        kernel: name of the kernel without `_kernel`.
+        dtype: of the embeddings.
+        tokens: largest caption length of the length class; 0 for cross-attention and InfoNCE.
+        D: channels.
+        chunked: whether captions are longer and processed in chunks of `tokens`.
+        index_bytes: bytes of a winner index; 0 for a forward that does not save them.
+        masks: whether there are masks.
+        accumulate: whether gradients accumulate in float32 buffers, because there are several groups of captions or
+            parts of the frames.
+        sparse: whether only listed tiles are visited. A sparse forward computes winner indices only.
+        pairs: whether clip i is compared with caption i only.
+        heads: attention heads of D / heads channels, for the cross-attention difference.
+        columns: whether InfoNCE runs in both directions instead of rows only.
+    """
+
+    kernel: str
+    dtype: torch.dtype
+    tokens: int = 32
+    D: int = 128
+    chunked: bool = False
+    index_bytes: int = 1
+    masks: bool = True
+    accumulate: bool = True
+    sparse: bool = False
+    pairs: bool = False
+    heads: int = 1
+    columns: bool = True
+
+
+@dataclass(frozen=True)
+class CompileArguments:
+    """What the compiled code of a case depends on, as triton.compile takes it."""
+
+    kernel: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list[list[Any]]]
+    options: dict[str, int]
+
+
+def find_kernel(name: str) -> Any:
+    """The Triton kernel of this name."""
+    return getattr(import_module(f"atk.kernels.{_MODULES[name]}"), f"{name}_kernel")
+
+
+def _meta(case: Case, capability: Capability) -> _Meta:
+    """The compile-time arguments of a case, including `num_warps` and `num_stages` of the tuned kernels."""
+    from atk.kernels.normalize import normalize_launch
+    from atk.kernels.pack import gather_block
+
+    device = Device(capability, _MULTIPROCESSORS)
+    if case.kernel in ATTENTION_KERNELS:
+        head = case.D // case.heads
+        launch = cross_attention_launch(case.kernel, case.dtype, case.D, case.heads, device)
+        return {"WIDTH": head, "HEAD": head_channels(head), **launch.meta()}
+    if case.kernel in ALL_ATTENTION_KERNELS:
+        return {**(key_end_launch() if case.kernel == "key_end" else pointwise_launch())}
+    if case.kernel == "merge":
+        return {**merge_launch()}
+    if case.kernel in ALL_INFO_NCE_KERNELS:
+        return {"GROUP": 16, **info_nce_launch(case.dtype, packed_width(case.D), device).meta()}
+    if case.kernel in SMALL_KERNELS["normalize"]:
+        return {**normalize_launch(case.D)}
+    width = tile_width(case.dtype)
+    meta: _Meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
+    if case.kernel in MAX_MEAN_KERNELS:
+        D = packed_width(case.D)
+        return {**meta, **max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device).meta()}
+    return {**meta, "SIZE": 64, "BLOCK_D": gather_block(case.D)}
+
+
+def _absent(case: Case) -> set[str]:
+    """Names of the tensors that are None in this case; the code depends on it."""
+    absent: set[str] = set()
+    if not case.masks:
+        absent |= {"mask", "key_mask", "key_end", "bias"}
+        if case.kernel == "grad_audio":
+            absent.add("source_row")
+    if not case.sparse:
+        absent |= {"active", "active_count"}
+    elif case.kernel == "forward":
+        absent.add("sim")
+    if not case.accumulate:
+        absent.add("carry")
+    if not case.columns:
+        absent |= _COLUMN_TENSORS
+    return absent
+
+
+def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
+    """The arguments of triton.compile for a case."""
+    kernel = find_kernel(case.kernel)
+    meta = _meta(case, capability)
+    absent = _absent(case)
+    options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    arguments = CompileArguments(case.kernel, {}, {}, {}, options)
+    # Packed rows are aligned for any D of the caller.
+    aligned = "D" if case.kernel in (*MAX_MEAN_KERNELS, *INFO_NCE_KERNELS) else "D_out"
+    parameters = inspect.signature(kernel.fn).parameters
+    for position, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr:
+            argument_type = "constexpr"
+            arguments.constants[name] = meta.get(name, parameters[name].default)
+        elif parameter.do_not_specialize or name in ("D", "D_out"):
+            argument_type = "i32"
+        else:
+            pointer = None if name in absent else _pointer(case, name)
+            argument_type = pointer or "constexpr"
+            if pointer is None:
+                arguments.constants[name] = None
+        arguments.signature[name] = argument_type
+        if argument_type.startswith("*") or name == aligned or (name == "D" and case.D % 16 == 0):
+            arguments.attributes[position,] = [["tt.divisibility", 16]]
+    return arguments
+
+
+def _pointer(case: Case, name: str) -> str | None:
+    """The pointer type of a parameter, or None if the tensor is None."""
+    embeddings = _POINTERS[case.dtype]
+    if case.kernel in ALL_ATTENTION_KERNELS:
+        return _CROSS_ATTENTION_POINTERS.get(name, embeddings)
+    if case.kernel in ALL_INFO_NCE_KERNELS:
+        return embeddings if name in _INFO_NCE_EMBEDDINGS else "*i64" if name == "positive" else "*fp32"
+    if name == "index":
+        return _INDEX_POINTERS[case.index_bytes]
+    if name == "grad_text":
+        return "*fp32" if case.accumulate else embeddings
+    if name in _EMBEDDINGS or (name == "grad" and case.kernel == "normalize_backward"):
+        return embeddings
+    if name in _FLOATS:
+        return "*fp32"
+    return "*u8" if name == "mask" else "*i32"
