@@ -1,7 +1,7 @@
-"""Builds csrc/ as `atk._C` when a C++ compiler is there; kernels/ becomes atk.kernels, benchmarks/harness/ atk.bench.
+"""Builds csrc/ as the extension `atk._C` if a C++ compiler is available.
 
-Ninja runs the build because every instruction set needs its own flags, which setuptools cannot give file by file.
-Without a compiler, or when it fails, the installation goes on and `atk/_build_error.txt` says why.
+Each instruction set needs its own compiler flags. setuptools cannot set flags per file, so the build runs on Ninja.
+If the build fails, the installation continues without the extension, and `atk/_build_error.txt` holds the reason.
 """
 
 import os
@@ -35,10 +35,12 @@ rule link
 
 
 class BuildError(Exception):
-    """Why the extension cannot be built: the first line is a sentence, further lines are the compiler's."""
+    """The extension cannot be built. The first line gives the reason, any further lines are the compiler's output."""
 
 
 class OptionalNinjaBuild(build_ext):
+    """Builds the extension with Ninja and tolerates failure."""
+
     def build_extension(self, ext: Extension) -> None:
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         outputs = [module]
@@ -47,8 +49,8 @@ class OptionalNinjaBuild(build_ext):
         try:
             compile_module(Path(self.build_temp).resolve(), module)
         except BuildError as error:
-            print(f"warning: atk is installed without its C++ extension: {error}", file=sys.stderr)
-            for output in outputs:  # an extension of an earlier build would run outdated code
+            print(f"warning: installing atk without its C++ extension: {error}", file=sys.stderr)
+            for output in outputs:  # an extension left from an earlier build would run outdated code
                 output.unlink(missing_ok=True)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.with_name(BUILD_ERROR).write_text(f"{error}\n")
@@ -57,12 +59,15 @@ class OptionalNinjaBuild(build_ext):
                 output.with_name(BUILD_ERROR).unlink(missing_ok=True)
 
     def run(self) -> None:
-        self._inplace_requested = self.inplace  # setuptools clears it while it builds
+        self._inplace_requested = self.inplace  # setuptools clears `inplace` during the build
         super().run()
 
 
 def compile_module(folder: Path, module: Path) -> None:
-    cxx, ninja, includes = find_compiler(), find_ninja(), include_folders()
+    """Compiles csrc/ in `folder` and links it to `module`; raises BuildError."""
+    cxx = find_compiler()
+    ninja = find_ninja()
+    includes = include_folders()
     folder.mkdir(parents=True, exist_ok=True)
     module.parent.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -81,17 +86,17 @@ def compile_module(folder: Path, module: Path) -> None:
         lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}\n  isa = {isa_flags(source, cxx)}\n")
     lines.append(f"build {ninja_path(module)}: link {' '.join(objects)}\n")
     (folder / "build.ninja").write_text("".join(lines))
-    result = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
+    result = subprocess.run([ninja, "-C", str(folder)], check=False, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"{cxx} failed on csrc/ (is it a C++17 compiler?)\n{(result.stdout + result.stderr)[-4000:]}")
 
 
 def find_compiler() -> str:
-    wanted = os.environ.get("CXX")
-    if wanted:
-        if shutil.which(shlex.split(wanted)[0]) is None:
-            raise BuildError(f"the environment variable CXX names {wanted!r}, which is not there")
-        return wanted
+    cxx = os.environ.get("CXX")
+    if cxx:
+        if shutil.which(shlex.split(cxx)[0]) is None:
+            raise BuildError(f"compiler not found: CXX={cxx}")
+        return cxx
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return name
@@ -102,10 +107,10 @@ def find_ninja() -> str:
     try:
         import ninja
     except ImportError:
-        found = shutil.which("ninja")
-        if found is None:
+        executable = shutil.which("ninja")
+        if executable is None:
             raise BuildError("ninja is missing (pip install ninja)") from None
-        return found
+        return executable
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 
@@ -116,17 +121,17 @@ def include_folders() -> list[str]:
         raise BuildError("pybind11 is missing (pip install pybind11)") from None
     paths = sysconfig.get_paths()
     if not Path(paths["include"], "Python.h").is_file():
-        raise BuildError(f"Python.h is not in {paths['include']} (install the development files of this Python)")
+        raise BuildError(f"Python.h is not in {paths['include']} (install the Python development headers)")
     return [pybind11.get_include(), *sorted({paths["include"], paths["platinclude"]})]
 
 
 def isa_flags(source: str, cxx: str) -> str:
-    """The flags of the instruction set that the file's name ends with; none when the compiler is too old for them."""
+    """Flags of the instruction set named at the end of the file name; none if the compiler does not know them."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
     flags = FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")
     probe = [*shlex.split(cxx), *flags.split(), "-fsyntax-only", "-x", "c++", os.devnull]
-    return flags if subprocess.run(probe, capture_output=True).returncode == 0 else ""
+    return flags if subprocess.run(probe, check=False, capture_output=True).returncode == 0 else ""
 
 
 def ninja_path(path: Path) -> str:
@@ -134,7 +139,7 @@ def ninja_path(path: Path) -> str:
 
 
 setup(
-    packages=find_packages(include=["atk", "atk.*"]),  # through its links atk/kernels and atk/bench too
+    packages=find_packages(include=["atk", "atk.*"]),  # follows the links atk/kernels and atk/bench
     ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": OptionalNinjaBuild},
 )

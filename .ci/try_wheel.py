@@ -1,6 +1,6 @@
-"""Forward and backward of the op through the C++ extension, where only the wheel and what it needs are installed.
+"""Runs the op forward and backward through the C++ extension, in an environment with only the wheel installed.
 
-Every instruction set that this CPU runs is forced in turn, down to that of any x86-64.
+Each instruction set that this CPU supports is forced in turn, down to the x86-64 baseline.
 """
 
 import shutil
@@ -12,14 +12,15 @@ import atk
 from atk.kernels import cpp
 
 if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
-    sys.exit(f"not an empty environment: atk comes from {atk.__file__}, C++ compiler {shutil.which('c++')}")
+    sys.exit(f"not a clean environment: atk comes from {atk.__file__}, C++ compiler: {shutil.which('c++')}")
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     row = atk.backends()[f"cpu {dtype}".replace("torch.", "")]
     if row["auto"] != "cpp":
-        sys.exit(f"the C++ extension does not run: {row}")
+        sys.exit(f"the C++ extension does not work: {row}")
     audio, text = torch.randn(5, 40, 64).to(dtype), torch.randn(7, 9, 64).to(dtype)
     results = []
-    for backend, isa in (("reference", "portable"), *(("cpp", isa) for isa in cpp._C.available_isas())):
+    runs = [("reference", "portable"), *(("cpp", isa) for isa in cpp._C.available_isas())]
+    for backend, isa in runs:
         cpp._C.set_isa(isa)
         inputs = audio.clone().requires_grad_(), text.clone().requires_grad_()
         similarity = atk.max_mean_similarity(*inputs, backend=backend)

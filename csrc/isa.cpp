@@ -1,3 +1,4 @@
+// Detects the instruction sets of the CPU and holds the selected kernels.
 #include "isa.h"
 
 #include <atomic>
@@ -11,31 +12,31 @@ namespace atk {
 namespace {
 
 #if defined(__x86_64__)
-bool cpu_has_avx512_bf16() {  // compilers that cannot name it in __builtin_cpu_supports are still in use
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+bool cpu_has_avx512_bf16() {  // __builtin_cpu_supports of older compilers does not know this feature
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
 }
 #endif
 
-std::vector<const Kernels*> runnable() {
-  std::vector<const Kernels*> found;
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> supported;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // These also ask whether the operating system saves the wide registers.
+  // These checks include whether the operating system saves the wide registers.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     if (kAvx512Bf16Kernels && __builtin_cpu_supports("avx512vnni") && cpu_has_avx512_bf16())
-      found.push_back(kAvx512Bf16Kernels);
-    found.push_back(&kAvx512Kernels);
+      supported.push_back(kAvx512Bf16Kernels);
+    supported.push_back(&kAvx512Kernels);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) supported.push_back(&kAvx2Kernels);
 #endif
-  found.push_back(&kPortableKernels);
-  return found;
+  supported.push_back(&kPortableKernels);
+  return supported;
 }
 
-std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels{runnable().front()};
+std::atomic<const Kernels*>& selected_kernels() {
+  static std::atomic<const Kernels*> kernels{supported_kernels().front()};
   return kernels;
 }
 
@@ -45,15 +46,15 @@ std::atomic<Screening> screening_mode{Screening::automatic};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : runnable()) names.push_back(kernels->name);
+  for (const Kernels* kernels : supported_kernels()) names.push_back(kernels->name);
   return names;
 }
 
 void set_isa(const std::string& name) {
   std::string names;
-  for (const Kernels* kernels : runnable()) {
+  for (const Kernels* kernels : supported_kernels()) {
     if (name == kernels->name) {
-      chosen() = kernels;
+      selected_kernels() = kernels;
       return;
     }
     names += names.empty() ? kernels->name : std::string(", ") + kernels->name;
@@ -69,11 +70,11 @@ void set_screening(const std::string& mode) {
   else if (mode == "never")
     screening_mode = Screening::never;
   else
-    throw std::invalid_argument("screening mode '" + mode + "' is none of: auto, always, never");
+    throw std::invalid_argument("screening mode must be 'auto', 'always' or 'never', got '" + mode + "'");
 }
 
 Screening screening() { return screening_mode; }
 
-const Kernels& kernels() { return *chosen(); }
+const Kernels& kernels() { return *selected_kernels(); }
 
 }  // namespace atk

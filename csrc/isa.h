@@ -1,4 +1,4 @@
-// Which of the compiled instruction sets runs, and whether its forward screens.
+// Choice of the compiled instruction set and of the screening mode, both process-wide.
 #pragma once
 
 #include <string>
@@ -8,12 +8,11 @@
 
 namespace atk {
 
-std::vector<std::string> available_isas();  // that this CPU runs, best first
+std::vector<std::string> available_isas();  // the ones this CPU supports, best first
 void set_isa(const std::string& name);      // throws std::invalid_argument unless available
-const Kernels& kernels();                   // of the best available instruction set, or of the one that was set
+const Kernels& kernels();                   // of the best available instruction set, or of the one set by set_isa
 
-// Whether the forward screens with int8, where the instruction set can: when the data promise a gain, whenever it is
-// possible, or not at all.
+// When the forward screens with int8, if the instruction set can: when a gain is expected, whenever possible, or never.
 enum class Screening { automatic, always, never };
 void set_screening(const std::string& mode);  // "auto", "always" or "never"; throws std::invalid_argument otherwise
 Screening screening();

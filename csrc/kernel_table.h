@@ -1,4 +1,4 @@
-// Every kernel for the instruction set that the including file is compiled for; `screen` may be null.
+// Table of all kernels, for the instruction set that the including file is compiled for; `screen` may be null.
 #pragma once
 
 #include "max_mean_grad.h"

@@ -1,242 +1,240 @@
-// Max-mean similarity on the CPU: finds the valid rows, cuts the work into tasks and hands them to the kernels.
-// No cut changes a result: every sum that a cut interrupts is completed in an order that the shapes alone decide.
+// Max-mean similarity on the CPU: lists the valid rows, splits the work into tasks and hands them to the kernels.
+// The split never changes a result: wherever a sum is split, its parts are added in an order set by the shapes alone.
 #include "max_mean.h"
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
-#include "isa.h"
+#include "max_mean_problem.h"
 #include "parallel.h"
 
 namespace atk {
 namespace {
 
-constexpr int64_t kFramesInCache = 96 << 10;      // words: packed frames that stay in a 1 MiB second-level cache
-constexpr int64_t kCaptionsInCache = 2 << 20;     // words: packed captions that stay in the last-level cache
-constexpr int64_t kGradFrames = 256;              // frames that the backward takes at a time
-constexpr int64_t kGradCaptions = 64;             // captions whose gradients one task sums, unless they pass
-constexpr int64_t kGradSums = 256 << 10;          // floats
-constexpr double kOperationsPerThread = 1 << 20;  // below this, starting a thread costs more than it saves
-constexpr int64_t kTasksPerThread = 4;
-
-// Owner of a ValidRows.
-struct RowLists {
-  std::vector<int32_t> row;
-  std::vector<int64_t> first;
-
-  explicit RowLists(const Sequences& sequences) : first(sequences.count + 1) {
-    const bool* mask = sequences.mask;
-    row.reserve(mask ? std::count(mask, mask + sequences.total, true) : sequences.total);
-    for (int64_t s = 0; s < sequences.count; ++s) {
-      for (int32_t r = sequences.cu_seqlens[s]; r < sequences.cu_seqlens[s + 1]; ++r)
-        if (!mask || mask[r]) row.push_back(r);
-      first[s + 1] = static_cast<int64_t>(row.size());
-    }
-  }
-
-  ValidRows view() const { return {row.data(), first.data()}; }
-  int64_t count(int64_t s) const { return first[s + 1] - first[s]; }
-
-  int64_t longest() const {
-    int64_t rows = 0;
-    for (size_t s = 1; s < first.size(); ++s) rows = std::max(rows, first[s] - first[s - 1]);
-    return rows;
-  }
-};
+constexpr int64_t kChunkWords = 96 << 10;      // packed frames that stay in a 1 MiB L2 cache
+constexpr int64_t kCaptionElements = 2 << 20;  // packed captions that stay in the last-level cache
+constexpr int64_t kGradFrames = 256;           // frames that the backward processes at a time
+constexpr int64_t kGradCaptions = 64;          // largest block of captions of a token_grad task
+constexpr int64_t kGradSums = 256 << 10;       // largest block in floats, unless a single caption is longer
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Parts to cut each of `items` into so that all threads have work.
-int64_t parts_for(int64_t items, int workers, int64_t most) {
-  const int64_t wanted = workers == 1 ? 1 : (kTasksPerThread * workers + items - 1) / std::max<int64_t>(items, 1);
-  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(most, 1));
-}
+// The captions [begin, end) packed for the forward, and prepared for screening if the call screens.
+struct CaptionPack {
+  const int64_t begin, end;
+  const int64_t words;  // per row
+  Buffer<float> tokens;
+  Buffer<Magnitudes> magnitudes;
+  Buffer<char> screened;
 
-// One call: what its parts share.
-struct Problem {
-  const MaxMean& op;
-  const Kernels& kernels = atk::kernels();
-  const RowLists frames{op.audio}, tokens{op.text};
-  const int64_t element = op.dtype == Dtype::float32 ? 4 : 2;
-  const int64_t spans = (op.d + kSpan - 1) / kSpan;
-  const int64_t longest_caption = tokens.longest();
-  const Screening mode = screening();
-  const ScreenKernels* const screen = screens() ? kernels.screen : nullptr;
-
-  bool screens() const {
-    return mode != Screening::never && kernels.screen &&
-           kernels.screen->applies(op, frames.first.back(), longest_caption, mode == Screening::always);
+  CaptionPack(const Problem& problem, int64_t begin, int64_t end, int64_t words, int workers)
+      : begin(begin), end(end), words(words) {
+    const MaxMean& op = problem.op;
+    const RowLists& rows = problem.tokens;
+    const ScreenKernels* screen = problem.screen;
+    const int64_t captions = end - begin;
+    const int64_t token_count = rows.offset[end] - rows.offset[begin];
+    tokens = make_buffer<float>(token_count * words);
+    magnitudes = make_buffer<Magnitudes>(captions);
+    screened = make_buffer<char>(screen ? screen->caption_offset(op.D, captions, token_count) : 0);
+    parallel_for(captions, workers, [&](int64_t j, int) {
+      const int64_t tokens_before = rows.offset[begin + j] - rows.offset[begin];
+      float* packed = tokens.get() + tokens_before * words;
+      magnitudes[j] = problem.kernels.pack_caption(op, rows.view(), begin + j, packed);
+      if (screen && rows.count(begin + j))
+        screen->prepare_caption(op, rows.view(), begin + j, magnitudes[j],
+                                screened.get() + screen->caption_offset(op.D, j, tokens_before));
+    });
   }
 
-  int workers(double operations_per_channel) const {
-    const double most = 1 + 2 * operations_per_channel * op.d / kOperationsPerThread;
-    return static_cast<int>(std::min<double>(std::max(op.threads, 1), most));
-  }
-
-  double pairs_per_clip() const { return op.pairs ? 1 : static_cast<double>(op.text.count); }
-
-  // Clips that have to do with the captions begin .. before end, in pieces of at most `length` frames.
-  std::vector<Chunk> chunks(int64_t begin, int64_t end, int64_t length) const {
-    std::vector<Chunk> result;
-    for (int64_t i = op.pairs ? begin : 0; i < (op.pairs ? end : op.audio.count); ++i)
-      for (int64_t r = frames.first[i]; r < frames.first[i + 1]; r += length)
-        result.push_back({i, r, std::min(r + length, frames.first[i + 1])});
-    return result;
-  }
+  PackedCaptions view(const RowLists& rows) const { return {tokens.get(), magnitudes.get(), rows.view(), begin, end}; }
 };
 
-// Scores the captions begin .. before end, packed together. Without `sim` only the winners are written.
+// Scores the captions [begin, end), packed at the same time. If `sim` is null, only the winners are written.
 void score_group(const Problem& problem, const Winners& winners, int64_t begin, int64_t end, const float* grad,
                  float* sim) {
   const MaxMean& op = problem.op;
   const Kernels& kernels = problem.kernels;
-  const RowLists &frames = problem.frames, &tokens = problem.tokens;
-  const int64_t per_word = op.dtype == Dtype::bfloat16 ? kernels.bfloat16_per_word : 1;
-  const int64_t words = (op.d + per_word - 1) / per_word, captions = end - begin;
-  const int64_t group_tokens = tokens.first[end] - tokens.first[begin];
-  const double scores = static_cast<double>(frames.row.size()) * group_tokens;
-  const int workers = problem.workers(op.pairs ? scores / op.audio.count : scores);
-
-  const auto packed_tokens = make_buffer<float>(group_tokens * words);
-  const auto magnitudes = make_buffer<Magnitudes>(captions);
   const ScreenKernels* screen = problem.screen;
-  const auto screened = make_buffer<char>(screen ? screen->caption_offset(op.d, captions, group_tokens) : 0);
-  parallel_for(captions, workers, [&](int64_t j, int) {
-    const int64_t before = tokens.first[begin + j] - tokens.first[begin];
-    magnitudes[j] = kernels.pack_caption(op, tokens.view(), begin + j, packed_tokens.get() + before * words);
-    if (screen && tokens.count(begin + j))
-      screen->prepare_caption(op, tokens.view(), begin + j, magnitudes[j],
-                              screened.get() + screen->caption_offset(op.d, j, before));
-  });
-  const PackedCaptions packed{packed_tokens.get(), magnitudes.get(), tokens.view(), begin, end};
+  const RowLists& frames = problem.frames;
+  const int64_t per_word = op.dtype == Dtype::bfloat16 ? kernels.bfloat16_per_word : 1;
+  const int64_t words = (op.D + per_word - 1) / per_word;
+  const int64_t captions = end - begin;
+  const int64_t token_count = problem.tokens.offset[end] - problem.tokens.offset[begin];
+  const double scores = static_cast<double>(frames.source_row.size()) * token_count;
+  const int workers = problem.workers(op.pairs ? scores / op.audio.num_sequences : scores);
+  const CaptionPack pack(problem, begin, end, words, workers);
 
-  const int64_t length = round_up(std::clamp<int64_t>(kFramesInCache / words, 1, op.audio.total), kernels.block);
+  const int64_t length = round_up(std::clamp<int64_t>(kChunkWords / words, 1, op.audio.num_rows), kernels.block);
   const std::vector<Chunk> chunks = problem.chunks(begin, end, length);
-  const int64_t count = static_cast<int64_t>(chunks.size());
+  const int64_t chunk_count = static_cast<int64_t>(chunks.size());
   const auto packed_frames = make_buffer<float>(workers * length * words);
-  const auto sums = make_buffer<float>(count * captions);
-  const int64_t scratch_bytes = screen ? screen->scratch_bytes(length, problem.longest_caption, op.d) : 0;
+  const auto sums = make_buffer<float>(chunk_count * captions);
+  const int64_t scratch_bytes = screen ? screen->scratch_bytes(length, problem.longest_caption, op.D) : 0;
   const auto scratch = make_buffer<char>(workers * scratch_bytes);
-  const int64_t parts = parts_for(count, workers, op.pairs ? 1 : captions);
-  parallel_for(count * parts, workers, [&](int64_t item, int worker) {
-    const Chunk& chunk = chunks[item / parts];
+  const int64_t parts = parts_per_item(chunk_count, workers, op.pairs ? 1 : captions);
+  parallel_for(chunk_count * parts, workers, [&](int64_t item, int worker) {
     const int64_t part = item % parts;
-    const int64_t first = op.pairs ? chunk.clip : begin + captions * part / parts;
-    const int64_t last = op.pairs ? chunk.clip + 1 : begin + captions * (part + 1) / parts;
-    const Screen screening{screened.get(), problem.longest_caption, scratch.get() + worker * scratch_bytes,
-                           problem.mode == Screening::always};
-    (screen ? screen->score : kernels.score)(
-        {&op, winners, packed, frames.view(), chunk, first, last, grad, packed_frames.get() + worker * length * words,
-         sums.get() + item / parts * captions, screening});
+    ScoreTask task{};
+    task.op = &op;
+    task.winners = winners;
+    task.captions = pack.view(problem.tokens);
+    task.frames = frames.view();
+    task.chunk = chunks[item / parts];
+    task.caption_begin = op.pairs ? task.chunk.clip : begin + captions * part / parts;
+    task.caption_end = op.pairs ? task.chunk.clip + 1 : begin + captions * (part + 1) / parts;
+    task.grad = grad;
+    task.packed_frames = packed_frames.get() + worker * length * words;
+    task.sums = sums.get() + item / parts * captions;
+    task.screen = {pack.screened.get(), problem.longest_caption, scratch.get() + worker * scratch_bytes,
+                   problem.mode == Screening::always};
+    (screen ? screen->score : kernels.score)(task);
   });
   if (!sim) return;
-  for (int64_t c = 0; c < count; ++c) {
+  for (int64_t c = 0; c < chunk_count; ++c) {
     const int64_t i = chunks[c].clip;
+    const float clip_frames = static_cast<float>(frames.count(i));
     if (op.pairs)
-      sim[i] += sums[c * captions + i - begin] / static_cast<float>(frames.count(i));
+      sim[i] += sums[c * captions + i - begin] / clip_frames;
     else
       for (int64_t j = 0; j < captions; ++j)
-        sim[i * op.text.count + begin + j] += sums[c * captions + j] / static_cast<float>(frames.count(i));
+        sim[i * op.text.num_sequences + begin + j] += sums[c * captions + j] / clip_frames;
   }
 }
 
+// Scores the captions [begin, end) in groups that fit the cache.
 void score(const Problem& problem, const Winners& winners, int64_t begin, int64_t end, const float* grad, float* sim) {
-  const std::vector<int64_t>& first = problem.tokens.first;
+  const std::vector<int64_t>& offset = problem.tokens.offset;
   while (begin < end) {
     int64_t stop = begin + 1;
-    while (stop < end && (first[stop + 1] - first[begin]) * problem.op.d <= kCaptionsInCache) ++stop;
+    while (stop < end && (offset[stop + 1] - offset[begin]) * problem.op.D <= kCaptionElements) ++stop;
     score_group(problem, winners, begin, stop, grad, sim);
     begin = stop;
   }
 }
 
-// Gradients of the masked rows.
+// Zeroes the gradients of the masked rows.
 void clear_padding(const Sequences& sequences, int64_t row_bytes, void* grad) {
-  for (int64_t r = 0; r < sequences.total && sequences.mask; ++r)
+  for (int64_t r = 0; r < sequences.num_rows && sequences.mask; ++r)
     if (!sequences.mask[r]) std::memset(static_cast<char*>(grad) + r * row_bytes, 0, row_bytes);
 }
 
-// Gradients of all frames from the captions begin .. before end. `carried` [valid frames, spans, kSpan] holds their
-// sums from one range of captions to the next, null when there is one range.
-void frame_gradients(const Problem& problem, const Winners& winners, const void* text, int64_t begin, int64_t end,
-                     const float* grad, float* carried, void* grad_audio) {
+// Adds the gradients of all frames from the captions [begin, end). `carried` [valid frames, spans, kSpan] keeps the
+// sums from one range of captions to the next; null if there is only one range.
+void frame_gradients(const Problem& problem, const Winners& winners, const void* packed_text, int64_t begin,
+                     int64_t end, const float* grad, float* carried, void* grad_audio) {
   const MaxMean& op = problem.op;
-  const std::vector<Chunk> chunks = problem.chunks(0, op.audio.count, kGradFrames);
-  const int64_t count = static_cast<int64_t>(chunks.size()), width = problem.spans * kSpan;
-  const int workers = problem.workers(problem.frames.row.size() * problem.pairs_per_clip());
-  const int64_t parts = parts_for(count, workers, problem.spans);
+  const std::vector<Chunk> chunks = problem.chunks(0, op.audio.num_sequences, kGradFrames);
+  const int64_t chunk_count = static_cast<int64_t>(chunks.size());
+  const int64_t width = problem.spans * kSpan;
+  const int workers = problem.workers(problem.frames.source_row.size() * problem.pairs_per_clip());
+  const int64_t parts = parts_per_item(chunk_count, workers, problem.spans);
   const auto sums = make_buffer<float>(carried ? 0 : workers * kGradFrames * width);
-  parallel_for(count * parts, workers, [&](int64_t item, int worker) {
-    const Chunk& chunk = chunks[item / parts];
+  parallel_for(chunk_count * parts, workers, [&](int64_t item, int worker) {
     const int64_t part = item % parts;
-    problem.kernels.frame_grad({&op, winners, problem.frames.view(), problem.tokens.view(), chunk, begin, end,
-                                problem.spans * part / parts, problem.spans * (part + 1) / parts, grad, text,
-                                carried ? carried + chunk.begin * width : sums.get() + worker * kGradFrames * width,
-                                begin == 0, end == op.text.count, grad_audio});
+    FrameGradTask task{};
+    task.op = &op;
+    task.winners = winners;
+    task.frames = problem.frames.view();
+    task.tokens = problem.tokens.view();
+    task.chunk = chunks[item / parts];
+    task.caption_begin = begin;
+    task.caption_end = end;
+    task.span_begin = problem.spans * part / parts;
+    task.span_end = problem.spans * (part + 1) / parts;
+    task.grad = grad;
+    task.packed_text = packed_text;
+    task.sums = carried ? carried + task.chunk.begin * width : sums.get() + worker * kGradFrames * width;
+    task.first_range = begin == 0;
+    task.last_range = end == op.text.num_sequences;
+    task.grad_audio = grad_audio;
+    problem.kernels.frame_grad(task);
   });
 }
 
-// Gradients of the tokens of the captions begin .. before end.
+// Cuts the captions [begin, end) into blocks for token_grad; returns where they start, and `end`.
+std::vector<int64_t> caption_blocks(const std::vector<int64_t>& offset, int64_t begin, int64_t end, int workers,
+                                    int64_t width) {
+  const int64_t max_captions = std::clamp<int64_t>((end - begin) / (2 * workers), 1, kGradCaptions);
+  std::vector<int64_t> cuts{begin};
+  for (int64_t j = begin + 1; j <= end; ++j) {
+    const int64_t start = cuts.back();
+    if (j < end && j - start < max_captions && (offset[j + 1] - offset[start]) * width <= kGradSums) continue;
+    cuts.push_back(j);
+  }
+  return cuts;
+}
+
+// Writes the gradients of the tokens of the captions [begin, end).
 void token_gradients(const Problem& problem, const Winners& winners, int64_t begin, int64_t end, const float* grad,
                      void* grad_text) {
   const MaxMean& op = problem.op;
-  const std::vector<int64_t>& first = problem.tokens.first;
+  const std::vector<int64_t>& offset = problem.tokens.offset;
   const int64_t width = problem.spans * kSpan;
-  const int workers = problem.workers(problem.frames.row.size() * problem.pairs_per_clip());
-  const int64_t most = std::clamp<int64_t>((end - begin) / (2 * workers), 1, kGradCaptions);
-  std::vector<int64_t> cuts{begin};
-  int64_t largest = 0;
-  for (int64_t j = begin + 1; j <= end; ++j) {
-    if (j < end && j - cuts.back() < most && (first[j + 1] - first[cuts.back()]) * width <= kGradSums) continue;
-    largest = std::max(largest, first[j] - first[cuts.back()]);
-    cuts.push_back(j);
-  }
-  const int64_t blocks = static_cast<int64_t>(cuts.size()) - 1, parts = parts_for(blocks, workers, problem.spans);
-  const auto audio = make_buffer<float>(workers * kGradFrames * width);
-  const auto sums = make_buffer<float>(workers * 2 * largest * width);
+  const int workers = problem.workers(problem.frames.source_row.size() * problem.pairs_per_clip());
+  const std::vector<int64_t> cuts = caption_blocks(offset, begin, end, workers, width);
+  const int64_t blocks = static_cast<int64_t>(cuts.size()) - 1;
+  int64_t block_tokens = 0;  // of the largest block
+  for (int64_t b = 0; b < blocks; ++b) block_tokens = std::max(block_tokens, offset[cuts[b + 1]] - offset[cuts[b]]);
+  const int64_t parts = parts_per_item(blocks, workers, problem.spans);
+  const auto packed_frames = make_buffer<float>(workers * kGradFrames * width);
+  const auto sums = make_buffer<float>(workers * 2 * block_tokens * width);
   parallel_for(blocks * parts, workers, [&](int64_t item, int worker) {
     const int64_t block = item / parts, part = item % parts;
-    problem.kernels.token_grad({&op, winners, problem.frames.view(), problem.tokens.view(), cuts[block],
-                                cuts[block + 1], problem.spans * part / parts, problem.spans * (part + 1) / parts, grad,
-                                kGradFrames, audio.get() + worker * kGradFrames * width,
-                                sums.get() + (2 * worker) * largest * width,
-                                sums.get() + (2 * worker + 1) * largest * width, grad_text});
+    TokenGradTask task{};
+    task.op = &op;
+    task.winners = winners;
+    task.frames = problem.frames.view();
+    task.tokens = problem.tokens.view();
+    task.caption_begin = cuts[block];
+    task.caption_end = cuts[block + 1];
+    task.span_begin = problem.spans * part / parts;
+    task.span_end = problem.spans * (part + 1) / parts;
+    task.grad = grad;
+    task.chunk_frames = kGradFrames;
+    task.packed_frames = packed_frames.get() + worker * kGradFrames * width;
+    task.partial = sums.get() + (2 * worker) * block_tokens * width;
+    task.total = sums.get() + (2 * worker + 1) * block_tokens * width;
+    task.grad_text = grad_text;
+    problem.kernels.token_grad(task);
   });
 }
 
 }  // namespace
 
 void max_mean_forward(const MaxMean& op, const Winners& winners, float* sim) {
-  std::fill_n(sim, op.pairs ? op.audio.count : op.audio.count * op.text.count, 0.0f);
-  score(Problem{op}, winners, 0, op.text.count, nullptr, sim);
+  std::fill_n(sim, op.pairs ? op.audio.num_sequences : op.audio.num_sequences * op.text.num_sequences, 0.0f);
+  score(Problem{op}, winners, 0, op.text.num_sequences, nullptr, sim);
 }
 
 void max_mean_backward(const MaxMean& op, const Winners& winners, int64_t workspace, const float* grad,
                        void* grad_audio, void* grad_text) {
   const Problem problem{op};
-  const int64_t all_tokens = problem.tokens.first.back(), width = problem.spans * kSpan, captions = op.text.count;
-  clear_padding(op.audio, op.d * problem.element, grad_audio);
-  clear_padding(op.text, op.d * problem.element, grad_text);
+  const int64_t all_tokens = problem.tokens.offset.back();
+  const int64_t width = problem.spans * kSpan;
+  const int64_t captions = op.text.num_sequences;
+  clear_padding(op.audio, op.D * problem.element_bytes, grad_audio);
+  clear_padding(op.text, op.D * problem.element_bytes, grad_text);
 
-  const auto text = make_buffer<float>(all_tokens * width);
+  const auto packed_text = make_buffer<float>(all_tokens * width);
   parallel_for(captions, problem.workers(all_tokens), [&](int64_t j, int) {
-    problem.kernels.pack_spans(op.text.rows, op.dtype, op.d, problem.tokens.row.data(), problem.tokens.first[j],
-                               problem.tokens.first[j + 1], all_tokens, text.get());
+    problem.kernels.pack_spans(op.text.rows, op.dtype, op.D, problem.tokens.source_row.data(), problem.tokens.offset[j],
+                               problem.tokens.offset[j + 1], all_tokens, packed_text.get());
   });
 
   const bool saved = winners.index != nullptr;
-  const int64_t group = saved || op.pairs
-                            ? captions
-                            : std::clamp<int64_t>(workspace / (op.audio.total * winners.bytes), 1, captions);
-  const auto index = make_buffer<char>(saved ? 0 : (op.pairs ? 1 : group) * op.audio.total * winners.bytes);
-  const auto carried = make_buffer<float>(group < captions ? problem.frames.row.size() * width : 0);
+  const int64_t row_bytes = op.audio.num_rows * winners.index_bytes;  // of the winner indices of a caption
+  const int64_t group = saved || op.pairs ? captions : std::clamp<int64_t>(workspace / row_bytes, 1, captions);
+  const auto index = make_buffer<char>(saved ? 0 : (op.pairs ? 1 : group) * row_bytes);
+  const auto carried = make_buffer<float>(group < captions ? problem.frames.source_row.size() * width : 0);
   for (int64_t begin = 0; begin < captions; begin += group) {
     const int64_t end = std::min(begin + group, captions);
-    const Winners found = saved ? winners : Winners{index.get(), winners.bytes, begin};
-    if (!saved) score(problem, found, begin, end, grad, nullptr);
-    frame_gradients(problem, found, text.get(), begin, end, grad, group < captions ? carried.get() : nullptr,
-                    grad_audio);
-    token_gradients(problem, found, begin, end, grad, grad_text);
+    const Winners group_winners = saved ? winners : Winners{index.get(), winners.index_bytes, begin};
+    if (!saved) score(problem, group_winners, begin, end, grad, nullptr);
+    frame_gradients(problem, group_winners, packed_text.get(), begin, end, grad,
+                    group < captions ? carried.get() : nullptr, grad_audio);
+    token_gradients(problem, group_winners, begin, end, grad, grad_text);
   }
 }
 

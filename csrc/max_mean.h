@@ -1,9 +1,10 @@
-// Max-mean similarity on the CPU: the problem, and the kernels that every instruction set provides.
+// Max-mean similarity on the CPU: the arguments of a call, and the kernels that every instruction set provides.
 //
 //   sim[i,j] = mean_{t valid} max_{l valid} <audio[i,t], text[j,l]>
 //
-// Clips and captions are sequences of rows, one after another. Plain structs only: this header is compiled with
-// different instruction sets, and an inline function could be linked into the wrong one.
+// Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels.
+// Plain structs only: this header is compiled for several instruction sets, and the linker could pick a copy of an
+// inline function that the CPU cannot run.
 #pragma once
 
 #include <cstdint>
@@ -12,70 +13,75 @@ namespace atk {
 
 enum class Dtype { float32, bfloat16, float16 };
 
-constexpr int64_t kSpan = 32;  // channels that the backward takes at a time
+constexpr int64_t kSpan = 32;  // channels in a span; the backward works span by span
 
+// Packed sequences of rows: sequence s is rows[cu_seqlens[s]:cu_seqlens[s + 1]].
 struct Sequences {
-  const void* rows;           // [total, d]
-  const int32_t* cu_seqlens;  // [count + 1]: sequence s is rows[cu_seqlens[s]] .. before rows[cu_seqlens[s + 1]]
-  const bool* mask;           // [total], null: every row is valid
-  int64_t count, total;
+  const void* rows;           // [num_rows, D]
+  const int32_t* cu_seqlens;  // [num_sequences + 1]
+  const bool* mask;           // [num_rows], true = valid; null: every row is valid
+  int64_t num_sequences;      // N_a or N_t
+  int64_t num_rows;           // T_a or T_t
 };
 
 struct MaxMean {
-  Sequences audio, text;
+  Sequences audio;
+  Sequences text;
   Dtype dtype;  // of audio, text and their gradients
-  int64_t d;
-  bool pairs;  // clip i against caption i only; [n_a, n_t] below then means [n]
+  int64_t D;
+  bool pairs;  // clip i with caption i only: [N_a, N_t] below becomes [N]
   int threads;
 };
 
-// Winning tokens [captions, audio.total], one row in all with pairs. A row holds the valid frames alone, one after
-// another, and numbers the tokens of its caption without the padding.
+// Winning tokens [captions, T_a], a single row with pairs. The entries of a row belong to the valid frames, in order;
+// an entry is the token's index among the valid tokens of its caption.
 struct Winners {
   void* index;            // null: not wanted
-  int bytes;              // of an entry: 1 (unsigned), 2 or 4 (signed)
-  int64_t first_caption;  // of the first row
+  int index_bytes;        // per entry: 1 (unsigned), 2 or 4 (signed)
+  int64_t first_caption;  // caption of row 0
 };
 
-void max_mean_forward(const MaxMean& op, const Winners& winners, float* sim);  // sim [n_a, n_t]
+// Writes sim [N_a, N_t] and, unless winners.index is null, the winner indices.
+void max_mean_forward(const MaxMean& op, const Winners& winners, float* sim);
 
-// Without winners.index the winners are found again for as many captions at a time as `workspace` bytes hold.
+// Reads grad [N_a, N_t]. If winners.index is null, the winners are recomputed for as many captions at a time as fit in
+// `workspace` bytes.
 void max_mean_backward(const MaxMean& op, const Winners& winners, int64_t workspace, const float* grad,
-                       void* grad_audio, void* grad_text);  // grad [n_a, n_t]
+                       void* grad_audio, void* grad_text);
 
-// Valid rows of a batch of sequences: sequence s has the rows row[first[s]] .. before row[first[s + 1]].
+// Valid rows of a batch of sequences: those of sequence s are source_row[offset[s]:offset[s + 1]].
 struct ValidRows {
-  const int32_t* row;
-  const int64_t* first;
+  const int32_t* source_row;
+  const int64_t* offset;
 };
 
-// A piece of a clip: its valid frames begin .. before end, counted over all clips.
+// Part of a clip: the valid frames [begin, end), counted over all clips.
 struct Chunk {
   int64_t clip, begin, end;
 };
 
 struct Magnitudes {
-  float largest;       // component; NaN if there is one
-  float smallest_row;  // the least of the rows' largest components, rows of zeros left out
+  float largest;           // largest |component|; NaN if any component is NaN
+  float smallest_row_max;  // smallest row maximum of |component|, all-zero rows excluded
 };
 
 // Captions packed for the forward: valid tokens only, in tiles of [words][tokens of the tile].
 struct PackedCaptions {
-  const float* packed;           // caption j starts at packed + (tokens.first[j] - tokens.first[begin]) * words
+  const float* packed;           // caption j starts at packed + (tokens.offset[j] - tokens.offset[begin]) * words
   const Magnitudes* magnitudes;  // [end - begin]
   ValidRows tokens;              // of all captions
   int64_t begin, end;
 };
 
-// What ScreenKernels::score needs besides.
-struct Screen {
-  char* captions;           // the packed captions once more, as ScreenKernels::prepare_caption leaves them
-  int64_t longest_caption;  // of all captions
-  char* scratch;            // of ScreenKernels::scratch_bytes
-  bool always;              // as for ScreenKernels::applies
+// Additional inputs of ScreenKernels::score.
+struct ScreenWorkspace {
+  char* captions;           // captions as ScreenKernels::prepare_caption writes them
+  int64_t longest_caption;  // of the whole call
+  char* scratch;            // ScreenKernels::scratch_bytes
+  bool always;              // see ScreenKernels::applies
 };
 
-// One chunk of frames against the captions caption_begin .. before caption_end.
+// Scores of a chunk of frames with the captions [caption_begin, caption_end).
 struct ScoreTask {
   const MaxMean* op;
   Winners winners;
@@ -83,45 +89,48 @@ struct ScoreTask {
   ValidRows frames;
   Chunk chunk;
   int64_t caption_begin, caption_end;
-  const float* grad;  // [n_a, n_t]: pairs where it is 0 are left out; null: all are scored
-  float* packed;      // scratch, for the chunk's frames in whole register tiles
-  float* sum;         // [captions.end - captions.begin] sums over the chunk's frames
-  Screen screen;
+  const float* grad;     // [N_a, N_t]: pairs with gradient 0 are left out; null: all pairs are scored
+  float* packed_frames;  // scratch for the chunk's frames, in whole register tiles
+  float* sums;           // [captions.end - captions.begin], over the chunk's frames
+  ScreenWorkspace screen;
 };
 
-// Gradient of a chunk of frames in the channels of the spans span_begin .. before span_end.
+// Gradient of a chunk of frames in the spans [span_begin, span_end).
 struct FrameGradTask {
   const MaxMean* op;
   Winners winners;
   ValidRows frames, tokens;
   Chunk chunk;
-  int64_t caption_begin, caption_end, span_begin, span_end;
-  const float* grad;  // [n_a, n_t]
-  const void* text;   // what pack_spans wrote for all tokens
-  float* sum;         // [spans, frames of the chunk, kSpan] carried from one range of captions to the next
-  bool first, last;   // range of captions
+  int64_t caption_begin, caption_end;
+  int64_t span_begin, span_end;
+  const float* grad;             // [N_a, N_t]
+  const void* packed_text;       // all tokens, as pack_spans writes them
+  float* sums;                   // [spans, frames of the chunk, kSpan], kept from one range of captions to the next
+  bool first_range, last_range;  // whether this is the first or last range of captions
   void* grad_audio;
 };
 
-// Gradient of the captions caption_begin .. before caption_end in some spans, all clips.
+// Gradient of the captions [caption_begin, caption_end) in the spans [span_begin, span_end), from all clips.
 struct TokenGradTask {
   const MaxMean* op;
   Winners winners;
   ValidRows frames, tokens;
-  int64_t caption_begin, caption_end, span_begin, span_end;
-  const float* grad;  // [n_a, n_t]
-  int64_t chunk;      // frames taken at a time
-  float* audio;       // scratch [span_end - span_begin, chunk, kSpan]
-  float *sum, *total;  // scratch [tokens of these captions, span_end - span_begin, kSpan]
+  int64_t caption_begin, caption_end;
+  int64_t span_begin, span_end;
+  const float* grad;     // [N_a, N_t]
+  int64_t chunk_frames;  // frames processed at a time
+  float* packed_frames;  // scratch [span_end - span_begin, chunk_frames, kSpan]
+  float* partial;        // scratch [tokens of these captions, span_end - span_begin, kSpan]
+  float* total;          // scratch of the same shape
   void* grad_text;
 };
 
-// Forward that scores in float32 only what int8 products cannot rule out: the same winners, sooner.
+// Forward that computes float32 scores only where int8 scores cannot rule a token out: same winners in less time.
 struct ScreenKernels {
-  // Whether to screen this problem at all; `always`: whatever it costs.
+  // Whether to screen this call; `always` ignores the expected gain.
   bool (*applies)(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always);
-  int64_t (*caption_offset)(int64_t d, int64_t captions, int64_t tokens);  // bytes that so many of them take
-  int64_t (*scratch_bytes)(int64_t frames, int64_t longest_caption, int64_t d);
+  int64_t (*caption_offset)(int64_t D, int64_t captions, int64_t tokens);  // bytes of that many prepared captions
+  int64_t (*scratch_bytes)(int64_t frames, int64_t longest_caption, int64_t D);
   void (*prepare_caption)(const MaxMean& op, const ValidRows& tokens, int64_t caption, const Magnitudes& magnitudes,
                           char* prepared);
   void (*score)(const ScoreTask& task);
@@ -130,22 +139,24 @@ struct ScreenKernels {
 struct Kernels {
   const char* name;
   int64_t block;              // frames in a register tile
-  int64_t bfloat16_per_word;  // channels in a 32-bit word of the packed rows, for bfloat16; one for other types
+  int64_t bfloat16_per_word;  // channels per 32-bit word of packed bfloat16 rows; always 1 for the other dtypes
   Magnitudes (*pack_caption)(const MaxMean& op, const ValidRows& tokens, int64_t caption, float* packed);
   void (*score)(const ScoreTask& task);
-  // Packs the rows row[begin] .. before row[end], of `total` in all, as [spans, total, kSpan].
-  void (*pack_spans)(const void* rows, Dtype dtype, int64_t d, const int32_t* row, int64_t begin, int64_t end,
-                     int64_t total, void* packed);
+  // Packs the rows source_row[begin:end] into packed [spans, valid_rows, kSpan].
+  void (*pack_spans)(const void* rows, Dtype dtype, int64_t D, const int32_t* source_row, int64_t begin, int64_t end,
+                     int64_t valid_rows, void* packed);
   void (*frame_grad)(const FrameGradTask& task);
   void (*token_grad)(const TokenGradTask& task);
-  void (*normalize)(const void* rows, Dtype dtype, const bool* mask, int64_t begin, int64_t end, int64_t d, void* unit,
+  void (*normalize)(const void* rows, Dtype dtype, const bool* mask, int64_t begin, int64_t end, int64_t D, void* unit,
                     float* inverse_norm);
   void (*normalize_grad)(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t begin,
-                         int64_t end, int64_t d, void* grad_rows);
-  const ScreenKernels* screen;  // null: this instruction set has none
+                         int64_t end, int64_t D, void* grad_rows);
+  const ScreenKernels* screen;  // null: this instruction set does not screen
 };
 
-extern const Kernels kAvx512Kernels, kAvx2Kernels, kPortableKernels;
-extern const Kernels* const kAvx512Bf16Kernels;  // null where the compiler does not know these instructions
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kPortableKernels;
+extern const Kernels* const kAvx512Bf16Kernels;  // null if the compiler lacks these instructions
 
 }  // namespace atk

@@ -1,4 +1,4 @@
-// AVX2 with FMA: compiled with these flags and called only where the CPU has them.
+// Kernels for AVX2 with FMA: compiled with these flags, called only on CPUs that have them.
 #if defined(__x86_64__)
 #define ATK_LANES 8
 #define ATK_TILE_VECTORS 2

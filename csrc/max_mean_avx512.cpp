@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL): compiled with these flags and called only where the CPU has them.
+// Kernels for AVX-512 (F, BW, DQ, VL): compiled with these flags, called only on CPUs that have them.
 #if defined(__x86_64__)
 #define ATK_LANES 16
 #define ATK_TILE_VECTORS 2

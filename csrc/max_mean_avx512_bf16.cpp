@@ -1,4 +1,5 @@
-// AVX-512 with BF16 and VNNI: compiled with these flags where the compiler has them, called only where the CPU does.
+// Kernels for AVX-512 with BF16 and VNNI: compiled with these flags if the compiler has them, called only on CPUs that
+// have them.
 #include "max_mean.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)

@@ -1,6 +1,9 @@
-// Rows quantised to int8 for the screening of max_mean_screen.h, with what the rounding can change at most, and the
-// products of such rows.
-// All norms are in units of the quantum, so no square over- or underflows; kUp covers their own rounding.
+// Rows quantized to int8 for the screening of max_mean_screen.h, and bounds on the quantization error.
+//
+//   row = quantum (q + residual),   q int8,   |residual| <= 1/2 per component
+//
+// All norms are in units of the quantum, so that no square overflows or underflows; kNormSlack covers the rounding of
+// the norms themselves.
 #pragma once
 
 #include <immintrin.h>
@@ -10,13 +13,23 @@
 namespace atk {
 namespace {
 
-constexpr float kUnit = 0x1p-24f;            // relative error of one float32 operation
-constexpr float kUp = 1.001f;                // more than the error of a norm of up to kScreenChannels channels
-constexpr int64_t kScreenChannels = 16384;   // the int32 scores stay below 2^30
-constexpr int64_t kScreenPairs = 64;         // tokens that are compared pair by pair
-constexpr int64_t kScreenMostTokens = 4096;  // of a caption: bounds the scratch
+static_assert(kLanes == 16 && kTileVectors == 2, "vectors of AVX-512, blocks of two vectors of frames");
+
+constexpr float kUnitRoundoff = 0x1p-24f;      // relative error of a float32 operation
+constexpr float kNormSlack = 1.001f;           // exceeds the error of a norm of up to kMaxScreenChannels channels
+constexpr int64_t kMaxScreenChannels = 16384;  // keeps the int32 scores below 2^30
+constexpr int64_t kMaxScreenTokens = 4096;     // of a caption; bounds the scratch memory
+constexpr int64_t kMaxPairwiseTokens = 64;     // of a caption whose tokens are compared pair by pair
+constexpr int64_t kDotChannels = 4;            // int8 channels that an int32 lane multiplies in one instruction
+constexpr uint8_t kFrameZeroPoint = 128;       // added to the int8 frames: vpdpbusd wants one unsigned operand
+constexpr float kInt8Max = 127;                // the largest quantized magnitude
+constexpr int64_t kAlignment = 64;             // bytes
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+inline int64_t padded_channels(int64_t D) { return round_up(D, kLanes); }
+
+inline int64_t dot_groups(int64_t D) { return (D + kDotChannels - 1) / kDotChannels; }
 
 inline __m512 load_channels(const float* p, __mmask16 valid) { return _mm512_maskz_loadu_ps(valid, p); }
 
@@ -25,15 +38,15 @@ inline __m512 load_channels(const Float16* p, __mmask16 valid) {
 }
 
 inline __m512i magnitude_bits(__m512 x) {
-  return _mm512_and_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+  return _mm512_and_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(kMagnitudeMask));
 }
 
-// Widens row [d] to out [stride], zeros from d on. Returns the bits of its largest magnitude: finite < inf < NaN.
+// Widens row [D] to out [stride], zero-padded. Returns the bits of the largest magnitude: finite < infinity < NaN.
 template <class T>
-uint32_t copy_row(const T* row, int64_t d, int64_t stride, float* out) {
+uint32_t copy_row(const T* row, int64_t D, int64_t stride, float* out) {
   __m512i largest = _mm512_setzero_si512();
-  for (int64_t c = 0; c < stride; c += 16) {
-    const __mmask16 valid = static_cast<__mmask16>(d - c >= 16 ? 0xffff : (1u << (d - c)) - 1);
+  for (int64_t c = 0; c < stride; c += kLanes) {
+    const __mmask16 valid = static_cast<__mmask16>(D - c >= kLanes ? 0xffff : (1u << (D - c)) - 1);
     const __m512 x = load_channels(row + c, valid);
     largest = _mm512_max_epu32(largest, magnitude_bits(x));
     _mm512_store_ps(out + c, x);
@@ -41,65 +54,74 @@ uint32_t copy_row(const T* row, int64_t d, int64_t stride, float* out) {
   return _mm512_reduce_max_epu32(largest);
 }
 
+// Upper bounds on the norms of x = row / quantum and of x - round(x).
 struct Norms {
-  float row, residual;  // of x = row / quantum and of x - round(x)
+  float row;
+  float residual;
 };
 
-// With x = (row - center) / quantum, out [stride] = round(x), exclusive or `flip` byte by byte; rest = x - round(x).
+// Quantizes x = (row - center) / quantum: writes round(x), XORed byte by byte with `flip`, to out [stride] and, unless
+// null, x - round(x) to residual_out [stride].
 inline Norms quantize_row(const float* row, const float* center, float inverse_quantum, int64_t stride, uint8_t flip,
-                          uint8_t* out, float* rest_out = nullptr) {
-  __m512 norm = _mm512_setzero_ps(), residual = norm;
-  for (int64_t c = 0; c < stride; c += 16) {
+                          uint8_t* out, float* residual_out = nullptr) {
+  __m512 norm = _mm512_setzero_ps(), residual_norm = norm;
+  for (int64_t c = 0; c < stride; c += kLanes) {
     __m512 x = _mm512_load_ps(row + c);
     if (center) x = _mm512_sub_ps(x, _mm512_load_ps(center + c));
     x = _mm512_mul_ps(x, _mm512_set1_ps(inverse_quantum));
-    const __m512i q = _mm512_cvtps_epi32(x);
-    const __m512 rest = _mm512_sub_ps(x, _mm512_cvtepi32_ps(q));
-    if (rest_out) _mm512_store_ps(rest_out + c, rest);
+    const __m512i rounded = _mm512_cvtps_epi32(x);
+    const __m512 residual = _mm512_sub_ps(x, _mm512_cvtepi32_ps(rounded));
+    if (residual_out) _mm512_store_ps(residual_out + c, residual);
     norm = _mm512_fmadd_ps(x, x, norm);
-    residual = _mm512_fmadd_ps(rest, rest, residual);
+    residual_norm = _mm512_fmadd_ps(residual, residual, residual_norm);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + c),
-                     _mm_xor_si128(_mm512_cvtsepi32_epi8(q), _mm_set1_epi8(static_cast<char>(flip))));
+                     _mm_xor_si128(_mm512_cvtsepi32_epi8(rounded), _mm_set1_epi8(static_cast<char>(flip))));
   }
-  const float length = __builtin_sqrtf(_mm512_reduce_add_ps(norm)) * kUp;
-  // x itself is the result of a subtraction and a multiplication, each rounded.
-  return {length, __builtin_sqrtf(_mm512_reduce_add_ps(residual)) * kUp + 3 * kUnit * length};
+  const float length = __builtin_sqrtf(_mm512_reduce_add_ps(norm)) * kNormSlack;
+  // x itself carries the rounding of a subtraction and a multiplication.
+  return {length, __builtin_sqrtf(_mm512_reduce_add_ps(residual_norm)) * kNormSlack + 3 * kUnitRoundoff * length};
 }
 
-// Writes the groups of four channels of one row into [groups][lanes], of which the row is one lane.
+// Interleaves one row into [groups][lanes][kDotChannels]; `out` points to the row's lane.
 inline void write_lane(const uint8_t* row, int64_t groups, int64_t lanes, uint8_t* out) {
-  for (int64_t g = 0; g < groups; ++g) std::memcpy(out + g * lanes * 4, row + g * 4, 4);
+  for (int64_t g = 0; g < groups; ++g)
+    std::memcpy(out + g * lanes * kDotChannels, row + g * kDotChannels, kDotChannels);
 }
 
+// In units of the quantum.
 struct CaptionBounds {
-  bool quantized;  // else nothing of the caption is there
-  float spread;   // largest distance of two tokens
-  float error;    // largest distance of two residuals, and twice the error of a float32 score of a frame of norm 1
+  bool quantized;  // false: the caption cannot be screened, and the rest of its memory is not set
+  float diameter;  // largest distance between two tokens
+  float error;     // largest distance between two residuals, plus 2 rounding errors of the score of a frame of norm 1
 };
 
-// A caption prepared for screening, in one piece of memory: bounds, float32 rows, int8 rows, offsets.
-// Tokens are centred on their mean: that moves all scores of a frame alike, and leaves little to quantise when the
-// tokens resemble each other. All tokens share one quantum, so that the int32 scores of a frame can be compared.
+// A caption prepared for screening, in one block of memory: bounds, float32 rows, int8 rows, corrections.
+// The mean token is subtracted before quantizing. That shifts all scores of a frame equally and leaves smaller values
+// to quantize if the tokens are similar. All tokens share one quantum, so that a frame's int32 scores are comparable.
 struct ScreenedCaption {
   CaptionBounds* bounds;
-  float* rows;         // [tokens, stride], not centred
-  uint8_t* quantized;  // tiles of [groups][tokens of the tile][4]
-  int32_t* offset;     // [tokens] takes the 128 that frames are shifted by off the scores
+  float* rows;          // [tokens, stride], the mean not subtracted
+  uint8_t* quantized;   // tiles of [groups][tokens of the tile][kDotChannels]
+  int32_t* correction;  // [tokens], cancels the frames' zero point in the scores
 
-  static constexpr int64_t kHeader = 64;
-  static int64_t token_bytes(int64_t d) { return round_up(round_up(d, 16) * 5 + 4, 64); }
+  static constexpr int64_t kHeader = kAlignment;
+  static int64_t token_bytes(int64_t D) {
+    constexpr int64_t kChannelBytes = sizeof(*rows) + sizeof(*quantized);
+    constexpr int64_t kTokenBytes = sizeof(*correction);
+    return round_up(padded_channels(D) * kChannelBytes + kTokenBytes, kAlignment);
+  }
 
   ScreenedCaption(char* memory, int64_t tokens, int64_t stride)
       : bounds(reinterpret_cast<CaptionBounds*>(memory)),
         rows(reinterpret_cast<float*>(memory + kHeader)),
         quantized(reinterpret_cast<uint8_t*>(rows + tokens * stride)),
-        offset(reinterpret_cast<int32_t*>(quantized + tokens * stride)) {}
+        correction(reinterpret_cast<int32_t*>(quantized + tokens * stride)) {}
 };
 
-// The mean token, in `center`; returns the bits of the largest magnitude of a centred component.
+// Writes the mean token to `center` and returns the bits of the largest magnitude of a centered component.
 inline uint32_t center_tokens(const float* rows, int64_t count, int64_t stride, float* center) {
   __m512i largest = _mm512_setzero_si512();
-  for (int64_t c = 0; c < stride; c += 16) {
+  for (int64_t c = 0; c < stride; c += kLanes) {
     __m512 mean = _mm512_setzero_ps();
     for (int64_t l = 0; l < count; ++l) mean = _mm512_add_ps(mean, _mm512_load_ps(rows + l * stride + c));
     mean = _mm512_div_ps(mean, _mm512_set1_ps(static_cast<float>(count)));
@@ -110,84 +132,91 @@ inline uint32_t center_tokens(const float* rows, int64_t count, int64_t stride, 
   return _mm512_reduce_max_epu32(largest);
 }
 
-// Upper bound on the distance of any two of the rows [count, stride]. Random rows keep sqrt(2) times their norm apart,
-// not twice; many rows would take longer to compare than that saves.
+// Upper bound on the distance between any two of the rows [count, stride]. The true diameter is worth computing for few
+// rows only: for random rows it is sqrt(2) times the largest norm, where the triangle inequality gives 2 times.
 inline float diameter(const float* rows, int64_t count, int64_t stride, float largest_norm) {
-  if (count > kScreenPairs) return 2 * largest_norm;
+  constexpr int kRowsAtOnce = 4;
+  if (count > kMaxPairwiseTokens) return 2 * largest_norm;
   float largest = 0;
   for (int64_t l = 1; l < count; ++l)
-    for (int64_t k = 0; k < l; k += 4) {
-      __m512 sum[4] = {};
-      for (int64_t c = 0; c < stride; c += 16)
+    for (int64_t k = 0; k < l; k += kRowsAtOnce) {
+      __m512 sum[kRowsAtOnce] = {};
+      for (int64_t c = 0; c < stride; c += kLanes)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const float* other = rows + (k + i < l ? k + i : l) * stride;
-          const __m512 gap = _mm512_sub_ps(_mm512_load_ps(rows + l * stride + c), _mm512_load_ps(other + c));
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+          const float* earlier = rows + (k + i < l ? k + i : l) * stride;
+          const __m512 gap = _mm512_sub_ps(_mm512_load_ps(rows + l * stride + c), _mm512_load_ps(earlier + c));
           sum[i] = _mm512_fmadd_ps(gap, gap, sum[i]);
         }
       for (const __m512& square : sum) largest = __builtin_fmaxf(largest, _mm512_reduce_add_ps(square));
     }
-  return __builtin_sqrtf(largest) * kUp;
+  return __builtin_sqrtf(largest) * kNormSlack;
 }
 
-// Between these no square overflows, no score does, and what a score loses by underflow is far below its rounding.
+// In this range no square and no score overflows, and a score loses far less to underflow than to rounding.
 inline bool quantizable(float magnitude) { return magnitude > 1e-12f && magnitude < 1e15f; }
 
 template <class T>
-void quantize_caption(const T* rows, const int32_t* row_of, int64_t count, int64_t d, const Magnitudes& magnitudes,
+void quantize_caption(const T* rows, const int32_t* source_row, int64_t count, int64_t D, const Magnitudes& magnitudes,
                       char* memory) {
-  const int64_t stride = round_up(d, 16), groups = (d + 3) / 4;
+  const int64_t stride = padded_channels(D), groups = dot_groups(D);
   const ScreenedCaption caption(memory, count, stride);
-  alignas(64) float center[kScreenChannels];
-  alignas(64) uint8_t row[kScreenChannels];
+  alignas(kAlignment) float center[kMaxScreenChannels];
+  alignas(kAlignment) uint8_t row[kMaxScreenChannels];
   *caption.bounds = {};
-  if (count > kScreenMostTokens || !quantizable(magnitudes.largest)) return;
-  for (int64_t l = 0; l < count; ++l) copy_row(rows + row_of[l] * d, d, stride, caption.rows + l * stride);
+  if (count > kMaxScreenTokens || !quantizable(magnitudes.largest)) return;
+  for (int64_t l = 0; l < count; ++l) copy_row(rows + source_row[l] * D, D, stride, caption.rows + l * stride);
   const float largest = bits_float(center_tokens(caption.rows, count, stride, center));
   if (!quantizable(largest)) return;
-  const float inverse_quantum = 127 / largest;
-  Norms most = {};
-  float centered = 0;
-  const float apart = diameter(caption.rows, count, stride, FLT_MAX);
+  const float inverse_quantum = kInt8Max / largest;
+  Norms max_norms = {};
+  float max_centered_norm = 0;
+  const float token_diameter = diameter(caption.rows, count, stride, FLT_MAX);
   const TokenTiles tiles = token_tiles(count);
   for (int64_t l = 0, tile = 0; l < count; ++tile) {
-    const int64_t n = tile_size(tiles, tile);
-    for (int64_t k = 0; k < n; ++k) {
+    const int64_t tile_tokens = tile_size(tiles, tile);
+    for (int64_t k = 0; k < tile_tokens; ++k) {
       float* token = caption.rows + (l + k) * stride;
-      most.row = __builtin_fmaxf(most.row, quantize_row(token, nullptr, inverse_quantum, stride, 0, row).row);
+      max_norms.row = __builtin_fmaxf(max_norms.row, quantize_row(token, nullptr, inverse_quantum, stride, 0, row).row);
       const Norms norms = quantize_row(token, center, inverse_quantum, stride, 0, row, token);
-      centered = __builtin_fmaxf(centered, norms.row);
-      most.residual = __builtin_fmaxf(most.residual, norms.residual);
+      max_centered_norm = __builtin_fmaxf(max_centered_norm, norms.row);
+      max_norms.residual = __builtin_fmaxf(max_norms.residual, norms.residual);
       int32_t sum = 0;
       for (int64_t c = 0; c < stride; ++c) sum += static_cast<int8_t>(row[c]);
-      caption.offset[l + k] = -128 * sum;
-      write_lane(row, groups, n, caption.quantized + l * groups * 4 + k * 4);
+      caption.correction[l + k] = -kFrameZeroPoint * sum;
+      write_lane(row, groups, tile_tokens, caption.quantized + l * groups * kDotChannels + k * kDotChannels);
     }
-    l += n;
+    l += tile_tokens;
   }
-  const float roundings = static_cast<float>(stride / 16 + 8);  // of a score: see rescore
-  const float residuals_apart = diameter(caption.rows, count, stride, most.residual) + 6 * kUnit * centered;
-  *caption.bounds = {true, __builtin_fminf(apart * inverse_quantum * kUp, 2 * centered),
-                     residuals_apart + 2 * roundings * kUnit * most.row};
-  for (int64_t l = 0; l < count; ++l)  // the residuals stood there
-    copy_row(rows + row_of[l] * d, d, stride, caption.rows + l * stride);
+  const float roundings = static_cast<float>(stride / kLanes + 8);  // per score, see rescore
+  // caption.rows hold the residuals now.
+  const float residual_diameter =
+      diameter(caption.rows, count, stride, max_norms.residual) + 6 * kUnitRoundoff * max_centered_norm;
+  *caption.bounds = {true, __builtin_fminf(token_diameter * inverse_quantum * kNormSlack, 2 * max_centered_norm),
+                     residual_diameter + 2 * roundings * kUnitRoundoff * max_norms.row};
+  for (int64_t l = 0; l < count; ++l) copy_row(rows + source_row[l] * D, D, stride, caption.rows + l * stride);
 }
 
-// A chunk of frames prepared for screening, and what screening a block of them needs.
+// A chunk of frames prepared for screening, and the scratch memory to screen a block of them.
 struct ScreenScratch {
-  float* rows;         // [chunk, stride]
-  uint8_t* quantized;  // blocks of [groups][kBlock][4], shifted by 128
-  float* residual;     // [chunk] norms of the residuals
-  float* norm;         // [chunk] norms, of the frame and of the quantised frame
+  float* rows;          // [chunk, stride]
+  uint8_t* quantized;   // blocks of [groups][kBlock][kDotChannels], kFrameZeroPoint added
+  float* residual;      // [chunk] norms of the residuals
+  float* norm;          // [chunk] upper bounds on the norms of a frame and of its quantized frame
   int32_t* scores;      // [tokens, kBlock]
-  uint32_t* candidate;  // [tokens * kBlock + 16] token * kBlock + frame
-  int64_t* key;         // [tokens * kBlock + 4]
-  bool* packed;         // [chunk / kBlock] whether the float32 tile kernel can have the block
+  uint32_t* candidate;  // [(tokens + 1) * kBlock] token * kBlock + frame
+  int64_t* key;         // [(tokens + 1) * kBlock], see rescore
+  bool* packed;         // [chunk / kBlock] whether the block's frames are packed for the float32 kernel
 
-  static int64_t tokens(int64_t longest_caption) { return min(longest_caption, kScreenMostTokens); }
+  static int64_t tokens(int64_t longest_caption) { return min(longest_caption, kMaxScreenTokens); }
 
-  static int64_t bytes(int64_t chunk, int64_t longest_caption, int64_t d) {
-    return round_up(chunk * (round_up(d, 16) * 5 + 9) + (tokens(longest_caption) + 1) * kBlock * 16, 64);
+  static int64_t bytes(int64_t chunk, int64_t longest_caption, int64_t D) {
+    constexpr int64_t kChannelBytes = sizeof(*rows) + sizeof(*quantized);
+    constexpr int64_t kFrameBytes = sizeof(*residual) + sizeof(*norm) + sizeof(*packed);
+    constexpr int64_t kScoreBytes = sizeof(*scores) + sizeof(*candidate) + sizeof(*key);
+    return round_up(chunk * (padded_channels(D) * kChannelBytes + kFrameBytes) +
+                        (tokens(longest_caption) + 1) * kBlock * kScoreBytes,
+                    kAlignment);
   }
 
   ScreenScratch(char* memory, int64_t chunk, int64_t longest_caption, int64_t stride)
@@ -202,71 +231,29 @@ struct ScreenScratch {
 };
 
 template <class T>
-Magnitudes quantize_frames(const T* rows, const int32_t* row_of, int64_t count, int64_t d,
+Magnitudes quantize_frames(const T* rows, const int32_t* source_row, int64_t count, int64_t D,
                            const ScreenScratch& scratch) {
-  const int64_t stride = round_up(d, 16), groups = (d + 3) / 4;
-  alignas(64) uint8_t row[kScreenChannels];
-  uint32_t smallest = float_bits(FLT_MAX), largest = 0;
+  const int64_t stride = padded_channels(D), groups = dot_groups(D);
+  alignas(kAlignment) uint8_t row[kMaxScreenChannels];
+  uint32_t smallest_row_max = float_bits(FLT_MAX), largest = 0;
   for (int64_t r = 0; r < round_up(count, kBlock); ++r) {
     float* wide = scratch.rows + r * stride;
-    uint32_t bits = 0;
-    if (r < count) bits = copy_row(rows + row_of[r] * d, d, stride, wide);
-    else std::memset(wide, 0, stride * sizeof(float));
-    largest = bits > largest ? bits : largest;
-    smallest = bits && bits < smallest ? bits : smallest;
-    const float magnitude = bits_float(bits), inverse_quantum = quantizable(magnitude) ? 127 / magnitude : 0;
-    const Norms norms = quantize_row(wide, nullptr, inverse_quantum, stride, 128, row);
+    uint32_t row_max = 0;
+    if (r < count)
+      row_max = copy_row(rows + source_row[r] * D, D, stride, wide);
+    else
+      std::memset(wide, 0, stride * sizeof(float));
+    largest = row_max > largest ? row_max : largest;
+    smallest_row_max = row_max && row_max < smallest_row_max ? row_max : smallest_row_max;
+    const float magnitude = bits_float(row_max), inverse_quantum = quantizable(magnitude) ? kInt8Max / magnitude : 0;
+    const Norms norms = quantize_row(wide, nullptr, inverse_quantum, stride, kFrameZeroPoint, row);
     scratch.residual[r] = norms.residual;
     scratch.norm[r] = norms.row + norms.residual;
-    write_lane(row, groups, kBlock, scratch.quantized + r / kBlock * kBlock * groups * 4 + r % kBlock * 4);
+    write_lane(row, groups, kBlock,
+               scratch.quantized + r / kBlock * kBlock * groups * kDotChannels + r % kBlock * kDotChannels);
   }
-  return {bits_float(largest), bits_float(smallest)};
+  return {bits_float(largest), bits_float(smallest_row_max)};
 }
-
-// sum += frame (unsigned) * token (signed), summed over groups of four bytes. GCC 12 copies the accumulators of the
-// intrinsic to and fro, which halves the speed of a loop over many of them.
-inline void add_products(__m512i& sum, __m512i frame, __m512i token) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(frame), "v"(token));
-}
-
-// int32 scores of V vectors of frames [groups][kBlock][4] against K tokens [groups][K][4].
-template <int V, int K>
-void approximate_tile(const uint8_t* frames, const uint8_t* tokens, const int32_t* offset, int64_t groups,
-                      int32_t* scores, __m512i* best) {
-  __m512i score[K][V];
-#pragma GCC unroll 16
-  for (int k = 0; k < K; ++k)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) score[k][v] = _mm512_set1_epi32(offset[k]);
-  for (int64_t g = 0; g < groups; ++g, frames += kBlock * 4, tokens += K * 4) {
-    __m512i frame[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) frame[v] = _mm512_loadu_si512(frames + v * 64);
-#pragma GCC unroll 16
-    for (int k = 0; k < K; ++k) {
-      int32_t token;
-      std::memcpy(&token, tokens + k * 4, 4);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) add_products(score[k][v], frame[v], _mm512_set1_epi32(token));
-    }
-  }
-#pragma GCC unroll 16
-  for (int k = 0; k < K; ++k)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      _mm512_storeu_si512(scores + k * kBlock + v * 16, score[k][v]);
-      best[v] = _mm512_max_epi32(best[v], score[k][v]);
-    }
-}
-
-using ApproximateTile = void (*)(const uint8_t*, const uint8_t*, const int32_t*, int64_t, int32_t*, __m512i*);
-
-template <int V, class Tokens>
-struct ApproximateTiles;
-template <int V, int... K>
-struct ApproximateTiles<V, std::integer_sequence<int, K...>> {
-  static constexpr ApproximateTile tile[] = {approximate_tile<V, K + 1>...};
-};
 
 }  // namespace
 }  // namespace atk

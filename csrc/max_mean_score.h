@@ -1,6 +1,10 @@
-// Forward of the max-mean similarity: lanes are frames, tokens are broadcast, and a register tile of
-// kTileVectors x kTileTokens scores is folded into the running maximum (and its index) as soon as it is complete.
-// Each score is one chain of fused multiply-adds over the channels, whatever the tile: results do not depend on it.
+// Forward of the max-mean similarity:
+//
+//   sums[i,j] = sum_{t in chunk} max_l <audio[i,t], text[j,l]>
+//
+// Lanes are frames and tokens are broadcast. A register tile of kTileVectors x kTileTokens score vectors is folded into
+// the running maximum and its index as soon as it is complete. Each score is one chain of fused multiply-adds over the
+// channels, so results do not depend on the tiling.
 #pragma once
 
 #include <utility>
@@ -14,23 +18,23 @@
 namespace atk {
 namespace {
 
-// Multiply-adds of words: `frames` holds a word of kLanes frames, `token` a word of one token.
+// How to multiply words: `frames` holds one word of kLanes frames, `token` one word of a token.
 struct Float32Words {
   static Vec multiply_add(Vec sum, Vec frames, float token) { return sum + frames * token; }
 };
 
-// In float32, channel by channel.
+// Two bfloat16 channels, one after the other in float32.
 struct Bfloat16Words {
   static Vec multiply_add(Vec sum, Vec frames, float token) {
     const IntVec words = reinterpret_cast<IntVec>(frames);
     const uint32_t bits = float_bits(token);
     sum += reinterpret_cast<Vec>(words << 16) * bits_float(bits << 16);
-    return sum + reinterpret_cast<Vec>(words & static_cast<int32_t>(0xffff0000)) * bits_float(bits & 0xffff0000);
+    return sum + reinterpret_cast<Vec>(words & static_cast<int32_t>(kHighHalf)) * bits_float(bits & kHighHalf);
   }
 };
 
 #if defined(__AVX512BF16__)
-// Two channels at once; takes what is below the smallest normal float for zero.
+// Two bfloat16 channels in one instruction, which flushes subnormals to zero.
 struct Bfloat16Dot {
   static Vec multiply_add(Vec sum, Vec frames, float token) {
     const IntVec tokens = IntVec{} + static_cast<int32_t>(float_bits(token));
@@ -44,10 +48,11 @@ struct Best {
   IntVec token[kTileVectors];
 };
 
-// Scores V vectors of frames [words][V * kLanes] against K tokens [words][K], which the caption counts from `first`;
-// `careful` says that scores may be NaN.
+// Folds the scores of V vectors of frames [words][V * kLanes] with K tokens [words][K] into `best`. The index of the
+// first token within its caption is `first_token`.
 template <class Words, int V, int K>
-void score_tile(const float* frames, const float* tokens, int64_t words, int32_t first, bool careful, Best* winners) {
+void score_tile(const float* frames, const float* tokens, int64_t words, int32_t first_token, bool may_be_nan,
+                Best* best) {
   Vec score[K][V] = {};
   for (int64_t c = 0; c < words; ++c, frames += V * kLanes, tokens += K) {
     Vec frame[V];
@@ -60,28 +65,29 @@ void score_tile(const float* frames, const float* tokens, int64_t words, int32_t
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
-    Vec best = winners->score[v];
-    IntVec token = winners->token[v];
-    if (__builtin_expect(careful, 0)) {
-      for (int k = 0; k < K; ++k) {  // the first NaN beats every number
+    Vec best_score = best->score[v];
+    IntVec best_token = best->token[v];
+    if (__builtin_expect(may_be_nan, 0)) {
+      for (int k = 0; k < K; ++k) {  // the first NaN wins over every other score
         const Vec s = score[k][v];
-        const IntVec wins = (s > best) | ((s != s) & (best == best));
-        best = wins ? s : best;
-        token = wins ? IntVec{} + (first + k) : token;
+        const IntVec wins = (s > best_score) | ((s != s) & (best_score == best_score));
+        best_score = wins ? s : best_score;
+        best_token = wins ? IntVec{} + (first_token + k) : best_token;
       }
     } else {
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k) {
-        const IntVec wins = score[k][v] > best;
-        best = wins ? score[k][v] : best;
-        token = wins ? IntVec{} + (first + k) : token;
+        const IntVec wins = score[k][v] > best_score;
+        best_score = wins ? score[k][v] : best_score;
+        best_token = wins ? IntVec{} + (first_token + k) : best_token;
       }
     }
-    winners->score[v] = best;
-    winners->token[v] = token;
+    best->score[v] = best_score;
+    best->token[v] = best_token;
   }
 }
 
+// score_tile for every tile size: Tiles<Words>::width[V - 1][K - 1].
 using ScoreTile = void (*)(const float*, const float*, int64_t, int32_t, bool, Best*);
 
 template <class Words, int V, class Tokens>
@@ -110,16 +116,17 @@ inline void write_index(const Best& best, int64_t count, Index* index) {
     for (int64_t r = 0; r < count; ++r) index[r] = static_cast<Index>(token[r]);
 }
 
-// Sum over `count` packed frames of the best score among the caption's tokens.
+// Returns the sum over `frame_count` packed frames of the best score among the caption's tokens, and writes the winner
+// indices unless `index` is null.
 template <class Words, class Index>
-float score_chunk(const float* frames, int64_t count, const float* tokens, int64_t token_count, int64_t words,
-                  bool careful, Index* index) {
+float score_chunk(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
+                  bool may_be_nan, Index* index) {
   IntVec lane;
   for (int k = 0; k < kLanes; ++k) lane[k] = k;
   Vec sum[kTileVectors] = {};
   const TokenTiles tiles = token_tiles(token_count);
-  for (int64_t r = 0; r < count; r += kBlock) {
-    const int32_t valid = static_cast<int32_t>(min(kBlock, count - r));
+  for (int64_t r = 0; r < frame_count; r += kBlock) {
+    const int32_t valid = static_cast<int32_t>(min(kBlock, frame_count - r));
     const int vectors = (valid + kLanes - 1) / kLanes;
     Best best;
     for (int v = 0; v < vectors; ++v) {
@@ -127,10 +134,10 @@ float score_chunk(const float* frames, int64_t count, const float* tokens, int64
       best.token[v] = IntVec{};
     }
     for (int64_t l = 0, tile = 0; l < token_count; ++tile) {
-      const int64_t n = tile_size(tiles, tile);
-      Tiles<Words>::width[vectors - 1][n - 1](frames + r * words, tokens + l * words, words, static_cast<int32_t>(l),
-                                              careful, &best);
-      l += n;
+      const int64_t tile_tokens = tile_size(tiles, tile);
+      Tiles<Words>::width[vectors - 1][tile_tokens - 1](frames + r * words, tokens + l * words, words,
+                                                        static_cast<int32_t>(l), may_be_nan, &best);
+      l += tile_tokens;
     }
     for (int v = 0; v < vectors; ++v) sum[v] += lane + v * kLanes < valid ? best.score[v] : Vec{};
     if (index) write_index(best, valid, index + r);
@@ -141,57 +148,61 @@ float score_chunk(const float* frames, int64_t count, const float* tokens, int64
   return total;
 }
 
-// What the magnitudes of a caption and of a chunk of frames allow.
-struct Bounds {
-  bool finite;    // no score is infinite or NaN: |score| <= d * max|a| * max|t|
-  bool ordinary;  // nor does it matter to any score that values below the smallest normal float are taken for zero
+// What is known about the scores of a chunk of frames with a caption, from the magnitudes of both.
+struct ScoreBounds {
+  bool finite;      // no score is infinite or NaN, since |score| <= D * max|a| * max|t|
+  bool flush_safe;  // also, flushing subnormals to zero is negligible in every score
 };
 
-inline Bounds bounds(const Magnitudes& frames, const Magnitudes& tokens, int64_t d) {
-  constexpr float kTiny = 0x1p-45f;
-  const bool finite = static_cast<double>(frames.largest) * tokens.largest * d < FLT_MAX;
-  return {finite, finite && frames.smallest_row >= kTiny && tokens.smallest_row >= kTiny};
+inline ScoreBounds score_bounds(const Magnitudes& frames, const Magnitudes& tokens, int64_t D) {
+  constexpr float kFlushSafe = 0x1p-45f;
+  const bool finite = static_cast<double>(frames.largest) * tokens.largest * D < FLT_MAX;
+  return {finite, finite && frames.smallest_row_max >= kFlushSafe && tokens.smallest_row_max >= kFlushSafe};
 }
 
-// score_chunk in the arithmetic that fits the type T of the rows.
+// score_chunk with the arithmetic for rows of type T.
 template <class T, class Index>
-float score_caption(const float* frames, int64_t count, const float* tokens, int64_t token_count, int64_t words,
-                    const Bounds& bounds, Index* index) {
+float score_caption(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
+                    const ScoreBounds& bounds, Index* index) {
   if constexpr (kPerWord<T> == 1) {
-    return score_chunk<Float32Words>(frames, count, tokens, token_count, words, !bounds.finite, index);
+    return score_chunk<Float32Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, index);
   } else {
 #if defined(__AVX512BF16__)
-    if (bounds.ordinary)
-      return score_chunk<Bfloat16Dot>(frames, count, tokens, token_count, words, false, index);
+    if (bounds.flush_safe)
+      return score_chunk<Bfloat16Dot>(frames, frame_count, tokens, token_count, words, false, index);
 #endif
-    return score_chunk<Bfloat16Words>(frames, count, tokens, token_count, words, !bounds.finite, index);
+    return score_chunk<Bfloat16Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, index);
   }
 }
 
-// The frames of a task's chunk, to be packed in whole register tiles and scored without screening.
+// The frames of a task's chunk, packed in whole register tiles and scored without screening.
 template <class T, class Index>
 struct FrameChunk {
   const ScoreTask& task;
   const MaxMean& op = *task.op;
   const T* rows = static_cast<const T*>(op.audio.rows);
-  const int32_t* row = task.frames.row + task.chunk.begin;
-  const int64_t count = task.chunk.end - task.chunk.begin, words = (op.d + kPerWord<T> - 1) / kPerWord<T>;
+  const int32_t* source_row = task.frames.source_row + task.chunk.begin;
+  const int64_t count = task.chunk.end - task.chunk.begin;
+  const int64_t words = words_per_row<T>(op.D);
 
+  // Packs the frames [begin, end); begin is a multiple of kBlock.
   void pack(int64_t begin, int64_t end) const {
     for (int64_t b = begin; b < end; b += kBlock) {
-      const int64_t n = min(kBlock, end - b), lanes = (n + kLanes - 1) / kLanes * kLanes;
-      pack_rows(rows, row + b, n, op.d, lanes, task.packed + b * words);
+      const int64_t block_frames = min(kBlock, end - b);
+      const int64_t lanes = (block_frames + kLanes - 1) / kLanes * kLanes;
+      pack_rows(rows, source_row + b, block_frames, op.D, lanes, task.packed_frames + b * words);
     }
   }
 
-  // Sum over the packed frames begin .. before end of the best score in caption j; begin is a multiple of kBlock.
-  float score(int64_t j, int64_t begin, int64_t end, const Magnitudes& frames) const {
+  // Sum over the packed frames [begin, end) of the best score in caption j; begin is a multiple of kBlock.
+  float score(int64_t j, int64_t begin, int64_t end, const Magnitudes& frame_magnitudes) const {
     const PackedCaptions& captions = task.captions;
-    const int64_t* first = captions.tokens.first;
-    Index* index = winners_of<Index>(op, task.winners, j, task.chunk.begin + begin);
-    return score_caption<T>(task.packed + begin * words, end - begin,
-                            captions.packed + (first[j] - first[captions.begin]) * words, first[j + 1] - first[j],
-                            words, bounds(frames, captions.magnitudes[j - captions.begin], op.d), index);
+    const int64_t* offset = captions.tokens.offset;
+    Index* index = winner_indices<Index>(op, task.winners, j, task.chunk.begin + begin);
+    const ScoreBounds bounds = score_bounds(frame_magnitudes, captions.magnitudes[j - captions.begin], op.D);
+    const float* tokens = captions.packed + (offset[j] - offset[captions.begin]) * words;
+    return score_caption<T>(task.packed_frames + begin * words, end - begin, tokens, offset[j + 1] - offset[j], words,
+                            bounds, index);
   }
 };
 
@@ -201,28 +212,29 @@ struct DirectChunk {
   Magnitudes frame_magnitudes;
 
   explicit DirectChunk(const ScoreTask& task)
-      : frames{task}, frame_magnitudes(magnitudes(frames.rows, frames.row, frames.count, frames.op.d)) {
+      : frames{task}, frame_magnitudes(magnitudes(frames.rows, frames.source_row, frames.count, frames.op.D)) {
     frames.pack(0, frames.count);
   }
 
   float score(int64_t j) { return frames.score(j, 0, frames.count, frame_magnitudes); }
 };
 
+// Writes the task's sums; 0 for empty captions and for pairs with gradient 0.
 template <class Chunk>
 void score_clip(const ScoreTask& task) {
   const MaxMean& op = *task.op;
-  const int64_t* first_token = task.captions.tokens.first;
+  const int64_t* token_offset = task.captions.tokens.offset;
   Chunk chunk(task);
   for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
-    const int64_t pair = op.pairs ? j : task.chunk.clip * op.text.count + j;
-    const bool wanted = first_token[j] < first_token[j + 1] && !(task.grad && task.grad[pair] == 0);
-    task.sum[j - task.captions.begin] = wanted ? chunk.score(j) : 0;
+    const int64_t pair = op.pairs ? j : task.chunk.clip * op.text.num_sequences + j;
+    const bool wanted = token_offset[j] < token_offset[j + 1] && !(task.grad && task.grad[pair] == 0);
+    task.sums[j - task.captions.begin] = wanted ? chunk.score(j) : 0;
   }
 }
 
 void score(const ScoreTask& task) {
   with_dtype(task.op->dtype, [&](auto type) {
-    with_index(task.winners.bytes, [&](auto index) {
+    with_index(task.winners.index_bytes, [&](auto index) {
       score_clip<DirectChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
     });
   });

@@ -1,4 +1,4 @@
-// Rows of unit length and their gradient: threads over blocks of rows.
+// Row normalization and its gradient, parallel over blocks of rows.
 #include "normalize.h"
 
 #include <algorithm>
@@ -11,29 +11,29 @@ namespace {
 
 constexpr int64_t kElementsPerTask = 64 << 10;
 
-// Calls body(begin, end) for blocks of `total` rows.
+// Calls body(begin, end) for blocks of rows that cover [0, num_rows).
 template <class Body>
-void over_rows(int64_t total, int64_t d, int threads, const Body& body) {
-  const int64_t block = std::max<int64_t>(kElementsPerTask / std::max<int64_t>(d, 1), 1);
-  parallel_for((total + block - 1) / block, std::max(threads, 1),
-               [&](int64_t item, int) { body(item * block, std::min((item + 1) * block, total)); });
+void for_each_block(int64_t num_rows, int64_t D, int threads, const Body& body) {
+  const int64_t block = std::max<int64_t>(kElementsPerTask / std::max<int64_t>(D, 1), 1);
+  parallel_for((num_rows + block - 1) / block, std::max(threads, 1),
+               [&](int64_t item, int) { body(item * block, std::min((item + 1) * block, num_rows)); });
 }
 
 }  // namespace
 
-void normalize_rows(const void* rows, Dtype dtype, const bool* mask, int64_t total, int64_t d, int threads, void* unit,
-                    float* inverse_norm) {
+void normalize_rows(const void* rows, Dtype dtype, const bool* mask, int64_t num_rows, int64_t D, int threads,
+                    void* unit, float* inverse_norm) {
   const Kernels& kernels = atk::kernels();
-  over_rows(total, d, threads, [&](int64_t begin, int64_t end) {
-    kernels.normalize(rows, dtype, mask, begin, end, d, unit, inverse_norm);
+  for_each_block(num_rows, D, threads, [&](int64_t begin, int64_t end) {
+    kernels.normalize(rows, dtype, mask, begin, end, D, unit, inverse_norm);
   });
 }
 
-void normalize_rows_backward(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t total,
-                             int64_t d, int threads, void* grad_rows) {
+void normalize_rows_backward(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm,
+                             int64_t num_rows, int64_t D, int threads, void* grad_rows) {
   const Kernels& kernels = atk::kernels();
-  over_rows(total, d, threads, [&](int64_t begin, int64_t end) {
-    kernels.normalize_grad(grad, unit, dtype, inverse_norm, begin, end, d, grad_rows);
+  for_each_block(num_rows, D, threads, [&](int64_t begin, int64_t end) {
+    kernels.normalize_grad(grad, unit, dtype, inverse_norm, begin, end, D, grad_rows);
   });
 }
 

@@ -1,4 +1,6 @@
-// Rows of unit length, and their gradient, with norms and products in float32.
+// Kernels of the row normalization (normalize.h), with norms and products in float32:
+//
+//   unit = row * inverse        grad_row = inverse * (grad - <grad, unit> unit),   inverse = 1 / ||row||
 #pragma once
 
 #include "simd.h"
@@ -6,67 +8,68 @@
 namespace atk {
 namespace {
 
-constexpr float kSmallestNorm = 1e-12f;  // a shorter row counts as zero
+constexpr float kSmallestNorm = 1e-12f;  // shorter rows count as zero
+constexpr int kDotChains = 4;            // independent sums, which hide the latency of a multiply-add
 
 template <class T>
-inline float dot(const T* a, const T* b, int64_t d) {
-  Vec sums[4] = {};
+inline float dot(const T* a, const T* b, int64_t D) {
+  Vec sums[kDotChains] = {};
   int64_t c = 0;
-  for (; c + 4 * kLanes <= d; c += 4 * kLanes)
+  for (; c + kDotChains * kLanes <= D; c += kDotChains * kLanes)
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) sums[k] += load(a + c + k * kLanes) * load(b + c + k * kLanes);
+    for (int k = 0; k < kDotChains; ++k) sums[k] += load(a + c + k * kLanes) * load(b + c + k * kLanes);
   float total = 0;
   const Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   for (int k = 0; k < kLanes; ++k) total += sum[k];
-  for (; c < d; ++c) total += widen(a[c]) * widen(b[c]);
+  for (; c < D; ++c) total += widen(a[c]) * widen(b[c]);
   return total;
 }
 
 template <class T>
-void normalize_typed(const T* rows, const bool* mask, int64_t begin, int64_t end, int64_t d, T* unit,
+void normalize_typed(const T* rows, const bool* mask, int64_t begin, int64_t end, int64_t D, T* unit,
                      float* inverse_norm) {
   for (int64_t r = begin; r < end; ++r) {
-    const T* row = rows + r * d;
-    T* out = unit + r * d;
+    const T* row = rows + r * D;
+    T* out = unit + r * D;
     inverse_norm[r] = 0;
-    std::memset(out, 0, d * sizeof(T));
+    std::memset(out, 0, D * sizeof(T));
     if (mask && !mask[r]) continue;
-    const float norm = __builtin_sqrtf(dot(row, row, d));
+    const float norm = __builtin_sqrtf(dot(row, row, D));
     if (norm < kSmallestNorm) continue;
     const float inverse = inverse_norm[r] = 1 / norm;
-    for (int64_t c = 0; c < d; ++c) narrow(widen(row[c]) * inverse, out + c);
+    for (int64_t c = 0; c < D; ++c) narrow(widen(row[c]) * inverse, out + c);
   }
 }
 
-void normalize(const void* rows, Dtype dtype, const bool* mask, int64_t begin, int64_t end, int64_t d, void* unit,
+void normalize(const void* rows, Dtype dtype, const bool* mask, int64_t begin, int64_t end, int64_t D, void* unit,
                float* inverse_norm) {
   with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    normalize_typed(static_cast<const T*>(rows), mask, begin, end, d, static_cast<T*>(unit), inverse_norm);
+    normalize_typed(static_cast<const T*>(rows), mask, begin, end, D, static_cast<T*>(unit), inverse_norm);
   });
 }
 
 template <class T>
 void normalize_grad_typed(const T* grad, const T* unit, const float* inverse_norm, int64_t begin, int64_t end,
-                          int64_t d, T* grad_rows) {
+                          int64_t D, T* grad_rows) {
   for (int64_t r = begin; r < end; ++r) {
-    const T *g = grad + r * d, *u = unit + r * d;
-    T* out = grad_rows + r * d;
+    const T *g = grad + r * D, *u = unit + r * D;
+    T* out = grad_rows + r * D;
     const float inverse = inverse_norm[r];
     if (inverse == 0) {
-      std::memset(out, 0, d * sizeof(T));
+      std::memset(out, 0, D * sizeof(T));
       continue;
     }
-    const float along = dot(g, u, d);
-    for (int64_t c = 0; c < d; ++c) narrow(inverse * (widen(g[c]) - along * widen(u[c])), out + c);
+    const float grad_along_unit = dot(g, u, D);
+    for (int64_t c = 0; c < D; ++c) narrow(inverse * (widen(g[c]) - grad_along_unit * widen(u[c])), out + c);
   }
 }
 
 void normalize_grad(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t begin,
-                    int64_t end, int64_t d, void* grad_rows) {
+                    int64_t end, int64_t D, void* grad_rows) {
   with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    normalize_grad_typed(static_cast<const T*>(grad), static_cast<const T*>(unit), inverse_norm, begin, end, d,
+    normalize_grad_typed(static_cast<const T*>(grad), static_cast<const T*>(unit), inverse_norm, begin, end, D,
                          static_cast<T*>(grad_rows));
   });
 }

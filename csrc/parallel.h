@@ -1,5 +1,5 @@
-// Work sharing: with the OpenMP threads of the process where it has some (PyTorch's), else with threads that live for one
-// call.
+// Parallel loops over the OpenMP threads of the process (PyTorch's) if it has any, else over threads that live for one
+// call; and cache-aligned buffers.
 #pragma once
 
 #include <dlfcn.h>
@@ -17,25 +17,25 @@ namespace atk {
 
 using OpenMpParallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// OpenMP's entry point, or null. It is looked up and not linked, for two OpenMPs in one process would compete. PyTorch's
-// threads wait awake for their next task, so further threads beside them would have to share their cores.
+// OpenMP's entry point, or null. It is looked up at run time because linking could load a second OpenMP runtime, and
+// PyTorch's idle threads spin, so any other thread would have to share their cores.
 inline OpenMpParallel openmp_parallel() {
   static const pid_t loaded_by = getpid();
   static const auto parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return getpid() == loaded_by ? parallel : nullptr;  // a forked child has lost the threads, and would wait for them
+  return getpid() == loaded_by ? parallel : nullptr;  // OpenMP's threads do not survive a fork; the child would hang
 }
 
 template <class Run>
 void run_on_new_threads(int workers, const Run& run) {
-  std::vector<std::thread> others;
-  others.reserve(workers);
+  std::vector<std::thread> threads;
+  threads.reserve(workers);
   try {
-    for (int worker = 1; worker < workers; ++worker) others.emplace_back(run);
+    for (int worker = 1; worker < workers; ++worker) threads.emplace_back(run);
   } catch (const std::system_error&) {
-    // No further thread is to be had: those that started share the work.
+    // The system has no more threads: the ones that started share the work.
   }
   run();
-  for (std::thread& other : others) other.join();
+  for (std::thread& thread : threads) thread.join();
 }
 
 // Calls body(item, worker) once for every item in [0, items), worker in [0, workers). The body must not throw.
@@ -57,17 +57,19 @@ void parallel_for(int64_t items, int workers, const Body& body) {
   }
 }
 
+constexpr std::align_val_t kCacheLine{64};
+
 struct AlignedDelete {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+  void operator()(void* memory) const { ::operator delete(memory, kCacheLine); }
 };
 
-// Uninitialised array on a cache-line boundary.
+// Uninitialized array that starts on a cache line.
 template <class T>
 using Buffer = std::unique_ptr<T[], AlignedDelete>;
 
 template <class T>
 Buffer<T> make_buffer(int64_t size) {
-  return Buffer<T>(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64})));
+  return Buffer<T>(static_cast<T*>(::operator new(size * sizeof(T), kCacheLine)));
 }
 
 }  // namespace atk

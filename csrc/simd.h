@@ -1,7 +1,7 @@
-// Vectors for one instruction set, through the vector extension that GCC and Clang share.
-// The including file sets ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS (the register tile).
-// Everything that is compiled per instruction set lives in unnamed namespaces and calls no inline function of the
-// standard library, which the linker could otherwise share with the code for a lesser CPU.
+// Vectors of one instruction set, written with the vector extension of GCC and Clang.
+// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS (the register tile).
+// All code compiled per instruction set is in unnamed namespaces and calls no inline function of the standard library:
+// the linker could otherwise run a copy compiled for a newer CPU on an older one.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace {
 constexpr int kLanes = ATK_LANES;
 constexpr int kTileVectors = ATK_TILE_VECTORS;
 constexpr int kTileTokens = ATK_TILE_TOKENS;
-constexpr int kBlock = kLanes * kTileVectors;
+constexpr int kBlock = kLanes * kTileVectors;  // frames in a register tile
 
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -30,7 +30,7 @@ inline Vec load(const float* p) {
 template <class T>
 inline Vec load(const T* p) {
   float x[kLanes];
-#pragma GCC unroll 1  // a loop is turned into vector conversions, its unrolled body is not
+#pragma GCC unroll 1  // GCC vectorizes the conversions of a loop, but not those of an unrolled body
   for (int k = 0; k < kLanes; ++k) x[k] = widen(p[k]);
   return load(x);
 }
@@ -44,7 +44,7 @@ struct Type {
   using type = T;
 };
 
-// Calls body(Type<T>{}) with the C++ type of a dtype or of an index.
+// Calls body(Type<T>{}) with the C++ type T of a dtype (with_dtype) or of a winner index (with_index).
 template <class Body>
 inline void with_dtype(Dtype dtype, const Body& body) {
   if (dtype == Dtype::float32) return body(Type<float>{});
@@ -53,18 +53,18 @@ inline void with_dtype(Dtype dtype, const Body& body) {
 }
 
 template <class Body>
-inline void with_index(int bytes, const Body& body) {
-  if (bytes == 1) return body(Type<uint8_t>{});
-  if (bytes == 2) return body(Type<int16_t>{});
+inline void with_index(int index_bytes, const Body& body) {
+  if (index_bytes == 1) return body(Type<uint8_t>{});
+  if (index_bytes == 2) return body(Type<int16_t>{});
   return body(Type<int32_t>{});
 }
 
-// Winners of one caption from one frame on; null if they are not wanted.
+// The winner indices of one caption, starting at one frame; null if they are not wanted.
 template <class Index>
-inline Index* winners_of(const MaxMean& op, const Winners& winners, int64_t caption, int64_t frame) {
+inline Index* winner_indices(const MaxMean& op, const Winners& winners, int64_t caption, int64_t frame) {
   if (!winners.index) return nullptr;
   const int64_t row = op.pairs ? 0 : caption - winners.first_caption;
-  return static_cast<Index*>(winners.index) + row * op.audio.total + frame;
+  return static_cast<Index*>(winners.index) + row * op.audio.num_rows + frame;
 }
 
 }  // namespace

@@ -1,30 +1,32 @@
-"""Launchers of the C++ extension (csrc/, built as `atk._C`): CPU, float32 / bfloat16 / float16, multi-threaded.
+"""Launchers of the C++ extension (csrc/, built as `atk._C`): multi-threaded CPU kernels in float32, bfloat16, float16.
 
-Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels. Callers have checked and
-allocated everything, and launch nothing of size 0.
+Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels. Callers check the arguments,
+allocate the outputs, and launch nothing of size 0.
 """
 
-import importlib.util
-from pathlib import Path
+import importlib
+import importlib.resources
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atk.kernels.sequences import Sequences
+from atk.kernels.sequences import Sequences, index_dtype
 
+_C: Any = None  # the extension
+_IMPORT_ERROR = ""
 try:
-    from atk import _C
+    _C = importlib.import_module("atk._C")
 except ImportError as error:
-    _C = None
     _IMPORT_ERROR = str(error)
 
-WORKSPACE_BYTES = 64 << 20  # of winners that the backward finds again at a time, unless one caption needs more
-_BUILD_ERROR = Path(importlib.util.find_spec("atk").origin).with_name("_build_error.txt")  # written by setup.py
+WORKSPACE_BYTES = 64 << 20  # winner indices that the backward recomputes at a time; one caption may need more
+_BUILD_ERROR = importlib.resources.files("atk") / "_build_error.txt"  # written by setup.py
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 
 
 def unavailable() -> str | None:
-    """None when the extension is there, else why not and how to get it."""
+    """Why the extension is unavailable and how to fix it; None if it is available."""
     if _C is not None:
         return None
     if _BUILD_ERROR.is_file():
@@ -35,19 +37,20 @@ def unavailable() -> str | None:
 def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
     """Writes `sim[i,j] = mean_{t valid} max_{l valid} <audio[i,t], text[j,l]>` (3.6) and the winning tokens.
 
-    Where the CPU has AVX-512 with VNNI and BF16, int8 products rule out most tokens of float32 and float16 captions
-    first; the winner is the maximum of float32 scores all the same.
+    On CPUs with AVX-512 VNNI and BF16, int8 products first rule out most tokens of float32 and float16 captions. The
+    winners are still those of float32 scores.
 
     Args:
         audio: N_a clips `[T_a, D]`, float32 | bfloat16 | float16.
-        text: N_t captions `[T_t, D]`, the dtype of `audio`.
-        sim: `[N_a, N_t]` float32, contiguous, written whole; 0 where the clip or the caption has nothing valid.
-        index: `[N_t, T_a]` uint8 | int16 | int32 by `text.longest` (up to 256, up to 32768, more), contiguous. The
-            first entries of a row are the winners of the valid frames, in order, the first token on ties; tokens are
-            counted within their caption without the padding. None: not wanted.
-        pairs: clip i against caption i only: `sim` is `[N]`, `index` `[T_a]`.
+        text: N_t captions `[T_t, D]`, same dtype as `audio`.
+        sim: `[N_a, N_t]` float32, contiguous, fully overwritten; 0 if the clip or the caption has no valid rows.
+        index: `[N_t, T_a]` of `index_dtype(text.longest)`, contiguous, or None to skip the winners. A row starts with
+            the winners of the valid frames, in order; the first token wins ties. An entry is the token's index among
+            the valid tokens of its caption.
+        pairs: Compares clip i with caption i only: `sim` is `[N]`, `index` is `[T_a]`.
     """
-    _problem(audio, text, pairs).forward(*_winners(index, text), sim.data_ptr())
+    index_address, index_bytes = _winners(index, text)
+    _problem(audio, text, pairs).forward(index=index_address, index_bytes=index_bytes, sim=sim.data_ptr())
 
 
 def max_mean_backward(
@@ -60,80 +63,103 @@ def max_mean_backward(
     pairs: bool,
     sparse: bool,
 ) -> None:
-    """Writes the gradients of `max_mean_forward`, summed in float32 in a fixed order, whatever the thread count.
+    """Writes the gradients of `max_mean_forward`, summed in float32 in a fixed order, for any number of threads.
 
     Args:
-        grad: `[N_a, N_t]` (with `pairs` `[N]`) float32, contiguous, dL/dsim. Pairs where it is 0 cost nothing.
-        index: what the forward wrote for the same inputs; None: the winners are found again, for as many captions at
-            a time as `WORKSPACE_BYTES` hold, with bitwise the same gradients.
-        grad_audio: `[T_a, D]`, written whole: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]`, n_i valid frames.
-        grad_text: `[T_t, D]`, written whole: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
-        sparse: a hint that is not needed here.
+        grad: dL/dsim `[N_a, N_t]` (`[N]` with `pairs`) float32, contiguous. Pairs with gradient 0 cost nothing.
+        audio, text, pairs: As for `max_mean_forward`.
+        index: As written by `max_mean_forward` for the same inputs. If None, the winners are recomputed for as many
+            captions at a time as fit in `WORKSPACE_BYTES`; the gradients are bitwise the same.
+        grad_audio: `[T_a, D]`, fully overwritten: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]`, n_i valid frames.
+        grad_text: `[T_t, D]`, fully overwritten: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
+        sparse: Ignored; the Triton launcher uses this hint.
     """
-    outputs = grad.data_ptr(), grad_audio.data_ptr(), grad_text.data_ptr()
-    _problem(audio, text, pairs).backward(*_winners(index, text), WORKSPACE_BYTES, *outputs)
+    index_address, index_bytes = _winners(index, text)
+    _problem(audio, text, pairs).backward(
+        index=index_address,
+        index_bytes=index_bytes,
+        workspace=WORKSPACE_BYTES,
+        grad=grad.data_ptr(),
+        grad_audio=grad_audio.data_ptr(),
+        grad_text=grad_text.data_ptr(),
+    )
 
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, unit: Tensor, inverse_norm: Tensor) -> None:
     """Writes `unit = rows / ||rows||` and `inverse_norm = 1 / ||rows||`, with norms in float32.
 
-    Both are 0 for rows that are masked out or whose norm is below 1e-12; NaN in a row makes both NaN.
+    Both are 0 for rows that are masked out or have a norm below 1e-12. A row with NaN makes both NaN.
 
     Args:
-        rows, unit: `[T, D]`, contiguous, of one dtype: float32 | bfloat16 | float16.
-        mask: `[T]` bool, contiguous, True = valid; None: every row is valid.
+        rows, unit: `[T, D]`, contiguous, of the same dtype: float32 | bfloat16 | float16.
+        mask: `[T]` bool, contiguous, True = valid; None if every row is valid.
         inverse_norm: `[T]` float32.
     """
-    count, d = rows.shape
+    T, D = rows.shape
     _C.normalize_rows(
-        rows.data_ptr(), _dtype(rows), _address(mask), count, d, torch.get_num_threads(), unit.data_ptr(),
-        inverse_norm.data_ptr(),
-    )  # fmt: skip
+        rows=rows.data_ptr(),
+        dtype=_dtype(rows),
+        mask=_address(mask),
+        num_rows=T,
+        D=D,
+        threads=torch.get_num_threads(),
+        unit=unit.data_ptr(),
+        inverse_norm=inverse_norm.data_ptr(),
+    )
 
 
 def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, grad_rows: Tensor) -> None:
     """Writes `grad_rows = inverse_norm * (grad - <grad, unit> unit)`, 0 where `inverse_norm` is 0.
 
     Args:
-        grad, unit, grad_rows: `[T, D]`, contiguous, of one dtype; products are summed in float32.
-        inverse_norm: `[T]` float32, as `unit` written by `normalize_rows`.
+        grad, grad_rows: `[T, D]`, contiguous, of the same dtype as `unit`. Products are summed in float32.
+        unit, inverse_norm: `[T, D]` and `[T]` float32, as written by `normalize_rows`.
     """
-    count, d = grad.shape
+    T, D = grad.shape
     _C.normalize_rows_backward(
-        grad.data_ptr(), unit.data_ptr(), _dtype(grad), inverse_norm.data_ptr(), count, d, torch.get_num_threads(),
-        grad_rows.data_ptr(),
-    )  # fmt: skip
+        grad=grad.data_ptr(),
+        unit=unit.data_ptr(),
+        dtype=_dtype(grad),
+        inverse_norm=inverse_norm.data_ptr(),
+        num_rows=T,
+        D=D,
+        threads=torch.get_num_threads(),
+        grad_rows=grad_rows.data_ptr(),
+    )
 
 
-def _problem(audio: Sequences, text: Sequences, pairs: bool) -> "_C.MaxMean":
+def _problem(audio: Sequences, text: Sequences, pairs: bool) -> Any:
+    """The `_C.MaxMean` of one call."""
     return _C.MaxMean(
         audio=_sequences(audio),
         text=_sequences(text),
         dtype=_dtype(audio.rows),
-        d=audio.rows.shape[1],
+        D=audio.rows.shape[1],
         pairs=pairs,
         threads=torch.get_num_threads(),
     )
 
 
-def _sequences(value: Sequences) -> "_C.Sequences":
+def _sequences(value: Sequences) -> Any:
+    """The `_C.Sequences` that points to `value`."""
     return _C.Sequences(
         rows=value.rows.data_ptr(),
         cu_seqlens=value.cu_seqlens.data_ptr(),
         mask=_address(value.mask),
-        count=value.number,
-        total=value.rows.shape[0],
+        num_sequences=value.num_sequences,
+        num_rows=value.rows.shape[0],
     )
 
 
 def _winners(index: Tensor | None, text: Sequences) -> tuple[int, int]:
-    """Address (0: none) and bytes of an entry."""
-    return _address(index), 1 if text.longest <= 256 else 2 if text.longest <= 32768 else 4
+    """The address of `index` (0 if None) and the bytes per entry."""
+    return _address(index), index_dtype(text.longest).itemsize
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _dtype(rows: Tensor) -> "_C.Dtype":
+def _dtype(rows: Tensor) -> Any:
+    """The `_C.Dtype` of `rows`."""
     return getattr(_C.Dtype, str(rows.dtype).removeprefix("torch."))
