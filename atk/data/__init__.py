@@ -1,4 +1,4 @@
-"""Audio files, caption folders, and batches of them."""
+"""Audio files, data folders, and batches of clips."""
 
 from atk.data.audio import AudioError, AudioInfo, audio_info, find_audio, load_audio, load_crop
 from atk.data.captions import Clip, Split, describe_skipped, read_folder, read_split
@@ -6,8 +6,8 @@ from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
 from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader, unlabeled_loader
 from atk.data.mixtures import CONDITIONS, MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool, read_references
-from atk.data.sampler import TrainBatches
-from atk.data.unlabeled import UnlabeledAudio, UnlabeledBatches, UnlabeledDataset
+from atk.data.sampler import TrainBatches, UnlabeledBatches
+from atk.data.unlabeled import UnlabeledAudio, UnlabeledDataset
 
 __all__ = [
     "CONDITIONS",

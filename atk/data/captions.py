@@ -1,4 +1,4 @@
-"""Data folders: `train.csv`, `val.csv` and `test.csv` name audio files and their captions."""
+"""Read data folders: `train.csv`, `val.csv` and `test.csv` list audio files and their captions."""
 
 import csv
 import unicodedata
@@ -6,17 +6,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from atk.data.audio import AudioError, audio_info, find_audio
 from atk.ops.checks import one_of
 
-ON_ERROR = ("skip", "raise")
-_THREADS = 4  # headers are small reads: the disk answers several at once
+OnError = Literal["skip", "raise"]
+ON_ERROR = get_args(OnError)
+_THREADS = 4  # headers are small reads, which disks serve faster in parallel
+
+Entry = tuple[str, Path, tuple[str, ...]]  # file name, path, captions
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio file with its captions (none where it is unlabelled) and its length in seconds."""
+    """An audio file with its captions.
+
+    Attributes:
+        file_name: name in the data folder, as listed.
+        path: path of the file.
+        captions: its captions; empty for unlabeled audio.
+        seconds: length of the file.
+    """
 
     file_name: str
     path: Path
@@ -26,28 +37,33 @@ class Clip:
 
 @dataclass(frozen=True)
 class Split:
-    """The usable clips of a split in the order of its file, and the names and reasons of what was skipped."""
+    """The clips of a split.
+
+    Attributes:
+        clips: the usable clips, in the order of the CSV file.
+        skipped: (name, reason) of each row or file that was skipped.
+    """
 
     clips: list[Clip]
     skipped: list[tuple[str, str]]
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
-    """Read `folder/split.csv` and check the header of every audio file it names.
+    """Read `folder/split.csv` and check the header of every audio file it lists.
 
-    Columns: `file_name` (relative to the folder) and `caption`, or `caption_1`, `caption_2`, ...; several rows of one
-    file add up. Captions are stripped, runs of white space become one space, and exact repeats within a clip count
-    once.
+    The columns are `file_name` (relative to the folder) and `caption`, or `caption_1`, `caption_2`, ... Captions of
+    several rows of the same file are combined. Captions are stripped, each run of white space is replaced by a single
+    space, and exact duplicates within a clip are dropped.
 
     Args:
-        folder: the data folder.
-        split: "train", "val" or "test", or any other `.csv` there.
-        on_error: "skip" leaves out bad rows and files and lists them in `skipped`; "raise" stops at the first.
+        folder: data folder.
+        split: "train", "val", "test", or the name of any other `.csv` file in the folder.
+        on_error: "skip" leaves out bad rows and files and lists them in `skipped`; "raise" stops at the first one.
 
     Raises:
-        FileNotFoundError: no such folder or split.
-        ValueError: not UTF-8, not well-formed CSV, a column is missing, or nothing is usable. With `on_error="raise"`
-            also a row without file name or caption, or with too many fields.
+        FileNotFoundError: the folder or split does not exist.
+        ValueError: the file is not UTF-8 or not well-formed CSV, a column is missing, or no clip is usable. With
+            `on_error="raise"` also if a row has no file name, no caption, or too many fields.
         AudioError: with `on_error="raise"`, an audio file is missing, empty or unreadable.
     """
     one_of("on_error", on_error, ON_ERROR)
@@ -55,10 +71,10 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{folder}: no such data folder")
     if not path.is_file():
-        there = sorted(other.name for other in path.parent.glob("*.csv"))
-        raise FileNotFoundError(f"{path}: no such file; the folder has {', '.join(there) or 'no .csv file'}")
+        tables = sorted(table.name for table in path.parent.glob("*.csv"))
+        raise FileNotFoundError(f"{path}: no such file; the folder has {', '.join(tables) or 'no .csv file'}")
     captions: dict[str, list[str]] = {}
-    skipped = []
+    skipped: list[tuple[str, str]] = []
     for name, texts, fault in _rows(path):
         if fault is None:
             captions.setdefault(name, []).extend(texts)
@@ -66,25 +82,29 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
             raise ValueError(f"{name}: {fault}")
         else:
             skipped.append((name, fault))
-    clips = [(name, _locate(path.parent, name), tuple(dict.fromkeys(texts))) for name, texts in captions.items()]
-    return checked_clips(clips, skipped, on_error, path)
+    entries = [(name, _locate(path.parent, name), tuple(dict.fromkeys(texts))) for name, texts in captions.items()]
+    return checked_clips(entries, skipped, on_error, path)
 
 
 def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
-    """The audio files below a folder as clips without captions; names are relative to the folder.
+    """Read the audio files below a folder as clips without captions; file names are relative to the folder.
+
+    Args:
+        folder: folder of audio files, searched recursively.
+        on_error: as in `read_split`.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: nothing there is usable.
+        FileNotFoundError: the folder does not exist.
+        ValueError: no clip is usable.
         AudioError: with `on_error="raise"`, a file is empty or unreadable.
     """
     one_of("on_error", on_error, ON_ERROR)
-    clips = [(path.relative_to(folder).as_posix(), path, ()) for path in find_audio(folder)]
-    return checked_clips(clips, [], on_error, Path(folder))
+    entries: list[Entry] = [(path.relative_to(folder).as_posix(), path, ()) for path in find_audio(folder)]
+    return checked_clips(entries, [], on_error, Path(folder))
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str:
-    """One line that counts what was skipped and names the first `limit` of it; "" for nothing."""
+    """Summarize skipped files in one line: their count and the first `limit` names; "" if nothing was skipped."""
     if not skipped:
         return ""
     names = "; ".join(f"{name} ({reason})" for name, reason in skipped[:limit])
@@ -93,7 +113,7 @@ def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
-    """(file name, captions, None) of each row, or (name, [], what is wrong with the row)."""
+    """Yield (file name, captions, None) for each good row and (name, [], what is wrong) for each bad one."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
@@ -114,35 +134,45 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
 
 
 def _row(row: list[str], header: list[str], columns: list[int], where: str) -> tuple[str, list[str], str | None]:
+    """Parse one row; `where` names its line in messages."""
     cells = row + [""] * (len(header) - len(row))
     name = cells[header.index("file_name")]
     if not name.strip():
         return where, [], "no file name"
     if len(row) > len(header):
-        return name, [], f"{where} has {len(row)} fields for {len(header)} columns; quote captions that hold commas"
+        return name, [], f"{where} has {len(row)} fields for {len(header)} columns; quote captions that contain commas"
     texts = [text for text in (" ".join(cells[i].split()) for i in columns) if text]
     return name, texts, None if texts else f"{where} has no caption"
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """The file's path; a name with accents is also found where the disk spells them in the other Unicode form."""
+    """Path of a file; a non-ASCII name also matches a file stored in the other Unicode normalization form."""
     path = folder / name
     if name.isascii():
         return path
-    others = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    normalized = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     try:
-        return next((other for other in (path, *others) if other.exists()), path)
-    except OSError:  # a name too long: the header check says so
+        return next((candidate for candidate in (path, *normalized) if candidate.exists()), path)
+    except OSError:  # the name is too long; the header check reports it
         return path
 
 
-def checked_clips(
-    found: list[tuple[str, Path, tuple[str, ...]]], skipped: list[tuple[str, str]], on_error: str, source: Path
-) -> Split:
-    """The clips (name, path, captions) whose header can be read, with their lengths; the rest joins `skipped`."""
+def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_error: str, source: Path) -> Split:
+    """Read the header of each file: the readable ones become clips, the others are appended to `skipped`.
 
-    def check(clip: tuple[str, Path, tuple[str, ...]]) -> Clip | AudioError:
-        name, path, captions = clip
+    Args:
+        entries: (file name, path, captions) of each file.
+        skipped: (name, reason) of what was skipped before; extended in place.
+        on_error: "skip" or "raise", as in `read_split`.
+        source: folder or file that lists the entries, for messages.
+
+    Raises:
+        ValueError: no clip is usable.
+        AudioError: with `on_error="raise"`, a file is missing, empty or unreadable.
+    """
+
+    def check(entry: Entry) -> Clip | AudioError:
+        name, path, captions = entry
         try:
             return Clip(name, path, captions, audio_info(path).seconds)
         except AudioError as error:
@@ -150,14 +180,14 @@ def checked_clips(
 
     clips = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for clip in pool.map(check, found):
-            if isinstance(clip, Clip):
-                clips.append(clip)
+        for result in pool.map(check, entries):
+            if isinstance(result, Clip):
+                clips.append(result)
             elif on_error == "raise":
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise clip
+                raise result
             else:
-                skipped.append((clip.file, clip.reason))
+                skipped.append((result.file, result.reason))
     if not clips:
-        raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it names none'}")
+        raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it lists none'}")
     return Split(clips, skipped)

@@ -1,4 +1,4 @@
-"""Imported by the fork server of `WorkerContext` alone, for its effect on that process."""
+"""Preloaded by the fork server of `WorkerContext`, for its side effect on that process."""
 
 from atk.data.workers import shield_server
 

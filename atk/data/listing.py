@@ -1,4 +1,7 @@
-"""Walks folders for audio files and tar shards by the names in them alone: no file is opened but the tars."""
+"""List audio files and tar shards below folders by name; only the tar files are opened."""
+
+# Paths are bytes: names need not be UTF-8, and there may be millions of them.
+# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH202
 
 import os
 from array import array
@@ -14,29 +17,32 @@ _AUDIO, _SHARD, _COMPRESSED = (
 
 
 class Listing:
-    """The clips met so far, packed: one byte string of names and one row of numbers for each clip.
+    """Compact list of clips: one byte string with all names and one array entry per clip and field.
 
-    Links to folders are followed, each folder and shard is listed once however it is reached, hidden ones are left out.
-    Names are sorted, the files of a folder before those of its sub-folders and its shards last: the order is the same
-    wherever the data lie.
+    Links to folders are followed, and each folder and shard is listed once no matter how it is reached. Hidden files
+    and folders are ignored. Names are sorted: files of a folder come before its subfolders, shards come last. The order
+    does not depend on the file system.
 
     Args:
-        fault: called with what cannot be listed; raises where that is to stop the listing.
+        fault: called with the error of each folder or shard that cannot be listed; raises to stop the listing.
 
     Attributes:
-        names: the clips' names below their folder, or in their shard, one after another.
-        ends: where in `names` that of each clip ends.
-        homes: number of the folder or shard of each clip.
-        offsets: of each clip's content in its shard, in bytes; -1 for a file.
-        sizes: of that content, in bytes.
-        paths: of the folders and shards, absolute.
-        shard_sizes: of the shards, in bytes; -1 for a folder.
+        names: concatenated names of the clips, relative to their folder or inside their shard.
+        ends: end of each clip's name in `names`.
+        sources: index in `paths` of each clip's folder or shard.
+        offsets: byte offset of each clip's content in its shard; -1 for a file.
+        sizes: size of the content in bytes; -1 for a file.
+        paths: absolute paths of the folders and shards.
+        shard_sizes: size of each shard in bytes; -1 for a folder.
     """
 
     def __init__(self, fault: Callable[[AudioError], None]):
         self.fault = fault
-        self.names, self.ends, self.homes = bytearray(), array("q"), array("i")
-        self.offsets, self.sizes = array("q"), array("q")
+        self.names = bytearray()
+        self.ends = array("q")
+        self.sources = array("i")
+        self.offsets = array("q")
+        self.sizes = array("q")
         self.paths: list[str] = []
         self.shard_sizes: list[int] = []
         self.seen: set[tuple[int, int]] = set()  # device and inode of folders and shards
@@ -46,13 +52,14 @@ class Listing:
         return len(self.ends)
 
     def add(self, path: str) -> None:
-        """List a folder or a tar, given by its absolute path.
+        """List a folder or tar file, given by its absolute path.
 
         Raises:
-            FileNotFoundError: there is no such path.
-            ValueError: it is neither a folder nor a tar, a compressed tar, or holds no audio.
+            FileNotFoundError: the path does not exist.
+            ValueError: the path is neither a folder nor a tar file, is a compressed tar file, or contains no audio.
         """
-        before, repeats = len(self), self.repeats
+        clips = len(self)
+        repeats = self.repeats
         if os.path.isdir(path):
             self._folder(path)
         elif not os.path.exists(path):
@@ -62,15 +69,15 @@ class Listing:
         elif path.lower().endswith(SHARD_SUFFIX):
             self._shard(path)
         else:
-            raise ValueError(f"{path}: unlabelled audio must be a folder or a {SHARD_SUFFIX} file")
-        if len(self) == before and (self.repeats == repeats or before == 0):
-            wanted = ", ".join(AUDIO_SUFFIXES)
-            raise ValueError(f"{path}: no audio found, neither files ({wanted}) nor {SHARD_SUFFIX} shards of them")
+            raise ValueError(f"{path}: unlabeled audio must be a folder or a {SHARD_SUFFIX} file")
+        if len(self) == clips and (self.repeats == repeats or clips == 0):
+            suffixes = ", ".join(AUDIO_SUFFIXES)
+            raise ValueError(f"{path}: no audio found, neither files ({suffixes}) nor {SHARD_SUFFIX} shards of them")
 
     def _append(self, name: bytes, offset: int, size: int) -> None:
         self.names += name
         self.ends.append(len(self.names))
-        self.homes.append(len(self.paths) - 1)
+        self.sources.append(len(self.paths) - 1)
         self.offsets.append(offset)
         self.sizes.append(size)
 
@@ -82,22 +89,22 @@ class Listing:
         return new
 
     def _folder(self, root: str) -> None:
-        shards = []
+        shards: list[bytes] = []
         self.paths.append(root)
         self.shard_sizes.append(-1)
-        waiting = [b""]  # folders below root, the next one last
-        while waiting:
-            below = waiting.pop()
-            path = os.path.join(os.fsencode(root), below) if below else os.fsencode(root)
+        pending = [b""]  # folders relative to root; the last one is next
+        while pending:
+            relative = pending.pop()
+            path = os.path.join(os.fsencode(root), relative) if relative else os.fsencode(root)
             try:
                 files, tars, folders = _entries(path) if self._is_new(path) else ([], [], [])
             except OSError as error:
                 self.fault(AudioError(os.fsdecode(path), error.strerror or str(error)))
                 continue
             for name in files:
-                self._append(os.path.join(below, name), -1, -1)
+                self._append(os.path.join(relative, name), -1, -1)
             shards += [os.path.join(path, name) for name in tars]
-            waiting += [os.path.join(below, name) for name in reversed(folders)]
+            pending += [os.path.join(relative, name) for name in reversed(folders)]
         for shard in shards:
             self._shard(os.fsdecode(shard))
 
@@ -120,8 +127,10 @@ class Listing:
 
 
 def _entries(folder: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Names of the audio files, tars (compressed ones too) and folders in a folder, each sorted."""
-    files, tars, folders = [], [], []
+    """List the audio files, tar files (including compressed ones) and subfolders of a folder, each sorted by name."""
+    files: list[bytes] = []
+    tars: list[bytes] = []
+    folders: list[bytes] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -136,7 +145,7 @@ def _entries(folder: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
     return sorted(files), sorted(tars), sorted(folders)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

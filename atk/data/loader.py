@@ -1,4 +1,4 @@
-"""Loaders: data set, order and worker processes put together. The number of workers never changes the batches."""
+"""Loaders combine a dataset, an order and worker processes. The worker count never changes the batches."""
 
 import multiprocessing
 import os
@@ -6,33 +6,35 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from atk.data.audio import AudioError
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
-from atk.data.sampler import TrainBatches
-from atk.data.unlabeled import UnlabeledAudio, UnlabeledBatches, UnlabeledDataset
+from atk.data.sampler import TrainBatches, UnlabeledBatches
+from atk.data.unlabeled import UnlabeledAudio, UnlabeledDataset
 from atk.ops.checks import one_of
 
 
 class Loader:
-    """Batches of a data set, read by worker processes.
+    """Batches of a dataset, loaded by worker processes.
 
-    With `on_error="raise"` a file that cannot be decoded raises AudioError here, in the caller's process; with "skip"
-    it is left out of its batch and named in `Batch.skipped`. A batch can end up empty.
+    With `on_error="raise"`, a file that cannot be decoded raises AudioError in the process that iterates. With "skip",
+    the file is left out of its batch and listed in `Batch.skipped`; a batch can end up empty.
     """
 
     def __init__(self, loader: DataLoader, on_error: str):
         one_of("on_error", on_error, ON_ERROR)
-        self.loader, self.on_error = loader, on_error
+        self.loader = loader
+        self.on_error = on_error
 
     @property
     def batches(self) -> TrainBatches | UnlabeledBatches:
-        """The order of training; that of captioned clips has `steps_per_epoch` and `note`."""
-        return self.loader.batch_sampler
+        """Order of the batches of a training loader; `TrainBatches` has `steps_per_epoch` and `note`."""
+        return cast("TrainBatches | UnlabeledBatches", self.loader.batch_sampler)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -44,15 +46,17 @@ class Loader:
             yield batch
 
 
-def train_loader(clips: Sequence[Clip], *, sample_rate: int, clip_seconds: float, seed: int = 0, **options) -> Loader:
+def train_loader(
+    clips: Sequence[Clip], *, sample_rate: int, clip_seconds: float, seed: int = 0, **options: Any
+) -> Loader:
     """Endless training batches: a random crop of each clip and one of its captions (see `TrainDataset`).
 
     Args:
-        clips: `read_split(...).clips`.
-        sample_rate: of the waveforms, in Hz; files of other rates are resampled.
-        clip_seconds: longest crop; shorter clips are zero-padded, and `Batch.lengths` tells.
-        seed: of order, crops and captions.
-        options: `batch_size` and whatever else `batches_of` takes.
+        clips: clips from `read_split`.
+        sample_rate: sample rate of the waveforms, in Hz; files with other rates are resampled.
+        clip_seconds: longest crop; shorter clips are zero-padded, with their length in `Batch.lengths`.
+        seed: seed of the order, crops and captions.
+        options: `batch_size` and any other keyword argument of `batches_of`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -73,15 +77,15 @@ def batches_of(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """Endless training batches from step `start_step` on; batch k is a function of the data set, its seed and k alone.
+    """Endless training batches from step `start_step` on; batch k is a function of the dataset, its seed and k alone.
 
     Args:
-        dataset: the clips.
-        batch_size, start_step, bucket, drop_last: as in `TrainBatches`, which says what the order is.
-        workers: processes that read audio; 0 = this one.
+        dataset: training dataset.
+        batch_size, start_step, bucket, drop_last: as in `TrainBatches`, which defines the order.
+        workers: processes that read audio; 0 reads in this process.
         pin_memory: page-lock batches, for copies to a GPU.
-        on_error: "skip" leaves out files that cannot be decoded and names them, "raise" stops at the first.
-        rank, world_size: give the share of one rank of every batch.
+        on_error: "skip" leaves out files that cannot be decoded and lists them; "raise" stops at the first one.
+        rank, world_size: load only the clips of this rank from every batch.
 
     Raises:
         ValueError: an argument is out of range.
@@ -92,9 +96,9 @@ def batches_of(
 
 
 def one_pass(dataset: TrainDataset, *, batch_size: int, workers: int = 0, on_error: str = "skip") -> Loader:
-    """Every clip of a training data set once, in order, as drawn for epoch 0."""
-    keys = [(index, 0) for index in range(len(dataset))]
-    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    """A single pass over a training dataset: every clip once, in order, with the crops and captions of epoch 0."""
+    indices = [(clip, 0) for clip in range(len(dataset))]
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     return _loader(dataset, on_error, workers, batch_sampler=batches)
 
 
@@ -114,8 +118,20 @@ def unlabeled_loader(
 ) -> Loader:
     """Endless full batches of random crops from step `start_step` on; batch k is a function of (seed, k) alone.
 
-    `Batch.clips` are numbers in the pool, captions are "". See `UnlabeledBatches` for the order and `UnlabeledDataset`
-    for the clips that take the place of unreadable ones; a batch lacks clips only where too many are unreadable.
+    `Batch.clips` are indices in the pool, and captions are "". See `UnlabeledBatches` for the order and
+    `UnlabeledDataset` for how unreadable clips are replaced; a batch is incomplete only if too many are unreadable.
+
+    Args:
+        pool: unlabeled clips.
+        sample_rate: sample rate of the waveforms, in Hz.
+        clip_seconds: longest crop; shorter clips are zero-padded.
+        batch_size: clips per batch, over all ranks.
+        seed: seed of the order, crops and replacements.
+        start_step: first batch to yield.
+        workers, pin_memory, on_error, rank, world_size: as in `batches_of`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     dataset = UnlabeledDataset(pool, sample_rate, clip_seconds, seed)
     batches = UnlabeledBatches(len(pool), batch_size, seed, start_step, rank, world_size)
@@ -135,12 +151,12 @@ def eval_loader(
     """One pass over the windows of all clips, in order (see `EvalDataset`).
 
     Args:
-        clips: of `read_split` or `read_folder`.
-        sample_rate: of the waveforms, in Hz.
-        clip_seconds: length of a window; None takes clips whole.
-        batch_size: windows in a batch.
-        workers: processes that read audio; 0 = this one. They stay between passes, so that frequent validation does
-            not pay for their start.
+        clips: clips from `read_split` or `read_folder`.
+        sample_rate: sample rate of the waveforms, in Hz.
+        clip_seconds: length of a window; None uses whole clips.
+        batch_size: windows per batch.
+        workers: processes that read audio; 0 reads in this process. Workers are kept between passes, so that frequent
+            validation doesn't restart them.
         pin_memory, on_error: as in `batches_of`.
 
     Raises:
@@ -150,10 +166,16 @@ def eval_loader(
     return _loader(dataset, on_error, workers, pin_memory, batch_size=batch_size, persistent_workers=workers > 0)
 
 
-def _loader(dataset: Dataset, on_error: str, workers: int, pin_memory: bool = False, **options) -> Loader:
+def _loader(
+    dataset: TrainDataset | EvalDataset | UnlabeledDataset,
+    on_error: str,
+    workers: int,
+    pin_memory: bool = False,
+    **options: Any,
+) -> Loader:
     if workers:
         options |= {"num_workers": workers, "worker_init_fn": _start_worker, "multiprocessing_context": _context()}
-    # A generator of their own keeps loaders from drawing on the random state that dropout uses.
+    # With a separate generator, loaders don't advance the global random state that dropout uses.
     options |= {"collate_fn": dataset.collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     return Loader(DataLoader(dataset, **options), on_error)
 
@@ -167,12 +189,14 @@ def _context() -> BaseContext:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group: only the trainer answers it, at the end of its step. SIGTERM: `Worker`.
+    # Ctrl-C reaches the whole process group, but only the trainer handles it, at the end of its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # torch watches for a new parent id, but a worker's parent is the fork server, which lives as long as its workers.
+    # torch watches for a new parent ID, but a worker's parent is the fork server, which outlives the trainer.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None  # workers only
+    trainer.join()
     os._exit(1)

@@ -1,9 +1,9 @@
-"""Mixtures of clips with recordings that are to be ignored: `x_plus = x + x_ref` (4.6), and their references."""
+"""Mixtures of clips with reference recordings, `x_plus = x + x_ref` (4.6), and the references to subtract."""
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -16,35 +16,39 @@ from atk.data.dataset import Batch, TrainDataset, collate, random_stream
 from atk.data.references import ReferencePool
 from atk.ops.checks import one_of
 
-CONDITIONS = ("same/same", "same/diff", "diff/diff", "multi/same", "multi/diff")
-_QUIET, _SILENT = 1e-4, 1e-7  # powers at -40 and -70 dB of full scale; the dither of 16 bits lies below -90 dB
-_WINDOWS = 4  # of a recording that are tried before it counts as quiet
-_SHORTEST_SHIFT = 0.05  # share of the clip between the two places of a recording at another time
+Condition = Literal["same/same", "same/diff", "diff/diff", "multi/same", "multi/diff"]
+CONDITIONS = get_args(Condition)
+_QUIET = 1e-4  # power at -40 dB of full scale
+_SILENT = 1e-7  # power at -70 dB of full scale; 16-bit dither is below -90 dB
+_WINDOWS = 4  # windows of a recording to try before it counts as quiet
+_SHORTEST_SHIFT = 0.05  # least time shift of a reference, as a fraction of the clip
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class MixConfig:
-    """What is mixed into a clip, and what the model is given to subtract.
+    """What is mixed into a clip, and the reference that the model gets to subtract.
 
     Args:
-        references: folder of recordings (ESC-50's layout, captioned, or any audio); None: other clips of train.csv.
-        condition: source/time of the reference: "same/same" the added sound itself; "same/diff" the same recording at
-            another time; "diff/diff" another recording of its class; "multi/same", "multi/diff" several added sounds.
-        rate: share of the training clips that are mixed; the others are captioned alone.
-        snr_db: power of the clip over that of all added sound, in dB, (lowest, highest).
-        sources: most sounds that are added in the "multi" conditions; two at least.
-        test_folds: folds of ESC-50's layout kept for evaluation.
+        references: folder of recordings (ESC-50 layout, captioned, or any audio); None uses other clips of train.csv.
+        condition: source/time of the reference: "same/same" is the added sound itself, "same/diff" the same recording
+            at another time, "diff/diff" another recording of its class; "multi/same", "multi/diff" add several sounds.
+        rate: fraction of the training clips that are mixed; the others are captioned as they are.
+        snr_db: power of the clip relative to all added sound, in dB, (lowest, highest).
+        sources: largest count of added sounds in the "multi" conditions; at least 2.
+        test_folds: folds of the ESC-50 layout that are held out for evaluation.
     """
 
     references: str | None = None
-    condition: str = "same/same"
+    condition: Condition = "same/same"
     rate: float = 0.5
     snr_db: tuple[float, float] = (0.0, 10.0)
     sources: int = 3
     test_folds: tuple[int, ...] = (5,)
 
     def __post_init__(self):
-        for name in ("snr_db", "test_folds"):  # lists, as read from YAML
+        for name in ("snr_db", "test_folds"):  # YAML gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         one_of("condition", self.condition, CONDITIONS)
         if not 0 <= self.rate <= 1:
@@ -57,13 +61,13 @@ class MixConfig:
 
 @dataclass
 class MixtureBatch(Batch):
-    """A batch whose `audio` may be mixtures.
+    """Batch whose `audio` may contain mixtures.
 
     Attributes:
-        references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 where no clip has any.
-        reference_lengths: valid samples of each `[N, R]`, int64; 0 where a clip has fewer than R.
-        inputs: the clips before anything was added `[N, S]`, or `[N, 0]` in training.
-        added: names of the recordings mixed into each clip; none where nothing was, or only silence was found.
+        references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 if no clip has a reference.
+        reference_lengths: valid samples of each reference `[N, R]`, int64; 0 beyond the references of a clip.
+        inputs: clips before mixing `[N, S]`, float32; `[N, 0]` in training.
+        added: names of the recordings mixed into each clip; empty if nothing was mixed in.
     """
 
     references: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
@@ -73,29 +77,29 @@ class MixtureBatch(Batch):
 
 
 class _Placed(NamedTuple):
-    """A recording in a track as long as the clip, `[S]`, and where it starts there, in samples (negative: before)."""
+    """A recording padded to the clip's length `[S]`, and its start in samples; negative if before the clip."""
 
     track: Tensor
     start: float
 
 
 class MixtureDataset(TrainDataset):
-    """`dataset[index, epoch]`: a clip, mixed with recordings of a pool and given with references, or left alone.
+    """Mixture dataset: `dataset[clip, epoch]` is a clip, unchanged or mixed with recordings and their references.
 
-    All draws are a function of (seed, epoch, index) alone. Windows of a recording that are nearly silent are drawn
-    again; a recording with nothing above -70 dB of full scale is not mixed in.
+    All draws are a function of (seed, epoch, clip) alone. Nearly silent windows of a recording are redrawn, and a
+    recording with nothing above -70 dB of full scale is not mixed in.
 
     Args:
         clips, sample_rate, clip_seconds, seed: as in `TrainDataset`.
-        mix: how to mix.
-        pool: recordings to mix in; None leaves every clip alone.
-        pairs: PairMix instead: mix with another clip, join the captions with "and", give no reference.
-        evaluate: take every clip from its start, mix every one that can be, and keep the clips before mixing.
-        avoid: for each clip, classes that are not mixed into it.
+        mix: mixing settings.
+        pool: recordings to mix in; None leaves every clip unchanged.
+        pairs: use PairMix instead: mix with another clip, join the captions with "and", and give no reference.
+        evaluate: start every clip at 0, mix every clip for which the pool has a recording, and keep the unmixed clips.
+        avoid: classes to leave out, for each clip.
 
     Raises:
-        ValueError: nothing of the pool can be mixed into a clip (in evaluation: into any), or the condition needs
-            classes that the pool has not.
+        ValueError: the pool has no recording for some clip (in evaluation: for all clips), or has no classes but the
+            condition needs them.
     """
 
     def __init__(
@@ -112,102 +116,114 @@ class MixtureDataset(TrainDataset):
         avoid: Sequence[Collection[str]] | None = None,
     ):
         super().__init__(clips, sample_rate, clip_seconds, seed)
-        self.mix, self.pool, self.pairs, self.evaluate, self.avoid = mix, pool, pairs, evaluate, avoid
+        self.mix = mix
+        self.pool = pool
+        self.pairs = pairs
+        self.evaluate = evaluate
+        self.avoid = avoid
         if pool is not None and mix.condition == "diff/diff":
             pool.check_classes()
         if pool is not None and (evaluate or mix.rate > 0):
-            self._check_choices()
+            self._check_choices(pool)
 
-    def _check_choices(self) -> None:
-        alone = [clip.file_name for index, clip in enumerate(self.clips) if not self.pool.has_choice(*self._of(index))]
-        if alone and (not self.evaluate or len(alone) == len(self.clips)):
-            raise ValueError(f"references: none of {len(self.pool.clips)} can be mixed into {alone[0]}")
+    def _check_choices(self, pool: ReferencePool) -> None:
+        unmixable = [clip.file_name for row, clip in enumerate(self.clips) if not pool.has_choice(*self._limits(row))]
+        if unmixable and (not self.evaluate or len(unmixable) == len(self.clips)):
+            raise ValueError(f"references: none of {len(pool.clips)} can be mixed into {unmixable[0]}")
 
-    def _of(self, index: int) -> tuple[Clip, Collection[str], int]:
-        """What limits the choice of recordings for a clip, as `ReferencePool.choices` takes it."""
+    def _limits(self, row: int) -> tuple[Clip, Collection[str], int]:
+        """Arguments `clip`, `avoid` and `least` of `ReferencePool.choices` for a clip."""
         least = 2 if self.mix.condition == "diff/diff" else 1
-        return self.clips[index], self.avoid[index] if self.avoid else frozenset(), least
+        return self.clips[row], self.avoid[row] if self.avoid else frozenset(), least
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """`TrainDataset`'s item with "references" and "added", and "input" in evaluation; raises AudioError."""
-        index, epoch = key
-        item = self._item(index, 0.0, self.clip_seconds, "") if self.evaluate else super().__getitem__(key)
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        """Load `TrainDataset`'s item with "references" and "added", and "input" in evaluation; raises AudioError."""
+        row, epoch = index
+        item = self._item(row, 0.0, self.clip_seconds, "") if self.evaluate else super().__getitem__(index)
         item |= {"references": [], "added": ()}
         if self.evaluate:
             item["input"] = item["audio"]
-        random = random_stream(3, self.seed, epoch, index)
+        random = random_stream(3, self.seed, epoch, row)
         if self.pool is None or random.random() >= (1.0 if self.evaluate else self.mix.rate):
             return item
-        snr_db = random.uniform(*self.mix.snr_db)
-        return self._pair(item, random, snr_db) if self.pairs else self._mixture(item, random, snr_db)
+        mix = self._pair if self.pairs else self._mixture
+        return mix(self.pool, item, random, random.uniform(*self.mix.snr_db))
 
     def silence(self) -> dict[str, Any]:
-        """As of `TrainDataset`, without a reference."""
+        """A silent placeholder item without references."""
         return super().silence() | {"references": [], "added": ()}
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> MixtureBatch:
-        """Pad the items to one batch; the errors among them go to `skipped`."""
+        """Pad items to a batch; errors among the items go to `skipped`."""
         batch = collate(items)
         good = [item for item in items if not isinstance(item, AudioError)]
-        most = max((len(item["references"]) for item in good), default=0)
+        count = max((len(item["references"]) for item in good), default=0)
         longest = max((len(track) for item in good for track in item["references"]), default=0)
-        references = torch.zeros(len(good), most, longest)
-        lengths = torch.zeros(len(good), most, dtype=torch.int64)
+        references = torch.zeros(len(good), count, longest)
+        lengths = torch.zeros(len(good), count, dtype=torch.int64)
         inputs = torch.zeros(len(good), batch.audio.shape[1] if self.evaluate else 0)
         for row, item in enumerate(good):
-            for number, track in enumerate(item["references"]):
-                references[row, number, : len(track)] = track
-                lengths[row, number] = len(track)
+            for column, track in enumerate(item["references"]):
+                references[row, column, : len(track)] = track
+                lengths[row, column] = len(track)
             if self.evaluate:
                 inputs[row, : len(item["input"])] = item["input"]
         added = [item["added"] for item in good]
-        mixed = {"references": references, "reference_lengths": lengths, "inputs": inputs, "added": added}
-        return MixtureBatch(**vars(batch), **mixed)
+        return MixtureBatch(**vars(batch), references=references, reference_lengths=lengths, inputs=inputs, added=added)
 
-    def _pair(self, item: dict[str, Any], random: np.random.Generator, snr_db: float) -> dict[str, Any]:
-        number = self.pool.draw(random, 1, *self._of(item["clip"]))[0]
-        other = self._recording(number, item["audio"], random)
-        if other is None:
+    def _pair(
+        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float
+    ) -> dict[str, Any]:
+        recording = pool.clips[pool.draw(random, 1, *self._limits(item["clip"]))[0]]
+        placed = self._place(recording, item["audio"], random)
+        if placed is None:
             return item
-        captions = self.pool.clips[number].captions
-        audio = item["audio"] + other.track * snr_gain(item["audio"], other.track, snr_db)
-        caption = f"{item['caption']} and {captions[random.integers(len(captions))]}"
+        audio = item["audio"] + placed.track * snr_gain(item["audio"], placed.track, snr_db)
+        caption = f"{item['caption']} and {recording.captions[random.integers(len(recording.captions))]}"
         return item | {"audio": audio / _overload(audio), "caption": caption}
 
-    def _mixture(self, item: dict[str, Any], random: np.random.Generator, snr_db: float) -> dict[str, Any]:
-        several, shifted = self.mix.condition.startswith("multi"), self.mix.condition.endswith("diff")
-        count = int(random.integers(2, self.mix.sources + 1)) if several else 1
-        index, clip = item["clip"], item["audio"]
-        sounds = {n: self._recording(n, clip, random) for n in self.pool.draw(random, count, *self._of(index))}
-        sounds = {n: sound for n, sound in sounds.items() if sound is not None}
-        if shifted:
-            others = {n: self._reference(n, sound, random, self.clips[index]) for n, sound in sounds.items()}
-            sounds = {n: sound for n, sound in sounds.items() if others[n] is not None}
+    def _mixture(
+        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float
+    ) -> dict[str, Any]:
+        clip = item["audio"]
+        count = int(random.integers(2, self.mix.sources + 1)) if self.mix.condition.startswith("multi") else 1
+        drawn = pool.draw(random, count, *self._limits(item["clip"]))
+        sounds = _present({index: self._place(pool.clips[index], clip, random) for index in drawn})
+        shifted: dict[int, Tensor] = {}
+        if self.mix.condition.endswith("diff"):
+            source = self.clips[item["clip"]]
+            shifted = _present({n: self._reference(pool, n, sound, random, source) for n, sound in sounds.items()})
+            sounds = {index: sounds[index] for index in shifted}
         if not sounds:
             return item
         tracks = torch.stack([sound.track for sound in sounds.values()])
         tracks *= snr_gain(clip, tracks.sum(0), snr_db)
-        audio, references = clip + tracks.sum(0), list(tracks)
+        audio = clip + tracks.sum(0)
+        references = list(tracks)
         if shifted:
-            references = [others[n] * snr_gain(track, others[n], 0.0) for n, track in zip(sounds, tracks, strict=True)]
+            references = [
+                reference * snr_gain(track, reference, 0.0)
+                for reference, track in zip(shifted.values(), tracks, strict=True)
+            ]
         loudest = _overload(audio)
         mixed = {
             "audio": audio / loudest,
             "references": [reference / loudest for reference in references],
-            "added": tuple(self.pool.clips[number].file_name for number in sounds),
+            "added": tuple(pool.clips[index].file_name for index in sounds),
         }
         if self.evaluate:
             mixed["input"] = clip / loudest
         return item | mixed
 
-    def _recording(self, number: int, clip: Tensor, random: np.random.Generator) -> _Placed | None:
-        """Recording `number` of the pool somewhere in a track as long as `clip`; None where it is silent."""
-        recording = self.pool.clips[number]
+    def _place(self, recording: Clip, clip: Tensor, random: np.random.Generator) -> _Placed | None:
+        """Place a recording at random in a track as long as `clip`; None if the recording is silent."""
         seconds = len(clip) / self.sample_rate
-        beyond = max(0.0, recording.seconds - seconds)
-        loudest, start, audio = _SILENT, 0.0, None
-        for _ in range(_WINDOWS if beyond else 1):
-            first = random.random() * beyond
+        excess = max(0.0, recording.seconds - seconds)
+        loudest = _SILENT
+        start = 0.0
+        audio = None
+        for _ in range(_WINDOWS if excess else 1):
+            first = random.random() * excess
             window = self._window(recording, first, seconds)[: len(clip)]
             if _power(window) > loudest:
                 loudest, start, audio = _power(window), first, window
@@ -224,25 +240,32 @@ class MixtureDataset(TrainDataset):
         except AudioError as error:
             raise AudioError(recording.file_name, error.reason) from None
 
-    def _reference(self, number: int, sound: _Placed, random: np.random.Generator, clip: Clip) -> Tensor | None:
-        """The recording at another time, or another one of its class; None where that is silent."""
+    def _reference(
+        self, pool: ReferencePool, index: int, sound: _Placed, random: np.random.Generator, clip: Clip
+    ) -> Tensor | None:
+        """Recording `index` at another time, or another recording of its class; None if that one is silent."""
         if self.mix.condition == "diff/diff":
-            other = self._recording(self.pool.another(random, number, clip), sound.track, random)
-            return None if other is None else other.track
-        other = self._recording(number, sound.track, random)
+            placed = self._place(pool.clips[pool.another(random, index, clip)], sound.track, random)
+            return None if placed is None else placed.track
+        placed = self._place(pool.clips[index], sound.track, random)
         samples = len(sound.track)
         shortest = math.ceil(_SHORTEST_SHIFT * samples)
-        if other is not None and abs(other.start - sound.start) >= shortest:
-            return other.track
-        # A recording as long as the clip has one place in it: its end goes before its start.
+        if placed is not None and abs(placed.start - sound.start) >= shortest:
+            return placed.track
+        # A recording as long as the clip fits in only one place, so it is rotated instead.
         return sound.track.roll(int(random.integers(shortest, max(shortest, samples - shortest) + 1)))
 
 
-def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
-    """Factor for `added` `[S]` that puts the power of `clip` `[S]` `snr_db` dB above its own.
+def _present(values: dict[int, _T | None]) -> dict[int, _T]:
+    """`values` without None."""
+    return {index: value for index, value in values.items() if value is not None}
 
-    Powers are means over the samples that are not exactly zero, so that silence around a sound does not count. 1 where
-    one of the two is silent.
+
+def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
+    """Gain for `added` `[S]` such that the power of `clip` `[S]` is `snr_db` dB above that of the scaled sound.
+
+    Powers are means over the samples that aren't exactly zero, so silence around a sound doesn't count. The gain is 1
+    if either of them is silent.
     """
     powers = [_power(x) for x in (clip, added)]
     return (powers[0] / powers[1] * 10 ** (-snr_db / 10)) ** 0.5 if min(powers) > 0 else 1.0
@@ -253,5 +276,5 @@ def _power(audio: Tensor) -> float:
 
 
 def _overload(audio: Tensor) -> float:
-    """What to divide by so that no sample lies beyond full scale."""
+    """Factor to divide by so that no sample exceeds full scale."""
     return max(1.0, float(audio.abs().max()))

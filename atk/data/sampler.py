@@ -1,5 +1,6 @@
-"""The order of training: which clips make up batch k, as a function of the seed and k alone."""
+"""Training orders: the clips of batch k as a function of the seed and k alone."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,30 +9,33 @@ from torch.utils.data import Sampler
 from atk.data.dataset import random_stream
 from atk.ops.checks import at_least
 
-_BUCKET_BATCHES = 50  # batches' worth of clips that are sorted by length together
+_BUCKET_BATCHES = 50  # batches per group of clips that is sorted by length
+
+UnlabeledKey = tuple[int, int, int, np.ndarray]  # step, slot, epoch, clips of the batch
 
 
-class TrainBatches(Sampler):
-    """Endless batches of `(index, epoch)` pairs; each epoch is a permutation drawn from (seed, epoch).
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Endless batches of `(clip, epoch)` pairs; each epoch is a permutation drawn from (seed, epoch).
 
-    Started at step k it gives exactly the batches that an uninterrupted run has from its k-th on (counted from 0).
+    With `start_step=k`, the batches are exactly those of an uninterrupted run from batch k on (counted from 0).
 
     Args:
-        lengths: of the clips, in any unit; or their number, where `bucket` is off.
-        batch_size: clips in a batch. With fewer clips than that, every batch is one epoch of all of them (see `note`).
-        seed: of the order, at least 0.
-        start_step: the first batch to give.
-        bucket: batch clips of similar length together. Lengths are sorted within random groups of 50 batches and the
-            batches then shuffled, so that composition still changes with the epoch.
-        drop_last: leave out the clips beyond the last full batch of an epoch, others in each epoch.
-        rank, world_size: give every `world_size`-th clip of each batch, from the one numbered `rank` on.
+        lengths: clip lengths in any unit; without `bucket`, the clip count is enough.
+        batch_size: clips per batch. With fewer clips than that, every batch is one epoch of all clips (see `note`).
+        seed: seed of the order, at least 0.
+        start_step: first batch to yield.
+        bucket: put clips of similar length in the same batch. Clips are sorted by length within random groups of 50
+            batches, then the batches are shuffled, so their composition still changes every epoch.
+        drop_last: drop the clips beyond the last full batch of an epoch; different ones in every epoch.
+        rank: this process; it gets every `world_size`-th clip of each batch, starting at clip `rank`.
+        world_size: process count.
 
     Attributes:
-        steps_per_epoch: batches in an epoch.
-        note: a line for the user where the batches are not what was asked for, else None.
+        steps_per_epoch: batches per epoch.
+        note: message for the user if the batches differ from what was asked for, else None.
 
     Raises:
-        ValueError: an argument is out of range, or `bucket` without lengths.
+        ValueError: an argument is out of range, or `bucket` is set without lengths.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class TrainBatches(Sampler):
         world_size: int = 1,
     ):
         if bucket and isinstance(lengths, int):
-            raise ValueError(f"lengths must be a sequence where bucket=True, got the number {lengths}")
+            raise ValueError(f"lengths must be a sequence if bucket=True, got the integer {lengths}")
         self.lengths = None if isinstance(lengths, int) else np.asarray(lengths, dtype=np.float64)
         self.clips = lengths if isinstance(lengths, int) else len(lengths)
         for name, value, minimum in (
@@ -56,33 +60,105 @@ class TrainBatches(Sampler):
             ("start_step", start_step, 0),
         ):
             at_least(name, value, minimum)
-        self.batch_size, self.seed, self.start_step = batch_size, seed, start_step
-        self.bucket, self.drop_last = bucket, drop_last
-        self.rank, self.world_size = rank, world_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.bucket = bucket
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
         full, rest = divmod(self.clips, batch_size)
         self.steps_per_epoch = max(1, full + (rest > 0 and not drop_last))
-        self.note = None
+        self.note: str | None = None
         if full == 0:
-            self.note = f"{self.clips} clips are fewer than batch_size {batch_size}: every batch holds all of them"
+            self.note = f"{self.clips} clips are fewer than batch_size {batch_size}: every batch has all of them"
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = divmod(self.start_step, self.steps_per_epoch)
         while True:
             for batch in self.epoch(epoch)[first:]:
-                yield [(index, epoch) for index in batch[self.rank :: self.world_size]]
-            epoch, first = epoch + 1, 0
+                yield [(clip, epoch) for clip in batch[self.rank :: self.world_size]]
+            epoch += 1
+            first = 0
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch, as clip numbers."""
+        """Batches of an epoch, as clip indices."""
         random = random_stream(2, self.seed, epoch)
         order = random.permutation(self.clips)
-        if self.drop_last:  # before sorting, so that it is not always the longest that are left out
+        if self.drop_last:  # before sorting, otherwise the longest clips would always be dropped
             order = order[: self.steps_per_epoch * self.batch_size]
         if self.bucket:
-            group = _BUCKET_BATCHES * self.batch_size
-            groups = (order[first : first + group] for first in range(0, len(order), group))
-            order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in groups])
-        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+            assert self.lengths is not None
+            lengths = self.lengths
+            groups = _parts(order, _BUCKET_BATCHES * self.batch_size)
+            order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
+        batches = _parts(order, self.batch_size)
         if self.bucket:
-            batches = [batches[number] for number in random.permutation(len(batches))]
+            batches = [batches[index] for index in random.permutation(len(batches))]
         return [batch.tolist() for batch in batches]
+
+
+class UnlabeledBatches(Sampler[list[UnlabeledKey]]):
+    """Endless batches of `(step, slot, epoch, batch)`: consecutive epochs of the pool, reshuffled every epoch.
+
+    `batch` is the clips of the whole batch over all ranks, int64 `[batch_size]`, and the clip of a key is
+    `batch[slot]`. Batches may cross the end of an epoch, so each clip appears once per epoch and every batch is full,
+    even if the pool is smaller than a batch. With at least `2 * batch_size` clips, no batch contains a clip twice.
+    Batch k is a function of (seed, k) alone.
+
+    Args:
+        clips: clip count.
+        batch_size: clips per batch, over all ranks.
+        seed: seed of the order, at least 0.
+        start_step: first batch to yield.
+        rank, world_size: as in `TrainBatches`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, clips: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1):
+        at_least("the number of clips", clips, 1)
+        at_least("batch_size", batch_size, 1)
+        at_least("seed", seed, 0)
+        at_least("start_step", start_step, 0)
+        self.clips = clips
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[UnlabeledKey]]:
+        epoch = -1
+        order = np.empty(0, dtype=np.int64)
+        for step in itertools.count(self.start_step):
+            batch = np.empty(self.batch_size, dtype=np.int64)
+            keys: list[UnlabeledKey] = []
+            for slot in range(self.batch_size):
+                slot_epoch, position = divmod(step * self.batch_size + slot, self.clips)
+                if slot_epoch != epoch:
+                    epoch = slot_epoch
+                    order = self.epoch(epoch)
+                batch[slot] = order[position]
+                keys.append((step, slot, epoch, batch))
+            yield keys[self.rank :: self.world_size]
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Order of an epoch, as clip indices: int64 `[clips]`."""
+        order = self._permutation(epoch)
+        carried = epoch * self.clips % self.batch_size  # clips of the previous epoch in the first batch of this one
+        if carried and self.clips >= 2 * self.batch_size:
+            # Move the clips of the shared batch back, but not into the last batch, which the next epoch shares.
+            early = order[: -self.batch_size]
+            repeated = np.isin(early, self._permutation(epoch - 1)[-carried:])
+            order[: -self.batch_size] = np.concatenate([early[~repeated], early[repeated]])
+        return order
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return random_stream(5, self.seed, epoch).permutation(self.clips)
+
+
+def _parts(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Split `order` into consecutive parts of at most `size`."""
+    return [order[first : first + size] for first in range(0, len(order), size)]

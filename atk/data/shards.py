@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout: where in the file each member lies, so that one is read without the others."""
+"""Tar shards in WebDataset layout: locate each member in the file, so that it can be read without the others."""
 
 import os
 import re
@@ -18,50 +18,52 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a-{008..010}.tar` as a-008.tar, a-009.tar, a-010.tar; several ranges multiply, other text stays."""
-    found = _RANGE.search(pattern)
-    if found is None:
+    """Expand `a-{008..010}.tar` to a-008.tar, a-009.tar, a-010.tar; several ranges give all combinations."""
+    match = _RANGE.search(pattern)
+    if match is None:
         return [pattern]
-    first, last = found[1], found[2]
+    first, last = match[1], match[2]
     if int(first) > int(last):
-        raise ValueError(f"{pattern}: the range {found[0]} is empty, it starts above its end")
-    heads = [f"{pattern[: found.start()]}{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return [head + rest for head in heads for rest in expand_braces(pattern[found.end() :])]
+        raise ValueError(f"{pattern}: the range {match[0]} is empty, its start is above its end")
+    heads = [f"{pattern[: match.start()]}{index:0{len(first)}d}" for index in range(int(first), int(last) + 1)]
+    return [head + rest for head in heads for rest in expand_braces(pattern[match.end() :])]
 
 
 def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset and size in bytes of the content of each regular file in a tar, in its order.
+    """Yield the name, offset and size in bytes of each regular file in a tar file, in order.
 
-    Nothing but the headers is read, and nothing is kept.
+    Only the headers are read, and none are kept in memory.
 
     Raises:
-        AudioError: `shard` cannot be opened, is compressed or no tar; or, after its whole members, is cut or damaged.
+        AudioError: the shard cannot be opened, is compressed or is not a tar file; or, after its intact members, is
+            truncated or damaged.
     """
     try:
-        with open(shard, "rb") as file:
+        with Path(shard).open("rb") as file:
             yield from _members(file, shard)
     except AudioError:
         raise
     except OSError as error:
         raise AudioError(shard, error.strerror or str(error)) from None
     except (tarfile.TarError, ValueError) as error:
-        raise AudioError(shard, f"not a whole tar file ({error})") from None
+        raise AudioError(shard, f"not an intact tar file ({error})") from None
 
 
 def read_member(shard: str, shard_size: int, offset: int, size: int, name: str) -> bytes:
-    """The bytes of one member.
+    """Read the content of one member.
 
     Args:
-        shard: path of the tar.
-        shard_size: its size in bytes when it was indexed.
-        offset, size: of the member's content, in bytes.
-        name: of the member in errors.
+        shard: path of the tar file.
+        shard_size: size of the tar file in bytes when it was indexed.
+        offset: byte offset of the content.
+        size: size of the content in bytes.
+        name: name of the member in error messages.
 
     Raises:
-        AudioError: the shard is gone or has another size than it had.
+        AudioError: the shard no longer exists, or its size has changed.
     """
     try:
-        with open(shard, "rb") as file:
+        with Path(shard).open("rb") as file:
             if os.fstat(file.fileno()).st_size != shard_size:
                 raise AudioError(name, "its shard has changed since it was listed")
             file.seek(offset)
@@ -80,12 +82,13 @@ def _members(file: BinaryIO, shard: str | Path) -> Iterator[tuple[bytes, int, in
     end = os.fstat(file.fileno()).st_size
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # tarfile keeps every header: gigabytes for millions
+            # tarfile keeps every header, which would take gigabytes for millions of members.
+            tar.members.clear()  # pyrefly: ignore[missing-attribute]  # public attribute that typeshed lacks
             if member.offset_data + member.size > end:
                 raise AudioError(shard, f"truncated inside {member.name}")
             if member.isreg() and not member.issparse():
                 yield os.fsencode(member.name), member.offset_data, member.size
-        # A header that it cannot read ends tarfile's list as the end mark does, a block of zeros.
+        # tarfile stops at an unreadable header as if it were the end; the true end is a block of zeros.
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise AudioError(shard, f"damaged at byte {tar.offset}")

@@ -1,4 +1,4 @@
-"""What a data folder may tell beside its captions: events.csv, tags.csv and twins.csv."""
+"""Read the optional annotation files of a data folder: events.csv, tags.csv and twins.csv."""
 
 import csv
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """A line of events.csv: `phrase` is how a caption of the clip names it, `start` and `end` are in seconds."""
+    """A row of events.csv: `phrase` is the wording of the event in the clip's captions; times are in seconds."""
 
     file_name: str
     event: str
@@ -16,11 +16,11 @@ class Event(NamedTuple):
 
 
 def read_events(path: str | Path) -> list[Event]:
-    """The lines of an events.csv: columns `file_name, event, phrase, start, end`.
+    """Read an events.csv with the columns `file_name, event, phrase, start, end`.
 
     Raises:
-        ValueError: the file or a column is missing, a phrase is empty, or a time is no number, negative or ends before
-            it starts; the message names the line.
+        ValueError: the file or a column is missing, a phrase is empty, or a time is not a number, is negative, or ends
+            before it starts; the message names the line.
     """
     return [_event(row, f"{path}, line {line}") for line, row in enumerate(_rows(Path(path), Event._fields), 2)]
 
@@ -38,32 +38,35 @@ def _event(row: dict[str, str], where: str) -> Event:
 
 
 def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event]:
-    """The events of one audio file.
+    """Find the events of one audio file.
 
     Args:
         audio: audio file.
-        path: the events.csv that names it; None: the nearest in the folders above it, if there is one.
+        path: events.csv that lists the file; None searches the parent folders and uses the nearest events.csv, if any.
 
     Raises:
-        ValueError: as `read_events`, or the `path` given does not name the file.
+        ValueError: as for `read_events`, or `path` is given and does not list the file.
     """
     audio = Path(audio).absolute()
-    found = [folder / "events.csv" for folder in audio.parents] if path is None else [Path(path).absolute()]
-    for table in found:
+    tables = [folder / "events.csv" for folder in audio.parents] if path is None else [Path(path).absolute()]
+    for table in tables:
         if path is None and not table.is_file():
             continue
         events = [event for event in read_events(table) if table.parent / event.file_name == audio]
         if path is not None and not events:
-            raise ValueError(f"{path} names no event of {audio}")
+            raise ValueError(f"{path} lists no event of {audio}")
         return events
     return []
 
 
 def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
-    """The tags of a tags.csv (`file_name`, then a column of 0 and 1 for each tag), and which of them each file has.
+    """Read a tags.csv: `file_name`, then one column of 0 and 1 per tag.
+
+    Returns:
+        The tags, and for each file name whether the file has each tag.
 
     Raises:
-        ValueError: the file or its column `file_name` is missing, there is no tag or line, or a value is not 0 or 1.
+        ValueError: the file or its column `file_name` is missing, it has no tags or no rows, or a value is not 0 or 1.
     """
     rows = _rows(Path(path), ("file_name",))
     tags = [name for name in rows[0] if name != "file_name"] if rows else []
@@ -79,13 +82,16 @@ def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
 
 
 def read_twins(path: str | Path) -> list[tuple[str, str]]:
-    """The pairs of a twins.csv (`file_name`, `twin`), each once, whichever of the two comes first.
+    """Read the pairs of a twins.csv (`file_name`, `twin`); each pair is returned once, in sorted order.
 
     Raises:
         ValueError: the file or a column is missing.
     """
-    rows = _rows(Path(path), ("file_name", "twin"))
-    return list(dict.fromkeys(tuple(sorted((row["file_name"], row["twin"]))) for row in rows))
+    pairs = {}
+    for row in _rows(Path(path), ("file_name", "twin")):
+        first, second = sorted((row["file_name"], row["twin"]))
+        pairs[first, second] = None  # a dict keeps the order
+    return list(pairs)
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

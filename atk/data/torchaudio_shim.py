@@ -1,6 +1,6 @@
-"""`torchaudio.functional` and `torchaudio.transforms`, wherever torchaudio's compiled part does not fit this torch.
+"""Import `torchaudio.functional` and `torchaudio.transforms` even if torchaudio's compiled part doesn't fit this torch.
 
-Import this module where it is used, never from the top of the package: torchaudio then loads on demand.
+Import this module inside the functions that need it, not at the top level, so that torchaudio loads on demand.
 """
 
 import importlib
@@ -8,12 +8,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from atk.extras import missing_package
+
 
 class _Missing:
-    """A part of torchaudio that cannot be had here."""
+    """Placeholder for a compiled part of torchaudio; calling it raises RuntimeError."""
 
     def __init__(self, name: str):
-        self.__name__ = name  # torchaudio wraps some of them as functions
+        self.__name__ = name  # torchaudio wraps some of these as functions
 
     def is_available(self) -> bool:
         return False
@@ -23,7 +25,7 @@ class _Missing:
 
 
 class _ExtensionStub(ModuleType):
-    """Stands in for `torchaudio._extension`: flags are False, loaders and decorators give `_Missing`."""
+    """Replacement for `torchaudio._extension`: flags are False, loaders and decorators return `_Missing`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -32,24 +34,28 @@ class _ExtensionStub(ModuleType):
 
 
 def _forget() -> None:
+    """Remove torchaudio from the imported modules."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
         del sys.modules[name]
 
 
+def _import() -> tuple[ModuleType, ModuleType]:
+    return importlib.import_module("torchaudio.functional"), importlib.import_module("torchaudio.transforms")
+
+
 def _load() -> tuple[ModuleType, ModuleType]:
-    names = ("torchaudio.functional", "torchaudio.transforms")
     try:
-        return tuple(map(importlib.import_module, names))
+        return _import()
     except ModuleNotFoundError as error:
         if error.name != "torchaudio":
             raise
-        raise ImportError("mel features and resampling need torchaudio: pip install torchaudio") from error
+        raise ImportError(missing_package(error)) from error
     except (OSError, RuntimeError):
-        # A CUDA build beside a CPU-only torch, or beside another CUDA: both modules are pure Python all the same.
+        # A CUDA build of torchaudio with a CPU-only torch or another CUDA version; both modules are pure Python anyway.
         _forget()
     sys.modules["torchaudio._extension"] = _ExtensionStub("torchaudio._extension")
     try:
-        return tuple(map(importlib.import_module, names))
+        return _import()
     except BaseException:
         _forget()
         raise

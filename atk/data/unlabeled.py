@@ -1,42 +1,45 @@
-"""Unlabelled audio of any amount: folders and tar shards listed once, kept compactly, drawn in an endless order."""
+"""Unlabeled audio of any size: folders and tar shards, listed once, stored compactly, drawn in an endless order."""
 
-import itertools
 import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from atk.data.audio import AudioError, load_crop
 from atk.data.captions import ON_ERROR, describe_skipped
 from atk.data.dataset import Batch, collate, random_stream
 from atk.data.listing import Listing
+from atk.data.sampler import UnlabeledKey
 from atk.data.shards import expand_braces, read_member
 from atk.ops.checks import at_least, one_of
 
-_ARRAYS = {"names": np.uint8, "ends": np.int64, "homes": np.int32, "offsets": np.int64, "sizes": np.int64}
-_LAYOUT = 1  # of the cache
-_TRIES = 8  # clips tried for a place, the batch's own the first
-_DRAWS = 16  # numbers drawn where a small pool has no more clips beside the batch
+_ARRAYS = {"names": np.uint8, "ends": np.int64, "sources": np.int32, "offsets": np.int64, "sizes": np.int64}
+# Keys in the cache file; they never change, so that existing files can be read.
+_HEADER_KEY = "told"
+_FILE_KEYS = {name: name for name in _ARRAYS} | {"sources": "homes"}
+_LAYOUT = 1  # version of the cache file
+_ATTEMPTS = 8  # clips to try per slot of a batch, including the first
+_DRAWS = 16  # clips to draw if a small pool has no unused clips left
 
 
 @dataclass(frozen=True, eq=False)
 class UnlabeledAudio:
-    """A pool of n audio files and members of tar shards, some 50 to 100 bytes of memory for each.
+    """Pool of audio files and members of tar shards; takes about 50 to 100 bytes of memory per clip.
 
     Attributes:
-        folders: what was listed: folders and tar files, absolute.
-        arrays: the clips, packed as in `Listing`: names, ends, homes, offsets, sizes.
-        paths: of the folders and shards that hold them.
-        shard_sizes: of the shards in bytes, -1 for folders.
-        skipped: (path, reason) of folders and shards that could not be listed, or not to their end.
+        folders: absolute paths of the folders and tar files that were scanned.
+        arrays: the clips, packed as in `Listing`: names, ends, sources, offsets, sizes.
+        paths: absolute paths of the folders and shards that contain the clips.
+        shard_sizes: size of each shard in bytes; -1 for a folder.
+        skipped: (path, reason) of folders and shards that could not be listed completely.
     """
 
     folders: list[str]
@@ -49,30 +52,31 @@ class UnlabeledAudio:
     def scan(
         cls, folders: Sequence[str | Path], cache: str | Path | None = None, on_error: str = "skip"
     ) -> "UnlabeledAudio":
-        """List folders, or read back what an earlier call listed.
+        """Scan folders for audio, or load the result of an earlier scan.
 
-        Folders are searched recursively for the suffixes of `find_audio` and for tar shards (.tar), of which the
-        members with these suffixes count. Only names are read, and the headers of tars: whether a clip can be decoded
-        shows when it is loaded. Each folder and shard counts once, even where `folders` name it twice or lie in one
-        another.
+        Folders are searched recursively for files with the suffixes of `find_audio`, and for tar shards (.tar) with
+        members that have these suffixes. Only file names and tar headers are read; a clip that cannot be decoded is
+        only noticed when it is loaded. Each folder and shard is listed once, even if `folders` names it twice or one
+        folder contains another.
 
         Args:
-            folders: folders and tar files; `shards-{000..099}.tar` stands for a range of them.
-            cache: file to keep the list in (.npz). Where it exists nothing is listed, and the order stays what it was,
-                whatever came or went since; None lists anew.
-            on_error: "skip" leaves out folders and shards that cannot be listed and names them in `skipped`; "raise"
-                stops at the first.
+            folders: folders and tar files; `shards-{000..099}.tar` expands to a range of shards.
+            cache: .npz file to keep the list in. If it exists, nothing is scanned and the order stays the same, even
+                if files were added or removed since; None scans again.
+            on_error: "skip" leaves out folders and shards that cannot be listed and reports them in `skipped`; "raise"
+                stops at the first one.
 
         Raises:
             FileNotFoundError: one of `folders` does not exist.
-            ValueError: `folders` is empty, or one of them holds no audio or is a compressed tar; `cache` was made of
-                other folders, or is damaged.
+            ValueError: `folders` is empty, one of them contains no audio or is a compressed tar file, or `cache` lists
+                other folders or is damaged.
             AudioError: with `on_error="raise"`, a folder or shard cannot be listed.
         """
         one_of("on_error", on_error, ON_ERROR)
         if isinstance(folders, (str, Path)):
             raise TypeError(f"folders must be a sequence of paths, got the single path {str(folders)!r}")
-        roots = [os.path.abspath(path) for folder in folders for path in expand_braces(os.fspath(folder))]
+        patterns = [pattern for folder in folders for pattern in expand_braces(os.fspath(folder))]
+        roots = [os.path.abspath(pattern) for pattern in patterns]  # noqa: PTH100  # resolve() would follow links
         if not roots:
             raise ValueError(f"folders must name at least one folder or tar file, got {[str(f) for f in folders]}")
         if cache is not None and Path(cache).exists():
@@ -86,89 +90,43 @@ class UnlabeledAudio:
         return len(self.arrays["ends"])
 
     def name(self, index: int) -> str:
-        """The absolute path of clip `index`, or that of its shard, a colon and the member's name."""
+        """Absolute path of clip `index`; for a member of a shard, the path of the shard, a colon and its name."""
         ends = self.arrays["ends"]
         first = int(ends[index - 1]) if index else 0
         name = os.fsdecode(self.arrays["names"][first : int(ends[index])].tobytes())
-        home = self.arrays["homes"][index]
-        return os.path.join(self.paths[home], name) if self.shard_sizes[home] < 0 else f"{self.paths[home]}:{name}"
+        source = self.arrays["sources"][index]
+        path = self.paths[source]
+        return str(Path(path, name)) if self.shard_sizes[source] < 0 else f"{path}:{name}"
 
     def load(self, index: int, sample_rate: int, seconds: float, position: float) -> Tensor:
-        """The crop of clip `index` at `position` (0 .. 1): float32 `[samples]`, see `load_crop`; raises AudioError."""
-        name, home = self.name(index), self.arrays["homes"][index]
+        """Load the crop of clip `index` at `position` (0 to 1), as `load_crop`: float32 `[samples]`.
+
+        Raises:
+            AudioError: the clip cannot be read.
+        """
+        name = self.name(index)
+        source = self.arrays["sources"][index]
         content = None
-        if self.shard_sizes[home] >= 0:
-            offset, size = int(self.arrays["offsets"][index]), int(self.arrays["sizes"][index])
-            content = read_member(self.paths[home], self.shard_sizes[home], offset, size, name)
+        if self.shard_sizes[source] >= 0:
+            offset = int(self.arrays["offsets"][index])
+            size = int(self.arrays["sizes"][index])
+            content = read_member(self.paths[source], self.shard_sizes[source], offset, size, name)
         return load_crop(name, sample_rate, seconds, position, content)
 
 
-class UnlabeledBatches(Sampler):
-    """Endless batches of `(step, place, epoch, batch)`: epochs of the whole pool, shuffled anew, one after another.
+class UnlabeledDataset(Dataset[dict[str, Any]]):
+    """Random crops of the clips of a pool, in the batches of `UnlabeledBatches`.
 
-    `batch` holds the clips of the whole batch, of all ranks, int64 `[batch_size]`; that of the key is `batch[place]`.
-    Batches run on over the end of an epoch, so each clip comes once in an epoch and every batch is full, even where
-    the pool is smaller. From two batches' worth of clips on, no batch holds a clip twice. Batch k depends on (seed, k)
-    alone.
-
-    Args:
-        clips: their number.
-        batch_size: clips in a batch.
-        seed: of the order, at least 0.
-        start_step: the first batch to give.
-        rank, world_size: as in `TrainBatches`.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(self, clips: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world_size: int = 1):
-        at_least("the number of clips", clips, 1)
-        at_least("batch_size", batch_size, 1)
-        at_least("seed", seed, 0)
-        at_least("start_step", start_step, 0)
-        self.clips, self.batch_size, self.seed, self.start_step = clips, batch_size, seed, start_step
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, np.ndarray]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in itertools.count(self.start_step):
-            batch, keys = np.empty(self.batch_size, dtype=np.int64), []
-            for place in range(self.batch_size):
-                now, position = divmod(step * self.batch_size + place, self.clips)
-                if now != epoch:
-                    epoch, order = now, self.epoch(now)
-                batch[place] = order[position]
-                keys.append((step, place, epoch, batch))
-            yield keys[self.rank :: self.world_size]
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The order of an epoch: int64 `[clips]`."""
-        order = self._permutation(epoch)
-        before = epoch * self.clips % self.batch_size  # clips of the last epoch in this one's first batch
-        if before and self.clips >= 2 * self.batch_size:
-            early = order[: -self.batch_size]  # the rest shares a batch with the next epoch
-            again = np.isin(early, self._permutation(epoch - 1)[-before:])
-            order[: -self.batch_size] = np.concatenate([early[~again], early[again]])
-        return order
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return random_stream(5, self.seed, epoch).permutation(self.clips)
-
-
-class UnlabeledDataset(Dataset):
-    """Random crops of the clips of a pool, by batches of `UnlabeledBatches`.
-
-    The crop is a function of (seed, epoch, index). For a clip that cannot be read another one is drawn; each fault is
-    named in `Batch.skipped`. After 8 faults a place stays empty. What replaces it is a function of the seed, the step
-    and the place, not of the rank that reads it. Each place has clips of its own to draw on, none of the batch: no clip
-    comes twice, on whatever rank, where the pool holds at least 8 batches' worth of clips.
+    The crop is a function of (seed, epoch, clip). A clip that cannot be read is replaced by another one, and every
+    error is listed in `Batch.skipped`. After 8 errors, a slot of the batch stays empty. Replacements are a function of
+    (seed, step, slot), not of the rank that reads them. Each slot has its own replacement clips from outside the batch,
+    so with at least `8 * batch_size` clips in the pool, no batch contains a clip twice on any rank.
 
     Args:
-        pool: the clips.
-        sample_rate: of the waveforms, in Hz.
-        clip_seconds: longest crop; shorter clips are taken whole.
-        seed: of crops and of what replaces unreadable clips, at least 0.
+        pool: unlabeled clips.
+        sample_rate: sample rate of the waveforms, in Hz.
+        clip_seconds: longest crop; shorter clips are used whole.
+        seed: seed of crops and replacements, at least 0.
 
     Raises:
         ValueError: an argument is out of range.
@@ -179,18 +137,23 @@ class UnlabeledDataset(Dataset):
         if not 0 < clip_seconds < math.inf:
             raise ValueError(f"clip_seconds must be above 0, got {clip_seconds}")
         at_least("seed", seed, 0)
-        self.pool, self.sample_rate, self.clip_seconds, self.seed = pool, sample_rate, clip_seconds, seed
+        self.pool = pool
+        self.sample_rate = sample_rate
+        self.clip_seconds = clip_seconds
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.pool)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int, int, np.ndarray]]) -> list[dict[str, Any] | AudioError]:
-        """The items of a batch, or of a rank's share of it, after each the errors met on the way; its caption is ""."""
-        items, spare = [], None
-        for step, place, epoch, batch in keys:
-            index, failed = int(batch[place]), set()
+    def __getitems__(self, keys: Sequence[UnlabeledKey]) -> list[dict[str, Any] | AudioError]:
+        """Load the items of a batch or of a rank's part of it; errors of unreadable clips come before the item."""
+        items: list[dict[str, Any] | AudioError] = []
+        spare = None
+        for step, slot, epoch, batch in keys:
+            failed: set[int] = set()
+            index = int(batch[slot])
             random = random_stream(6, self.seed, epoch, index)
-            for attempt in range(_TRIES):
+            for attempt in range(_ATTEMPTS):
                 try:
                     items.append(self._item(index, random.random()))
                     break
@@ -199,15 +162,16 @@ class UnlabeledDataset(Dataset):
                     failed.add(index)
                 if spare is None:
                     spare = self._spare(step, batch)
-                random = random_stream(7, self.seed, step, place, attempt)
-                number = attempt * len(batch) + place
-                index = int(spare[number]) if number < len(spare) else self._repeated(random, batch, failed)
-                if index is None:
+                random = random_stream(7, self.seed, step, slot, attempt)
+                position = attempt * len(batch) + slot
+                replacement = int(spare[position]) if position < len(spare) else self._repeated(random, batch, failed)
+                if replacement is None:
                     break
+                index = replacement
         return items
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> Batch:
-        """The batch of these items."""
+        """Combine items into a batch."""
         return collate(items)
 
     def _item(self, index: int, position: float) -> dict[str, Any]:
@@ -215,18 +179,19 @@ class UnlabeledDataset(Dataset):
         return {"audio": audio, "caption": "", "file": self.pool.name(index), "clip": index}
 
     def _spare(self, step: int, batch: np.ndarray) -> np.ndarray:
-        """Clips that the batch does not hold, each once, at most `_TRIES` for a place: int64 `[up to 8 batches]`."""
-        count = min(len(self.pool), _TRIES * len(batch))
+        """Different clips from outside the batch, at most `_ATTEMPTS` per slot: int64 `[up to 8 * batch_size]`."""
+        count = min(len(self.pool), _ATTEMPTS * len(batch))
         drawn = random_stream(7, self.seed, step).choice(len(self.pool), count, replace=False)
         return drawn[~np.isin(drawn, batch)]
 
     def _repeated(self, random: np.random.Generator, batch: np.ndarray, failed: set[int]) -> int | None:
-        """A clip that did not fail here, if possible not of the batch, though perhaps another place's; else None."""
+        """Draw a clip that hasn't failed in this slot, preferably from outside the batch; None if there is none."""
         draws = [draw for draw in random.integers(len(self.pool), size=_DRAWS).tolist() if draw not in failed]
         return next((draw for draw in draws if draw not in batch), next(iter(draws), None))
 
 
 def _list(roots: list[str], on_error: str) -> UnlabeledAudio:
+    """List the folders and tar files `roots`, given by their absolute paths."""
     skipped: list[tuple[str, str]] = []
 
     def fault(error: AudioError) -> None:
@@ -247,31 +212,39 @@ def _list(roots: list[str], on_error: str) -> UnlabeledAudio:
 
 
 def _write_cache(path: Path, pool: UnlabeledAudio) -> None:
-    """Write the list to a file that a kill leaves either missing or whole."""
-    told = {"layout": _LAYOUT} | {name: getattr(pool, name) for name in ("folders", "paths", "shard_sizes", "skipped")}
+    """Write the cache file atomically: an interrupted process never leaves a partial file."""
+    header = {
+        "layout": _LAYOUT,
+        "folders": pool.folders,
+        "paths": pool.paths,
+        "shard_sizes": pool.shard_sizes,
+        "skipped": pool.skipped,
+    }
+    content: dict[str, Any] = {_HEADER_KEY: np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    content |= {_FILE_KEYS[name]: array for name, array in pool.arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
-        np.savez(file, told=np.frombuffer(json.dumps(told).encode(), np.uint8), **pool.arrays)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    partial.replace(path)
 
 
 def _read_cache(path: Path, roots: list[str]) -> UnlabeledAudio:
     try:
         with np.load(path, allow_pickle=False) as file:
-            told = json.loads(file["told"].tobytes())
-            arrays = {name: file[name] for name in _ARRAYS}
-        layout, folders, paths, sizes = (told[name] for name in ("layout", "folders", "paths", "shard_sizes"))
-        skipped = [(name, reason) for name, reason in told["skipped"]]
+            header = json.loads(file[_HEADER_KEY].tobytes())
+            arrays = {name: file[key] for name, key in _FILE_KEYS.items()}
+        layout, folders, paths, sizes = (header[name] for name in ("layout", "folders", "paths", "shard_sizes"))
+        skipped = [(name, reason) for name, reason in header["skipped"]]
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a list of unlabelled audio ({error}); delete it to list the folders") from None
+        raise ValueError(f"{path}: not a list of unlabeled audio ({error}); delete it to rescan the folders") from None
     if layout != _LAYOUT:
-        raise ValueError(f"{path}: written by another version of atk; delete it to list the folders")
+        raise ValueError(f"{path}: written by another version of atk; delete it to rescan the folders")
     if set(folders) != set(roots):
         raise ValueError(
-            f"{path}: lists other folders, {', '.join(folders)}, than those asked for, {', '.join(roots)}; "
-            "delete it to list these"
+            f"{path}: lists the folders {', '.join(folders)}, but {', '.join(roots)} were requested; "
+            "delete it to scan these"
         )
     return UnlabeledAudio(folders, arrays, paths, sizes, skipped)

@@ -1,4 +1,4 @@
-"""Worker processes that a SIGTERM to the trainer's process group does not end, nor their fork server (Unix)."""
+"""Worker processes and a fork server that survive a SIGTERM to the trainer's process group (Unix)."""
 
 import signal
 from multiprocessing import current_process, popen_forkserver, util
@@ -6,42 +6,42 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 
 class KilledPopen(popen_forkserver.Popen):
-    """A process that `terminate` kills: workers ignore SIGTERM, and the interpreter's end would wait for them."""
+    """Process whose `terminate` kills it: workers ignore SIGTERM, so the interpreter would hang at exit."""
 
     def terminate(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         self.kill()
 
 
 class Worker(ForkServerProcess):
-    """A loader's worker: as its server, it goes on through a SIGTERM, which torchrun sends to whole sessions."""
+    """Data-loading worker. Like its fork server, it ignores SIGTERM, which torchrun sends to whole sessions."""
 
     _Popen = KilledPopen
 
 
 class WorkerContext(ForkServerContext):
-    """Starts workers clean, not as a fork of a process that holds threads, locks and a CUDA context.
+    """Starts clean workers instead of forks of a process with threads, locks and a CUDA context.
 
-    Where other code has started Python's one fork server before, it lacks the preparation and a SIGTERM ends it.
+    Python has a single fork server. If other code started it first, it is not shielded and a SIGTERM ends it.
     """
 
     Process = Worker
 
     def __init__(self):
-        # Imported once in the server, so that each worker starts in milliseconds.
+        # Preloaded once in the server, so that each worker starts in milliseconds.
         self.set_forkserver_preload(["atk.data.dataset", "atk.data.fork_server"])
 
 
 def shield_server() -> None:
-    """Keep this fork server through SIGTERM: with it the trainer would lose sight of all workers."""
+    """Make this fork server ignore SIGTERM; without it, the trainer would lose track of all workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Blocked too, so that a process of other code that is told to end while it starts does so once it has.
+    # Blocked as well, so that a SIGTERM to another process of this server stays pending until it has started.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    util.register_after_fork(Worker, _give_back)
+    util.register_after_fork(Worker, _restore_sigterm)
 
 
-def _give_back(worker: type[Worker]) -> None:
-    """Let SIGTERM end processes that are not loaders' workers."""
+def _restore_sigterm(worker: type[Worker]) -> None:
+    """Restore SIGTERM in processes that are not data-loading workers."""
     if not isinstance(current_process(), worker):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -1,6 +1,6 @@
-"""Synthetic captioned soundscapes with true event times, written as ordinary files."""
+"""Synthetic captioned soundscapes with exact event times, written as ordinary files."""
 
-from .config import PRESETS, SoundscapeConfig
-from .write import write_soundscapes
+from atk.soundscapes.config import PRESETS, SoundscapeConfig
+from atk.soundscapes.write import write_soundscapes
 
 __all__ = ["PRESETS", "SoundscapeConfig", "write_soundscapes"]

@@ -1,9 +1,9 @@
-"""Animal-like calls. Each function renders one call from a time axis `t` and a pitch factor; see `primitives`."""
+"""Animal calls. Each function renders one call from a time axis `t` and a pitch factor; see `primitives`."""
 
 import numpy as np
 from numpy.random import Generator
 
-from .primitives import (
+from atk.soundscapes.primitives import (
     formants,
     glide,
     grains,
@@ -23,13 +23,14 @@ from .primitives import (
 
 
 def _size(pitch: float) -> float:
-    """Factor of the mouth's resonances: a higher voice comes from a smaller animal."""
+    """Scale of the mouth resonances: a higher voice belongs to a smaller animal."""
     return pitch**0.5
 
 
 def bark(rng: Generator, t: np.ndarray, pitch: float, mouth: float = 900.0, breath: float = 0.35) -> np.ndarray:
-    """A short rise and fall of pitch with a breathy burst; `mouth` is the first resonance in Hz."""
-    base, mouth = pitch * rng.uniform(270, 340), mouth * _size(pitch)
+    """A short rise and fall in pitch with a breathy burst; `mouth` is the first resonance in Hz."""
+    base = pitch * rng.uniform(270, 340)
+    mouth = mouth * _size(pitch)
     freq = glide(t, base * 0.8, base * 1.6, base * 1.3, base * 0.8)
     voice = harmonics(t, freq, formants(base * 1.3, 24, (mouth, 300), (2.1 * mouth, 500)) + 0.1 * tilt(24, 1))
     voice = voice / np.abs(voice).max() + breath * noise(rng, t, 0.7 * mouth, 3.0 * mouth)
@@ -37,7 +38,7 @@ def bark(rng: Generator, t: np.ndarray, pitch: float, mouth: float = 900.0, brea
 
 
 def meow(rng: Generator, t: np.ndarray, pitch: float, sob: float = 0.0) -> np.ndarray:
-    """A long vowel that opens and closes; `sob` adds the flutter of a baby's cry."""
+    """A long vowel that opens and closes; `sob` adds the vibrato of a baby's cry."""
     base = pitch * rng.uniform(480, 560)
     freq = glide(t, base * 0.85, base * 1.25, base * 1.2, base * 1.05, base * 0.75)
     freq = freq * vibrato(t, rng.uniform(5.0, 6.5), 0.01 + sob * 0.04)
@@ -49,23 +50,23 @@ def meow(rng: Generator, t: np.ndarray, pitch: float, sob: float = 0.0) -> np.nd
 
 
 def chirp(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """A fast whistle sweeping down and up again."""
+    """A fast whistle that sweeps down and up again."""
     base = pitch * rng.uniform(3000, 3600)
     freq = glide(t, base * 1.3, base * 0.85, base * 1.15, base * 1.4)
     return (tone(t, freq) + 0.1 * tone(t, np.minimum(2 * freq, 7500))) * held(t, 0.02, 0.04)
 
 
 def stridulate(rng: Generator, t: np.ndarray, pitch: float, carrier: float = 4500.0, pulses: int = 3) -> np.ndarray:
-    """Groups of `pulses` short high pulses, two to three groups a second."""
+    """Groups of `pulses` short, high pulses, about three groups per second."""
     freq = pitch**0.5 * carrier * rng.uniform(0.97, 1.03)
     pulse_time = time_axis(0.022, sample_rate(t))
     pulse = tone(pulse_time, freq) * held(pulse_time, 0.006, 0.01)
     starts = rhythm(rng, t, rng.uniform(0.30, 0.38), 0.04)
-    return grains(t, [start + 0.028 * number for start in starts for number in range(pulses)], [pulse])
+    return grains(t, [start + 0.028 * pulse_index for start in starts for pulse_index in range(pulses)], [pulse])
 
 
 def croak(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """A train of damped throat pulses that grows faster towards the end."""
+    """A train of damped throat pulses."""
     period = 1.0 / (pitch * rng.uniform(48, 60))
     throat = pitch * rng.uniform(560, 640)
     pulse_time = time_axis(0.03, sample_rate(t))
@@ -74,7 +75,7 @@ def croak(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def moo(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """A low vowel, nasal at first and open later."""
+    """A low vowel, first nasal, then open."""
     base = pitch * rng.uniform(115, 140)
     freq = glide(t, base * 0.85, base * 1.1, base * 1.15, base * 1.05, base * 0.8)
     size = _size(pitch)
@@ -85,7 +86,7 @@ def moo(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def bleat(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """A nasal call shaken seven to nine times a second."""
+    """A nasal call with a tremble of seven to nine cycles per second."""
     base = pitch * rng.uniform(300, 350)
     shake = rng.uniform(7.5, 9.5)
     freq = glide(t, base, base * 1.05, base * 0.9) * vibrato(t, shake, 0.05)

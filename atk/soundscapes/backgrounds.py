@@ -1,31 +1,31 @@
-"""Backgrounds of unit RMS: coloured noise, mains hum, and the babble of distant voices."""
+"""Backgrounds of unit RMS: colored noise, mains hum, and babble of distant voices."""
 
 import numpy as np
 from numpy.random import Generator
 
-from .primitives import formants, harmonics, noise, time_axis, vibrato, wander
+from atk.soundscapes.primitives import formants, harmonics, noise, time_axis, total, vibrato, wander
 
 _SLOPES = {"white": 0.0, "pink": 3.0, "brown": 6.0}
 _VOICES = 5
 
 
-def background(kind: str, rng: Generator, samples: int, rate: int) -> np.ndarray:
-    """Background `kind` (white, pink, brown, hum or babble), [samples] float32 of unit RMS."""
+def background(name: str, rng: Generator, samples: int, rate: int) -> np.ndarray:
+    """Render the background `name` (white, pink, brown, hum or babble): float32 `[samples]` of unit RMS."""
     t = time_axis(samples / rate, rate)
-    if kind in _SLOPES:
-        wave = noise(rng, t, 30.0, 0.47 * rate, slope=_SLOPES[kind])
-    elif kind == "hum":
+    if name in _SLOPES:
+        wave = noise(rng, t, 30.0, 0.47 * rate, slope=_SLOPES[name])
+    elif name == "hum":
         mains = float(rng.choice((50.0, 60.0)))
         wave = harmonics(t, mains, rng.uniform(0.2, 1.0, 12) / np.arange(1, 13)) + 0.1 * noise(
             rng, t, 50, 2000, slope=3
         )
     else:
-        wave = sum(_voice(rng, t) for _ in range(_VOICES))
+        wave = total(_voice(rng, t) for _ in range(_VOICES))
     return (wave / np.sqrt(np.mean(np.square(wave)))).astype(np.float32)
 
 
 def _voice(rng: Generator, t: np.ndarray) -> np.ndarray:
-    """Vowels that change about five times a second."""
+    """A voice with vowels that change about five times per second."""
     base = rng.uniform(95, 230)
     freq = base * vibrato(t, rng.uniform(0.5, 1.0), 0.1, rng.uniform())
     mixes = [np.maximum(wander(rng, t, -0.5, 1.0, 0.2), 0.0) for _ in range(2)]
@@ -33,4 +33,4 @@ def _voice(rng: Generator, t: np.ndarray) -> np.ndarray:
         harmonics(t, freq, formants(base, 30, (rng.uniform(300, 800), 90), (rng.uniform(900, 2300), 150)))
         for _ in mixes
     ]
-    return sum(mix * vowel for mix, vowel in zip(mixes, vowels, strict=True))
+    return total(mix * vowel for mix, vowel in zip(mixes, vowels, strict=True))

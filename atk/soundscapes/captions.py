@@ -1,20 +1,23 @@
-"""Captions: words for each event, for the order of events and for their overlap."""
+"""Captions: wording of each event, of their order and of their overlap."""
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from numpy.random import Generator
 
-from .config import SoundscapeConfig
-from .phrases import CLAUSES, COUNT_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, NOUNS, PITCH_WORDS
-from .scenes import Event, Scene
+from atk.soundscapes.config import SoundscapeConfig
+from atk.soundscapes.phrases import CLAUSES, COUNT_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, NOUNS, PITCH_WORDS
+from atk.soundscapes.scenes import Event, Scene
 
-# Two events at the same time; the order in which they are named says nothing.
+_T = TypeVar("_T")
+
+# Two simultaneous events; the order in which they are named has no meaning.
 _OVERLAP = {
     "clause": ("{} while {}", "{} as {}", "{} and at the same time {}", "{} and meanwhile {}", "{} just as {}"),
     "noun": ("{} over {}", "{} together with {}", "{} along with {}", "{} at the same time as {}", "{} mixed with {}"),
 }
-# Events one after another: the first, those between, the last.
+# Sequential events: the first one, those in the middle, the last one.
 _ORDER = {
     "clause": (
         ("{}", ", then {}", ", then {}"),
@@ -31,7 +34,7 @@ _ORDER = {
         ("{}", ", next {}", ", and later {}"),
     ),
 }
-# Two single events in sequence, the later one named first or the order told by one word.
+# Two sequential events whose order is given by a single word, in order or with the later one first.
 _TWO = {"clause": ("{0} before {1}", "after {0}, {1}"), "noun": ("{0} before {1}", "{0} and right after it {1}")}
 _LATER_FIRST = {"clause": ("{1} after {0}", "before {1}, {0}"), "noun": ("{1} after {0}", "{1} preceded by {0}")}
 _FRAMES = {
@@ -41,10 +44,13 @@ _FRAMES = {
 
 
 def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[list[str]]]:
-    """The captions of a scene (`config.captions_per_clip`, all different) and the phrase of each event by group.
+    """Write the captions of a scene.
 
-    With `config.rephrase` the phrases are those of the first caption, and the first caption is as without.
-    Twins draw from one generator: their captions hold the same phrases in the same template, in opposite order.
+    With `config.rephrase`, the first caption is the same as without, and the phrases are those of the first caption.
+    Twins draw from the same generator: their captions have the same template and phrases, in opposite order.
+
+    Returns:
+        `config.captions_per_clip` different captions, and the phrase of each event, by group.
     """
     rng = scene.rng(config, 4)
     style, phrases = name_events(scene, rng)
@@ -59,7 +65,7 @@ def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[li
 
 
 def name_events(scene: Scene, rng: Generator) -> tuple[str, list[list[str]]]:
-    """A style for all events of a scene ("clause" or "noun"), and the phrase of each event by group."""
+    """Draw a style for all events of a scene ("clause" or "noun"), and a phrase for each event, by group."""
     style = draw_style(rng)
     groups = scene.groups[::-1] if scene.reversed else scene.groups
     phrases = [[name_event(event, style, rng) for event in group] for group in groups]
@@ -67,31 +73,33 @@ def name_events(scene: Scene, rng: Generator) -> tuple[str, list[list[str]]]:
 
 
 def draw_style(rng: Generator) -> str:
-    """ "clause" or "noun"."""
+    """Draw a style, "clause" or "noun"."""
     return "clause" if rng.random() < 0.5 else "noun"
 
 
 def name_event(event: Event, style: str, rng: Generator) -> str:
-    """Words for one event with its attributes, as a "clause" (a dog barks) or a "noun" (a dog barking)."""
+    """Word one event and its attributes as a "clause" (a dog barks) or a "noun" (a dog barking)."""
     forms = (CLAUSES if style == "clause" else NOUNS)[event.name]
-    counted = event.count in COUNT_WORDS
-    fitting = [form for form in forms if ("{b}" in form or not counted) and ("{a}" in form or not event.pitch)]
+    count_words = COUNT_WORDS.get(event.count or 0)
+    fitting = [form for form in forms if ("{b}" in form or not count_words) and ("{a}" in form or not event.pitch)]
     form = _pick(rng, fitting)
-    adjectives, adverbs = [], []
+    adjectives: list[str] = []
+    adverbs: list[str] = []
     if event.loudness:
-        as_adverb = "{b}" in form and ("{a}" not in form or rng.random() < 0.5)
-        words, place = (LOUDNESS_ADVERBS, adverbs) if as_adverb else (LOUDNESS_ADJECTIVES, adjectives)
-        place.append(_pick(rng, words[event.loudness]))
+        if "{b}" in form and ("{a}" not in form or rng.random() < 0.5):
+            adverbs.append(_pick(rng, LOUDNESS_ADVERBS[event.loudness]))
+        else:
+            adjectives.append(_pick(rng, LOUDNESS_ADJECTIVES[event.loudness]))
     if event.pitch:
         adjectives.append(_pick(rng, PITCH_WORDS[event.pitch]))
-    if counted:
-        adverbs.append(_pick(rng, COUNT_WORDS[event.count]))
-    words = form.format(a="".join(word + " " for word in adjectives), b="".join(" " + word for word in adverbs))
-    return re.sub(r"\ba (?=[aeiou])", "an ", words)
+    if count_words:
+        adverbs.append(_pick(rng, count_words))
+    phrase = form.format(a="".join(word + " " for word in adjectives), b="".join(" " + word for word in adverbs))
+    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
 
 
 def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first: float) -> str:
-    """One caption. The number of draws depends on the numbers of events alone, so that twins stay in step."""
+    """Write one caption. The count of random draws depends on the event counts alone, so that twins match."""
     overlap = _pick(rng, _OVERLAP[style])
     parts = [overlap.format(*group) if len(group) == 2 else group[0] for group in phrases]
     if len(parts) == 2 and max(map(len, phrases)) == 1 and rng.random() < max(later_first, 0.4):
@@ -103,11 +111,12 @@ def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first:
 
 
 def _in_order(template: tuple[str, str, str], parts: list[str]) -> str:
+    """Join parts with the template of the first, the middle and the last ones."""
     if len(parts) == 1:
         return parts[0]
     first, between, last = template
     return first.format(parts[0]) + "".join(between.format(part) for part in parts[1:-1]) + last.format(parts[-1])
 
 
-def _pick(rng: Generator, choices: Sequence):
+def _pick(rng: Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]

@@ -1,102 +1,105 @@
-"""Settings of a synthetic data set."""
+"""Settings of a synthetic dataset."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .events import MAX_CLASSES
+from atk.soundscapes.events import MAX_CLASSES
 
 BACKGROUNDS = ("white", "pink", "brown", "hum", "babble")
 MAX_CAPTIONS = 5
-POOL_FOLDS, MAX_POOL = 5, 10000
-_SECONDS_AN_EVENT = 0.9
+POOL_FOLDS = 5
+MAX_POOL = 10000
+_SECONDS_PER_EVENT = 0.9
 
 
 @dataclass(frozen=True)
 class SoundscapeConfig:
-    """A complete description of a data set: the same settings write the same bytes.
+    """Settings of a synthetic dataset; the same settings always write the same bytes.
 
-    Ranges are pairs (lowest, highest), both included. A setting that cannot be met raises ValueError naming the field.
+    Ranges are pairs (lowest, highest), both inclusive. An invalid setting raises ValueError with the field name.
     """
 
     train: int = 2000
-    """Training scenes."""
+    """Count of training scenes."""
     val: int = 0
-    """Validation scenes; 0 writes no val.csv."""
+    """Count of validation scenes; 0 writes no val.csv."""
     test: int = 200
-    """Test scenes, twins included."""
+    """Count of test scenes, including twins."""
     twins: int = 0
-    """Pairs of test scenes that hold the same sounds in opposite order, their captions differing in order only."""
+    """Count of pairs of test scenes with the same sounds in opposite order and captions that differ only in order."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random draws."""
     sample_rate: int = 16000
-    """Samples per second of the written files."""
+    """Sample rate of the audio files in Hz."""
     seconds: tuple[float, float] = (4.0, 6.0)
     """Length of a scene in seconds."""
     captions_per_clip: int = 1
-    """Captions of each clip, 1 to 5; above 1 the columns are caption_1, caption_2, ..."""
+    """Captions per clip, 1 to 5; if more than 1, the columns are caption_1, caption_2, ..."""
     classes: int = 24
-    """Event classes in use, 2 to 36, the most distinct first."""
+    """Count of event classes, 2 to 36; the most distinct ones come first."""
     similar: bool = False
-    """Adds to the classes their near-identical partners (flute and recorder, rain and shower, ...)."""
+    """Add near-identical partners of the classes (flute and recorder, rain and shower, ...)."""
     events: tuple[int, int] = (1, 3)
-    """Events in a scene, 1 to 4, each of a different class."""
+    """Events per scene, 1 to 4, each of a different class."""
     overlap: float = 0.25
-    """Chance that an event sounds at the same time as the one before it (at most two at a time)."""
+    """Probability that an event overlaps the previous one (at most two at a time)."""
     snr_db: tuple[float, float] = (15.0, 25.0)
-    """Level of the scene's quietest event above the background, in dB."""
+    """Level of the quietest event of a scene relative to the background, in dB."""
     backgrounds: tuple[str, ...] = BACKGROUNDS
-    """Backgrounds to draw from: white, pink, brown, hum, babble; empty for none."""
+    """Backgrounds to draw from: white, pink, brown, hum, babble; empty for no background."""
     pitch: bool = False
-    """Low and high versions of events, told by a word."""
+    """Include low-pitched and high-pitched events, named by a word in the caption."""
     loudness: bool = False
-    """Quiet and loud events, told by a word."""
+    """Include quiet and loud events, named by a word in the caption."""
     count: bool = False
-    """Calls that sound twice or three times, told by a word."""
+    """Include events that sound two or three times, named by a word in the caption."""
     attribute_rate: float = 0.5
-    """Chance that an event carries a word for each attribute in use; without it the event is in the middle, or once."""
-    later_first: float = 0.0
-    """Chance that the caption of two events in sequence names the later one first ("a bell after a dog")."""
-    rephrase: bool = False
-    """Each caption of a clip words its events anew, as several people would."""
-    pool: int = 0
-    """Recordings of single events without background of each class, in pool/ as ESC-50 lays them out; 0 or at least 5.
+    """Probability of a word for each attribute in use; without one, an event has medium pitch or level, or sounds once.
     """
+    later_first: float = 0.0
+    """Probability that a caption of two sequential events names the later one first ("a bell after a dog")."""
+    rephrase: bool = False
+    """Reword the events in each caption of a clip, as several annotators would."""
+    pool: int = 0
+    """Recordings of single events without background per class, in pool/ with the ESC-50 layout; 0 or at least 5."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "events", "snr_db", "backgrounds"):
             value = getattr(self, name)
-            if isinstance(value, list):  # as read from YAML
+            if isinstance(value, list):  # YAML gives lists
                 object.__setattr__(self, name, tuple(value))
         self._check_types()
         self._check_values()
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "SoundscapeConfig":
-        """The settings of `easy`, `medium` or `hard`, with any field overridden."""
+        """Settings of the preset `easy`, `medium` or `hard`, with overrides for any field."""
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         for field in overrides:
             if field not in known:
-                raise ValueError(f"{field} is not a setting of soundscapes; settings: {', '.join(sorted(known))}")
+                raise ValueError(f"{field} is not a soundscape setting; settings are {', '.join(sorted(known))}")
         return cls(**{**PRESETS[name], **overrides})
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            kind = type(field.default)
-            if kind is tuple:
-                item = type(field.default[0])
+            default = getattr(type(self), field.name)
+            if isinstance(default, tuple):
+                item = type(default[0])
                 good = isinstance(value, tuple) and all(_is_a(item, entry) for entry in value)
-                wanted = f"a sequence of {item.__name__}"
+                expected = f"a sequence of {item.__name__}"
                 if good and item is not str:
-                    good, wanted = len(value) == 2 and value[0] <= value[1], f"{wanted}, (lowest, highest)"
+                    good = len(value) == 2 and value[0] <= value[1]
+                    expected = f"{expected}, (lowest, highest)"
             else:
-                good, wanted = _is_a(kind, value), f"of type {kind.__name__}"
+                good = _is_a(type(default), value)
+                expected = f"of type {type(default).__name__}"
             if not good:
-                raise ValueError(f"{field.name} must be {wanted}, got {value!r}")
+                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
 
     def _check_values(self) -> None:
         limits = {
@@ -107,31 +110,31 @@ class SoundscapeConfig:
         }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie in {low} .. {high}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be in {low} .. {high}, got {getattr(self, name)}")
         if 0 < self.pool < POOL_FOLDS:
-            raise ValueError(f"pool must be 0 or at least {POOL_FOLDS}, one recording a fold, got {self.pool}")
+            raise ValueError(f"pool must be 0 or at least {POOL_FOLDS}, one recording per fold, got {self.pool}")
         if not (self.events[0] >= 1 and self.events[1] <= min(4, self.classes)):
-            raise ValueError(f"events must lie in 1 .. 4 and not above classes ({self.classes}), got {self.events}")
+            raise ValueError(f"events must be in 1 .. 4 and at most classes ({self.classes}), got {self.events}")
         if self.twins and self.events[1] < 2:
-            raise ValueError(f"twins need scenes of two events: events must reach 2, got {self.events}")
-        shortest = _SECONDS_AN_EVENT * self.events[1]
+            raise ValueError(f"events must include 2 because twins need scenes of two events, got {self.events}")
+        shortest = _SECONDS_PER_EVENT * self.events[1]
         if not (self.seconds[0] >= shortest and self.seconds[1] <= 600):
             raise ValueError(
-                f"seconds must lie in {shortest:g} .. 600 ({_SECONDS_AN_EVENT} an event), got {self.seconds}"
+                f"seconds must be in {shortest:g} .. 600 ({_SECONDS_PER_EVENT} per event), got {self.seconds}"
             )
         if not (self.snr_db[0] >= -60 and self.snr_db[1] <= 100):
-            raise ValueError(f"snr_db must lie in -60 .. 100, got {self.snr_db}")
+            raise ValueError(f"snr_db must be in -60 .. 100, got {self.snr_db}")
         if unknown := set(self.backgrounds) - set(BACKGROUNDS):
             raise ValueError(f"backgrounds must be among {', '.join(BACKGROUNDS)}, got {', '.join(sorted(unknown))}")
         if self.train + self.val + self.test == 0:
             raise ValueError("train, val and test are all 0: nothing to write")
 
 
-def _is_a(kind: type, value: object) -> bool:
-    """Whether `value` is a `kind`, an int passing as a float and a bool as neither."""
-    if kind is float:
+def _is_a(expected: type, value: object) -> bool:
+    """Whether `value` is of type `expected`; an int counts as a float, a bool counts as neither."""
+    if expected is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

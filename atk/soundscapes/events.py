@@ -1,4 +1,4 @@
-"""The event classes: how each is rendered, repeated and pitched, and which class it is easily taken for."""
+"""Event classes: how each is rendered, repeated and pitched, and which class it is easily confused with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,31 +7,31 @@ from functools import partial
 import numpy as np
 from numpy.random import Generator
 
-from . import animals, instruments, nature, signals
-from .primitives import grains, time_axis
+from atk.soundscapes import animals, instruments, nature, signals
+from atk.soundscapes.primitives import grains, time_axis
 
 Render = Callable[[Generator, np.ndarray, float], np.ndarray]
 
 
 @dataclass(frozen=True)
 class EventClass:
-    """One kind of sound."""
+    """A class of sounds."""
 
     name: str
     """Class name, as in events.csv and tags.csv."""
     render: Render
-    """(rng, t [n] seconds, pitch factor) -> waveform [n] float32, any level."""
+    """Function of (rng, t `[n]` in seconds, pitch factor) that returns a float32 waveform `[n]` of any level."""
     unit: tuple[float, float] | None = None
-    """Shortest and longest single call in seconds; None: a sound that goes on, which cannot be counted."""
+    """Shortest and longest single call in seconds; None for a continuous sound, which cannot be counted."""
     repeats: tuple[int, int] = (1, 3)
-    """Fewest and most calls where the count is left open."""
+    """Fewest and most calls if the count is not given."""
     pitched: bool = True
-    """Whether a low and a high version differ clearly enough for a word."""
+    """Whether low and high versions are different enough to be named."""
     similar_to: str = ""
-    """The class whose timbre this one nearly shares; it takes part with `similar` only."""
+    """Class with nearly the same timbre; this class is only used with `SoundscapeConfig.similar`."""
 
 
-# Ordered so that the first classes differ most: `SoundscapeConfig.classes` takes them from the front.
+# Sorted so that the first classes differ the most; `SoundscapeConfig.classes` takes them from the front.
 _DISTINCT = (
     EventClass("dog bark", animals.bark, (0.16, 0.28), (1, 4)),
     EventClass("church bell", signals.church_bell, (0.8, 1.6)),
@@ -94,47 +94,59 @@ _SIMILAR = (
     EventClass("viola", partial(instruments.violin, body=0.7), similar_to="violin"),
 )
 
-EVENTS: dict[str, EventClass] = {kind.name: kind for kind in _DISTINCT + _SIMILAR}
+EVENTS: dict[str, EventClass] = {event_class.name: event_class for event_class in _DISTINCT + _SIMILAR}
 MAX_CLASSES = len(_DISTINCT)
 
 
 def class_names(classes: int, similar: bool) -> tuple[str, ...]:
-    """The first `classes` distinct classes and, with `similar`, the near-identical partners that these have."""
-    names = tuple(kind.name for kind in _DISTINCT[:classes])
-    return names + tuple(kind.name for kind in _SIMILAR if kind.similar_to in names) if similar else names
+    """Names of the first `classes` distinct classes and, with `similar`, of their near-identical partners."""
+    names = tuple(event_class.name for event_class in _DISTINCT[:classes])
+    if not similar:
+        return names
+    return names + tuple(event_class.name for event_class in _SIMILAR if event_class.similar_to in names)
 
 
 def render_event(
-    kind: EventClass, rng: Generator, rate: int, seconds: float, pitch: float, count: int | None = None
+    event_class: EventClass, rng: Generator, rate: int, seconds: float, pitch: float, count: int | None = None
 ) -> np.ndarray:
-    """The sound of one event, [n] float32 with n <= seconds * rate, cut where it can no longer be heard.
+    """Render one event, trimmed to its audible part.
 
-    `pitch` is a frequency factor. A countable class is sounded `count` times (None: as often as it likes and fits).
+    Args:
+        event_class: class of the event.
+        rng: random generator.
+        rate: sample rate in Hz.
+        seconds: longest duration.
+        pitch: frequency factor.
+        count: calls of a countable class; None draws a count that fits.
+
+    Returns:
+        float32 `[n]` with n <= seconds * rate.
     """
-    if kind.unit is None:
-        return _audible(kind.render(rng, time_axis(seconds, rate), pitch), rate)
+    if event_class.unit is None:
+        return _audible(event_class.render(rng, time_axis(seconds, rate), pitch), rate)
     if count is None:
-        fitting = int(seconds / (1.3 * kind.unit[0]))
-        count = int(rng.integers(kind.repeats[0], kind.repeats[1] + 1))
+        fitting = int(seconds / (1.3 * event_class.unit[0]))
+        low, high = event_class.repeats
+        count = int(rng.integers(low, high + 1))
         count = max(1, min(count, fitting))
-    length = min(rng.uniform(*kind.unit), seconds / (count + 0.3 * (count - 1)))
-    call = _audible(kind.render(rng, time_axis(length, rate), pitch), rate)
-    # Calls stand at least 0.3 of a call apart, so that they can be counted.
+    length = min(rng.uniform(*event_class.unit), seconds / (count + 0.3 * (count - 1)))
+    call = _audible(event_class.render(rng, time_axis(length, rate), pitch), rate)
+    # Gaps of at least 0.3 of a call make the calls countable.
     spare = max(0.0, seconds / length - (count + 0.3 * (count - 1)))
     period = length * (1.3 + rng.uniform(0.0, min(1.0, spare / max(count - 1, 1))))
-    total = time_axis(min(seconds, (count - 1) * period + len(call) / rate), rate)
-    return grains(total, period * np.arange(count), [call * gain for gain in rng.uniform(0.85, 1.0, count)])
+    t = time_axis(min(seconds, (count - 1) * period + len(call) / rate), rate)
+    return grains(t, period * np.arange(count), [call * gain for gain in rng.uniform(0.85, 1.0, count)])
 
 
 def _audible(wave: np.ndarray, rate: int) -> np.ndarray:
-    """`wave` between the first and last 10 ms blocks within 35 dB of its loudest, with 5 ms fades at the cuts."""
+    """Trim `wave` to the 10 ms blocks within 35 dB of the loudest one, with 5 ms fades at the cuts."""
     block = rate // 100
     blocks = np.add.reduceat(np.square(wave), np.arange(0, len(wave), block))
-    heard = np.flatnonzero(blocks > blocks.max() * 10**-3.5)
-    wave = wave[heard[0] * block : (heard[-1] + 1) * block].astype(np.float32)
+    audible = np.flatnonzero(blocks > blocks.max() * 10**-3.5)
+    wave = wave[audible[0] * block : (audible[-1] + 1) * block].astype(np.float32)
     fade = min(rate // 200, len(wave) // 2)
     ramp = np.linspace(0.0, 1.0, fade, endpoint=False, dtype=np.float32)
-    if heard[0] > 0:
+    if audible[0] > 0:
         wave[:fade] *= ramp
     wave[len(wave) - fade :] *= ramp[::-1]
     return wave

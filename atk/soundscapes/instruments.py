@@ -5,9 +5,22 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from .primitives import grains, harmonics, held, noise, partials, rhythm, sample_rate, struck, tilt, time_axis, vibrato
+from atk.soundscapes.primitives import (
+    grains,
+    harmonics,
+    held,
+    noise,
+    partials,
+    rhythm,
+    sample_rate,
+    struck,
+    tilt,
+    time_axis,
+    total,
+    vibrato,
+)
 
-_SCALE = 2.0 ** (np.array([0, 2, 4, 7, 9]) / 12.0)  # major pentatonic: every order of notes sounds like a tune
+_SCALE = 2.0 ** (np.array([0, 2, 4, 7, 9]) / 12.0)  # major pentatonic: any order of notes sounds like a tune
 
 
 def _tune(
@@ -18,7 +31,10 @@ def _tune(
     ring: float,
     note: Callable[[np.ndarray, float], np.ndarray],
 ) -> np.ndarray:
-    """`note(time, freq)` at random degrees of a scale on `base` Hz, `every` s apart, each `ring` intervals long."""
+    """Play `note(time, freq)` at random degrees of a scale on `base` Hz.
+
+    Notes are `every` s apart, and each lasts `ring` times as long.
+    """
     every = min(every, 0.9 * t[-1])
     note_time = time_axis(every * ring, sample_rate(t))
     starts = rhythm(rng, t, every)
@@ -26,7 +42,7 @@ def _tune(
 
 
 def piano(rng: Generator, t: np.ndarray, pitch: float, hardness: float = 1.5, tau: float = 0.5) -> np.ndarray:
-    """Hammered strings: slightly stretched partials, the upper ones dying sooner; `hardness` tilts them."""
+    """Hammered strings: slightly stretched partials, the upper ones decay faster; `hardness` is their tilt."""
     order = np.arange(1, 11)
 
     def note(time: np.ndarray, freq: float) -> np.ndarray:
@@ -37,7 +53,7 @@ def piano(rng: Generator, t: np.ndarray, pitch: float, hardness: float = 1.5, ta
 
 
 def guitar(rng: Generator, t: np.ndarray, pitch: float, pluck: float = 0.18, tau: float = 0.35) -> np.ndarray:
-    """Plucked strings: the pluck point (a part of the string) notches the partials."""
+    """Plucked strings: the pluck point, as a fraction of the string, cancels some partials."""
     order = np.arange(1, 15)
     gains = np.abs(np.sin(np.pi * order * pluck)) / order
 
@@ -48,7 +64,7 @@ def guitar(rng: Generator, t: np.ndarray, pitch: float, pluck: float = 0.18, tau
 
 
 def flute(rng: Generator, t: np.ndarray, pitch: float, overtone: float = 0.25, breath: float = 0.06) -> np.ndarray:
-    """Almost a sine, with breath and vibrato."""
+    """Nearly a sine, with breath noise and vibrato."""
 
     def note(time: np.ndarray, freq: float) -> np.ndarray:
         voice = harmonics(time, freq * vibrato(time, 5.0, 0.006), (1.0, overtone, 0.3 * overtone))
@@ -58,29 +74,31 @@ def flute(rng: Generator, t: np.ndarray, pitch: float, overtone: float = 0.25, b
 
 
 def violin(rng: Generator, t: np.ndarray, pitch: float, body: float = 1.0) -> np.ndarray:
-    """Bowed strings: a saw under the resonances of a body (`body` scales their place) with deep vibrato."""
+    """Bowed strings: a sawtooth through the resonances of the body, scaled by `body`, with deep vibrato."""
     order = np.arange(1, 25)
 
     def note(time: np.ndarray, freq: float) -> np.ndarray:
         position = order * freq / body
-        gains = sum(np.exp(-(((position - c) / w) ** 2)) for c, w in ((500, 300), (1400, 500), (3000, 900)))
+        resonances = ((500, 300), (1400, 500), (3000, 900))  # center and width in Hz
+        gains = total(np.exp(-(((position - center) / width) ** 2)) for center, width in resonances)
         return harmonics(time, freq * vibrato(time, 6.0, 0.012), (0.15 + gains) / order) * held(time, 0.1, 0.08)
 
     return _tune(rng, t, pitch * 392, rng.uniform(0.55, 0.7), 1.02, note)
 
 
 def trumpet(rng: Generator, t: np.ndarray, pitch: float, bright: float = 0.5) -> np.ndarray:
-    """Brass: the upper harmonics swell in after the attack; `bright` is their tilt."""
+    """Brass: the upper harmonics build up after the attack; `bright` is their tilt."""
 
     def note(time: np.ndarray, freq: float) -> np.ndarray:
-        dull, brassy = harmonics(time, freq, tilt(6, 1.6)), harmonics(time, freq, tilt(16, bright))
+        dull = harmonics(time, freq, tilt(6, 1.6))
+        brassy = harmonics(time, freq, tilt(16, bright))
         return (0.4 * dull + brassy * held(time, 0.09, 0.1)) * held(time, 0.03, 0.05)
 
     return _tune(rng, t, pitch * 300, rng.uniform(0.24, 0.32), 0.92, note)
 
 
 def drum(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """Kick and snare in turn."""
+    """Alternating kick and snare."""
     hit_time = time_axis(0.22, sample_rate(t))
     sweep = pitch * (55 + 90 * np.exp(-hit_time / 0.02))
     kick = 1.4 * harmonics(hit_time, sweep, (1.0, 0.2)) * struck(hit_time, 0.002, 0.07)

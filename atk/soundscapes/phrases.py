@@ -1,7 +1,7 @@
-"""What events are called: for each class clauses ("a dog barks") and noun phrases ("a dog barking").
+"""Phrases for event classes: clauses ("a dog barks") and noun phrases ("a dog barking").
 
-`{a}` takes adjectives, `{b}` adverbs; the article "a" is put right before a vowel. Subjects and verbs vary within a
-class and no two classes share a form. `classes_named` reads the classes back out of a caption.
+`{a}` is replaced by adjectives and `{b}` by adverbs; the article "a" becomes "an" before a vowel. Subjects and verbs
+vary within a class, and no two classes share a form. `classes_named` finds the classes that a caption names.
 """
 
 import re
@@ -120,9 +120,9 @@ NOUNS: dict[str, tuple[str, ...]] = {
 PITCH_WORDS = {"low": ("low", "low-pitched", "deep"), "high": ("high", "high-pitched", "shrill")}
 LOUDNESS_ADJECTIVES = {"quiet": ("quiet", "soft", "faint"), "loud": ("loud", "noisy")}
 LOUDNESS_ADVERBS = {"quiet": ("quietly", "softly", "faintly"), "loud": ("loudly", "noisily")}
-COUNT_WORDS = {2: ("twice", "two times"), 3: ("three times",)}
+COUNT_WORDS: dict[int, tuple[str, ...]] = {2: ("twice", "two times"), 3: ("three times",)}
 
-# What names a class without the rest of a form; a noun that several classes share (car, horn, phone) needs its verb.
+# Short names of a class outside its forms; a noun that several classes share (car, horn, phone) needs its verb.
 HEADS: dict[str, tuple[str, ...]] = {
     "dog bark": ("dog", "hound"),
     "church bell": ("bell",),
@@ -189,32 +189,43 @@ _MODIFIERS = {
 
 
 def classes_named(text: str) -> set[str]:
-    """The event classes that a caption names.
+    """Find the event classes that a caption names.
 
-    The words of the caption are read from left to right. At each place the longest run of words that names a class
-    counts and is passed over, so that "a car horn honks" is no engine, and "an alarm clock rings" neither an alarm nor
-    a clock. What names a class: its forms in `CLAUSES` and `NOUNS`, and the shorter `HEADS` for captions that are
-    wrong or partial ("dog bark", "the dogs"). Case, articles, "is" and "are", and the words for pitch, loudness and
-    count are ignored, wherever they stand; words are compared without their endings (bark, barks, barking); no run
-    goes over a punctuation mark other than a hyphen. Where classes share a noun the verb decides ("a horn honks", "a
-    horn blows"; "a clock ticks", "a clock rings"); alone, "alarm", "clock", "engine", "sea" and "wind" stand for the
-    class that is called so, and "car", "horn", "phone" and "door" for none.
+    The caption is scanned from left to right. At each position, the longest run of words that names a class counts and
+    is skipped, so "a car horn honks" is not an engine, and "an alarm clock rings" is neither an alarm nor a clock.
+
+    A class is named by its forms in `CLAUSES` and `NOUNS`, or by the shorter `HEADS` in captions that are ungrammatical
+    or incomplete ("dog bark", "the dogs"). Case, articles, "is", "are", and the words for pitch, loudness and count are
+    ignored everywhere. Words are compared by their stems (bark, barks, barking). A run doesn't extend over punctuation
+    other than a hyphen.
+
+    If classes share a noun, the verb decides ("a horn honks", "a horn blows"; "a clock ticks", "a clock rings"). Alone,
+    "alarm", "clock", "engine", "sea" and "wind" stand for the class of that name; "car", "horn", "phone" and "door"
+    stand for none.
+
+    Args:
+        text: caption.
+
+    Returns:
+        The names of the classes.
     """
-    words, names = _stems(text), name_by_stems()
+    words = _stems(text)
+    names = name_by_stems()
     longest = max(map(len, names))
-    found, start = set(), 0
+    classes: set[str] = set()
+    start = 0
     while start < len(words):
         runs = (words[start:end] for end in range(min(start + longest, len(words)), start, -1))
         run = next((run for run in runs if run in names), None)
         if run is not None:
-            found.add(names[run])
+            classes.add(names[run])
         start += 1 if run is None else len(run)
-    return found
+    return classes
 
 
 @cache
 def name_by_stems() -> dict[tuple[str, ...], str]:
-    """Class by each run of stems that names it; raises ValueError where a run names two."""
+    """Map each run of stems to the class it names; raises ValueError if a run names two classes."""
     names: dict[tuple[str, ...], str] = {}
     for table in (CLAUSES, NOUNS, HEADS):
         for name, forms in table.items():
@@ -226,13 +237,13 @@ def name_by_stems() -> dict[tuple[str, ...], str]:
 
 
 def _stems(text: str) -> tuple[str, ...]:
-    """Stems of the words that count; punctuation marks stand as they are."""
+    """Stems of the words that aren't ignored; punctuation is kept."""
     words = re.findall(r"[^\W\d_]+|[^\w\s-]", text.lower())
     return tuple(_stem(word) for word in words if word not in _ARTICLES and word not in _MODIFIERS)
 
 
 def _stem(word: str) -> str:
-    """`word` without the endings of plural and tense: barks, barking and bark are one, as cries and crying are."""
+    """Strip plural and tense endings: bark, barks and barking have the same stem, and so do cries and crying."""
     word = re.sub(r"(?<=[^s])s$", "", word)
     word = re.sub(r"(.*[aeiouy].*)(?:ing|ed)$", r"\1", word)  # not "ring" or "string"
     word = re.sub(r"(?<=..)e$", "", word)

@@ -1,14 +1,14 @@
-"""The pool: recordings of single events by class, to be mixed into scenes and subtracted again."""
+"""Pools: recordings of single events by class, as references to mix into scenes and to subtract."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
 
-from .captions import draw_style, name_event
-from .config import MAX_POOL, POOL_FOLDS, SoundscapeConfig
-from .events import class_names
-from .scenes import SPLITS, draw_event, event_sound
+from atk.soundscapes.captions import draw_style, name_event
+from atk.soundscapes.config import MAX_POOL, POOL_FOLDS, SoundscapeConfig
+from atk.soundscapes.events import class_names
+from atk.soundscapes.scenes import SPLITS, draw_event, event_sound
 
 ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 _TAKE = "A"
@@ -16,43 +16,56 @@ _TAKE = "A"
 
 @dataclass(frozen=True)
 class Recording:
-    """Recording `number` (from 0) of the event class `name`, whose column in tags.csv is `target` (from 0)."""
+    """A recording of a pool.
+
+    Attributes:
+        name: name of the event class.
+        target: column of the class in tags.csv, from 0.
+        index: index of the recording within its class, from 0.
+    """
 
     name: str
     target: int
-    number: int
+    index: int
 
     @property
     def fold(self) -> int:
-        return self.number % POOL_FOLDS + 1
+        """Fold in the ESC-50 layout, from 1."""
+        return self.index % POOL_FOLDS + 1
 
     @property
     def source(self) -> int:
-        """A number that no other recording has."""
-        return self.target * MAX_POOL + self.number
+        """Unique ID in the pool, the column src_file."""
+        return self.target * MAX_POOL + self.index
 
     @property
     def file_name(self) -> str:
+        """File name relative to the folder of the pool."""
         return f"audio/{self.fold}-{self.source}-{_TAKE}-{self.target}.wav"
 
     @property
-    def esc50_row(self) -> tuple:
-        """The line of meta/esc50.csv."""
+    def esc50_row(self) -> tuple[str, int, int, str, bool, int, str]:
+        """Row of meta/esc50.csv, with the columns `ESC50_COLUMNS`."""
         name = self.file_name.removeprefix("audio/")
         return (name, self.fold, self.target, self.name, False, self.source, _TAKE)
 
     def rng(self, config: SoundscapeConfig) -> Generator:
-        return np.random.default_rng((config.seed, len(SPLITS), self.target, self.number))
+        """Random generator of this recording."""
+        return np.random.default_rng((config.seed, len(SPLITS), self.target, self.index))
 
 
 def plan_pool(config: SoundscapeConfig) -> list[Recording]:
-    """`config.pool` recordings of each class in use."""
+    """Plan `config.pool` recordings of each class in use."""
     names = class_names(config.classes, config.similar)
-    return [Recording(name, target, n) for target, name in enumerate(names) for n in range(config.pool)]
+    return [Recording(name, target, index) for target, name in enumerate(names) for index in range(config.pool)]
 
 
 def render_recording(recording: Recording, config: SoundscapeConfig) -> tuple[np.ndarray, str]:
-    """The event alone, [n] float32 within -1 .. 1, as long and as loud as in a scene, and the phrase that names it."""
+    """Render a recording of a single event with the duration and level of an event in a scene.
+
+    Returns:
+        The waveform, float32 `[n]` within -1 .. 1, and the phrase that names the event.
+    """
     rng = recording.rng(config)
     event = draw_event(rng, config, recording.name)
     seconds = rng.uniform(*config.seconds) / rng.integers(config.events[0], config.events[1] + 1)

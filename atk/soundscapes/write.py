@@ -1,4 +1,4 @@
-"""Writing a synthetic data set as ordinary files."""
+"""Write a synthetic dataset as ordinary files."""
 
 import csv
 import dataclasses
@@ -7,29 +7,38 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import soundfile
-import yaml
-from tqdm import tqdm
 
-from .captions import describe
-from .config import SoundscapeConfig
-from .events import class_names
-from .pool import ESC50_COLUMNS, Recording, plan_pool, render_recording
-from .scenes import SPLITS, Placed, Scene, plan, render
+from atk.extras import optional_imports
+from atk.soundscapes.captions import describe
+from atk.soundscapes.config import SoundscapeConfig
+from atk.soundscapes.events import class_names
+from atk.soundscapes.pool import ESC50_COLUMNS, Recording, plan_pool, render_recording
+from atk.soundscapes.scenes import SPLITS, Placed, Scene, plan, render
 
-FORMAT = 1  # raised whenever the same settings come to write other bytes
-_SCENES_A_PROCESS = 100  # fewer are written sooner by one process than a second one starts
+with optional_imports:
+    import soundfile
+    import yaml
+    from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+FORMAT = 1  # incremented whenever the same settings write different bytes
+_SCENES_PER_PROCESS = 100  # below this, starting another process takes longer than it saves
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
+    """A scene whose audio has been written."""
+
     scene: Scene
     captions: list[str]
     phrases: list[str]
@@ -39,23 +48,34 @@ class _Written:
 def write_soundscapes(
     out: str | os.PathLike, config: SoundscapeConfig, progress: bool = True, processes: int | None = None
 ) -> Path:
-    """Write the data set of `config` to the folder `out` and return its path.
+    """Write the dataset of `config` to the folder `out`.
 
-    The files: train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv (file_name,
-    event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column for each class), twins.csv (file_name,
-    twin) if there are twins, soundscapes.yaml (the settings), and with `config.pool` the folder pool/ of single events:
-    audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv (file_name, caption). They depend on `config` alone, not on
-    `processes` (None: one for each CPU). The folder appears whole at the end; an interrupted run leaves none. A folder
-    which holds the data set of the same `config` is kept and returned at once.
+    The files are train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv
+    (file_name, event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column per class), twins.csv
+    (file_name, twin) if there are twins, and soundscapes.yaml (the settings). With `config.pool`, the folder pool/ of
+    single events has audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv (file_name, caption).
 
-    Raises FileExistsError if `out` is a file or a non-empty folder that holds anything else, and ValueError if `config`
-    asks for more different scenes than there are.
+    The folder appears only once it is complete; an interrupted call leaves nothing behind. An existing folder with the
+    same settings is kept.
+
+    Args:
+        out: folder to write; it must not exist or be empty, unless it was written with the same `config`.
+        config: settings; the files depend on nothing else.
+        progress: show progress on stderr.
+        processes: processes that render scenes; None uses one per CPU.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        FileExistsError: `out` is a file, or a folder with other content.
+        ValueError: `config` asks for more different scenes than exist.
     """
     out = Path(out).resolve()
     settings = {"format": FORMAT, **_plain(config)}
-    if _already_there(out, settings):
+    if _is_written(out, settings):
         if progress:
-            print(f"{out} already holds these soundscapes", file=sys.stderr)
+            print(f"{out} already contains these soundscapes", file=sys.stderr)
         return out
     scenes = plan(config)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,54 +86,56 @@ def write_soundscapes(
             if scenes[split]:
                 (partial_out / "audio" / split).mkdir(parents=True)
         order = [scene for split in SPLITS for scene in scenes[split]]
-        # Closed before the folder is removed, so that no process still writes to it.
+        # The workers stop before the folder is removed, so that none of them still writes to it.
         with closing(_work(order, partial(_write_scene, root=partial_out, config=config), processes)) as work:
             written = list(tqdm(work, "soundscapes", len(order), unit="scene", disable=not progress))
         _write_tables(partial_out, written, config)
         if config.pool:
             _write_pool(partial_out / "pool", config, progress, processes)
         (partial_out / "soundscapes.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        os.replace(partial_out, out)
+        partial_out.replace(out)
     finally:
         shutil.rmtree(partial_out, ignore_errors=True)
     return out
 
 
-def _already_there(out: Path, settings: dict) -> bool:
-    """Whether `out` holds the data set of `settings`; raises FileExistsError if it holds anything else."""
+def _is_written(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` already has the dataset of `settings`; raises FileExistsError if it has other content."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = yaml.safe_load((out / "soundscapes.yaml").read_text(encoding="utf-8"))
+        existing = yaml.safe_load((out / "soundscapes.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        found = None
-    if isinstance(found, dict):
-        # A folder written before a setting existed holds its default.
-        found = {**_plain(SoundscapeConfig()), **found}
-    if found == settings:
+        existing = None
+    if isinstance(existing, dict):
+        # A setting that did not exist when the folder was written counts as its default.
+        existing = {**_plain(SoundscapeConfig()), **existing}
+    if existing == settings:
         return True
-    reason = "is not empty and holds no soundscapes"
-    if isinstance(found, dict):
-        different = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
-        reason = f"holds soundscapes with other settings ({', '.join(different)})"
-    raise FileExistsError(f"{out} {reason}; name a new folder or remove this one")
+    reason = "is not empty and contains no soundscapes"
+    if isinstance(existing, dict):
+        different = sorted(key for key in existing.keys() | settings.keys() if existing.get(key) != settings.get(key))
+        reason = f"contains soundscapes with other settings ({', '.join(different)})"
+    raise FileExistsError(f"{out} {reason}; choose a new folder or remove this one")
 
 
-def _plain(config: SoundscapeConfig) -> dict:
-    """The settings as YAML knows them: lists for tuples."""
+def _plain(config: SoundscapeConfig) -> dict[str, Any]:
+    """Convert the settings to YAML types, with lists instead of tuples."""
     values = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _work(items: Sequence, write: partial, processes: int | None) -> Iterator:
-    """`write` of each scene or recording in order, over processes where there is enough to do."""
-    count = min(processes or _cpus(), -(-len(items) // _SCENES_A_PROCESS))
+def _work(
+    items: Sequence[_Item], write: Callable[[_Item], _Result], processes: int | None
+) -> Generator[_Result, None, None]:
+    """Yield `write(item)` for each item in order, with several processes if there are enough items."""
+    count = min(processes or _cpus(), -(-len(items) // _SCENES_PER_PROCESS))
     if count == 1:
         yield from map(write, items)
         return
-    # A forked child needs no second import and runs numpy alone, so threads that it did not inherit are not missed.
+    # Forking avoids a second import and is safe here: the children only run NumPy, which needs no inherited threads.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    # Ctrl-C is for the parent, which stops the others.
+    # Only the parent handles Ctrl-C; it stops the children.
     quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(count, mp_context=context, initializer=quiet) as pool:
         try:
@@ -124,7 +146,7 @@ def _work(items: Sequence, write: partial, processes: int | None) -> Iterator:
 
 
 def _cpus() -> int:
-    """CPUs that this process may use."""
+    """Count of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -142,7 +164,7 @@ def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> Non
 
 def _write_tables(root: Path, written: list[_Written], config: SoundscapeConfig) -> None:
     count = config.captions_per_clip
-    columns = ["caption"] if count == 1 else [f"caption_{number}" for number in range(1, count + 1)]
+    columns = ["caption"] if count == 1 else [f"caption_{column}" for column in range(1, count + 1)]
     for split in SPLITS:
         rows = [(item.scene.file_name, *item.captions) for item in written if item.scene.split == split]
         if rows:
@@ -161,7 +183,7 @@ def _write_tables(root: Path, written: list[_Written], config: SoundscapeConfig)
     _write_csv(root / "tags.csv", ("file_name", *names), tags)
     if config.twins:
         test = [item.scene.file_name for item in written if item.scene.split == "test"]
-        twins = ((test[number], test[number + 1]) for number in range(0, 2 * config.twins, 2))
+        twins = zip(test[0 : 2 * config.twins : 2], test[1 : 2 * config.twins : 2], strict=True)
         _write_csv(root / "twins.csv", ("file_name", "twin"), twins)
 
 
@@ -177,13 +199,13 @@ def _write_pool(root: Path, config: SoundscapeConfig, progress: bool, processes:
 
 
 def _write_recording(recording: Recording, root: Path, config: SoundscapeConfig) -> str:
-    """Writes the audio and returns the phrase that names the event."""
+    """Write the audio of a recording and return the phrase that names the event."""
     audio, phrase = render_recording(recording, config)
     _write_audio(root / recording.file_name, audio, config)
     return phrase
 
 
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)

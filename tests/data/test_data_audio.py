@@ -1,4 +1,4 @@
-"""Reading audio files: one test for each awkward case of a file that docs/data.md decides."""
+"""Reading audio files: one test for each unusual file that docs/data.md describes."""
 
 import pickle
 import struct
@@ -22,21 +22,22 @@ def tone(seconds=1.0, rate=RATE):
 
 
 def write(path, audio=None, rate=RATE, **options):
+    """Write `audio`, by default a second of `tone`."""
     soundfile.write(path, tone(rate=rate) if audio is None else audio, rate, **options)
     return path
 
 
-def cut(path, share):
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+def truncate(path, fraction):
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
     return path
 
 
 def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_torchaudio_without_its_compiled_part():
-    # As with a CUDA build of torchaudio beside a CPU-only torch, whichever is installed here.
+    # Simulates a CUDA build of torchaudio with a CPU-only torch.
     code = """
 import torch
 def missing(path): raise OSError("libc10_cuda.so: cannot open shared object file")
@@ -63,11 +64,11 @@ import atk.data.torchaudio_shim
 """
     result = run_python(code)
     assert result.returncode == 1
-    assert "ImportError: mel features and resampling need torchaudio: pip install torchaudio" in result.stderr
+    assert "ImportError: needs torchaudio; pip install 'audio-text-kernels[train]'" in result.stderr
 
 
 @pytest.mark.parametrize(
-    "name, options",
+    ("name", "options"),
     [
         ("a.wav", {"subtype": "PCM_U8"}),
         ("a.wav", {"subtype": "PCM_16"}),
@@ -88,14 +89,14 @@ def test_every_format_gives_the_same_tone(tmp_path, name, options):
     audio = load_audio(path, RATE, 0.25, 0.5)
     assert audio.dtype == torch.float32 and audio.shape == (RATE // 2,)
     assert torch.nn.functional.cosine_similarity(audio, torch.from_numpy(tone()[2000:6000]), dim=0) > 0.99
-    assert load_audio(path, RATE).shape[0] == pytest.approx(RATE, abs=2400)  # mp3 and its padding
+    assert load_audio(path, RATE).shape[0] == pytest.approx(RATE, abs=2400)  # mp3 adds padding
 
 
 @pytest.mark.parametrize("rate", [4000, 11025, 22050, 44100, 44101, 96000, 192000])
 def test_any_rate_is_resampled(tmp_path, rate):
     audio = load_audio(write(tmp_path / "a.wav", rate=rate, subtype="FLOAT"), RATE, seconds=1.0)
     assert abs(len(audio) - RATE) <= 1
-    inner = slice(200, 7800)  # the ends of a filtered signal ring
+    inner = slice(200, 7800)  # without the ringing of the filter at both ends
     assert torch.allclose(audio[inner], torch.from_numpy(tone()[inner]), atol=0.01)
 
 
@@ -104,7 +105,7 @@ def test_odd_ratio_of_rates_makes_no_huge_kernel(tmp_path, monkeypatch):
     resampler = audio_module._resampler
     monkeypatch.setattr(audio_module, "_resampler", lambda *ratio: ratios.append(ratio) or resampler(*ratio))
     load_audio(write(tmp_path / "a.wav", rate=44101), 16000)
-    (numerator, denominator) = ratios[0]
+    numerator, denominator = ratios[0]
     assert denominator <= 1000 and numerator / denominator == pytest.approx(44101 / 16000, rel=1e-6)
 
 
@@ -152,38 +153,38 @@ def test_names(tmp_path, name):
     assert len(load_audio(write(tmp_path / name), RATE)) == RATE
 
 
-def bad_header(path, kind):
-    if kind == "missing":
+def bad_file(path, fault):
+    if fault == "missing":
         return path
-    if kind == "name too long":
+    if fault == "name too long":
         return path.with_name("n" * 300 + ".wav")
-    if kind == "folder":
+    if fault == "folder":
         path.mkdir()
-    elif kind == "empty":
+    elif fault == "empty":
         path.touch()
-    elif kind == "no samples":
+    elif fault == "no samples":
         write(path, np.zeros(0))
-    elif kind == "not audio":
+    elif fault == "not audio":
         path.write_text("file_name,caption\n" * 100)
-    elif kind == "truncated wav":
-        cut(write(path), 0.6)
+    elif fault == "truncated wav":
+        truncate(write(path), 0.6)
     return path
 
 
 @pytest.mark.parametrize(
-    "kind, reason",
+    ("fault", "reason"),
     [
         ("missing", "no such file"),
         ("name too long", "File name too long"),
         ("folder", "not a file"),
         ("empty", r"empty file \(0 bytes\)"),
-        ("no samples", "holds no samples"),
+        ("no samples", "contains no samples"),
         ("not audio", "not readable as audio"),
-        ("truncated wav", "truncated: the header says 16000 bytes of samples, 9582 are there"),
+        ("truncated wav", "truncated: the header says 16000 bytes of samples, the file has 9582"),
     ],
 )
-def test_bad_header_is_named(tmp_path, kind, reason):
-    path = bad_header(tmp_path / "a.wav", kind)
+def test_bad_header_is_named(tmp_path, fault, reason):
+    path = bad_file(tmp_path / "a.wav", fault)
     for function in (audio_info, lambda path: load_audio(path, RATE)):
         with pytest.raises(AudioError, match=reason) as caught:
             function(path)
@@ -198,7 +199,7 @@ def test_error_survives_pickling():
 def test_wav_of_a_streaming_writer_is_whole(tmp_path):
     path = write(tmp_path / "a.wav")
     data = bytearray(path.read_bytes())
-    data[4:8] = data[40:44] = b"\xff" * 4  # lengths never filled in
+    data[4:8] = data[40:44] = b"\xff" * 4  # lengths were never filled in
     path.write_bytes(data)
     assert len(load_audio(path, RATE)) == RATE
 
@@ -206,10 +207,10 @@ def test_wav_of_a_streaming_writer_is_whole(tmp_path):
 def test_flac_without_its_length_is_named(tmp_path):
     path = write(tmp_path / "a.flac")
     data = bytearray(path.read_bytes())
-    data[21] &= 0xF0  # 36 bits of total samples
+    data[21] &= 0xF0  # clears the 36-bit sample count
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(AudioError, match="does not say how long"):
+    with pytest.raises(AudioError, match="does not give the length"):
         audio_info(path)
 
 
@@ -218,8 +219,8 @@ def test_truncated_file_is_found_where_it_ends(tmp_path, name):
     if name.endswith("mp3") and "MP3" not in soundfile.available_formats():
         pytest.skip("this libsndfile has no mp3")
     noise = np.random.default_rng(0).standard_normal(40000).astype(np.float32) / 10
-    path = cut(write(tmp_path / name, noise), 0.5)
-    assert audio_info(path).frames >= 40000  # the header knows nothing of it
+    path = truncate(write(tmp_path / name, noise), 0.5)
+    assert audio_info(path).frames >= 40000  # the header is intact
     assert len(load_audio(path, RATE, 0.0, 1.0)) == RATE
     for start, seconds in ((0.0, None), (1.0, 3.5), (4.5, 0.5)):
         with pytest.raises(AudioError, match="truncated"):
@@ -228,7 +229,7 @@ def test_truncated_file_is_found_where_it_ends(tmp_path, name):
 
 def test_truncated_ogg_is_a_shorter_file(tmp_path):
     noise = np.random.default_rng(0).standard_normal(40000).astype(np.float32) / 10
-    path = cut(write(tmp_path / "a.ogg", noise), 0.5)
+    path = truncate(write(tmp_path / "a.ogg", noise), 0.5)
     assert 0 < len(load_audio(path, RATE)) == audio_info(path).frames < 40000
 
 
@@ -243,7 +244,7 @@ def test_not_a_number_is_an_error_in_its_window_alone(tmp_path, value):
 
 
 def hours_long_wav(path):
-    """Two hours of 8-bit 8 kHz sound as a sparse file: -1, but 0 in the last tenth of a second."""
+    """Write two hours of 8-bit 8 kHz audio as a sparse file: all samples -1, but 0 in the last tenth of a second."""
     samples = 7200 * RATE
     header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + samples, b"WAVE", b"fmt ", 16, 1, 1, RATE, RATE, 1, 8,
                          b"data", samples)  # fmt: skip
@@ -261,14 +262,15 @@ def hours_long_flac(path):
     return path
 
 
-@pytest.mark.parametrize("make, name", [(hours_long_wav, "a.wav"), (hours_long_flac, "a.flac")])
+@pytest.mark.parametrize(("make", "name"), [(hours_long_wav, "a.wav"), (hours_long_flac, "a.flac")])
 def test_hours_long_file_costs_one_window(tmp_path, make, name):
     path = make(tmp_path / name)
-    load_audio(path, 4000, 0.0, 0.1)  # imports are not counted
+    load_audio(path, 4000, 0.0, 0.1)  # imports are not measured
     tracemalloc.start()
     try:
         assert audio_info(path).seconds == 7200
-        middle, end = load_audio(path, 4000, 3600.0, 10.0), load_audio(path, 4000, 7199.95, 10.0)
+        middle = load_audio(path, 4000, 3600.0, 10.0)
+        end = load_audio(path, 4000, 7199.95, 10.0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

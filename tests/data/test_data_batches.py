@@ -1,4 +1,4 @@
-"""Crops, windows and loaders: what a batch holds is a function of seed and step alone."""
+"""Crops, windows and loaders: the content of a batch is a function of seed and step alone."""
 
 import itertools
 import multiprocessing
@@ -29,7 +29,7 @@ RATE = 1000
 
 
 def ramp_clips(folder, lengths, captions=3):
-    """Clips whose sample values tell clip and place: clip number plus the share of a thousand seconds."""
+    """Write clips whose samples identify clip and time: the clip index plus time / 1000 s."""
     rows = ["file_name," + ",".join(f"caption_{k}" for k in range(captions))]
     for i, seconds in enumerate(lengths):
         wave = i + np.arange(round(seconds * RATE)) / (1000 * RATE)
@@ -40,7 +40,7 @@ def ramp_clips(folder, lengths, captions=3):
 
 
 def start_of(audio, clip):
-    """Where in its clip a crop starts, in seconds."""
+    """Start of a crop in its clip, in seconds."""
     return 1000 * (float(audio[0]) - clip)
 
 
@@ -48,13 +48,13 @@ def contents(batch):
     return batch.files, batch.captions, batch.clips.tolist(), batch.lengths.tolist(), batch.audio, batch.skipped
 
 
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, reference in zip(batches, expected, strict=True):
         *exact, audio, skipped = contents(batch)
-        *other_exact, other_audio, other_skipped = contents(other)
-        assert exact == other_exact and skipped == other_skipped
-        assert torch.equal(audio, other_audio)
+        *expected_exact, expected_audio, expected_skipped = contents(reference)
+        assert exact == expected_exact and skipped == expected_skipped
+        assert torch.equal(audio, expected_audio)
 
 
 def truncated_flac(path):
@@ -71,7 +71,7 @@ def test_crop_is_a_function_of_seed_epoch_and_index(tmp_path):
     starts = {round(start_of(item["audio"], item["clip"]), 3) for item in items.values()}
     assert len(starts) == len(items)
     again = TrainDataset(clips, RATE, 1.0, 1)
-    again[0, 5]  # what was read before does not matter
+    again[0, 5]  # earlier reads have no effect
     assert torch.equal(again[1, 1]["audio"], items[1, 1, 1]["audio"])
     assert again[1, 1]["caption"] == items[1, 1, 1]["caption"]
 
@@ -93,7 +93,7 @@ def test_short_clip_is_taken_whole(tmp_path):
     assert dataset[0, 7]["file"] == "0.wav"
 
 
-def test_unlabelled_clips_have_no_caption(tmp_path):
+def test_unlabeled_clips_have_no_caption(tmp_path):
     ramp_clips(tmp_path, [1.0])
     assert TrainDataset(read_folder(tmp_path).clips, RATE, 1.0)[0, 0]["caption"] == ""
 
@@ -161,7 +161,7 @@ def test_batch_of_nothing():
     assert len(batch) == 0 and batch.audio.shape == (0, 0) and batch.skipped == [("b", "empty")]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_pinned_memory(tmp_path):
     clips = ramp_clips(tmp_path, [1.0] * 4)
     loader = train_loader(clips, sample_rate=RATE, clip_seconds=1.0, batch_size=2, pin_memory=True)
@@ -175,7 +175,7 @@ def test_file_bad_only_when_decoded(tmp_path, workers):
     ramp_clips(tmp_path, [1.0, 1.0])
     truncated_flac(tmp_path / "cut.flac")
     clips = read_folder(tmp_path).clips
-    assert [clip.file_name for clip in clips] == ["0.wav", "1.wav", "cut.flac"]  # the headers are fine
+    assert [clip.file_name for clip in clips] == ["0.wav", "1.wav", "cut.flac"]  # the headers are intact
     options = {"sample_rate": RATE, "clip_seconds": 30.0, "batch_size": 3, "workers": workers}
     batch = next(iter(train_loader(clips, **options)))
     assert sorted(batch.files) == ["0.wav", "1.wav"]
@@ -208,14 +208,14 @@ def take(clips, count, **options):
 
 def test_workers_and_resume_change_nothing(tmp_path):
     clips = ramp_clips(tmp_path, [0.5 + 0.1 * i for i in range(14)])
-    whole = take(clips, 8, bucket=True)
-    assert_same(take(clips, 8, bucket=True, workers=1), whole)
-    assert_same(take(clips, 5, bucket=True, workers=2, start_step=3), whole[3:])
-    assert_same(take(clips, 5, bucket=True, start_step=3), whole[3:])
-    assert {len(batch.files) for batch in whole} == {4}
+    expected = take(clips, 8, bucket=True)
+    assert_same(take(clips, 8, bucket=True, workers=1), expected)
+    assert_same(take(clips, 5, bucket=True, workers=2, start_step=3), expected[3:])
+    assert_same(take(clips, 5, bucket=True, start_step=3), expected[3:])
+    assert {len(batch.files) for batch in expected} == {4}
     windows = list(eval_loader(clips, sample_rate=800, clip_seconds=0.7, batch_size=4))
     with_workers = eval_loader(clips, sample_rate=800, clip_seconds=0.7, batch_size=4, workers=2)
-    next(iter(with_workers))  # a pass cut short leaves nothing behind
+    next(iter(with_workers))  # an incomplete pass has no effect on later ones
     for _ in range(2):
         assert_same(list(with_workers), windows)
 
@@ -225,9 +225,9 @@ def test_threads_change_nothing(tmp_path):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = take(clips, 2)
+        expected = take(clips, 2)
         torch.set_num_threads(4)
-        assert_same(take(clips, 2), one)
+        assert_same(take(clips, 2), expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -241,21 +241,22 @@ def test_loaders_leave_the_global_random_state_alone(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_interrupts_to_the_trainer(tmp_path, number):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_interrupts_to_the_trainer(tmp_path, signum):
     loader = iter(
         train_loader(ramp_clips(tmp_path, [1.0] * 4), sample_rate=RATE, clip_seconds=1.0, batch_size=1, workers=1)
     )
     next(loader)
     (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, number)
-    for _ in range(5):  # more than were read ahead
+    os.kill(worker.pid, signum)
+    for _ in range(5):  # more batches than were prefetched
         next(loader)
     assert worker.is_alive()
 
 
 @pytest.mark.parametrize(
-    "last, code", [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("held = loader", 0), ("del loader", 0)]
+    ("last", "code"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("held = loader", 0), ("del loader", 0)],
 )
 def test_workers_end_with_the_trainer(tmp_path, last, code):
     ramp_clips(tmp_path, [1.0] * 4)
@@ -267,24 +268,24 @@ loader = iter(train_loader(clips, sample_rate=1000, clip_seconds=1.0, batch_size
 next(loader)
 {last}
 """
-    # Workers inherit the pipe: its end is reached, and `run` returns, only when the last of them is gone.
-    result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120)
+    # Workers inherit the pipe, so `run` returns only after the last of them has ended.
+    result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120, check=False)
     assert result.returncode == code
 
 
-def test_processes_of_other_code_still_end_when_told(tmp_path):
+def test_processes_of_other_code_can_still_be_terminated(tmp_path):
     loader = iter(
         train_loader(ramp_clips(tmp_path, [1.0] * 4), sample_rate=RATE, clip_seconds=1.0, batch_size=1, workers=1)
     )
     next(loader)  # the fork server runs
-    other = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
-    other.start()
-    other.terminate()
-    other.join(30)
-    assert other.exitcode == -signal.SIGTERM
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
+    process.start()
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
 
 
-def test_loader_tells_the_length_of_an_epoch(tmp_path):
+def test_loader_has_the_length_of_an_epoch(tmp_path):
     clips = ramp_clips(tmp_path, [1.0] * 5)
     loader = train_loader(clips, sample_rate=RATE, clip_seconds=1.0, batch_size=2)
     assert loader.batches.steps_per_epoch == 2 and loader.batches.note is None

@@ -1,4 +1,4 @@
-"""Reading data folders: one test for each awkward case of a row or caption that docs/data.md decides."""
+"""Reading data folders: one test for each unusual row or caption that docs/data.md describes."""
 
 import unicodedata
 
@@ -51,7 +51,7 @@ def test_captions_of_any_language_and_length_stay(tmp_path, encoding):
     long = " ".join(["犬が吠える", "ein Hund bellt", "🐕"] * 2000)
     write_csv(tmp_path, f"file_name,caption\r\na.wav,{long}\r\nb.wav,{long}\r\n", encoding=encoding)
     split = read_split(tmp_path, "train")
-    assert [clip.captions for clip in split.clips] == [(long,), (long,)]  # one caption of two clips stays with both
+    assert [clip.captions for clip in split.clips] == [(long,), (long,)]  # two clips may have the same caption
 
 
 @pytest.mark.parametrize("name", ["a b  c .wav", "Ø 犬 🐕.wav", "100% #1, [x].wav"])
@@ -71,7 +71,7 @@ def test_name_in_the_other_unicode_form(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row, name, reason",
+    ("row", "name", "reason"),
     [
         ("b.wav,", "b.wav", "train.csv line 3 has no caption"),
         ("b.wav,  \t ", "b.wav", "train.csv line 3 has no caption"),
@@ -108,12 +108,12 @@ def test_bad_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         (b"", "has none"),
         (b"file_name,text\na.wav,x\n", "needs the columns file_name and caption .* has file_name, text"),
         (b"file;caption\na.wav;x\n", "needs the columns"),
-        (b"file_name,caption\n", "no usable clip; it names none"),
+        (b"file_name,caption\n", "no usable clip; it lists none"),
         (b"file_name,caption\nb.wav,x\n", r"no usable clip; skipped 1: b\.wav \(no such file\)"),
         ("file_name,caption\na.wav,caf\xe9\n".encode("latin-1"), "not UTF-8"),
         ("file_name,caption\na.wav,x\n".encode("utf-16"), "not UTF-8"),
@@ -140,7 +140,7 @@ def test_no_such_folder_split_or_policy(tmp_path):
         read_split(tmp_path, "train", "ignore")
 
 
-def test_unlabelled_folder(tmp_path):
+def test_unlabeled_folder(tmp_path):
     write_audio(tmp_path, "x/a.wav", "B.flac")
     (tmp_path / "c.ogg").touch()
     split = read_folder(tmp_path)

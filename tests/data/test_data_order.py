@@ -1,4 +1,4 @@
-"""The order of training: a permutation each epoch, the same after a resume, similar lengths together if asked."""
+"""Training order: a permutation per epoch, the same after resuming, with similar lengths in a batch if requested."""
 
 import itertools
 
@@ -27,10 +27,10 @@ def test_an_epoch_is_a_permutation(bucket, drop_last):
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 33])
 def test_order_resumes_at_any_step(bucket, drop_last, start):
     lengths = list(np.random.default_rng(0).random(103))
-    whole = list(itertools.islice(TrainBatches(lengths, 10, 3, 0, bucket, drop_last), 40))
+    expected = list(itertools.islice(TrainBatches(lengths, 10, 3, 0, bucket, drop_last), 40))
     rest = list(itertools.islice(TrainBatches(lengths, 10, 3, start, bucket, drop_last), 40 - start))
-    assert rest == whole[start:]
-    assert {epoch for batch in whole for _, epoch in batch} == set(range(4))
+    assert rest == expected[start:]
+    assert {epoch for batch in expected for _, epoch in batch} == set(range(4))
 
 
 def test_order_and_crops_are_different_streams():
@@ -46,11 +46,11 @@ def test_buckets_hold_similar_lengths():
 
     assert spread(True) < 0.05 < 0.5 < spread(False)
     first = [TrainBatches(lengths, 10, 0, bucket=True).epoch(epoch)[0] for epoch in range(20)]
-    assert np.std([lengths[batch].mean() for batch in first]) > 0.1  # short and long batches come in any order
-    together = {
+    assert np.std([lengths[batch].mean() for batch in first]) > 0.1  # short and long batches are shuffled
+    batches = {
         frozenset(batch) for epoch in range(3) for batch in TrainBatches(lengths, 10, 0, bucket=True).epoch(epoch)
     }
-    assert len(together) == 600  # no two epochs share a batch
+    assert len(batches) == 600  # no two epochs share a batch
 
 
 def test_leftovers_of_buckets_are_not_always_the_longest():
@@ -62,20 +62,20 @@ def test_leftovers_of_buckets_are_not_always_the_longest():
 def test_fewer_clips_than_a_batch():
     batches = TrainBatches(3, 8, 0)
     assert batches.steps_per_epoch == 1
-    assert batches.note == "3 clips are fewer than batch_size 8: every batch holds all of them"
+    assert batches.note == "3 clips are fewer than batch_size 8: every batch has all of them"
     for epoch, batch in enumerate(itertools.islice(batches, 3)):
         assert sorted(batch) == [(0, epoch), (1, epoch), (2, epoch)]
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"lengths": 0}, "number of clips must be at least 1, got 0"),
         ({"lengths": []}, "number of clips must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"start_step": -1}, "start_step must be at least 0, got -1"),
-        ({"bucket": True}, "lengths must be a sequence where bucket=True, got the number 4"),
+        ({"bucket": True}, "lengths must be a sequence if bucket=True, got the integer 4"),
     ],
 )
 def test_bad_arguments_of_the_order(arguments, message):

@@ -1,4 +1,4 @@
-"""Mixtures of clips with references: what is added, what is given to subtract, and what stays as it was."""
+"""Mixtures of clips with references: added sounds, references to subtract, and unchanged clips."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_a_shifted_reference_is_the_same_recording_at_another_time(clips, pool, 
     item = make(clips, pool, condition=condition)[0, 0]
     added, reference = item["audio"] - item["input"], sum(item["references"])
     assert not torch.allclose(added, reference, atol=1e-4)
-    # Same magnitudes in the spectrum of each recording: shifting changes phases alone.
+    # A shift changes only the phases of the spectrum.
     if condition == "same/diff":
         torch.testing.assert_close(torch.fft.rfft(added).abs(), torch.fft.rfft(reference).abs(), atol=1e-3, rtol=1e-3)
 
@@ -67,17 +67,18 @@ def test_a_shifted_reference_is_the_same_recording_at_another_time(clips, pool, 
 @pytest.mark.parametrize("seconds", [1.0, 0.999])
 def test_a_recording_as_long_as_the_clip_is_shifted_too(clips, tmp_path, condition, seconds):
     noise = np.random.default_rng(0).standard_normal((3, round(seconds * RATE)))
-    for number, wave in enumerate(noise):
-        soundfile.write(tmp_path / f"long{number}.wav", 0.1 * wave, RATE, subtype="FLOAT")
+    for index, wave in enumerate(noise):
+        soundfile.write(tmp_path / f"long{index}.wav", 0.1 * wave, RATE, subtype="FLOAT")
     pool = ReferencePool([Clip(f"{n}", tmp_path / f"long{n}.wav", (), seconds) for n in range(3)], [""] * 3, [])
     for index in range(len(clips)):
         item = make(clips, pool, condition=condition)[index, 0]
         added = item["audio"] - item["input"]
         for reference in item["references"]:
-            # Circular correlation with the mixture peaks where the reference has to be moved to.
-            found = torch.fft.irfft(torch.fft.rfft(added) * torch.fft.rfft(reference).conj(), n=RATE)
-            shift = int(found.argmax())
-            assert min(shift, RATE - shift) >= 0.05 * RATE and found.max() > 0.3 * added.norm() * reference.norm()
+            # The circular correlation with the added sound peaks at the shift of the reference.
+            correlation = torch.fft.irfft(torch.fft.rfft(added) * torch.fft.rfft(reference).conj(), n=RATE)
+            shift = int(correlation.argmax())
+            assert min(shift, RATE - shift) >= 0.05 * RATE
+            assert correlation.max() > 0.3 * added.norm() * reference.norm()
 
 
 def test_another_recording_has_the_class_of_the_added_one(clips, pool):
@@ -114,10 +115,12 @@ def test_the_share_of_mixed_clips_is_the_rate_and_the_rest_is_untouched(clips, p
 
 
 def test_draws_depend_on_seed_epoch_and_clip_alone(clips, pool):
-    one, two = make(clips, pool, evaluate=False, rate=1.0), make(clips[:3] + clips[3:], pool, evaluate=False, rate=1.0)
-    assert torch.equal(one[4, 7]["audio"], two[4, 7]["audio"])
-    assert not torch.equal(one[4, 7]["audio"], one[4, 8]["audio"])
-    assert not torch.equal(one[4, 7]["audio"], make(clips, pool, evaluate=False, rate=1.0, seed=1)[4, 7]["audio"])
+    first = make(clips, pool, evaluate=False, rate=1.0)
+    second = make(clips[:3] + clips[3:], pool, evaluate=False, rate=1.0)
+    reseeded = make(clips, pool, evaluate=False, rate=1.0, seed=1)
+    assert torch.equal(first[4, 7]["audio"], second[4, 7]["audio"])
+    assert not torch.equal(first[4, 7]["audio"], first[4, 8]["audio"])
+    assert not torch.equal(first[4, 7]["audio"], reseeded[4, 7]["audio"])
 
 
 def test_pairs_join_the_captions_and_give_no_reference(clips):
@@ -136,11 +139,11 @@ def test_classes_to_avoid_are_not_mixed_in(clips, pool):
     assert added <= {"ref2.wav", "ref3.wav"}
 
 
-def test_a_clip_that_nothing_can_be_mixed_into_is_left_alone_in_evaluation(clips, pool):
+def test_a_clip_that_nothing_can_be_mixed_into_is_unchanged_in_evaluation(clips, pool):
     every = {"dog", "rain", "bell"}
     dataset = make(clips, pool, avoid=[every] + [set()] * 5)
-    alone = dataset[0, 0]
-    assert alone["added"] == () and alone["references"] == [] and torch.equal(alone["input"], alone["audio"])
+    unmixed = dataset[0, 0]
+    assert unmixed["added"] == () and unmixed["references"] == [] and torch.equal(unmixed["input"], unmixed["audio"])
     assert all(dataset[index, 0]["added"] for index in range(1, 6))
     with pytest.raises(ValueError, match=r"references: none of 6 can be mixed into clip0\.wav"):
         make(clips, pool, avoid=[every] * len(clips))
@@ -161,8 +164,8 @@ def test_a_clip_is_never_its_own_reference(clips):
 
 def test_no_spelling_of_its_path_makes_a_clip_its_own_reference(clips, monkeypatch):
     monkeypatch.chdir(clips[0].path.parent)
-    spelt = [Clip(clip.file_name, Path(f"../{Path.cwd().name}") / clip.path.name, (), 1.0) for clip in clips[:2]]
-    pool = ReferencePool(spelt, ["", ""], [])
+    respelled = [Clip(clip.file_name, Path(f"../{Path.cwd().name}") / clip.path.name, (), 1.0) for clip in clips[:2]]
+    pool = ReferencePool(respelled, ["", ""], [])
     assert {make(clips[:1], pool, seed=seed)[0, 0]["added"] for seed in range(20)} == {("clip1.wav",)}
 
 
@@ -174,7 +177,7 @@ def test_another_recording_of_the_class_is_never_the_clip(clips):
         for epoch in range(10):
             (reference,) = dataset[index, epoch]["references"]
             assert abs(F.cosine_similarity(clip, reference, dim=0)) < 0.5
-    # Of two recordings of a class, one of them the clip, none has another.
+    # If the clip is one of two recordings of a class, the class has no other recording to subtract.
     pairs = make(clips[:2], ReferencePool(clips[:4], ["low"] * 2 + ["high"] * 2, []), condition="diff/diff")
     added = {name for index in range(2) for epoch in range(10) for name in pairs[index, epoch]["added"]}
     assert added == {"clip2.wav", "clip3.wav"}
@@ -195,7 +198,7 @@ def test_silence_is_mixed_without_nan(tmp_path, pool):
 
 
 def write_sparse(path, floor):
-    """Ten seconds, of which the first one sounds; the rest is noise at `floor`."""
+    """Write ten seconds: a tone in the first second, then noise at the level `floor`."""
     wave = floor * np.random.default_rng(0).standard_normal(10 * RATE)
     wave[:RATE] = 0.1 * np.sin(np.arange(RATE))
     soundfile.write(path, wave, RATE, subtype="FLOAT")
@@ -210,12 +213,12 @@ def test_a_silent_window_of_a_recording_is_not_mixed_in(clips, tmp_path, floor):
         items = [dataset[index, epoch] for index in range(6) for epoch in range(10)]
         mixed = [item for item in items if item["added"]]
         plain = [item for item in items if not item["added"]]
-        assert len(mixed) > len(items) / 3 and plain  # one window alone sounds in 2 of 10 cases
+        assert len(mixed) > len(items) / 3 and plain  # a single window has the tone in 2 of 10 cases
         assert all(item["references"] == [] for item in plain)
         for item in mixed:
             (reference,) = item["references"]
-            rest = reference[2:] + reference[:-2] - 2 * np.cos(1.0) * reference[1:-1]  # 0 for the tone
-            assert rest.square().sum() < reference.square().sum()  # three times that for noise
+            residual = reference[2:] + reference[:-2] - 2 * np.cos(1.0) * reference[1:-1]  # 0 for the tone
+            assert residual.square().sum() < reference.square().sum()  # noise would give three times that
     silent = [write_clip(tmp_path / f"silent{n}.wav", 100, level=0.0) for n in range(2)]
     for condition in ("same/same", "diff/diff"):
         item = make(clips, ReferencePool(silent, ["x", "x"], []), condition=condition)[0, 0]

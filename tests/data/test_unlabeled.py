@@ -1,4 +1,4 @@
-"""Batches of unlabelled audio: endless, full, and a function of seed and step alone."""
+"""Batches of unlabeled audio: endless, full, and a function of seed and step alone."""
 
 import itertools
 from pathlib import Path
@@ -12,11 +12,11 @@ from support.unlabeled_cases import RATE, audio_bytes, ramps, take, tar
 from atk.data import AudioError, UnlabeledAudio, UnlabeledBatches, load_audio, load_crop
 
 
-def assert_same(batches, others):
-    for batch, other in zip(batches, others, strict=True):
-        assert (batch.files, batch.skipped) == (other.files, other.skipped)
-        assert torch.equal(batch.audio, other.audio) and torch.equal(batch.lengths, other.lengths)
-        assert torch.equal(batch.clips, other.clips)
+def assert_same(batches, expected):
+    for batch, reference in zip(batches, expected, strict=True):
+        assert (batch.files, batch.skipped) == (reference.files, reference.skipped)
+        assert torch.equal(batch.audio, reference.audio) and torch.equal(batch.lengths, reference.lengths)
+        assert torch.equal(batch.clips, reference.clips)
 
 
 def test_workers_and_resume_change_nothing(tmp_path):
@@ -24,16 +24,18 @@ def test_workers_and_resume_change_nothing(tmp_path):
     (tmp_path / "a" / "bad.wav").write_text("not audio")
     tar(tmp_path / "b.tar", [("x.wav", audio_bytes())])
     pool = UnlabeledAudio.scan([tmp_path / "a", tmp_path / "b.tar"])
-    whole = take(pool, 9)  # over three ends of epochs
-    assert any(batch.skipped for batch in whole[2:]) and any("b.tar:x.wav" in str(batch.files) for batch in whole[2:])
+    expected = take(pool, 9)  # crosses the end of three epochs
+    assert any(batch.skipped for batch in expected[2:]) and any(
+        "b.tar:x.wav" in str(batch.files) for batch in expected[2:]
+    )
     for step in (1, 2, 5):
-        assert_same(take(pool, 9 - step, start_step=step), whole[step:])
-    assert_same(take(pool, 9, workers=1), whole)
-    assert_same(take(pool, 7, workers=2, start_step=2), whole[2:])
-    assert take(pool, 9, seed=4)[0].files != whole[0].files
+        assert_same(take(pool, 9 - step, start_step=step), expected[step:])
+    assert_same(take(pool, 9, workers=1), expected)
+    assert_same(take(pool, 7, workers=2, start_step=2), expected[2:])
+    assert take(pool, 9, seed=4)[0].files != expected[0].files
 
 
-def test_what_a_batch_holds(tmp_path):
+def test_content_of_a_batch(tmp_path):
     ramps(tmp_path, 5, 2.0)
     ramps(tmp_path, 1, 0.3, first=5)
     pool = UnlabeledAudio.scan([tmp_path])
@@ -53,15 +55,15 @@ def test_crops_cover_a_clip_and_change_with_the_epoch(tmp_path):
     assert min(starts) < 0.1 and max(starts) > 1.4 and np.mean(starts) == pytest.approx(0.75, abs=0.1)
 
 
-@pytest.mark.parametrize("clips, batch_size", [(12, 4), (10, 4), (3, 8), (5, 4), (1, 3)])
+@pytest.mark.parametrize(("clips", "batch_size"), [(12, 4), (10, 4), (3, 8), (5, 4), (1, 3)])
 def test_each_clip_once_an_epoch_in_full_batches(clips, batch_size):
     batches = list(itertools.islice(UnlabeledBatches(clips, batch_size, seed=1), 60))
     assert {len(batch) for batch in batches} == {batch_size}
-    drawn = [int(whole[place]) for batch in batches for _, place, _, whole in batch]
+    drawn = [int(clips_of_batch[slot]) for batch in batches for _, slot, _, clips_of_batch in batch]
     epochs = [drawn[first : first + clips] for first in range(0, len(drawn) - clips + 1, clips)]
     assert all(sorted(epoch) == list(range(clips)) for epoch in epochs)
     assert clips == 1 or len({tuple(epoch) for epoch in epochs}) > 1
-    keys = [(step, place) for batch in batches for step, place, _, _ in batch]
+    keys = [(step, slot) for batch in batches for step, slot, _, _ in batch]
     assert keys == list(itertools.product(range(60), range(batch_size)))
     (late,) = itertools.islice(UnlabeledBatches(clips, batch_size, seed=1, start_step=37), 1)
     assert [key[:3] for key in late] == [key[:3] for key in batches[37]]
@@ -69,9 +71,9 @@ def test_each_clip_once_an_epoch_in_full_batches(clips, batch_size):
 
 
 @pytest.mark.parametrize("clips", [8, 9, 11, 18, 31])
-def test_no_batch_holds_a_clip_twice(clips):
+def test_no_batch_contains_a_clip_twice(clips):
     for batch in itertools.islice(UnlabeledBatches(clips, 4, seed=0), 300):
-        assert len({int(whole[place]) for _, place, _, whole in batch}) == 4
+        assert len({int(clips_of_batch[slot]) for _, slot, _, clips_of_batch in batch}) == 4
 
 
 def test_unreadable_clips_are_named_and_replaced(tmp_path):
@@ -95,15 +97,15 @@ def test_unreadable_clips_are_named_and_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("good", [27, 3])
-def test_number_of_ranks_does_not_change_what_replaces_unreadable_clips(tmp_path, good):
+def test_world_size_does_not_change_what_replaces_unreadable_clips(tmp_path, good):
     ramps(tmp_path, good)
-    for number in range(5):
-        (tmp_path / f"bad {number}.wav").write_text("not audio")
+    for index in range(5):
+        (tmp_path / f"bad {index}.wav").write_text("not audio")
     pool = UnlabeledAudio.scan([tmp_path])
-    whole = take(pool, 40)
-    faults = [name for batch in whole for name, _ in batch.skipped]
+    expected = take(pool, 40)
+    faults = [name for batch in expected for name, _ in batch.skipped]
     assert len(faults) > len(set(faults)) == 5
-    for batch, *shares in zip(whole, *(take(pool, 40, rank=rank, world_size=2) for rank in (0, 1)), strict=True):
+    for batch, *shares in zip(expected, *(take(pool, 40, rank=rank, world_size=2) for rank in (0, 1)), strict=True):
         assert sorted(batch.files) == sorted(file for share in shares for file in share.files)
         assert sorted(batch.skipped) == sorted(fault for share in shares for fault in share.skipped)
         assert good == 3 or len(set(batch.files)) == 4
@@ -117,13 +119,13 @@ def test_few_readable_clips_fill_a_batch(tmp_path):
 
 
 def test_nothing_readable_gives_empty_batches(tmp_path):
-    for number in range(40):
-        (tmp_path / f"{number}.wav").write_text("not audio")
+    for index in range(40):
+        (tmp_path / f"{index}.wav").write_text("not audio")
     (batch,) = take(UnlabeledAudio.scan([tmp_path]), 1)
     assert len(batch) == 0 and len(batch.skipped) == 4 * 8
 
 
-def test_load_crop_is_load_audio_at_a_share_of_the_room(tmp_path):
+def test_load_crop_is_load_audio_at_a_relative_position(tmp_path):
     path = ramps(tmp_path, 1) / "000.wav"
     for position, start in ((0.0, 0.0), (0.5, 0.75), (1.0, 1.5)):
         expected = load_audio(path, 800, start, 0.5)

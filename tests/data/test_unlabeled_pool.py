@@ -1,4 +1,4 @@
-"""Pools of unlabelled audio: what counts, listed once and kept."""
+"""Pools of unlabeled audio: which files are listed, only once, and kept in a cache."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from atk.data import UnlabeledAudio
 from atk.data import listing as listing_module
 
 
-def test_what_counts(tmp_path):
+def test_which_files_are_listed(tmp_path):
     for name in (
         "b.WAV",
         "a.mp3",
@@ -38,7 +38,7 @@ def test_what_counts(tmp_path):
 def test_a_name_that_is_not_utf8(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
     soundfile.write(ramps(tmp_path, 1) / "a.wav", np.zeros(100), RATE)
-    os.rename(tmp_path / "a.wav", path)
+    (tmp_path / "a.wav").rename(os.fsdecode(path))
     pool = UnlabeledAudio.scan([tmp_path], tmp_path / "run" / "list.npz")
     assert [os.fsencode(name) for name in names(pool)][1] == path
     assert names(UnlabeledAudio.scan([tmp_path], tmp_path / "run" / "list.npz")) == names(pool)
@@ -88,14 +88,15 @@ def test_order_is_that_of_the_names(tmp_path, monkeypatch):
 
 
 def test_folders_are_listed_once_and_kept(tmp_path, monkeypatch):
-    data, cache = ramps(tmp_path / "data", 6), tmp_path / "run" / "unlabeled.npz"
+    data = ramps(tmp_path / "data", 6)
+    cache = tmp_path / "run" / "unlabeled.npz"
     tar(data / "s.tar", [("k.wav", audio_bytes())])
     listed = Counter()
     scandir, members = os.scandir, listing_module.tar_members
     monkeypatch.setattr(listing_module.os, "scandir", lambda path: listed.update([path]) or scandir(path))
     monkeypatch.setattr(listing_module, "tar_members", lambda path: listed.update([path]) or members(path))
     first = UnlabeledAudio.scan([data], cache)
-    whole = take(first, 6)
+    expected = take(first, 6)
     assert listed == {os.fsencode(data): 1, str(data / "s.tar"): 1}
     assert [path.name for path in cache.parent.iterdir()] == ["unlabeled.npz"]
     (data / "003.wav").unlink()
@@ -104,12 +105,11 @@ def test_folders_are_listed_once_and_kept(tmp_path, monkeypatch):
     assert names(again) == names(first) and set(listed.values()) == {1}
     resumed = take(again, 6)
     assert {reason for batch in resumed for _, reason in batch.skipped} == {"no such file"}
-    for batch, other in zip(whole, resumed, strict=True):
-        assert len(other) == 4
+    for batch, resumed_batch in zip(expected, resumed, strict=True):
+        assert len(resumed_batch) == 4
         kept = [(i, name) for i, name in enumerate(batch.files) if not name.endswith("003.wav")]
-        assert all(
-            other.files[i] == name and torch.equal(other.audio[i, :400], batch.audio[i, :400]) for i, name in kept
-        )
+        assert all(resumed_batch.files[i] == name for i, name in kept)
+        assert all(torch.equal(resumed_batch.audio[i, :400], batch.audio[i, :400]) for i, _ in kept)
 
 
 def test_workers_do_not_list_again(tmp_path):
@@ -120,30 +120,41 @@ def test_workers_do_not_list_again(tmp_path):
 
 
 def test_cache_of_other_folders_or_damaged(tmp_path):
-    one, two, cache = ramps(tmp_path / "one", 2), ramps(tmp_path / "two", 2), tmp_path / "list.npz"
-    UnlabeledAudio.scan([one, two], cache)
-    assert len(UnlabeledAudio.scan([two, f"{one}/"], cache)) == 4
-    with pytest.raises(ValueError, match=rf"^{cache}: lists other folders, {one}, {two}, than those asked for, {two};"):
-        UnlabeledAudio.scan([two], cache)
+    first = ramps(tmp_path / "first", 2)
+    second = ramps(tmp_path / "second", 2)
+    cache = tmp_path / "list.npz"
+    UnlabeledAudio.scan([first, second], cache)
+    assert len(UnlabeledAudio.scan([second, f"{first}/"], cache)) == 4
+    with pytest.raises(ValueError, match=rf"^{cache}: lists the folders {first}, {second}, but {second} were"):
+        UnlabeledAudio.scan([second], cache)
     content = cache.read_bytes()
     for damaged in (b"", b"text", content[: len(content) // 2]):
         cache.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"list\.npz: not a list of unlabelled audio [^\n]*$"):
-            UnlabeledAudio.scan([one, two], cache)
-    np.savez(cache, other=np.zeros(3))
-    with pytest.raises(ValueError, match="not a list of unlabelled audio"):
-        UnlabeledAudio.scan([one, two], cache)
+        with pytest.raises(ValueError, match=r"list\.npz: not a list of unlabeled audio [^\n]*$"):
+            UnlabeledAudio.scan([first, second], cache)
+    np.savez(cache, unrelated=np.zeros(3))
+    with pytest.raises(ValueError, match="not a list of unlabeled audio"):
+        UnlabeledAudio.scan([first, second], cache)
+
+
+def test_keys_of_the_cache_file_stay_readable(tmp_path):
+    cache = tmp_path / "list.npz"
+    UnlabeledAudio.scan([ramps(tmp_path / "data", 2)], cache)
+    with np.load(cache) as file:
+        assert set(file.files) == {"told", "names", "ends", "homes", "offsets", "sizes"}
 
 
 def test_a_killed_scan_leaves_no_cache(tmp_path, monkeypatch):
-    data, cache = ramps(tmp_path / "data", 2), tmp_path / "list.npz"
+    data = ramps(tmp_path / "data", 2)
+    cache = tmp_path / "list.npz"
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", killed)
-        UnlabeledAudio.scan([data], cache)
+        with pytest.raises(KeyboardInterrupt):
+            UnlabeledAudio.scan([data], cache)
     assert not cache.exists() and len(UnlabeledAudio.scan([data], cache)) == 2 and cache.exists()
 
 
@@ -161,7 +172,7 @@ def test_bad_arguments(tmp_path):
             ValueError,
             r"none: no audio found, neither files \(\.wav, \.flac, .*\) nor \.tar shards",
         ),
-        ([tmp_path / "a.wav"], ValueError, r"a\.wav: unlabelled audio must be a folder or a \.tar file"),
+        ([tmp_path / "a.wav"], ValueError, r"a\.wav: unlabeled audio must be a folder or a \.tar file"),
     ):
         with pytest.raises(error, match=message):
             UnlabeledAudio.scan(folders)
@@ -177,7 +188,7 @@ def test_a_large_pool_is_small(tmp_path, monkeypatch):
     count = 50_000
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(
-        listing_module, "_entries", lambda _: ([b"Y%09d_30.000.wav" % number for number in range(count)], [], [])
+        listing_module, "_entries", lambda _: ([b"Y%09d_30.000.wav" % index for index in range(count)], [], [])
     )
     tracemalloc.start()
     try:

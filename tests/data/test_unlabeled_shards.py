@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout: read like the files of a folder."""
+"""Tar shards in WebDataset layout: the same results as with files in a folder."""
 
 import tarfile
 import tracemalloc
@@ -13,9 +13,9 @@ from atk.data import AudioError, UnlabeledAudio
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_members_equal_the_files_of_a_folder(tmp_path, form):
-    formats = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
-    contents = {f"{kind}{i}.{kind}": audio_bytes(i, formats[kind]) for kind in formats for i in range(2)}
-    contents["Ø 犬 " + "n" * 150 + ".flac"] = audio_bytes(5, "FLAC")  # longer than a tar header holds
+    suffixes = ("flac", "wav", "ogg", "mp3")
+    contents = {f"{suffix}{i}.{suffix}": audio_bytes(i, suffix.upper()) for suffix in suffixes for i in range(2)}
+    contents["Ø 犬 " + "n" * 150 + ".flac"] = audio_bytes(5, "FLAC")  # too long for a tar header
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, content in contents.items():
@@ -23,18 +23,19 @@ def test_members_equal_the_files_of_a_folder(tmp_path, form):
     labels = [(f"{Path(name).stem}.json", b'{"text": "a dog.wav"}') for name in contents]
     members = sorted([*contents.items(), *labels, (".hidden.wav", b"x"), ("__MACOSX/._a.wav", b"x")])
     tar(tmp_path / "s.tar", [("./" + name, content) for name, content in members], form)
-    files, shard = UnlabeledAudio.scan([folder]), UnlabeledAudio.scan([tmp_path / "s.tar"])
+    files = UnlabeledAudio.scan([folder])
+    shard = UnlabeledAudio.scan([tmp_path / "s.tar"])
     assert names(shard) == [f"{tmp_path}/s.tar:./{name}" for name in below(files, folder)]
-    for batch, other in zip(take(files, 8), take(shard, 8), strict=True):
-        assert torch.equal(batch.audio, other.audio) and torch.equal(batch.clips, other.clips)
-        assert batch.skipped == other.skipped == [] and batch.audio.any(1).all()
+    for batch, shard_batch in zip(take(files, 8), take(shard, 8), strict=True):
+        assert torch.equal(batch.audio, shard_batch.audio) and torch.equal(batch.clips, shard_batch.clips)
+        assert batch.skipped == shard_batch.skipped == [] and batch.audio.any(1).all()
 
 
 def test_ranges_of_shards(tmp_path):
-    for number in range(8, 12):
-        tar(tmp_path / f"s-{number:03d}.tar", [("k.wav", audio_bytes(number))])
+    for index in range(8, 12):
+        tar(tmp_path / f"s-{index:03d}.tar", [("k.wav", audio_bytes(index))])
     pool = UnlabeledAudio.scan([tmp_path / "s-{009..011}.tar"])
-    assert below(pool, tmp_path) == [f"s-{number:03d}.tar:k.wav" for number in (9, 10, 11)]
+    assert below(pool, tmp_path) == [f"s-{index:03d}.tar:k.wav" for index in (9, 10, 11)]
     with pytest.raises(FileNotFoundError, match=r"s-012\.tar"):
         UnlabeledAudio.scan([tmp_path / "s-{011..012}.tar"])
 
@@ -58,7 +59,7 @@ def test_compressed_tars_are_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cut, left, reason",
+    ("size", "kept", "reason"),
     [
         (1536 + 700, 1, "truncated inside b.wav"),
         (1536 + 100, 1, "damaged at byte 1536"),
@@ -66,18 +67,18 @@ def test_compressed_tars_are_refused_with_the_reason(tmp_path):
         (0, 0, "empty"),
     ],
 )
-def test_a_cut_shard_keeps_its_whole_members(tmp_path, cut, left, reason):
-    content = b"x" * 1000  # with its header and padding 1536 bytes
+def test_a_truncated_shard_keeps_its_intact_members(tmp_path, size, kept, reason):
+    content = b"x" * 1000  # 1536 bytes with header and padding
     path = tar(tmp_path / "s.tar", [("a.wav", content), ("b.wav", content)])
-    path.write_bytes(path.read_bytes()[:cut])
+    path.write_bytes(path.read_bytes()[:size])
     ramps(tmp_path / "more", 1)
     pool = UnlabeledAudio.scan([tmp_path])
-    assert len(pool) == 1 + left
+    assert len(pool) == 1 + kept
     assert [Path(name).name for name, _ in pool.skipped] == ([] if reason is None else ["s.tar"])
     assert reason is None or reason in pool.skipped[0][1]
 
 
-def test_a_shard_that_has_gone_or_changed(tmp_path):
+def test_a_shard_that_was_removed_or_changed(tmp_path):
     path = tar(tmp_path / "s.tar", [("a.wav", audio_bytes())])
     pool = UnlabeledAudio.scan([path])
     path.write_bytes(path.read_bytes() + b"\0" * 512)
@@ -89,7 +90,7 @@ def test_a_shard_that_has_gone_or_changed(tmp_path):
 
 
 def test_headers_are_not_kept(tmp_path):
-    path = tar(tmp_path / "s.tar", [(f"{number}.wav", b"") for number in range(2000)])
+    path = tar(tmp_path / "s.tar", [(f"{index}.wav", b"") for index in range(2000)])
     tracemalloc.start()
     try:
         pool = UnlabeledAudio.scan([path])

@@ -1,6 +1,5 @@
-"""Soundscapes for difference learning: pools of single events, captions worded anew, classes read from captions."""
+"""Soundscapes for difference learning: pools of single events, rephrased captions, classes named in captions."""
 
-import csv
 import hashlib
 import re
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from support.soundscape_cases import contents, rows
 
 from atk.soundscapes import PRESETS, SoundscapeConfig, write, write_soundscapes
 from atk.soundscapes.captions import describe
@@ -17,21 +17,12 @@ from atk.soundscapes.pool import ESC50_COLUMNS, plan_pool, render_recording
 from atk.soundscapes.scenes import plan
 
 SMALL = {"train": 6, "val": 3, "test": 8, "twins": 2, "captions_per_clip": 3, "classes": 24, "seconds": (4.0, 5.0)}
-# SHA-256 of the tables together, as written before pools and rephrasing existed.
+# SHA-256 of all tables, as written before pools and rephrasing existed.
 EARLIER = {
     "easy": "1701c36892435f0404887a9c8a3763654b72e7fe1ac2e9ff5c682dec7dae680b",
     "medium": "e3800c298d53631bf857be70596d1c732a385e97f198c074804f46290957fd49",
     "hard": "a6424db859d1cb2f18b71c8e0255eb8e2d2b2c0e4c5aba512e7030c4b388b4a5",
 }
-
-
-def rows(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +32,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_scenes_are_what_they_were_with_and_without_a_pool(preset, tmp_path):
+def test_scenes_are_unchanged_with_and_without_a_pool(preset, tmp_path):
     without, pooled = (
         contents(write_soundscapes(tmp_path / str(pool), config, progress=False, processes=1))
         for pool in (0, 5)
@@ -54,7 +45,7 @@ def test_scenes_are_what_they_were_with_and_without_a_pool(preset, tmp_path):
     assert without == {name: data for name, data in pooled.items() if not name.startswith("pool/")} != pooled
 
 
-def test_pool_is_laid_out_as_esc50(written):
+def test_pool_has_the_layout_of_esc50(written):
     config, folder = written
     names = class_names(config.classes, config.similar)
     table = rows(folder / "pool" / "meta" / "esc50.csv")
@@ -79,7 +70,7 @@ def test_pool_is_a_captioned_folder_whose_captions_name_the_class(written):
     assert len({row["caption"] for row in table if "dog" in row["caption"]}) > 3
 
 
-def test_pool_recordings_hold_the_event_alone_and_vary(written):
+def test_pool_recordings_have_only_the_event_and_vary(written):
     config, folder = written
     sounds = {}
     for row in rows(folder / "pool" / "meta" / "esc50.csv"):
@@ -93,7 +84,7 @@ def test_pool_recordings_hold_the_event_alone_and_vary(written):
     assert all(len(different) == 7 for different in sounds.values())
 
 
-def test_pool_words_are_true():
+def test_pool_words_are_correct():
     config = SoundscapeConfig.preset("hard", pool=60, classes=2, similar=False, events=(2, 2))
     levels = {"quiet": [], "": [], "loud": []}
     for recording in plan_pool(config):
@@ -109,7 +100,7 @@ def test_pool_words_are_true():
 
 def test_pool_repeats_for_any_number_of_processes(written, tmp_path, monkeypatch):
     config, folder = written
-    monkeypatch.setattr(write, "_SCENES_A_PROCESS", 8)
+    monkeypatch.setattr(write, "_SCENES_PER_PROCESS", 8)
     again = write_soundscapes(tmp_path / "again", config, progress=False, processes=2)
     assert contents(again) == contents(folder)
 
@@ -118,11 +109,11 @@ def test_pool_of_other_seeds_and_sizes():
     config = SoundscapeConfig(pool=5, classes=3)
     waves = [render_recording(recording, config)[0] for recording in plan_pool(config)]
     larger = SoundscapeConfig(pool=6, classes=3)
-    others = [render_recording(item, larger)[0] for item in plan_pool(larger) if item.number < 5]
-    assert all(np.array_equal(wave, other) for wave, other in zip(waves, others, strict=True))
+    expected = [render_recording(item, larger)[0] for item in plan_pool(larger) if item.index < 5]
+    assert all(np.array_equal(wave, same) for wave, same in zip(waves, expected, strict=True))
     seeded = SoundscapeConfig(pool=5, classes=3, seed=1)
-    others = [render_recording(recording, seeded)[0] for recording in plan_pool(seeded)]
-    assert not any(np.array_equal(wave, other) for wave, other in zip(waves, others, strict=True))
+    different = [render_recording(recording, seeded)[0] for recording in plan_pool(seeded)]
+    assert not any(np.array_equal(wave, reseeded) for wave, reseeded in zip(waves, different, strict=True))
 
 
 @pytest.mark.parametrize("bad", [{"pool": 4}, {"pool": -1}, {"pool": 10**5}, {"pool": True}, {"rephrase": 1}])
@@ -131,7 +122,7 @@ def test_bad_settings_name_the_field(bad):
         SoundscapeConfig(**bad)
 
 
-def test_a_folder_older_than_a_setting_holds_its_default(written, tmp_path):
+def test_a_folder_older_than_a_setting_has_its_default(written, tmp_path):
     config, folder = written
     path = tmp_path / "set"
     path.mkdir()
@@ -151,21 +142,23 @@ def test_a_folder_older_than_a_setting_holds_its_default(written, tmp_path):
 
 def test_rephrased_captions_vary_and_keep_the_first_caption():
     plain = SoundscapeConfig.preset("hard", train=60, test=0, captions_per_clip=5)
-    anew = SoundscapeConfig.preset("hard", train=60, test=0, captions_per_clip=5, rephrase=True)
-    fixed, varied = 0, 0
+    rephrased = SoundscapeConfig.preset("hard", train=60, test=0, captions_per_clip=5, rephrase=True)
+    fixed = 0
+    varied = 0
     for scene in plan(plain)["train"]:
-        (captions, phrases), (others, other_phrases) = describe(scene, plain), describe(scene, anew)
+        captions, phrases = describe(scene, plain)
+        others, other_phrases = describe(scene, rephrased)
         assert others[0] == captions[0] and other_phrases == phrases and len(set(others)) == 5
         events = [event for group in scene.groups for event in group]
         truth = {event.name for event in events}
         assert all(classes_named(caption) == truth for caption in others)
-        for caption in others:  # the attributes stay true
-            for words, told in (
+        for caption in others:  # the attributes stay correct
+            for words, attributes in (
                 (r"\b(low|deep|high|shrill)\b", [event.pitch for event in events if event.pitch]),
                 (r"quiet|soft|faint|loud|nois", [event.loudness for event in events if event.loudness]),
                 (r"twice|two times|three times", [event for event in events if event.count in (2, 3)]),
             ):
-                assert len(re.findall(words, caption)) == len(told)
+                assert len(re.findall(words, caption)) == len(attributes)
         names = [phrase for group in phrases for phrase in group]
         fixed += sum(name in caption for caption in captions[1:] for name in names) / len(names)
         varied += sum(name in caption for caption in others[1:] for name in names) / len(names)
@@ -176,10 +169,12 @@ def test_rephrased_twins_differ_in_order_only():
     config = SoundscapeConfig.preset("hard", train=0, test=40, twins=20, captions_per_clip=5, rephrase=True)
     scenes = plan(config)["test"]
     for first, second in zip(scenes[0::2], scenes[1::2], strict=True):
-        (captions_1, phrases_1), (captions_2, phrases_2) = describe(first, config), describe(second, config)
+        captions_1, phrases_1 = describe(first, config)
+        captions_2, phrases_2 = describe(second, config)
         assert phrases_1 == phrases_2[::-1]
-        for one, two in zip(captions_1, captions_2, strict=True):
-            assert one != two and sorted(re.findall(r"\w+", one)) == sorted(re.findall(r"\w+", two))
+        for caption_1, caption_2 in zip(captions_1, captions_2, strict=True):
+            assert caption_1 != caption_2
+            assert sorted(re.findall(r"\w+", caption_1)) == sorted(re.findall(r"\w+", caption_2))
 
 
 EVERYTHING = {"classes": 36, "similar": True, "pitch": True, "loudness": True, "count": True, "later_first": 0.5}
@@ -187,7 +182,7 @@ EVERYTHING = {"classes": 36, "similar": True, "pitch": True, "loudness": True, "
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("extra", [{}, EVERYTHING])
-def test_classes_are_read_back_from_every_caption(preset, extra):
+def test_every_caption_names_the_classes_of_its_scene(preset, extra):
     config = SoundscapeConfig.preset(preset, train=600, test=0, captions_per_clip=5, rephrase=True, **extra)
     seen = set()
     for scene in plan(config)["train"]:
