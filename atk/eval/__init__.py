@@ -1,1 +1,1 @@
-"""What is done with a trained model: embedding, retrieval, captions, alignment, search, and their metrics."""
+"""Use and evaluation of trained models: embedding, retrieval, captioning, alignment, search and their metrics."""

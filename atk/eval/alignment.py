@@ -1,142 +1,169 @@
-"""Token-by-frame similarity of one clip (thesis Figure 3.3), and how often the best frame falls inside an event."""
+"""Token-by-frame similarity of a clip and a caption, and how often the best frame falls inside the event."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atk.data.side_files import Event
-from atk.eval.embed import ClipEmbedding, evaluating
+from atk.eval.embed import ClipEmbedding, EmbeddingModel, evaluating
 
-# A word is what stands between blanks and sentence punctuation, with at least one letter or digit.
-_APART = r"\s.,;:!?\"()\[\]{}…«»“”"
-_WORD = re.compile(rf"[^{_APART}]*\w[^{_APART}]*")
-_TEXTS = 64  # captions embedded at a time
+# Words are separated by white space and sentence punctuation, and have at least one letter or digit.
+_SEPARATORS = r"\s.,;:!?\"()\[\]{}…«»“”"
+_WORD = re.compile(rf"[^{_SEPARATORS}]*\w[^{_SEPARATORS}]*")
+_BATCH_SIZE = 64  # captions to embed at a time
+
+
+class TextSpan(NamedTuple):
+    """Characters `start` to `end - 1` of `text`."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def words(self) -> str:
+        """The characters of the span."""
+        return self.text[self.start : self.end]
 
 
 @dataclass(frozen=True)
 class AlignmentMap:
-    """Cosine similarity of words and frames of one clip.
+    """Cosine similarity of W words and the L_a frames of a clip.
 
     Args:
-        words: the rows.
-        similarity: `[W, L_a]` float32 on the CPU.
-        times: centre of each frame `[L_a]`, in seconds from the start of the clip.
-        frame_seconds: duration of a frame.
-        places: for each row the text it comes from, and its first and last (exclusive) character there.
+        words: the word or phrase of each row.
+        similarity: `[W, L_a]` float32, on the CPU.
+        times: center of each frame `[L_a]`, in seconds from the start of the clip.
+        frame_seconds: duration of a frame, in seconds.
+        spans: where the word of each row is in the text.
     """
 
     words: list[str]
     similarity: Tensor
     times: Tensor
     frame_seconds: float
-    places: list[tuple[str, int, int]]
+    spans: list[TextSpan]
 
     def rows_of(self, phrase: str) -> list[int]:
-        """The rows of the words of `phrase`, wherever it occurs (in any case)."""
+        """The rows of the words that overlap with an occurrence of `phrase` in the text, ignoring case."""
         return [
             row
-            for row, (text, start, end) in enumerate(self.places)
-            if any(first < end and start < last for first, last in _occurrences(phrase, text))
+            for row, span in enumerate(self.spans)
+            if any(start < span.end and span.start < end for start, end in _occurrences(phrase, span.text))
         ]
 
-    def inside(self, events: Iterable[Event]) -> Tensor:
-        """Which frames `[L_a]` touch one of `events`: their centre is inside, give or take half a frame."""
-        slack = self.frame_seconds / 2
-        hits = torch.zeros(len(self.times), dtype=torch.bool)
+    def frames_inside(self, events: Iterable[Event]) -> Tensor:
+        """Boolean mask `[L_a]` of the frames with their center inside an event, within half a frame."""
+        tolerance = self.frame_seconds / 2
+        inside = torch.zeros(len(self.times), dtype=torch.bool)
         for event in events:
-            hits |= (self.times >= event.start - slack) & (self.times <= event.end + slack)
-        return hits
+            inside |= (self.times >= event.start - tolerance) & (self.times <= event.end + tolerance)
+        return inside
 
 
 @torch.no_grad()
-def similarity_map(model: nn.Module, clip: ClipEmbedding, text: str | Sequence[str]) -> AlignmentMap:
-    """Cosine similarity of every word with every frame.
+def similarity_map(model: EmbeddingModel, clip: ClipEmbedding, text: str | Sequence[str]) -> AlignmentMap:
+    """Cosine similarity of every word and every frame (thesis Figure 3.3).
 
-    A word's similarity is the mean over the tokens that share characters with it; words that no token stands for
-    (a caption cut at the tokenizer's limit) are left out.
+    The similarity of a word is the mean over the tokens that share characters with it. Words without a token, because
+    the tokenizer truncated the caption, are omitted.
 
     Args:
-        model: gives `embed_text` and `frame_seconds`.
+        model: embeds the text.
         clip: embedded clip.
-        text: a caption, whose words become the rows, or a list of words or phrases: each is then embedded by itself
-            and becomes one row.
+        text: a caption, with one row per word; or a list of words or phrases, each embedded separately as one row.
 
     Raises:
-        ValueError: there is no word in `text`.
+        ValueError: `text` contains no word.
     """
     with evaluating(model):
-        maps = list(_maps(model, [clip], [text]))
-    return maps[0]
+        return next(_similarity_maps(model, [clip], [text]))
 
 
-def _maps(
-    model: nn.Module, clips: Sequence[ClipEmbedding], texts: Sequence[str | Sequence[str]]
+def _similarity_maps(
+    model: EmbeddingModel, clips: Sequence[ClipEmbedding], texts: Sequence[str | Sequence[str]]
 ) -> Iterator[AlignmentMap]:
-    """`similarity_map` of each pair, the texts embedded together."""
-    places = [_places(text) for text in texts]
-    captions = list(dict.fromkeys(place[0] for rows in places for place in rows))
-    tokens = {}
-    for first in range(0, len(captions), _TEXTS):
-        block = captions[first : first + _TEXTS]
-        embedded = model.embed_text(block)
-        for caption, *parts in zip(block, embedded.tokens, embedded.mask, embedded.offsets, strict=True):
-            vectors, mask, offsets = (part.cpu() for part in parts)
-            tokens[caption] = vectors[mask].float(), offsets[mask]
-    for clip, rows in zip(clips, places, strict=True):
-        kept, similarity = [], []
-        for caption, start, end in rows:
-            vectors, offsets = tokens[caption]
-            pieces = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-            if pieces.any():
-                kept.append((caption, start, end))
-                similarity.append((vectors[pieces] @ clip.frames.T).mean(0))
+    """`similarity_map` of each pair; the texts are embedded in batches."""
+    spans_of_texts = [_word_spans(text) for text in texts]
+    tokens = _embed_tokens(model, list(dict.fromkeys(span.text for spans in spans_of_texts for span in spans)))
+    for clip, spans in zip(clips, spans_of_texts, strict=True):
+        kept: list[TextSpan] = []
+        similarity = []
+        for span in spans:
+            vectors, offsets = tokens[span.text]
+            overlaps = (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
+            if overlaps.any():
+                kept.append(span)
+                similarity.append((vectors[overlaps] @ clip.frames.T).mean(0))
         if not kept:
-            raise ValueError(f"text has no word that the tokenizer knows: {rows[0][0]!r}")
-        words = [caption[start:end] for caption, start, end in kept]
+            raise ValueError(f"text contains no word that the tokenizer keeps: {spans[0].text!r}")
+        words = [span.words for span in kept]
         yield AlignmentMap(words, torch.stack(similarity), clip.times, model.frame_seconds, kept)
 
 
+def _embed_tokens(model: EmbeddingModel, captions: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The valid token vectors `[L_t, D]` of each caption and their character offsets `[L_t, 2]`, on the CPU."""
+    tokens = {}
+    for first in range(0, len(captions), _BATCH_SIZE):
+        batch = captions[first : first + _BATCH_SIZE]
+        text = model.embed_text(batch)
+        vectors = text.tokens.cpu()
+        offsets = text.offsets.cpu()
+        mask = text.mask.cpu()
+        for row, caption in enumerate(batch):
+            tokens[caption] = vectors[row][mask[row]].float(), offsets[row][mask[row]]
+    return tokens
+
+
 def _occurrences(phrase: str, text: str) -> list[tuple[int, int]]:
-    """Where `phrase` stands in `text`, in any case, from the start of a word."""
+    """Character spans of `phrase` in `text`, ignoring case, from the start of a word."""
     return [match.span() for match in re.finditer(rf"(?<!\w){re.escape(phrase)}", text, re.IGNORECASE)]
 
 
-def _places(text: str | Sequence[str]) -> list[tuple[str, int, int]]:
+def _word_spans(text: str | Sequence[str]) -> list[TextSpan]:
     if isinstance(text, str):
-        places = [(text, *match.span()) for match in _WORD.finditer(text)]
+        spans = [TextSpan(text, *match.span()) for match in _WORD.finditer(text)]
     else:
-        places = [(word, 0, len(word)) for word in text if _WORD.search(word)]
-    if not places:
-        raise ValueError(f"text must hold at least one word, got {text!r}")
-    return places
+        spans = [TextSpan(phrase, 0, len(phrase)) for phrase in text if _WORD.search(phrase)]
+    if not spans:
+        raise ValueError(f"text must contain at least one word, got {text!r}")
+    return spans
+
+
+class _Case(NamedTuple):
+    file: str
+    phrase: str
+    caption: str  # the first caption of the clip that contains the phrase
+    events: list[Event]
 
 
 def alignment_score(
-    model: nn.Module,
-    clips: dict[str, ClipEmbedding],
-    captions: dict[str, Sequence[str]],
+    model: EmbeddingModel,
+    clips: Mapping[str, ClipEmbedding],
+    captions: Mapping[str, Sequence[str]],
     events: Iterable[Event],
 ) -> dict[str, float]:
     """How often the best frame for the words of an event falls inside the event.
 
-    For each phrase of a clip's events, in the clip's first caption that holds it, the frames are scored by the most
-    similar of the phrase's words, as in (3.6): an article need not point anywhere. It counts as right if the best frame
-    touches the event (its centre is inside, give or take half a frame). Events of one clip with the same phrase are one
-    case, in which any of them will do; of frames that tie for the best all must touch it.
+    The score of a frame for a phrase is the highest similarity of any of its words, as in (3.6), because articles do
+    not point to a time. The caption is the first of the clip that contains the phrase. A phrase counts as right if the
+    best frame has its center inside the event, within half a frame. If frames tie for the best, all of them must.
+    Events of a clip with the same phrase form one case, and any of them counts.
 
     Args:
-        model: gives `embed_text` and `frame_seconds`.
-        clips: embedded clips by file name; events of other files are passed over.
-        captions: the captions of each of them.
-        events: what sounds when.
+        model: embeds the captions.
+        clips: embedded clips by file name. Events of other files are ignored.
+        captions: captions of each clip, by file name.
+        events: the events.
 
     Returns:
-        `"right"` and `"chance"` (the share of frames that touch the event) in percent, averaged over phrases;
-        `"phrases"`, their number; `"left_out"`, the number of phrases that no caption of their clip holds. Without
-        phrases `"right"` and `"chance"` are NaN.
+        `"right"`: percentage of phrases that are right; `"chance"`: mean percentage of frames inside the event;
+        `"phrases"`: number of phrases scored; `"left_out"`: number of phrases that no caption of their clip contains,
+        or that the tokenizer truncates. `"right"` and `"chance"` are NaN without phrases.
 
     Raises:
         ValueError: a similarity is NaN.
@@ -145,24 +172,26 @@ def alignment_score(
     for event in events:
         if event.file_name in clips:
             groups.setdefault((event.file_name, event.phrase.lower()), []).append(event)
-    cases = []
-    for (name, phrase), group in groups.items():
-        caption = next((text for text in captions[name] if _occurrences(phrase, text)), None)
+    cases: list[_Case] = []
+    for (file, phrase), group in groups.items():
+        caption = next((text for text in captions[file] if _occurrences(phrase, text)), None)
         if caption is not None:
-            cases.append((name, phrase, caption, group))
-    right, chance, scored = 0, 0.0, 0
+            cases.append(_Case(file, phrase, caption, group))
+    right = 0
+    chance = 0.0
+    scored = 0
     with evaluating(model), torch.no_grad():
-        maps = _maps(model, [clips[case[0]] for case in cases], [case[2] for case in cases])
-        for (name, phrase, _, group), alignment in zip(cases, maps, strict=True):
-            rows = alignment.rows_of(phrase)
-            if not rows:  # beyond the tokenizer's limit
+        maps = _similarity_maps(model, [clips[case.file] for case in cases], [case.caption for case in cases])
+        for case, alignment in zip(cases, maps, strict=True):
+            rows = alignment.rows_of(case.phrase)
+            if not rows:  # the tokenizer truncated the phrase
                 continue
             curve = alignment.similarity[rows].amax(0)
             if curve.isnan().any():
-                raise ValueError(f"similarity of {phrase!r} to the frames of {name} is NaN")
-            inside = alignment.inside(group)
+                raise ValueError(f"similarity of {case.phrase!r} to the frames of {case.file} is NaN")
+            inside = alignment.frames_inside(case.events)
             right += int(inside[curve == curve.max()].all())
             chance += inside.double().mean().item()
             scored += 1
-    share = 100 / scored if scored else float("nan")
-    return {"right": share * right, "chance": share * chance, "phrases": scored, "left_out": len(groups) - scored}
+    scale = 100 / scored if scored else float("nan")
+    return {"right": scale * right, "chance": scale * chance, "phrases": scored, "left_out": len(groups) - scored}

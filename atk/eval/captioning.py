@@ -1,46 +1,41 @@
-"""Captions by a trained model: of files, and of a held-out split with the metrics and the listing of Table 4.3."""
+"""Caption files, or a held-out split with metrics and a listing of the captions."""
 
 import csv
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from atk.data import (
-    Clip,
-    MixConfig,
-    MixtureBatch,
-    MixtureDataset,
-    ReferencePool,
-    audio_info,
-    eval_loader,
-    one_pass,
-    read_references,
-    read_split,
-)
+from atk.data import Clip, audio_info, eval_loader, one_pass, read_references, read_split
+from atk.data.captions import OnError
+from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
+from atk.data.references import ReferencePool
 from atk.data.side_files import read_tags
 from atk.eval.caption_metrics import caption_metrics
-from atk.eval.embed import evaluating
+from atk.eval.embed import device_of, evaluating, progress_bar
 from atk.models.captioner import Captioner
 
-_WINDOWS = 8  # of a file that are encoded at a time
+_WINDOWS = 8  # windows of a file to encode at a time
+_MODES = ("input", "mix", "minus_added", "minus_input")  # the captions of a clip, fields of `Captions`
+_SEPARATOR = "; "  # between the names in `Captions.added`
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What a model says of one clip (Table 4.3).
+    """Captions of one clip by a model (thesis Table 4.3).
 
     Args:
-        file_name: of the clip.
-        added: the recordings mixed into it, joined by "; "; "" where nothing could be, and then all below but `input`.
+        file_name: file name of the clip.
+        added: recordings mixed into the clip, joined by "; "; "" if nothing was mixed in. `mix`, `minus_added` and
+            `minus_input` are then "" too.
         input: caption of the clip.
         mix: caption of the mixture, without a reference.
-        minus_added: caption of `Diff(mix, added)`, which should be that of the clip; "" without a Diff block.
+        minus_added: caption of `Diff(mix, added)`, which should describe the clip; "" without a Diff block.
         minus_input: caption of `Diff(mix, clip)`, which should describe the added sound; "" without a Diff block.
     """
 
@@ -53,17 +48,17 @@ class Captions:
 
 
 class CaptionSplit:
-    """A split of a data folder to caption, each clip also mixed with recordings of `mix.references`.
+    """A split of a data folder to caption, each clip by itself and mixed with recordings of `mix.references`.
 
-    In ESC-50's layout only its test folds are used, of a captioned folder test.csv where it exists; without
-    `mix.references`, other clips of the split are mixed in. No class of recordings is mixed into a soundscape that
-    holds it.
+    Only held-out recordings are mixed in: the test folds of a folder in ESC-50's layout, or the test split of a
+    captioned folder that has one. Without `mix.references`, other clips of the split are mixed in. A recording is not
+    mixed into a soundscape that already contains its class.
 
     Args:
         folder: data folder.
         split: "train", "val" or "test".
-        sample_rate: the model's, in Hz.
-        clip_seconds: longer clips are cut to their first so many seconds.
+        sample_rate: sample rate of the model, in Hz.
+        clip_seconds: longer clips are truncated to this length.
         mix: condition and level of the mixtures.
         batch_size, workers, on_error: as in training.
 
@@ -81,77 +76,88 @@ class CaptionSplit:
         mix: MixConfig,
         batch_size: int = 32,
         workers: int = 0,
-        on_error: str = "skip",
+        on_error: OnError = "skip",
     ):
         self.folder = Path(folder)
-        found = read_split(folder, split, on_error)
-        self.clips, self.skipped, self.on_error = found.clips, found.skipped, on_error
-        self.batch_size, self.workers = batch_size, workers
+        files = read_split(folder, split, on_error)
+        self.clips = files.clips
+        self.skipped = files.skipped
+        self.on_error: OnError = on_error
+        self.batch_size = batch_size
+        self.workers = workers
         self.pool = ReferencePool(self.clips, [""] * len(self.clips), [])
         if mix.references is not None:
             self.pool = read_references(mix.references, on_error, folds=mix.test_folds or None, split="test")
         names, tags = read_tags(self.folder / "tags.csv") if self.soundscapes else ([], {})
-        self.classes = [
-            frozenset(itertools.compress(names, tags.get(clip.file_name, ()))) for clip in self.clips
-        ]  # of each clip
-        window = (sample_rate, clip_seconds)
-        self.dataset = MixtureDataset(self.clips, *window, mix=mix, pool=self.pool, evaluate=True, avoid=self.classes)
+        # Event classes of each clip.
+        self.classes = [frozenset(itertools.compress(names, tags.get(clip.file_name, ()))) for clip in self.clips]
+        self.dataset = MixtureDataset(
+            self.clips, sample_rate, clip_seconds, mix=mix, pool=self.pool, evaluate=True, avoid=self.classes
+        )
 
     @property
     def soundscapes(self) -> bool:
-        """Whether the folder's tags.csv names the event classes of its clips."""
+        """Whether the folder has a tags.csv with the event classes of its clips."""
         return all((self.folder / name).is_file() for name in ("soundscapes.yaml", "tags.csv"))
 
 
 def evaluate_captions(
     model: Captioner, split: CaptionSplit, beams: int = 4, progress: str | None = None
-) -> tuple[dict, list[Captions]]:
-    """Caption a split four ways (Table 4.3), and score what should be the caption of the clip.
+) -> tuple[dict[str, Any], list[Captions]]:
+    """Caption a split four ways (thesis Table 4.3) and score the captions that should describe the clip.
 
     Args:
-        model: without a Diff block, the two differences are left out.
+        model: without a Diff block, `minus_added` and `minus_input` are omitted.
         split: what to caption.
-        beams: width of the beam search.
-        progress: label of a progress bar, None for none.
+        beams: beam width.
+        progress: label of a progress bar; None = no bar.
 
     Returns:
-        The metrics and the captions. Metrics: `"input"`, of all clips, `"mix"` and `"minus_added"`, of those mixed:
-        see `atk.eval.caption_metrics.caption_metrics`; `"named"`, for soundscapes with references of known class: see
-        `named`;
-        `"missing"`: metrics that could not be computed for all of these, and why; `"tokenizer"`: what cut the captions
-        into words; `"clips"`, `"skipped"`; `"unmixed"`: clips that nothing could be mixed into.
+        The metrics and the captions. Metrics: `"input"` for all clips, `"mix"` and `"minus_added"` for the mixed clips,
+        see `atk.eval.caption_metrics.caption_metrics`; `"named"`, for soundscapes and references of known class, see
+        `class_mentions`; `"missing"`: metrics that could not be computed for some of these, with the reason;
+        `"tokenizer"`: name of the tokenizer; `"clips"`: number of clips; `"skipped"`: files and rows that were skipped,
+        with the reason; `"unmixed"`: clips that no recording could be mixed into.
 
     Raises:
-        ValueError: no clip can be decoded; with `on_error="raise"`, a file cannot (AudioError).
+        ValueError: no clip can be decoded.
+        AudioError: a clip cannot be decoded and `on_error="raise"`.
     """
     loader = one_pass(split.dataset, batch_size=split.batch_size, workers=split.workers, on_error=split.on_error)
-    device = next(model.parameters()).device
-    rows, numbers, skipped = [], [], list(split.skipped)
+    device = device_of(model)
+    rows: list[Captions] = []
+    clips: list[int] = []  # index of each row's clip in the split
+    skipped = list(split.skipped)
     with evaluating(model), torch.no_grad():
-        for batch in tqdm(loader, progress, unit="batch", leave=False, disable=None if progress else True):
+        for batch in progress_bar(loader, progress):
             skipped += batch.skipped
             if batch.files:
-                rows += _four_ways(model, batch.to(device), beams)
-                numbers += batch.clips.tolist()
+                assert isinstance(batch, MixtureBatch)  # collated by MixtureDataset
+                rows += _caption_batch(model, batch.to(device), beams)
+                clips += batch.clips.tolist()
     if not rows:
         raise ValueError(f"{split.folder}: none of the {len(split.clips)} clips of the split can be decoded")
-    ways = ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix")
-    result = _scores(rows, [split.clips[number].captions for number in numbers], ways)
+    scored = ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix")
+    result = _scores(rows, [split.clips[clip].captions for clip in clips], scored)
     if split.soundscapes and all(split.pool.classes):
-        result["named"] = named(rows, [split.classes[number] for number in numbers], split.pool)
-    result |= {"clips": len(rows), "skipped": [f"{name}: {reason}" for name, reason in skipped]}
-    return result | {"unmixed": [row.file_name for row in rows if not row.added]}, rows
+        result["named"] = class_mentions(rows, [split.classes[clip] for clip in clips], split.pool)
+    result["clips"] = len(rows)
+    result["skipped"] = [f"{name}: {reason}" for name, reason in skipped]
+    result["unmixed"] = [row.file_name for row in rows if not row.added]
+    return result, rows
 
 
-def _scores(rows: Sequence[Captions], references: Sequence[Sequence[str]], ways: Sequence[str]) -> dict:
-    """Metrics of each way of captioning against the clips' captions, what is missing, and the tokenizer."""
-    result, missing, tokenizers = {}, {}, []
-    for way in ways:
-        pairs = [(row, own) for row, own in zip(rows, references, strict=True) if row.added or way == "input"]
+def _scores(rows: Sequence[Captions], references: Sequence[Sequence[str]], modes: Sequence[str]) -> dict[str, Any]:
+    """Metrics of each mode of captions against the clips' captions, what is missing, and the tokenizer."""
+    result: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    tokenizers = []
+    for mode in modes:
+        pairs = [pair for pair in zip(rows, references, strict=True) if pair[0].added or mode == "input"]
         if not pairs:
             continue
-        scores = caption_metrics([getattr(row, way) for row, _ in pairs], [list(own) for _, own in pairs])
-        result[way] = scores.values
+        scores = caption_metrics([getattr(row, mode) for row, _ in pairs], [list(group) for _, group in pairs])
+        result[mode] = scores.values
         missing |= scores.missing
         tokenizers.append(scores.tokenizer)
     return result | {"missing": missing, "tokenizer": "; ".join(dict.fromkeys(tokenizers))}
@@ -161,58 +167,63 @@ def _has_difference(model: Captioner) -> bool:
     return model.config.difference != "none"
 
 
-def _four_ways(model: Captioner, batch: MixtureBatch, beams: int) -> list[Captions]:
-    def write(audio: Tensor, *references: Tensor) -> list[str]:
+def _caption_batch(model: Captioner, batch: MixtureBatch, beams: int) -> list[Captions]:
+    def generate(audio: Tensor, *references: Tensor) -> list[str]:
         return model.generate(audio, batch.lengths, *references, beams=beams)
 
-    columns = [batch.files, ["; ".join(names) for names in batch.added], write(batch.inputs), write(batch.audio)]
+    added = [_SEPARATOR.join(names) for names in batch.added]
+    columns = [batch.files, added, generate(batch.inputs), generate(batch.audio)]
     if _has_difference(model):
-        columns.append(write(batch.audio, batch.references, batch.reference_lengths))
-        columns.append(write(batch.audio, batch.inputs[:, None], batch.lengths[:, None]))
+        columns.append(generate(batch.audio, batch.references, batch.reference_lengths))
+        columns.append(generate(batch.audio, batch.inputs[:, None], batch.lengths[:, None]))
     rows = (Captions(*row) for row in zip(*columns, strict=True))
     return [row if row.added else Captions(row.file_name, "", row.input) for row in rows]
 
 
-def named(rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: ReferencePool) -> dict[str, dict]:
-    """How often captions name the events of the clip, and those of the added sound, in percent.
+def class_mentions(
+    rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: ReferencePool
+) -> dict[str, dict[str, float]]:
+    """How often captions mention the events of the clip and the added sounds.
 
     Args:
         rows: captions of soundscapes.
         classes: event classes of each clip.
-        pool: the recordings that were added, with their classes.
+        pool: recordings that were added, with their classes.
 
     Returns:
-        For each way of captioning: `"target"`, the share of the clips' events that are named; `"added"`, the share of
-        the added recordings whose class is named; `"target_alone"`, the share of the captions that name an event of
-        the clip and none of the added sounds.
+        For each mode of captions, in percent: `"target"`, events of the clips that are mentioned; `"added"`, added
+        recordings with a class that is mentioned; `"target_alone"`, captions that mention an event of the clip and no
+        added sound.
     """
     from atk.soundscapes.phrases import classes_named
 
     class_of = {clip.file_name: name for clip, name in zip(pool.clips, pool.classes, strict=True)}
-    added = [[class_of[name] for name in row.added.split("; ")] if row.added else [] for row in rows]
+    added_classes = [[class_of[name] for name in row.added.split(_SEPARATOR)] if row.added else [] for row in rows]
     result = {}
-    for way in ("input", "mix", "minus_added", "minus_input"):
-        if not any(getattr(row, way) for row in rows):
+    for mode in _MODES:
+        if not any(getattr(row, mode) for row in rows):
             continue
-        clips = [
-            (classes_named(getattr(row, way)), own, others)
-            for row, own, others in zip(rows, classes, added, strict=True)
-            if row.added or way == "input"
+        cases = [
+            (classes_named(getattr(row, mode)), target, added)
+            for row, target, added in zip(rows, classes, added_classes, strict=True)
+            if row.added or mode == "input"
         ]
-        result[way] = {
-            "target": _share([name in said for said, own, _ in clips for name in own]),
-            "added": _share([name in said for said, _, others in clips for name in others]),
-            "target_alone": _share([bool(said & own) and not said & set(others) for said, own, others in clips]),
+        result[mode] = {
+            "target": _percent([name in named for named, target, _ in cases for name in target]),
+            "added": _percent([name in named for named, _, added in cases for name in added]),
+            "target_alone": _percent(
+                [bool(named & target) and not named & set(added) for named, target, added in cases]
+            ),
         }
     return result
 
 
-def _share(hits: list[bool]) -> float:
+def _percent(hits: Sequence[bool]) -> float:
     return round(100 * sum(hits) / max(1, len(hits)), 2)
 
 
 def write_captions(path: Path, rows: Sequence[Captions]) -> None:
-    """The listing of Table 4.3 as CSV."""
+    """Write captions as CSV, with the fields of `Captions` as columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(field.name for field in fields(Captions))
@@ -220,7 +231,7 @@ def write_captions(path: Path, rows: Sequence[Captions]) -> None:
 
 
 def format_captions(rows: Sequence[Captions]) -> str:
-    """The listing of Table 4.3 as text."""
+    """Format captions as text for the terminal."""
     lines = []
     for row in rows:
         lines.append(f"{row.file_name} + {row.added}")
@@ -236,39 +247,39 @@ def caption_file(
     clip_seconds: float = 30.0,
     beams: int = 4,
 ) -> list[tuple[float, float, str]]:
-    """Caption a file, or what it has that the reference files do not.
+    """Caption an audio file, or what it contains that the reference files do not.
 
     Args:
         model: on the device to use.
-        audio: file to describe; it is cut into windows of `clip_seconds`, one caption each.
-        references: files to subtract. A mask sees all windows of them, subtraction only those at the same time.
-        clip_seconds: length of a window.
-        beams: width of the beam search.
+        audio: file to caption, in windows of `clip_seconds` with one caption each.
+        references: files to subtract. A mask sees all their windows, subtraction only those at the same time.
+        clip_seconds: length of a window, in seconds.
+        beams: beam width.
 
     Returns:
-        (start, end, caption) of each window, in seconds.
+        (start, end, caption) of each window; times in seconds.
 
     Raises:
-        ValueError: references for a model without a Diff block.
-        AudioError: a file cannot be used.
+        ValueError: references are given and the model has no Diff block.
+        AudioError: a file cannot be read.
     """
     if references and not _has_difference(model):
-        raise ValueError("reference: this model was trained without a Diff block and can only caption a clip alone")
+        raise ValueError("reference: this model was trained without a Diff block and takes no references")
     with evaluating(model), torch.no_grad():
-        files = [[z for z, _ in _encoded(model, reference, clip_seconds)] for reference in references]
-        everything = [z for file in files for z in file]
+        files = [[z for z, _ in _encode_windows(model, reference, clip_seconds)] for reference in references]
+        all_windows = [z for file in files for z in file]
         captions = []
-        for number, (z, seconds) in enumerate(_encoded(model, audio, clip_seconds)):
-            tracks = everything
+        for i, (z, seconds) in enumerate(_encode_windows(model, audio, clip_seconds)):
+            tracks = all_windows
             if model.config.difference == "subtraction":
-                tracks = [file[number] for file in files if number < len(file)]
+                tracks = [file[i] for file in files if i < len(file)]
             text = model.decoder.generate(*_difference(model, z, tracks), beams, None)[0]
-            captions.append((number * clip_seconds, number * clip_seconds + seconds, text))
+            captions.append((i * clip_seconds, i * clip_seconds + seconds, text))
     return captions
 
 
-def _difference(model: Captioner, z: Tensor, tracks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`Diff(z, tracks)` `[1, L, D]` of features `[L, D]` and `[L_ref, D]` each, and its mask; `z` without any."""
+def _difference(model: Captioner, z: Tensor, tracks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """`Diff(z, tracks)` `[1, L, D]` of features `z [L, D]` and references `[L_ref, D]`, and its mask `[1, L]`."""
     mask = z.new_ones(1, len(z), dtype=torch.bool)
     if not tracks:
         return z[None], mask
@@ -276,11 +287,14 @@ def _difference(model: Captioner, z: Tensor, tracks: Sequence[Tensor]) -> tuple[
     return model.difference(z[None], pad_sequence(tracks, batch_first=True)[None], valid[None]), mask
 
 
-def _encoded(model: Captioner, path: str | Path, seconds: float) -> Iterator[tuple[Tensor, float]]:
-    """Features `[L, D]` of each window of a file, and its length in seconds."""
-    clip, device = Clip(str(path), Path(path), (), audio_info(path).seconds), next(model.parameters()).device
-    options = {"sample_rate": model.sample_rate, "clip_seconds": seconds, "batch_size": _WINDOWS, "on_error": "raise"}
-    for batch in eval_loader([clip], **options):
+def _encode_windows(model: Captioner, path: str | Path, seconds: float) -> Iterator[tuple[Tensor, float]]:
+    """Features `[L, D]` of each window of a file, and the length of the window in seconds."""
+    clip = Clip(str(path), Path(path), (), audio_info(path).seconds)
+    loader = eval_loader(
+        [clip], sample_rate=model.sample_rate, clip_seconds=seconds, batch_size=_WINDOWS, on_error="raise"
+    )
+    device = device_of(model)
+    for batch in loader:
         features, mask = model.encode(batch.audio.to(device), batch.lengths.to(device))
         for z, valid, length in zip(features, mask, batch.lengths.tolist(), strict=True):
             yield z[valid], length / model.sample_rate

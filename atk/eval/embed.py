@@ -1,20 +1,66 @@
-"""Whole clips and captions through a trained model, without gradients."""
+"""Embed clips and captions with a trained model, without gradients."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from atk.data import Batch, Clip, Loader
+from atk.data import Batch, Clip, EvalDataset, Loader
+from atk.extras import optional_imports
+from atk.models.clap import AudioEmbedding, TextEmbedding
+
+with optional_imports:
+    from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+_T = TypeVar("_T")
+
+
+class EmbeddingModel(Protocol):
+    """A model with a shared space for audio and text, such as `atk.models.clap.CLAP`."""
+
+    training: bool
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the waveforms, in Hz."""
+        ...
+
+    @property
+    def frame_seconds(self) -> float:
+        """Duration of one frame of `embed_audio`, in seconds."""
+        ...
+
+    def embed_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
+        """Embed waveforms `[N, S]` with `lengths [N]` valid samples; vectors have unit length."""
+        ...
+
+    def embed_text(self, captions: list[str]) -> TextEmbedding:
+        """Embed captions; vectors have unit length."""
+        ...
+
+    def log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel spectrogram `[N, frames, mel_bins]` of waveforms; only `atk.eval.figures.align` needs it."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As `nn.Module.parameters`."""
+        ...
+
+    def eval(self) -> object:
+        """As `nn.Module.eval`."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """As `nn.Module.train`."""
+        ...
 
 
 class ClipEmbedding(NamedTuple):
-    """One clip, from all its windows, on the CPU: `pooled [D]` of unit length, valid `frames [L_a, D]` in order, and
-    `times [L_a]`, the centre of each frame in seconds from the start of the clip."""
+    """Embedding of one clip, from all its windows, on the CPU: global vector `pooled [D]` of unit length, valid
+    `frames [L_a, D]` in order, and `times [L_a]`, the center of each frame in seconds from the start of the clip."""
 
     pooled: Tensor
     frames: Tensor
@@ -22,8 +68,8 @@ class ClipEmbedding(NamedTuple):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in evaluation mode; the mode it was in is restored."""
+def evaluating(model: EmbeddingModel | nn.Module) -> Generator[None, None, None]:
+    """Context manager that puts `model` in evaluation mode and restores its previous mode on exit."""
     training = model.training
     model.eval()
     try:
@@ -32,8 +78,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+def device_of(model: EmbeddingModel | nn.Module) -> torch.device:
+    """The device of the model's parameters, or the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def progress_bar(batches: Iterable[_T], label: str | None) -> Iterable[_T]:
+    """Iterate over `batches` with a progress bar, if there is a label and stderr is a terminal."""
+    return tqdm(batches, label, unit="batch", leave=False, disable=None if label else True)
+
+
 def embed_clips(
-    model: nn.Module,
+    model: EmbeddingModel,
     loader: Loader,
     skipped: list[tuple[str, str]],
     frames: Container[str] = (),
@@ -41,53 +97,60 @@ def embed_clips(
 ) -> Iterator[tuple[Clip, ClipEmbedding]]:
     """Embed the clips of an evaluation loader, in order.
 
-    A clip's global vector is the mean over its windows, weighted by their length, and then of unit length again.
+    The global vector of a clip is the mean over its windows, weighted by their lengths, scaled back to unit length.
 
     Args:
-        model: gives `embed_audio` and `frame_seconds`; in evaluation mode.
-        loader: from `atk.data.eval_loader`.
-        skipped: gets (file name, reason) of each clip with a window that cannot be decoded; it is not yielded.
-        frames: names of the clips whose frames are kept; the others have none.
-        progress: label of a progress bar, None for none.
+        model: in evaluation mode.
+        loader: output of `atk.data.eval_loader`.
+        skipped: receives (file name, reason) of each clip with a window that cannot be decoded. Such clips are not
+            yielded.
+        frames: file names of the clips to keep frames of; the embeddings of other clips have no frames.
+        progress: label of a progress bar; None = no bar.
 
     Yields:
         Each clip and its embedding.
 
     Raises:
-        AudioError: with a loader of `on_error="raise"`, a clip cannot be decoded.
+        AudioError: a clip cannot be decoded and the loader has `on_error="raise"`.
     """
-    dataset, bad, windows, current = loader.loader.dataset, set(), [], None
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    dataset = loader.loader.dataset
+    assert isinstance(dataset, EvalDataset), "the loader must come from eval_loader"
+    device = device_of(model)
+    bad: set[str] = set()
+    windows: list[_Window] = []  # of the current clip
+    current = -1
 
-    def finished() -> Iterator[tuple[Clip, ClipEmbedding]]:
+    def finish_clip() -> Iterator[tuple[Clip, ClipEmbedding]]:
         if windows and windows[0].file not in bad:
             yield dataset.clips[current], _join(windows, model.frame_seconds, dataset.clip_seconds or 0.0)
 
-    for batch in tqdm(loader, progress, unit="batch", leave=False, disable=None if progress else True):
+    for batch in progress_bar(loader, progress):
         skipped += [(name, reason) for name, reason in dict(batch.skipped).items() if name not in bad]
         bad |= {name for name, _ in batch.skipped}
         if not len(batch):
             continue
-        for number, window in zip(batch.clips.tolist(), _embed(model, batch.to(device), frames), strict=True):
-            if number != current:  # the windows of a clip are adjacent
-                yield from finished()
-                windows, current = [], number
+        for clip, window in zip(batch.clips.tolist(), _embed(model, batch.to(device), frames), strict=True):
+            if clip != current:  # the windows of a clip are adjacent
+                yield from finish_clip()
+                windows = []
+                current = clip
             windows.append(window)
-    yield from finished()
+    yield from finish_clip()
 
 
 class _Window(NamedTuple):
     file: str
     samples: int
     pooled: Tensor  # [D]
-    frames: Tensor  # [L, D], the valid ones
-    places: Tensor  # [L] numbers of the valid frames in the window
+    frames: Tensor  # [L, D], only the valid frames
+    indices: Tensor  # [L], indices of the valid frames in the window
 
 
 @torch.no_grad()
-def _embed(model: nn.Module, batch: Batch, frames: Container[str]) -> list[_Window]:
+def _embed(model: EmbeddingModel, batch: Batch, frames: Container[str]) -> list[_Window]:
     audio = model.embed_audio(batch.audio, batch.lengths)
-    pooled, mask = audio.pooled.float().cpu(), audio.mask.cpu()
+    pooled = audio.pooled.float().cpu()
+    mask = audio.mask.cpu()
     windows = []
     for n, file in enumerate(batch.files):
         valid = mask[n] if file in frames else torch.zeros_like(mask[n])
@@ -97,14 +160,21 @@ def _embed(model: nn.Module, batch: Batch, frames: Container[str]) -> list[_Wind
 
 
 def _join(windows: Sequence[_Window], frame_seconds: float, clip_seconds: float) -> ClipEmbedding:
+    """Combine the windows of a clip, which start every `clip_seconds`."""
     weight = torch.tensor([window.samples for window in windows], dtype=torch.float32)
     pooled = F.normalize(weight @ torch.stack([window.pooled for window in windows]), dim=0)
-    times = [number * clip_seconds + (window.places + 0.5) * frame_seconds for number, window in enumerate(windows)]
+    times = [i * clip_seconds + (window.indices + 0.5) * frame_seconds for i, window in enumerate(windows)]
     return ClipEmbedding(pooled, torch.cat([window.frames for window in windows]), torch.cat(times))
 
 
 @torch.no_grad()
-def embed_captions(model: nn.Module, captions: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Global vectors of `captions`, `[N_t, D]` of unit length on the CPU; `model` is in evaluation mode."""
-    blocks = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
-    return torch.cat([model.embed_text(block).pooled.float().cpu() for block in blocks])
+def embed_captions(model: EmbeddingModel, captions: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Global vectors of captions, `[N_t, D]` float32 of unit length, on the CPU.
+
+    Args:
+        model: in evaluation mode.
+        captions: N_t captions, at least one.
+        batch_size: captions to embed at a time.
+    """
+    batches = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
+    return torch.cat([model.embed_text(batch).pooled.float().cpu() for batch in batches])

@@ -1,19 +1,25 @@
-"""Figure 3.3 of the thesis: a log-mel spectrogram above the token-by-frame similarity, with the true events."""
+"""The alignment figure: a log-mel spectrogram above the token-by-frame similarity, with the true events."""
 
 import csv
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atk.data import Clip, audio_info, eval_loader, load_audio
 from atk.data.side_files import Event, find_events
 from atk.eval.alignment import AlignmentMap, similarity_map
-from atk.eval.embed import embed_clips, evaluating
+from atk.eval.embed import EmbeddingModel, device_of, embed_clips, evaluating
+from atk.extras import optional_imports
 
-_COLOURS = ("#ff7f0e", "#e6194b", "#f032e6", "#4aa8ff", "#a0522d", "#808080")  # all stand out from the heat map
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+
+_COLORS = ("#ff7f0e", "#e6194b", "#f032e6", "#4aa8ff", "#a0522d", "#808080")  # all contrast with the heat map
 
 
 def align_figure(
@@ -24,24 +30,25 @@ def align_figure(
     events: Sequence[Event] = (),
     title: str = "",
 ) -> Path:
-    """Draw Figure 3.3: the log-mel spectrogram above the heat map of words by frames, both over time in seconds.
+    """Draw a log-mel spectrogram above the heat map of words by frames, both over time (thesis Figure 3.3).
 
-    True events are drawn as bars above the spectrogram and as boxes around their words and times in the heat map.
+    True events are bars above the spectrogram and boxes around their words and times in the heat map.
 
     Args:
-        path: PNG to write; the numbers go beside it as CSV (first column the word, then one for each frame, headed by
-            the time of its centre).
-        mel: log-mel spectrogram `[frames, mel bins]`.
-        alignment: from `similarity_map`.
+        path: PNG to write. The similarities are written next to it as CSV: a row per word, a column per frame, with
+            the center of the frame in seconds as header.
+        mel: log-mel spectrogram `[frames, mel_bins]`.
+        alignment: output of `similarity_map`.
         seconds: duration of the clip.
-        events: true events of this clip.
-        title: stands above the picture.
+        events: true events of the clip.
+        title: title of the figure.
 
     Returns:
         The path of the CSV.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with optional_imports:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     phrases = list(dict.fromkeys(event.phrase for event in events))
     heights = [0.25 * len(phrases)] * bool(phrases) + [2.2, 0.3 * max(len(alignment.words), 2)]
@@ -54,11 +61,11 @@ def align_figure(
     extent = (0, seconds, 0, mel.shape[1])
     spectrogram.imshow(mel.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
     spectrogram.set_ylabel("mel band")
-    image = _draw_heat(heat, alignment)
+    image = _draw_heat_map(heat, alignment)
     figure.colorbar(image, cax=figure.add_subplot(grid[-1, 1]), label="cosine")
-    for number, phrase in enumerate(phrases):
+    for row, phrase in enumerate(phrases):
         times = [(event.start, event.end) for event in events if event.phrase == phrase]
-        _draw_event(top, heat, number, times, alignment.rows_of(phrase))
+        _draw_event(top, heat, row, times, alignment.rows_of(phrase))
     if phrases:
         top.set_yticks(range(len(phrases)), phrases, parse_math=False)
         top.set_ylim(len(phrases) - 0.5, -0.5)
@@ -73,7 +80,7 @@ def align_figure(
     return _write_csv(path.with_suffix(".csv"), alignment)
 
 
-def _draw_heat(axes, alignment: AlignmentMap):
+def _draw_heat_map(axes: "Axes", alignment: AlignmentMap) -> "QuadMesh":
     half = alignment.frame_seconds / 2
     times = alignment.times
     edges = torch.cat([times[:1] - half, (times[:-1] + times[1:]) / 2, times[-1:] + half])
@@ -86,21 +93,27 @@ def _draw_heat(axes, alignment: AlignmentMap):
     return image
 
 
-def _draw_event(top, heat, number: int, times: Sequence[tuple[float, float]], rows: Sequence[int]) -> None:
-    """Bars of one phrase in row `number` of `top`, boxes around its words `rows` in `heat`."""
+def _draw_event(
+    top: "Axes", heat: "Axes", row: int, times: Sequence[tuple[float, float]], words: Sequence[int]
+) -> None:
+    """Draw the (start, end) `times` of a phrase as bars in row `row` of `top`, and as boxes around its `words` rows in
+    `heat`."""
     from matplotlib.patches import Rectangle
 
-    colour = _COLOURS[number % len(_COLOURS)]
-    starts, lengths = [start for start, _ in times], [end - start for start, end in times]
-    top.barh([number] * len(times), lengths, 0.6, starts, color=colour)
+    color = _COLORS[row % len(_COLORS)]
+    starts = [start for start, _ in times]
+    lengths = [end - start for start, end in times]
+    top.barh([row] * len(times), lengths, 0.6, starts, color=color)
     for start, length in zip(starts, lengths, strict=True):
-        for first, last in _runs(rows):
-            for line in ({"edgecolor": "white", "linewidth": 3.5}, {"edgecolor": colour, "linewidth": 2}):
-                heat.add_patch(Rectangle((start, first - 0.46), length, last - first + 0.92, fill=False, **line))
+        for first, last in _runs(words):
+            corner = (start, first - 0.46)
+            for edge_color, width in (("white", 3.5), (color, 2.0)):  # a white outline around the colored box
+                box = Rectangle(corner, length, last - first + 0.92, fill=False, edgecolor=edge_color, linewidth=width)
+                heat.add_patch(box)
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive numbers."""
+    """First and last row of each run of consecutive rows."""
     firsts = [row for row in rows if row - 1 not in rows]
     lasts = [row for row in rows if row + 1 not in rows]
     return list(zip(firsts, lasts, strict=True))
@@ -116,7 +129,7 @@ def _write_csv(path: Path, alignment: AlignmentMap) -> Path:
 
 
 def align(
-    model: nn.Module,
+    model: EmbeddingModel,
     audio: str | Path,
     text: str | Sequence[str],
     out: str | Path = "align.png",
@@ -125,20 +138,20 @@ def align(
     clip_seconds: float | None = 9.91,
     longest: float = 60.0,
 ) -> AlignmentMap:
-    """Draw the similarity of one audio file's frames and the words of `text` (Figure 3.3); see `align_figure`.
+    """Compute and draw the similarity of an audio file's frames and the words of `text`; see `align_figure`.
 
     Args:
-        model: gives `embed_audio`, `embed_text`, `log_mel`, `sample_rate` and `frame_seconds`.
+        model: embeds the audio and the text.
         audio: audio file.
-        text: a caption, or a list of words or phrases, one for each row.
-        out: PNG to write, with a CSV of the same name beside it.
-        events: events.csv with true times; None: the nearest in the folders above the audio file, if there is one.
-        clip_seconds: the file is embedded in windows of this length; None takes it whole.
-        longest: only this much of the file is used, in seconds from its start.
+        text: a caption, or a list of words or phrases with one row each.
+        out: PNG to write, with a CSV of the same name next to it.
+        events: events.csv with the true events; None = the nearest one in the parent folders of the file, if any.
+        clip_seconds: the file is embedded in windows of this length; None = as a whole.
+        longest: seconds of the file to use, from its start.
 
     Raises:
         AudioError: the file cannot be read.
-        ValueError: there is no word in `text`, or `events` is malformed or does not name the file.
+        ValueError: `text` contains no word, or `events` is malformed or does not list the file.
     """
     true_events = find_events(audio, events)
     seconds = min(audio_info(audio).seconds, longest)
@@ -147,13 +160,13 @@ def align(
         [clip], sample_rate=model.sample_rate, clip_seconds=clip_seconds, batch_size=1, on_error="raise"
     )
     with evaluating(model), torch.no_grad():
-        [(_, embedded)] = embed_clips(model, loader, [], {str(audio)})
-        used = embedded.times < seconds + model.frame_seconds / 2  # the last window may reach beyond `longest`
-        embedded = embedded._replace(frames=embedded.frames[used], times=embedded.times[used])
+        [(_, embedding)] = embed_clips(model, loader, [], {str(audio)})
+        used = embedding.times < seconds + model.frame_seconds / 2  # the last window may end after `longest`
+        embedding = embedding._replace(frames=embedding.frames[used], times=embedding.times[used])
         wave = load_audio(audio, model.sample_rate, 0.0, seconds)[None]
-        device = next((parameter.device for parameter in model.parameters()), wave.device)
+        device = device_of(model)
         mel = model.log_mel(wave.to(device), torch.tensor([wave.shape[1]], device=device))[0]
-    alignment = similarity_map(model, embedded, text)
+    alignment = similarity_map(model, embedding, text)
     title = f"{Path(audio).name}: {text if isinstance(text, str) else ', '.join(text)}"
     align_figure(out, mel, alignment, seconds, true_events, title)
     return alignment

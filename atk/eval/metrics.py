@@ -1,4 +1,4 @@
-"""Retrieval, tagging and classification metrics on a matrix of scores. Everything but ranks is in percent."""
+"""Retrieval, tagging and classification metrics of score matrices. All but ranks are in percent."""
 
 import math
 
@@ -6,47 +6,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atk.extras import optional_imports
+
 RECALL_AT = (1, 5, 10)
 _AP_AT = 10
-_ROWS = 1024  # queries ranked at a time, which bounds the memory of sorting
+_ROWS = 1024  # queries to rank at a time, which bounds the memory of sorting
 
 
 def retrieval_metrics(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
-    """Score how well each query ranks its relevant candidates.
+    """Retrieval metrics of queries and candidates.
 
-    With `R` relevant candidates for a query and `rel(k)` = 1 where the candidate at rank `k` is one of them:
+    With `R` relevant candidates of a query and `rel(k) = 1` if the candidate at rank `k` is relevant:
 
         R@k    = 1 if any of the first k candidates is relevant
         AP@10  = 1 / min(R, 10) * sum_{k=1..10} rel(k) * (relevant candidates in the first k) / k
         MedR   = median over queries of the rank of the best relevant candidate (1 = first)
 
-    Ties are pessimistic: an irrelevant candidate with the score of a relevant one is ranked ahead of it, so that
-    constant scores earn nothing. AP@10 with one relevant candidate, as for a caption that looks for its clip, is
-    `1 / rank` within the first 10. With several (a clip that looks for its five captions) it divides by all that could
-    have been found, as in DCASE's and TREC's truncated average precision; torchmetrics' `RetrievalMAP(top_k=10)`
-    divides by those that were found, which gives full marks to one caption of five at rank 1. The two agree where
-    `R = 1` or where all relevant candidates are among the first 10.
+    Ties are pessimistic: an irrelevant candidate ranks ahead of a relevant one with the same score, so constant scores
+    give 0. With one relevant candidate, as in text-to-audio retrieval, AP@10 is `1 / rank` within the first 10. With
+    several, as in audio-to-text retrieval, it divides by `min(R, 10)`, like the truncated average precision of DCASE
+    and TREC. `RetrievalMAP(top_k=10)` of torchmetrics divides by the relevant candidates in the first 10 instead, so
+    one of five captions at rank 1 gives the full score. Both agree if `R = 1` or if all relevant candidates are in the
+    first 10.
 
     Args:
-        similarity: scores `[Q, C]`, higher = better, any floating dtype.
-        relevant: boolean `[Q, C]`, at least one True in each row.
+        similarity: scores `[Q, C]`, higher = better, floating point.
+        relevant: boolean `[Q, C]`, at least one True per row.
 
     Returns:
-        `{"R@1", "R@5", "R@10", "mAP@10"}` in percent, averaged over queries, and `"MedR"`, a rank.
+        `"R@1"`, `"R@5"`, `"R@10"`, `"mAP@10"` in percent, averaged over queries, and `"MedR"`, a rank.
 
     Raises:
-        ValueError: shapes differ, there is no query, a score is NaN, or a query has nothing relevant.
+        ValueError: shapes differ, there is no query, a score is NaN, or a query has no relevant candidate.
         TypeError: `relevant` is not boolean.
     """
     _check_relevant(relevant)
     if similarity.shape != relevant.shape:
         raise ValueError(
-            f"similarity and relevant must have one shape [Q, C], got {list(similarity.shape)} and "
+            f"similarity and relevant must have the same shape [Q, C], got {list(similarity.shape)} and "
             f"{list(relevant.shape)}"
         )
     if similarity.isnan().any():
-        raise ValueError(f"similarity holds {int(similarity.isnan().sum())} NaN of {similarity.numel()} scores")
-    ranks, precisions = [], []
+        raise ValueError(f"similarity has {int(similarity.isnan().sum())} NaN of {similarity.numel()} scores")
+    ranks = []
+    precisions = []
     for scores, truth in zip(similarity.split(_ROWS), relevant.split(_ROWS), strict=True):
         hits = _ranked(scores, truth)
         ranks.append(hits.int().argmax(1) + 1)
@@ -68,28 +71,29 @@ def _check_relevant(relevant: Tensor) -> None:
 
 
 def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
-    """`relevant` in the order of falling scores; of equal scores, the irrelevant come first."""
+    """`relevant` sorted by descending score; irrelevant candidates come first among equal scores."""
     first_irrelevant = relevant.int().argsort(dim=1, stable=True)
-    scores, relevant = scores.gather(1, first_irrelevant), relevant.gather(1, first_irrelevant)
+    scores = scores.gather(1, first_irrelevant)
+    relevant = relevant.gather(1, first_irrelevant)
     return relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True))
 
 
 def _average_precision(hits: Tensor, total: Tensor) -> Tensor:
-    """AP of ranked `hits [Q, k]`, of `total [Q]` relevant candidates, as a share."""
+    """Average precision, in [0, 1], of ranked `hits [Q, k]` and `total [Q]` relevant candidates."""
     hits = hits.double()
     rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     return (hits * hits.cumsum(1) / rank).sum(1) / total.clamp(max=_AP_AT)
 
 
 def chance_metrics(relevant: Tensor) -> dict[str, float]:
-    """What `retrieval_metrics` gives on average when candidates are ranked at random (exact, not sampled).
+    """Expected `retrieval_metrics` of a random order, computed exactly.
 
-    With `R` of `C` candidates relevant: `R@k = 1 - C(C-R, k) / C(C, k)` in binomial coefficients,
-    `AP@10 = R / (min(R, 10) C) * sum_k (1 + (k-1)(R-1)/(C-1)) / k`, and MedR is the median of the best rank's
-    distribution over all queries, `(C + 1) / 2` for one relevant candidate each.
+    With `R` of `C` candidates relevant: `R@k = 1 - binom(C - R, k) / binom(C, k)`,
+    `AP@10 = R / (min(R, 10) C) * sum_k (1 + (k-1)(R-1)/(C-1)) / k`, and MedR is the median of the distribution of the
+    best rank over all queries, `(C + 1) / 2` with one relevant candidate each.
 
     Args:
-        relevant: boolean `[Q, C]`, at least one True in each row.
+        relevant: boolean `[Q, C]`, at least one True per row.
 
     Returns:
         The keys of `retrieval_metrics`.
@@ -102,50 +106,52 @@ def chance_metrics(relevant: Tensor) -> dict[str, float]:
     totals, counts = np.unique(relevant.sum(1).cpu().numpy(), return_counts=True)
     share = counts / counts.sum()
     rank = np.arange(1, candidates + 1)
-    found = np.zeros(candidates)  # found[k - 1]: probability that one of the first k candidates is relevant
+    hit = np.zeros(candidates)  # hit[k - 1]: probability that one of the first k candidates is relevant
     precision = 0.0
     for total, weight in zip(totals, share, strict=True):
-        # All of the first k miss: the factors (C - R - i) / (C - i), i < k.
-        found += weight * (1 - np.cumprod(np.maximum(candidates - total - rank + 1, 0) / (candidates - rank + 1)))
+        # The first k are all irrelevant with probability prod_{i<k} (C - R - i) / (C - i).
+        hit += weight * (1 - np.cumprod(np.maximum(candidates - total - rank + 1, 0) / (candidates - rank + 1)))
         first = rank[:_AP_AT]
         others = (first - 1) * (total - 1) / max(candidates - 1, 1)
         precision += weight * total / (min(total, _AP_AT) * candidates) * ((1 + others) / first).sum()
-    metrics = {f"R@{k}": 100 * float(found[min(k, candidates) - 1]) for k in RECALL_AT}
-    lower = int(np.argmax(found >= 0.5 - 1e-9)) + 1
-    upper = int(np.argmax(found > 0.5 + 1e-9)) + 1
+    metrics = {f"R@{k}": 100 * float(hit[min(k, candidates) - 1]) for k in RECALL_AT}
+    lower = int(np.argmax(hit >= 0.5 - 1e-9)) + 1
+    upper = int(np.argmax(hit > 0.5 + 1e-9)) + 1
     return metrics | {f"mAP@{_AP_AT}": 100 * float(precision), "MedR": (lower + upper) / 2}
 
 
 def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Macro ROC-AUC and PR-AUC (average precision) over tags, through scikit-learn.
+    """Macro ROC-AUC and PR-AUC (average precision) over tags, from scikit-learn.
 
     Args:
-        scores: `[N, T]` score of each clip for each tag.
+        scores: score of each clip for each tag `[N, T]`.
         labels: boolean `[N, T]`.
 
     Returns:
-        `"ROC-AUC"` and `"PR-AUC"` in percent, averaged over the tags with a positive and a negative clip; `"tags"`,
-        their number; `"left_out"`, the number of the others, for which neither area is defined.
+        `"ROC-AUC"` and `"PR-AUC"` in percent, averaged over the tags with both a positive and a negative clip;
+        `"tags"`, the number of these tags; `"left_out"`, the number of other tags, for which the areas are undefined.
 
     Raises:
-        ValueError: shapes differ, a score is NaN, or every tag is left out.
+        ValueError: shapes differ, a score is NaN, or no tag has both a positive and a negative clip.
         TypeError: `labels` is not boolean.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    with optional_imports:
+        from sklearn.metrics import average_precision_score, roc_auc_score
 
     if labels.dtype != torch.bool:
         raise TypeError(f"labels must be a boolean tensor [N, T], got {labels.dtype}")
     if scores.shape != labels.shape or scores.dim() != 2:
         raise ValueError(
-            f"scores and labels must have one shape [N, T], got {list(scores.shape)} and {list(labels.shape)}"
+            f"scores and labels must have the same shape [N, T], got {list(scores.shape)} and {list(labels.shape)}"
         )
     if scores.isnan().any():
-        raise ValueError(f"scores holds {int(scores.isnan().sum())} NaN of {scores.numel()}")
+        raise ValueError(f"scores has {int(scores.isnan().sum())} NaN of {scores.numel()}")
     usable = labels.any(0) & ~labels.all(0)
     kept = int(usable.sum())
     if not kept:
         raise ValueError(f"labels: none of {labels.shape[1]} tags has both a positive and a negative clip")
-    truth, score = labels[:, usable].cpu().numpy(), scores[:, usable].double().cpu().numpy()
+    truth = labels[:, usable].cpu().numpy()
+    score = scores[:, usable].double().cpu().numpy()
     return {
         "ROC-AUC": 100 * float(roc_auc_score(truth, score, average="macro")),
         "PR-AUC": 100 * float(average_precision_score(truth, score, average="macro")),
@@ -155,21 +161,21 @@ def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Percent of rows whose true class scores above every other class; a tie for the first place is wrong.
+    """Percentage of clips that score highest for their true class; a tie is wrong.
 
     Args:
-        scores: `[N, K]` score of each clip for each class.
+        scores: score of each clip for each class `[N, K]`.
         labels: true class of each clip `[N]`, int64 in `0..K-1`.
 
     Raises:
-        ValueError: shapes do not fit, there is no clip, a score is NaN, or a label is out of range.
+        ValueError: shapes do not match, there is no clip, a score is NaN, or a label is out of range.
     """
     if scores.dim() != 2 or labels.shape != scores.shape[:1] or not scores.numel():
         raise ValueError(
-            f"scores must be [N, K] and labels [N] with N, K >= 1, got {list(scores.shape)}, {list(labels.shape)}"
+            f"scores must be [N, K] and labels [N] with N, K >= 1, got {list(scores.shape)} and {list(labels.shape)}"
         )
     if scores.isnan().any():
-        raise ValueError(f"scores holds {int(scores.isnan().sum())} NaN of {scores.numel()}")
+        raise ValueError(f"scores has {int(scores.isnan().sum())} NaN of {scores.numel()}")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels must be in 0..{scores.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
     right = scores.gather(1, labels[:, None])

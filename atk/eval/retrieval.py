@@ -1,16 +1,19 @@
-"""Evaluation of a model on a data folder: retrieval both ways, twins, alignment, tags, zero-shot classification."""
+"""Evaluate a model on a data folder: retrieval both ways, twins, alignment, tags and zero-shot classification."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from atk.data import eval_loader, read_split
+from atk.data.captions import OnError
 from atk.data.side_files import Event, read_events, read_tags, read_twins
 from atk.eval.alignment import alignment_score
-from atk.eval.embed import ClipEmbedding, embed_captions, embed_clips, evaluating
+from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
 from atk.ops.max_mean import max_mean_similarity
 
@@ -19,17 +22,17 @@ TEMPLATE = "the sound of {tag}"
 
 @dataclass(frozen=True)
 class SplitEmbedding:
-    """A split of a data folder in the shared space, on the CPU.
+    """Embedding of a split of a data folder, on the CPU.
 
     Args:
         folder: data folder.
-        files: file names of the clips, as in the split's csv.
+        files: file names of the N_a clips, as in the split's CSV.
         captions: captions of each clip.
         pooled: global vectors of the clips `[N_a, D]`.
-        clips: with frames, those of the clips that twins.csv or events.csv names, by file name.
+        clips: embeddings with frames of the clips in twins.csv or events.csv, by file name.
         twins: pairs of embedded clips in twins.csv.
         events: events of embedded clips in events.csv.
-        skipped: (name, reason) of the files and rows that could not be used.
+        skipped: (name, reason) of each file or row that could not be used.
     """
 
     folder: Path
@@ -43,17 +46,17 @@ class SplitEmbedding:
 
 
 class EvalSplit:
-    """A split of a data folder, ready to be embedded again and again, as validation does.
+    """A split of a data folder that can be embedded repeatedly, as validation does.
 
     Args:
         folder: data folder.
         split: "train", "val" or "test".
-        sample_rate: the model's, in Hz.
-        clip_seconds: clips are embedded in windows of this length, which are averaged; None takes them whole.
-        batch_size: windows embedded at a time.
-        workers: processes that read audio; 0 = in this one.
-        on_error: "skip" names bad files and rows and goes on, "raise" stops at the first.
-        side_files: read twins.csv and events.csv, and keep the frames of the clips they name.
+        sample_rate: sample rate of the model, in Hz.
+        clip_seconds: clips are embedded in windows of this length, and the windows averaged; None = whole clips.
+        batch_size: windows to embed at a time.
+        workers: number of processes that read audio; 0 = read in this process.
+        on_error: "skip" skips and lists bad files and rows, "raise" stops at the first.
+        side_files: read twins.csv and events.csv if they exist, and keep the frames of the clips they name.
 
     Raises:
         FileNotFoundError, ValueError: as `atk.data.read_split`, `read_twins` and `read_events`.
@@ -68,77 +71,115 @@ class EvalSplit:
         clip_seconds: float | None = 9.91,
         batch_size: int = 32,
         workers: int = 0,
-        on_error: str = "skip",
+        on_error: OnError = "skip",
         side_files: bool = True,
     ):
         self.folder = Path(folder)
-        found = read_split(folder, split, on_error)
-        self.clips, self.skipped = found.clips, found.skipped
-        options = {"clip_seconds": clip_seconds, "batch_size": batch_size, "workers": workers, "on_error": on_error}
-        self.loader = eval_loader(self.clips, sample_rate=sample_rate, **options)
-        twins, events = self.folder / "twins.csv", self.folder / "events.csv"
+        files = read_split(folder, split, on_error)
+        self.clips = files.clips
+        self.skipped = files.skipped
+        self.loader = eval_loader(
+            self.clips,
+            sample_rate=sample_rate,
+            clip_seconds=clip_seconds,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
+        )
+        twins = self.folder / "twins.csv"
+        events = self.folder / "events.csv"
         self.twins = read_twins(twins) if side_files and twins.is_file() else []
         self.events = read_events(events) if side_files and events.is_file() else []
 
-    def embed(self, model: nn.Module, progress: str | None = None) -> SplitEmbedding:
-        """All clips through `model`; `progress` labels a progress bar.
+    def embed(self, model: EmbeddingModel, progress: str | None = None) -> SplitEmbedding:
+        """Embed all clips.
+
+        Args:
+            model: embeds the clips.
+            progress: label of a progress bar; None = no bar.
 
         Raises:
-            ValueError: no clip can be decoded; with `on_error="raise"`, a clip cannot (AudioError).
+            ValueError: no clip can be decoded.
+            AudioError: a clip cannot be decoded and `on_error="raise"`.
         """
-        wanted = {name for pair in self.twins for name in pair} | {event.file_name for event in self.events}
+        with_frames = {name for pair in self.twins for name in pair} | {event.file_name for event in self.events}
         skipped = list(self.skipped)
         with evaluating(model):
-            embedded = list(embed_clips(model, self.loader, skipped, wanted, progress))
+            embedded = list(embed_clips(model, self.loader, skipped, with_frames, progress))
         if not embedded:
             raise ValueError(f"{self.folder}: none of the {len(self.clips)} clips of the split can be decoded")
-        kept = {clip.file_name: embedding for clip, embedding in embedded if clip.file_name in wanted}
+        clips = {clip.file_name: embedding for clip, embedding in embedded if clip.file_name in with_frames}
         return SplitEmbedding(
             folder=self.folder,
             files=[clip.file_name for clip, _ in embedded],
             captions=[clip.captions for clip, _ in embedded],
             pooled=torch.stack([embedding.pooled for _, embedding in embedded]),
-            clips=kept,
-            twins=[pair for pair in self.twins if all(name in kept for name in pair)],
-            events=[event for event in self.events if event.file_name in kept],
+            clips=clips,
+            twins=[pair for pair in self.twins if all(name in clips for name in pair)],
+            events=[event for event in self.events if event.file_name in clips],
             skipped=skipped,
         )
 
 
 def embed_split(
-    model: nn.Module, folder: str | Path, split: str = "test", *, progress: str | None = None, **options
+    model: EmbeddingModel,
+    folder: str | Path,
+    split: str = "test",
+    *,
+    progress: str | None = None,
+    clip_seconds: float | None = 9.91,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_error: OnError = "skip",
+    side_files: bool = True,
 ) -> SplitEmbedding:
-    """Embed a split once: `EvalSplit(folder, split, ...).embed(model)`, whose `options`, errors and result it has."""
-    return EvalSplit(folder, split, sample_rate=model.sample_rate, **options).embed(model, progress)
+    """Embed a split once: `EvalSplit(folder, split, ...).embed(model, progress)`.
+
+    Arguments and errors are those of `EvalSplit` and `EvalSplit.embed`.
+    """
+    data = EvalSplit(
+        folder,
+        split,
+        sample_rate=model.sample_rate,
+        clip_seconds=clip_seconds,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+        side_files=side_files,
+    )
+    return data.embed(model, progress)
 
 
-def evaluate_retrieval(model: nn.Module, split: SplitEmbedding) -> dict:
-    """Text-to-audio and audio-to-text retrieval by global cosine; twins and alignment where the folder tells.
+def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str, Any]:
+    """Text-to-audio and audio-to-text retrieval by global cosine, and the scores of twins and alignment.
 
-    Every caption of every clip is a query (text to audio) and a candidate (audio to text). Where clips share a caption,
-    word for word, all of them are right for it. `atk.eval.metrics.retrieval_metrics` says how the metrics are defined.
+    Every caption of every clip is a query (text to audio) and a candidate (audio to text). If clips share a caption,
+    word for word, all of them are relevant for it. The metrics are defined in `atk.eval.metrics.retrieval_metrics`.
+
+    Args:
+        model: embeds the captions.
+        split: output of `embed_split` or `EvalSplit.embed` for the same model.
 
     Returns:
-        `"text_to_audio"`, `"audio_to_text"`: metrics; `"chance"`: the same two for a random order; `"clips"`,
-        `"captions"`: their numbers; `"skipped"`: files and rows left out, with the reason; `"twins"`: see
-        `score_twins`, if twins.csv names two clips of the split; `"alignment"`: see
-        `atk.eval.alignment.alignment_score`, if
-        events.csv names phrases of its captions.
+        `"text_to_audio"`, `"audio_to_text"`: metrics; `"chance"`: both for a random order; `"clips"`, `"captions"`:
+        their number; `"skipped"`: (name, reason) of files and rows that were skipped; `"twins"`: see `score_twins`, if
+        twins.csv lists two clips of the split; `"alignment"`: see `atk.eval.alignment.alignment_score`, if events.csv
+        lists phrases of the captions.
 
     Raises:
         ValueError: an embedding is NaN.
     """
-    captions = [caption for own in split.captions for caption in own]
-    distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    number = torch.tensor([distinct[caption] for caption in captions])
-    holds = torch.zeros(len(split.files), len(distinct), dtype=torch.bool)
-    for clip, own in enumerate(split.captions):
-        holds[clip, [distinct[caption] for caption in own]] = True
-    relevant = holds[:, number]  # [N_a, N_t]
+    captions = [caption for captions_of_clip in split.captions for caption in captions_of_clip]
+    unique = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    index = torch.tensor([unique[caption] for caption in captions])  # [N_t], into `unique`
+    has_caption = torch.zeros(len(split.files), len(unique), dtype=torch.bool)
+    for clip, captions_of_clip in enumerate(split.captions):
+        has_caption[clip, [unique[caption] for caption in captions_of_clip]] = True
+    relevant = has_caption[:, index]  # [N_a, N_t]
     with evaluating(model):
-        text = embed_captions(model, list(distinct))
-    similarity = (split.pooled @ text.T)[:, number]
-    result = {
+        text = embed_captions(model, list(unique))
+    similarity = (split.pooled @ text.T)[:, index]
+    result: dict[str, Any] = {
         "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
         "audio_to_text": retrieval_metrics(similarity, relevant),
         "chance": {"text_to_audio": chance_metrics(relevant.T), "audio_to_text": chance_metrics(relevant)},
@@ -158,78 +199,80 @@ def evaluate_retrieval(model: nn.Module, split: SplitEmbedding) -> dict:
 
 @torch.no_grad()
 def score_twins(
-    model: nn.Module,
-    clips: dict[str, ClipEmbedding],
-    captions: dict[str, Sequence[str]],
+    model: EmbeddingModel,
+    clips: Mapping[str, ClipEmbedding],
+    captions: Mapping[str, Sequence[str]],
     pairs: Iterable[tuple[str, str]],
 ) -> dict[str, float]:
-    """Which of two twins fits: a caption is right if its own clip scores above the twin's (a tie is wrong).
+    """How often a caption scores its own clip above the clip's twin; a tie is wrong.
 
     Args:
-        model: gives `embed_text`.
+        model: embeds the captions.
         clips: embedded clips by file name.
-        captions: the captions of each; those that both twins have are left out.
-        pairs: file names of two twins each.
+        captions: captions of each clip, by file name; captions of both twins are not scored.
+        pairs: file names of each pair of twins.
 
     Returns:
-        `"global"`: percent of captions right by global cosine; `"max_mean"`: by frame-token similarity (3.6);
-        `"pairs"` and `"captions"`: their numbers. 0 of 0 captions is NaN.
+        `"global"`: percentage of captions that are right by global cosine; `"max_mean"`: by frame-token similarity
+        (3.6); `"pairs"`, `"captions"`: their number. The percentages are NaN without captions.
     """
-    right, total, count = {"global": 0, "max_mean": 0}, 0, 0
+    right = {"global": 0, "max_mean": 0}
+    caption_count = 0
+    pair_count = 0
     with evaluating(model):
         for pair in pairs:
             first, second = (dict.fromkeys(captions[name]) for name in pair)
-            texts = [text for text in first if text not in second], [text for text in second if text not in first]
-            count += 1
-            if not any(texts):
+            first_only = [text for text in first if text not in second]
+            second_only = [text for text in second if text not in first]
+            pair_count += 1
+            if not first_only and not second_only:
                 continue
-            own = torch.tensor([0] * len(texts[0]) + [1] * len(texts[1]))
-            total += len(own)
-            scores = _score_pair(model, [clips[name] for name in pair], [*texts[0], *texts[1]])
+            clip = torch.tensor([0] * len(first_only) + [1] * len(second_only))[None]  # of each caption
+            caption_count += clip.shape[1]
+            scores = _score_pair(model, [clips[name] for name in pair], [*first_only, *second_only])
             for name, score in scores.items():  # [2, captions]
-                right[name] += int((score.gather(0, own[None]) > score.gather(0, 1 - own[None])).sum())
-    percent = {name: 100 * value / total if total else float("nan") for name, value in right.items()}
-    return percent | {"pairs": count, "captions": total}
+                right[name] += int((score.gather(0, clip) > score.gather(0, 1 - clip)).sum())
+    percent = {name: 100 * count / caption_count if caption_count else float("nan") for name, count in right.items()}
+    return percent | {"pairs": pair_count, "captions": caption_count}
 
 
-def _score_pair(model: nn.Module, clips: list[ClipEmbedding], captions: list[str]) -> dict[str, Tensor]:
+def _score_pair(model: EmbeddingModel, clips: list[ClipEmbedding], captions: list[str]) -> dict[str, Tensor]:
     """Scores `[2, captions]` of two clips by global cosine and by max-mean similarity."""
     text = model.embed_text(captions)
-    frames = torch.nn.utils.rnn.pad_sequence([clip.frames for clip in clips], batch_first=True)
+    frames = pad_sequence([clip.frames for clip in clips], batch_first=True)
     mask = torch.arange(frames.shape[1]) < torch.tensor([[len(clip.frames)] for clip in clips])
-    tokens, token_mask = text.tokens.float().cpu(), text.mask.cpu()
     pooled = torch.stack([clip.pooled for clip in clips])
     return {
         "global": pooled @ text.pooled.float().cpu().T,
-        "max_mean": max_mean_similarity(frames, tokens, mask, token_mask),
+        "max_mean": max_mean_similarity(frames, text.tokens.float().cpu(), mask, text.mask.cpu()),
     }
 
 
-def evaluate_tags(model: nn.Module, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
-    """Tag-level retrieval: macro ROC-AUC and PR-AUC of the cosine of clips with one prompt for each tag.
+def evaluate_tags(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
+    """Tag-level retrieval: macro ROC-AUC and PR-AUC of the cosine of clips and one prompt per tag.
 
     Args:
-        model: gives `embed_text`.
-        split: its folder holds tags.csv: `file_name`, then a column of 0 and 1 for each tag.
-        template: prompt, in which `{tag}` stands for the tag, its underscores read as spaces.
+        model: embeds the prompts.
+        split: embedded split of a folder with a tags.csv: `file_name`, then a column of 0 and 1 for each tag.
+        template: prompt, in which `{tag}` is replaced by the tag with spaces for underscores.
 
     Returns:
-        As `atk.eval.metrics.tag_metrics`, and `"clips"`, the number of clips of the split that tags.csv names.
+        The metrics of `atk.eval.metrics.tag_metrics`, and `"clips"`, the number of clips of the split in tags.csv.
 
     Raises:
-        ValueError: tags.csv is missing, malformed, or names no clip of the split; a score is NaN.
+        ValueError: tags.csv is missing or malformed or lists no clip of the split, or a score is NaN.
     """
     scores, labels = _tag_scores(model, split, template)
     return tag_metrics(scores, labels) | {"clips": len(labels)}
 
 
-def zero_shot(model: nn.Module, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
-    """Zero-shot classification: the class is the tag whose prompt is nearest, for clips that have exactly one tag.
+def zero_shot(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
+    """Zero-shot classification of clips with exactly one tag: the predicted class is the tag with the nearest prompt.
 
-    Arguments and errors are those of `evaluate_tags`; a clip with no tag or several is left out.
+    Arguments and errors are those of `evaluate_tags`. It is also an error if no clip has exactly one tag.
 
     Returns:
-        `"accuracy"` and `"chance"` in percent, `"classes"` and `"clips"`.
+        `"accuracy"` and `"chance"` in percent, and the number of `"classes"` and `"clips"`.
     """
     scores, labels = _tag_scores(model, split, template)
     single = labels.sum(1) == 1
@@ -244,14 +287,14 @@ def zero_shot(model: nn.Module, split: SplitEmbedding, template: str = TEMPLATE)
     }
 
 
-def _tag_scores(model: nn.Module, split: SplitEmbedding, template: str) -> tuple[Tensor, Tensor]:
-    """Cosine `[N, T]` and boolean labels `[N, T]` of the clips that tags.csv names."""
+def _tag_scores(model: EmbeddingModel, split: SplitEmbedding, template: str) -> tuple[Tensor, Tensor]:
+    """Cosine `[N, T]` and boolean labels `[N, T]` of the N clips in tags.csv."""
     if "{tag}" not in template:
         raise ValueError(f"template must contain {{tag}}, got {template!r}")
-    tags, table = read_tags(split.folder / "tags.csv")
-    rows = [row for row, name in enumerate(split.files) if name in table]
+    tags, labels = read_tags(split.folder / "tags.csv")
+    rows = [row for row, name in enumerate(split.files) if name in labels]
     if not rows:
         raise ValueError(f"{split.folder / 'tags.csv'} names none of the {len(split.files)} clips of the split")
     with evaluating(model):
         text = embed_captions(model, [template.replace("{tag}", tag.replace("_", " ")) for tag in tags])
-    return split.pooled[rows] @ text.T, torch.tensor([table[split.files[row]] for row in rows])
+    return split.pooled[rows] @ text.T, torch.tensor([labels[split.files[row]] for row in rows])

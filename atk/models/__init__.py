@@ -1,13 +1,24 @@
-"""Models to train, and loading a saved one without knowing which it is."""
+"""Models to train, and `from_pretrained`, which loads a saved model of any type."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atk.models.captioner import Captioner
+    from atk.models.clap import CLAP
 
 
-def from_pretrained(name: str | Path):
-    """The `CLAP` or `Captioner` that its `save_pretrained` wrote: a local folder or a hub repository.
+def from_pretrained(name: str | Path) -> "CLAP | Captioner":
+    """Load a saved `CLAP` or `Captioner`, whichever `name` holds.
+
+    Args:
+        name: a local folder or a hub repository, written by `save_pretrained` or by a `transformers.ClapModel`.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: `name` holds no such model.
     """
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP

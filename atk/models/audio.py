@@ -1,4 +1,4 @@
-"""The thesis's audio encoder: log-mel spectrogram, four convolutions, four Transformer layers with `[CLS]`."""
+"""Audio encoder: log-mel spectrogram, four convolutions and a Transformer with a `[CLS]` token (thesis ch. 3)."""
 
 import math
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 
 from atk.nn.positions import sinusoids
 
-_TIME_POOL = (2, 2, 1, 1)  # of the four convolutions; the mel axis is halved by each
-FRAME_STRIDE = math.prod(_TIME_POOL)
+_TIME_POOL = (2, 2, 1, 1)  # time pooling of the four convolutions; each also halves the mel axis
+FRAME_STRIDE = math.prod(_TIME_POOL)  # spectrogram frames per output frame
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """Log-mel front end and Music Tagging Transformer. The defaults are a small model for two cores.
+    """Log-mel front end and Music Tagging Transformer. The defaults are small enough to train on two CPU cores.
 
     Args:
-        sample_rate: of the waveforms, in Hz.
-        mel_bins: mel bands, a multiple of 16.
-        window: length of the Fourier transform, in samples.
-        hop: step between spectrogram frames, in samples; an output frame is 4 of them.
+        sample_rate: sample rate of the waveforms, in Hz.
+        mel_bins: number of mel bands, a multiple of 16.
+        window: FFT length, in samples.
+        hop: hop length, in samples. One output frame covers 4 hops.
         channels: output channels of the four convolutions.
         width: width of the Transformer.
-        layers: Transformer layers.
-        heads: attention heads.
+        layers: number of Transformer layers.
+        heads: number of attention heads.
         dropout: dropout rate in the Transformer.
-        frame_layer: layer whose output the frames are taken from, 0 = before the first; None = the last, as in the
-            thesis. Frames of lower layers know less of the rest of the clip, so alignment maps are sharper.
+        frame_layer: layer that the frame features are taken from; 0 = the input of the Transformer, None = the last
+            layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper.
     """
 
     sample_rate: int = 16000
@@ -42,7 +42,7 @@ class AudioEncoderConfig:
     dropout: float = 0.1
     frame_layer: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.frame_layer is not None and not 0 <= self.frame_layer <= self.layers:
             raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
         if self.mel_bins % 16 or self.mel_bins <= 0:
@@ -50,7 +50,7 @@ class AudioEncoderConfig:
         if not 0 < self.hop <= self.window:
             raise ValueError(f"hop must be in 1..window ({self.window}) samples, got {self.hop}")
         if len(self.channels) != len(_TIME_POOL):
-            raise ValueError(f"channels must name four widths, got {self.channels}")
+            raise ValueError(f"channels must have four entries, got {self.channels}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
 
@@ -58,28 +58,37 @@ class AudioEncoderConfig:
 class LogMel(nn.Module):
     """Waveforms `[N, S]` in [-1, 1] to log-mel spectrograms `[N, ceil(S / hop), mel_bins]`.
 
-    A frame is centred on its hop and sees zeros beyond the clip, so padding a batch changes no valid frame.
+    Each frame is centered on its hop and sees zeros outside the clip, so padding a batch changes no valid frame.
     """
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
         from atk.data.torchaudio_shim import transforms
 
-        self.hop, self.window = config.hop, config.window
+        self.hop = config.hop
+        self.window = config.window
         self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)
         self.mel_scale = transforms.MelScale(config.mel_bins, config.sample_rate, n_stft=config.window // 2 + 1)
-        # Constants of the configuration, not weights to save.
+        # Not persistent: the configuration determines both, so they are not saved with the weights.
         self.spectrogram.register_buffer("window", self.spectrogram.window, persistent=False)
         self.mel_scale.register_buffer("fb", self.mel_scale.fb, persistent=False)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectrograms scaled to about unit range, and the number of valid frames of each clip `[N]`."""
+        """Compute log-mel spectrograms scaled to roughly unit range.
+
+        Args:
+            audio: waveforms `[N, S]`.
+            lengths: valid samples of each clip `[N]`, int64.
+
+        Returns:
+            Spectrograms `[N, ceil(S / hop), mel_bins]`, float32, and the number of valid frames of each clip `[N]`.
+        """
         frames = -(-lengths // self.hop)
         margin = self.window - self.hop
         samples = -(-max(audio.shape[1], 1) // self.hop) * self.hop
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
         with torch.autocast(audio.device.type, enabled=False):
-            # Not power=2: abs() of complex numbers takes as long as the Fourier transform.
+            # power=2 would call abs() on complex values, which takes as long as the FFT itself.
             spectrum = self.spectrogram(audio.float())
             power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
             power = self.mel_scale(power).transpose(1, 2)  # [N, frames, mel_bins]
@@ -88,16 +97,19 @@ class LogMel(nn.Module):
 
 
 class _ConvBlock(nn.Module):
-    """3 x 3 convolution, per-frame layer norm, ReLU, max-pool. Normalising a frame alone keeps clips independent."""
+    """3 x 3 convolution, layer norm per frame, ReLU, max pooling.
 
-    def __init__(self, inputs: int, outputs: int, mel_bins: int, time_pool: int):
+    Each frame is normalized by itself, so clips of a batch do not affect each other.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, mel_bins: int, time_pool: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.LayerNorm([mel_bins, outputs])
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm([mel_bins, out_channels])
         self.pool = (time_pool, 2)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # x [N, T, mel, C] in memory, so that norm and convolution both run without a copy; mask [N, T]
+        # x is [N, T, mel, C] in memory, so neither the norm nor the convolution copies it; mask is [N, T].
         x = self.conv((x * mask[..., None, None]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = F.relu(self.norm(x))
         x = F.max_pool2d(x.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
@@ -105,7 +117,7 @@ class _ConvBlock(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Waveforms to frame features: log-mel, four convolutions (time halved twice), Transformer with `[CLS]`."""
+    """Waveforms to frame features: log-mel, four convolutions that halve time twice, Transformer with `[CLS]`."""
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
@@ -132,7 +144,7 @@ class AudioEncoder(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms, in Hz."""
+        """Sample rate of the waveforms, in Hz."""
         return self.config.sample_rate
 
     @property
@@ -145,15 +157,15 @@ class AudioEncoder(nn.Module):
 
         Args:
             audio: waveforms `[N, S]` at `config.sample_rate`, zero-padded.
-            lengths: valid samples of each `[N]`, int64.
+            lengths: valid samples of each clip `[N]`, int64.
 
         Returns:
-            `[CLS]` features `[N, width]`, frame features `[N, L_a, width]`, frame mask `[N, L_a]`. A clip shorter
-            than one output frame counts as one frame.
+            `[CLS]` features `[N, width]`, frame features `[N, L_a, width]` and the frame mask `[N, L_a]`, boolean. A
+            clip shorter than one output frame counts as one frame.
         """
-        shortest = FRAME_STRIDE * self.config.hop
-        if audio.shape[1] < shortest:
-            audio = F.pad(audio, (0, shortest - audio.shape[1]))
+        frame_samples = FRAME_STRIDE * self.config.hop
+        if audio.shape[1] < frame_samples:
+            audio = F.pad(audio, (0, frame_samples - audio.shape[1]))
         mel, frames = self.log_mel(audio, lengths.clamp(min=1))
         frames = frames.clamp(min=FRAME_STRIDE)
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
@@ -168,4 +180,5 @@ class AudioEncoder(nn.Module):
         for layer in self.transformer.layers:
             outputs.append(layer(outputs[-1], src_key_padding_mask=padding))
         norm = self.transformer.norm
+        assert norm is not None  # __init__ passes one
         return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask

@@ -1,8 +1,9 @@
-"""A captioner that describes a clip alone, or what it has that reference clips do not (thesis ch. 4)."""
+"""A captioner that describes a clip, or what the clip contains that its reference clips do not (thesis ch. 4)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,72 +14,85 @@ from atk.models.decoder import CaptionDecoder, DecoderConfig
 from atk.models.saved import find_model, load_weights, save_model
 from atk.ops.checks import one_of
 
-DIFFERENCES = ("mask", "subtraction", "none")
+Difference = Literal["mask", "subtraction", "none"]
+DIFFERENCES = get_args(Difference)
 _DECODER = "decoder"
-_MOST_PADDING = 1.25  # clips and references are encoded together while padding adds no more than a quarter
+_MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this much larger
 
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """An audio encoder, a Diff block and a decoder.
+    """Audio encoder, Diff block and decoder of a captioner.
 
     Args:
-        difference: Diff block: "mask" (4.11)-(4.12), "subtraction" (4.10), or "none" for a captioner without one.
+        difference: Diff block that removes the references from a clip: "mask" masks the clip's features by
+            cross-attention to the references, "subtraction" subtracts their features frame by frame, "none" builds a
+            captioner without references.
         heads: attention heads of the mask.
         audio: audio encoder.
         decoder: caption decoder.
     """
 
-    difference: str = "mask"
+    difference: Difference = "mask"
     heads: int = 4
     audio: Cnn14Config = field(default_factory=Cnn14Config)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("difference", self.difference, DIFFERENCES)
         if self.heads < 1:
             raise ValueError(f"heads must be at least 1, got {self.heads}")
 
     @classmethod
-    def from_dict(cls, values: dict) -> "CaptionerConfig":
-        """The configuration that `dataclasses.asdict` wrote."""
-        parts = {"audio": Cnn14Config(**values["audio"]), "decoder": DecoderConfig(**values["decoder"])}
-        return cls(**{**values, **parts})
+    def from_dict(cls, values: dict[str, Any]) -> "CaptionerConfig":
+        """Restore a configuration from the output of `dataclasses.asdict`."""
+        fields: dict[str, Any] = dict(values)
+        fields["audio"] = Cnn14Config(**values["audio"])
+        fields["decoder"] = DecoderConfig(**values["decoder"])
+        return cls(**fields)
 
 
 class Captioner(nn.Module):
-    """CNN14, projection to the decoder's width, Diff block where there is a reference, BART decoder (4.1)-(4.5)."""
+    """CNN14, projection to the decoder's width, Diff block for clips with references, BART decoder (4.1)-(4.5)."""
+
+    difference_block: nn.Module | None
 
     def __init__(self, config: CaptionerConfig, audio: Cnn14, decoder: CaptionDecoder):
         super().__init__()
         self.config = config
-        self.audio_encoder, self.decoder = audio, decoder
+        self.audio_encoder = audio
+        self.decoder = decoder
         self.projection = nn.Linear(config.audio.channels[-1], decoder.width)
         self.difference_block = _difference_block(config, decoder.width)
 
     @classmethod
     def create(cls, config: CaptionerConfig, captions: Iterable[str]) -> "Captioner":
-        """A model to train: pretrained weights where `config` names them, the rest from scratch.
+        """Create a model to train, with the pretrained weights that `config` names and random weights elsewhere.
 
-        `captions` train the tokenizer when there is no pretrained one.
+        Args:
+            config: the parts of the model.
+            captions: training data of the tokenizer, unless the decoder is pretrained.
 
         Raises:
-            ValueError: a checkpoint cannot be loaded or does not fit, or there is no caption where they are needed.
+            ValueError: a checkpoint cannot be loaded or does not fit, or `captions` is empty but needed.
         """
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 
-    def with_difference(self, difference: str, heads: int) -> "Captioner":
-        """The same encoder and decoder, not copied, with a new Diff block unless it is of this kind already."""
+    def with_difference(self, difference: Difference, heads: int) -> "Captioner":
+        """A captioner with another Diff block that shares the encoder, projection and decoder of this one.
+
+        Returns this captioner itself if its Diff block already matches.
+        """
         config = replace(self.config, difference=difference, heads=heads)
         if config == self.config:
             return self
-        other = Captioner(config, self.audio_encoder, self.decoder)
-        other.projection = self.projection
-        return other
+        captioner = Captioner(config, self.audio_encoder, self.decoder)
+        captioner.projection = self.projection
+        return captioner
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms the model takes, in Hz."""
+        """Sample rate of the waveforms, in Hz."""
         return self.config.audio.sample_rate
 
     @property
@@ -87,7 +101,10 @@ class Captioner(nn.Module):
         return FRAME_STRIDE * self.config.audio.hop / self.sample_rate
 
     def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
-        """What `forward` takes, on the CPU; captions beyond `decoder.max_tokens` are cut and keep the end token."""
+        """Tokenize captions for `forward`, on the CPU.
+
+        Captions are truncated to `decoder.max_tokens` tokens and keep the end token.
+        """
         return self.decoder.tokenize(captions)
 
     def encode(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,24 +117,26 @@ class Captioner(nn.Module):
 
         Args:
             z: features of the clips `[N, L, D]`.
-            z_ref: features of R references of each `[N, R, L_ref, D]`. The mask attends to all of them, one after the
-                other; subtraction takes each away frame by frame, cut or zero-padded to L frames.
-            ref_mask: their valid frames `[N, R, L_ref]`, boolean.
+            z_ref: features of R references per clip `[N, R, L_ref, D]`. The mask attends to their concatenation;
+                subtraction subtracts each of them frame by frame, truncated or zero-padded to L frames.
+            ref_mask: valid frames of the references `[N, R, L_ref]`, boolean.
 
         Raises:
             ValueError: the model has no Diff block.
         """
-        self._check_difference()
+        block = self._require_difference_block()
         rows = ref_mask.flatten(1).any(1).nonzero()[:, 0]
-        some, references, valid = z[rows], z_ref[rows], ref_mask[rows]
+        features = z[rows]
+        references = z_ref[rows]
+        valid = ref_mask[rows]
         if self.config.difference == "mask":
-            some = self.difference_block(some, references.flatten(1, 2), valid.flatten(1, 2))
+            features = block(features, references.flatten(1, 2), valid.flatten(1, 2))
         else:
-            longer = z.shape[1] - z_ref.shape[2]  # a negative padding cuts
+            padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
             for track in range(z_ref.shape[1]):
-                reference = F.pad(references[:, track], (0, 0, 0, longer))
-                some = self.difference_block(some, reference, F.pad(valid[:, track], (0, longer)))
-        return z.index_copy(0, rows, some.to(z.dtype))
+                reference = F.pad(references[:, track], (0, 0, 0, padding))
+                features = block(features, reference, F.pad(valid[:, track], (0, padding)))
+        return z.index_copy(0, rows, features.to(z.dtype))
 
     def forward(
         self,
@@ -127,17 +146,20 @@ class Captioner(nn.Module):
         references: Tensor | None = None,
         reference_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Loss (4.3), or (4.9) of clips with references: mean cross-entropy over the tokens, a float32 scalar.
+        """Cross-entropy of captions (4.3), or (4.9) for clips with references.
 
         Args:
             audio: waveforms `[N, S]`, float32.
-            lengths: valid samples of each `[N]`, int64.
-            tokens: what `tokenize` returned for their N captions.
-            references: waveforms to take away `[N, R, S_ref]`, float32, or None.
-            reference_lengths: valid samples of each `[N, R]`, int64; 0 = there is none.
+            lengths: valid samples of each clip `[N]`, int64.
+            tokens: output of `tokenize` for N captions.
+            references: waveforms to subtract `[N, R, S_ref]`, float32, or None.
+            reference_lengths: valid samples of each reference `[N, R]`, int64; 0 = no reference.
+
+        Returns:
+            The mean over the tokens, a float32 scalar.
 
         Raises:
-            ValueError: shapes do not fit together, or there are references and the model has no Diff block.
+            ValueError: shapes do not match, or references are given and the model has no Diff block.
         """
         return self.decoder(*self._features(audio, lengths, references, reference_lengths), tokens)
 
@@ -152,12 +174,12 @@ class Captioner(nn.Module):
         beams: int = 4,
         max_tokens: int | None = None,
     ) -> list[str]:
-        """Captions of N clips, or of what they have that their references do not, by beam search.
+        """Caption N clips, or what they contain that their references do not, by beam search.
 
         Args:
             audio, lengths, references, reference_lengths: as in `forward`.
-            beams: width of the beam search, 1 = greedy.
-            max_tokens: longest caption; None = `decoder.max_tokens`.
+            beams: beam width; 1 = greedy search.
+            max_tokens: maximum length of a caption in tokens; None = `decoder.max_tokens`.
 
         Raises:
             ValueError: as `forward`, or `beams` or `max_tokens` is out of range.
@@ -168,37 +190,41 @@ class Captioner(nn.Module):
     def _features(
         self, audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What the decoder attends to: features `[N, L, D]` and their mask `[N, L]`."""
+        """The features `[N, L, D]` that the decoder attends to, and their mask `[N, L]`."""
         _check_audio(audio, lengths, references, reference_lengths)
-        if references is None or not bool((reference_lengths > 0).any()):
+        if references is None or reference_lengths is None:
             return self.encode(audio, lengths)
-        self._check_difference()
-        present = reference_lengths > 0
-        tracks, track_lengths = references[present], reference_lengths[present]  # [P, S_ref]
-        (z, mask), (found, found_mask) = self._encode_both(audio, lengths, tracks, track_lengths)
-        z_ref = found.new_zeros(*present.shape, *found.shape[1:]).index_put((present,), found)
-        ref_mask = found_mask.new_zeros(*present.shape, found.shape[1]).index_put((present,), found_mask)
+        present = reference_lengths > 0  # [N, R]
+        if not bool(present.any()):
+            return self.encode(audio, lengths)
+        self._require_difference_block()
+        clips, tracks = self._encode_both(audio, lengths, references[present], reference_lengths[present])
+        z, mask = clips
+        z_tracks, tracks_mask = tracks  # [P, L_ref, D], [P, L_ref] of the P references that are present
+        z_ref = z_tracks.new_zeros(*present.shape, *z_tracks.shape[1:]).index_put((present,), z_tracks)
+        ref_mask = tracks_mask.new_zeros(*present.shape, z_tracks.shape[1]).index_put((present,), tracks_mask)
         return self.difference(z, z_ref, ref_mask), mask
 
-    def _check_difference(self) -> None:
+    def _require_difference_block(self) -> nn.Module:
         if self.difference_block is None:
-            raise ValueError("references: this model has no Diff block (difference='none') and takes none")
+            raise ValueError("references: this model has no Diff block (difference='none')")
+        return self.difference_block
 
     def _encode_both(
         self, audio: Tensor, lengths: Tensor, tracks: Tensor, track_lengths: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """`encode` of clips and references, in one batch (and so with one batch statistic) where padding allows."""
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`encode` clips and references, in one batch (and with shared batch statistics) if padding allows."""
         longest = max(audio.shape[1], tracks.shape[1])
-        if longest * (len(audio) + len(tracks)) > _MOST_PADDING * (audio.numel() + tracks.numel()):
-            return [self.encode(audio, lengths), self.encode(tracks, track_lengths)]
-        both = torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (audio, tracks)])
-        z, mask = self.encode(both, torch.cat([lengths, track_lengths]))
+        if longest * (len(audio) + len(tracks)) > _MAX_PADDING_RATIO * (audio.numel() + tracks.numel()):
+            return self.encode(audio, lengths), self.encode(tracks, track_lengths)
+        batch = torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (audio, tracks)])
+        z, mask = self.encode(batch, torch.cat([lengths, track_lengths]))
         clips = len(audio)
-        return [_trimmed(z[:clips], mask[:clips]), _trimmed(z[clips:], mask[clips:])]
+        return _trimmed(z[:clips], mask[:clips]), _trimmed(z[clips:], mask[clips:])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, tokenizer and weights (safetensors) to `folder`."""
-        self.decoder.save(save_model(self, folder) / _DECODER)
+        """Save configuration, tokenizer and weights (safetensors) to `folder`."""
+        self.decoder.save(save_model(self, self.config, folder) / _DECODER)
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, CaptionerConfig]:
@@ -209,15 +235,15 @@ class Captioner(nn.Module):
 
     @classmethod
     def saved_config(cls, name: str | Path) -> CaptionerConfig:
-        """The configuration of what `from_pretrained` would load, without its weights; the same errors."""
+        """The configuration of the model that `from_pretrained` loads; arguments and errors are the same."""
         return cls._find(name)[1]
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Captioner":
-        """Load what `save_pretrained` wrote, from a local folder or a hub repository, in evaluation mode.
+        """Load a model saved by `save_pretrained`, from a local folder or a hub repository, in evaluation mode.
 
         Raises:
-            ValueError: there is no such model.
+            ValueError: `name` holds no such model.
         """
         folder, config = cls._find(name)
         model = cls(config, Cnn14(config.audio), CaptionDecoder.load(config.decoder, folder / _DECODER))
@@ -226,7 +252,7 @@ class Captioner(nn.Module):
 
 
 def _trimmed(z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and mask without the frames at the end that no clip fills."""
+    """Features and mask without the trailing frames that are padding in every clip."""
     frames = int(mask.sum(1).max())
     return z[:, :frames], mask[:, :frames]
 
@@ -247,15 +273,13 @@ def _check_audio(audio: Tensor, lengths: Tensor, references: Tensor | None, refe
     if audio.dim() != 2 or not audio.is_floating_point():
         raise ValueError(f"audio must be waveforms of shape [N, S], got {audio.dtype} {list(audio.shape)}")
     if lengths.shape != audio.shape[:1]:
-        raise ValueError(
-            f"lengths must have shape {list(audio.shape[:1])}, one for each clip, got {list(lengths.shape)}"
-        )
-    if (references is None) != (reference_lengths is None):
-        raise ValueError("references and reference_lengths must be given together")
-    if references is None:
+        raise ValueError(f"lengths must have shape {list(audio.shape[:1])}, got {list(lengths.shape)}")
+    if references is None and reference_lengths is None:
         return
+    if references is None or reference_lengths is None:
+        raise ValueError("references and reference_lengths must be given together")
     if references.dim() != 3 or len(references) != len(audio):
         raise ValueError(f"references must have shape [{len(audio)}, R, S_ref], got {list(references.shape)}")
     if reference_lengths.shape != references.shape[:2]:
-        wanted = list(references.shape[:2])
-        raise ValueError(f"reference_lengths must have shape {wanted}, got {list(reference_lengths.shape)}")
+        expected = list(references.shape[:2])
+        raise ValueError(f"reference_lengths must have shape {expected}, got {list(reference_lengths.shape)}")

@@ -1,10 +1,10 @@
-"""Audio and text encoders projected into one space: every frame and every token, and one global vector each."""
+"""Audio and text encoders with a shared space for frames, tokens and one global vector per clip or caption."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,24 +12,30 @@ from torch import Tensor, nn
 from atk.models import clap_transformers, msclap
 from atk.models.audio import AudioEncoder, AudioEncoderConfig
 from atk.models.clap_transformers import ClapConfig
+from atk.models.htsat import HTSAT
 from atk.models.msclap import MsClapConfig
 from atk.models.saved import find_model, load_weights, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
-_TEXT, _CLAP, _MSCLAP = "text", "clap", "msclap"
+# Subfolders of a saved model.
+_TEXT = "text"
+_CLAP = "clap"
+_MSCLAP = "msclap"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """An audio encoder, a text encoder and the width of the space they share.
+    """Audio encoder, text encoder and the width of the space they share.
+
+    `clap` or `msclap` replaces `dim`, `audio` and `text`, except for `max_tokens`, `vocabulary` and `token_layer` of
+    `text`.
 
     Args:
-        dim: width D of the shared space (128 in the thesis).
+        dim: width of the shared space.
         audio: audio encoder.
         text: text encoder.
-        clap: a ClapModel in place of `dim`, `audio` and `text`, of which only `max_tokens`, `vocabulary` and
-            `token_layer` of `text` then count; clips are cut to its 10 s.
-        msclap: MS-CLAP 2023 in place of them, likewise; clips are cut to its 7 s.
+        clap: ClapModel of transformers in place of both encoders; truncates clips to 10 s.
+        msclap: MS-CLAP 2023 in place of both encoders; truncates clips to 7 s.
     """
 
     dim: int = 128
@@ -38,18 +44,22 @@ class ModelConfig:
     clap: ClapConfig = field(default_factory=ClapConfig)
     msclap: MsClapConfig = field(default_factory=MsClapConfig)
 
-    def __post_init__(self):
-        if self.clap.chosen and self.msclap.chosen:
-            raise ValueError("clap and msclap are two models to choose from, got both")
+    def __post_init__(self) -> None:
+        if self.clap.enabled and self.msclap.enabled:
+            raise ValueError("clap and msclap exclude each other, got both")
 
     @classmethod
-    def from_dict(cls, values: dict) -> "ModelConfig":
-        """The configuration that `dataclasses.asdict` wrote."""
-        audio = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
-        parts = {"audio": AudioEncoderConfig(**audio), "text": TextEncoderConfig(**values["text"])}
-        for name, part in (("clap", ClapConfig), ("msclap", MsClapConfig)):
-            parts[name] = part(**values.get(name, {}))  # models saved before there was one have none
-        return cls(values["dim"], **parts)
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Restore a configuration from the output of `dataclasses.asdict`."""
+        audio: dict[str, Any] = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
+        return cls(
+            dim=values["dim"],
+            audio=AudioEncoderConfig(**audio),
+            text=TextEncoderConfig(**values["text"]),
+            # Models saved by early versions have neither of these.
+            clap=ClapConfig(**values.get("clap", {})),
+            msclap=MsClapConfig(**values.get("msclap", {})),
+        )
 
 
 class AudioEmbedding(NamedTuple):
@@ -61,8 +71,8 @@ class AudioEmbedding(NamedTuple):
 
 
 class TextEmbedding(NamedTuple):
-    """Captions in the shared space: `pooled [N, D]`, `tokens [N, L_t, D]`, boolean `mask [N, L_t]` (no special
-    tokens), and the characters each token stands for, `offsets [N, L_t, 2]`."""
+    """Captions in the shared space: `pooled [N, D]`, `tokens [N, L_t, D]`, boolean `mask [N, L_t]`, which excludes
+    special tokens, and the character span of each token, `offsets [N, L_t, 2]`."""
 
     pooled: Tensor
     tokens: Tensor
@@ -71,43 +81,54 @@ class TextEmbedding(NamedTuple):
 
 
 class CLAP(nn.Module):
-    """Contrastive audio-text model whose frames and tokens live in the space of the global vectors (thesis ch. 3)."""
+    """Contrastive audio-text model with frames, tokens and global vectors in one space (thesis ch. 3)."""
 
-    encoders = ("encode_audio", "encode_text")  # the methods that training calls
+    audio_encoder: AudioEncoder | HTSAT
+    text_encoder: TextEncoder
+    encoders = ("encode_audio", "encode_text")  # methods that training calls in place of `forward`
 
     def __init__(
         self,
         config: ModelConfig,
-        audio_encoder: nn.Module,
+        audio_encoder: AudioEncoder | HTSAT,
         text_encoder: TextEncoder,
         audio_projection: nn.Module,
         text_projection: nn.Module,
     ):
         super().__init__()
         self.config = config
-        self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
-        self.audio_projection, self.text_projection = audio_projection, text_projection
+        self.audio_encoder = audio_encoder
+        self.text_encoder = text_encoder
+        self.audio_projection = audio_projection
+        self.text_projection = text_projection
 
     @classmethod
     def create(cls, config: ModelConfig, captions: Iterable[str]) -> "CLAP":
-        """A model to train: pretrained weights where `config` names them, the rest from scratch.
+        """Create a model to train, with the pretrained weights that `config` names and random weights elsewhere.
 
-        `captions` train the tokenizer when there is no pretrained one.
+        Args:
+            config: the parts of the model.
+            captions: training data of the tokenizer, unless it is pretrained.
 
         Raises:
-            ValueError: a checkpoint cannot be loaded, or there is no caption where they are needed.
+            ValueError: a checkpoint cannot be loaded, or `captions` is empty but needed.
         """
-        if config.clap.chosen:
+        if config.clap.enabled:
             return cls(config, *clap_transformers.create_encoders(config.clap, config.text, captions))
-        if config.msclap.chosen:
+        if config.msclap.enabled:
             return cls(config, *msclap.create_encoders(config.msclap, config.text))
         return cls._assemble(config, TextEncoder.create(config.text, captions))
 
     @classmethod
     def _assemble(cls, config: ModelConfig, text: TextEncoder) -> "CLAP":
-        """The project's own encoders."""
-        projections = nn.Linear(config.audio.width, config.dim), nn.Linear(text.width, config.dim)
-        return cls(config, AudioEncoder(config.audio), text, *projections)
+        """A model with an `AudioEncoder`."""
+        return cls(
+            config,
+            AudioEncoder(config.audio),
+            text,
+            nn.Linear(config.audio.width, config.dim),
+            nn.Linear(text.width, config.dim),
+        )
 
     @property
     def dim(self) -> int:
@@ -117,7 +138,7 @@ class CLAP(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms the model takes, in Hz."""
+        """Sample rate of the waveforms, in Hz."""
         return self.audio_encoder.sample_rate
 
     @property
@@ -126,41 +147,41 @@ class CLAP(nn.Module):
         return self.audio_encoder.frame_seconds
 
     def describe_cut(self, clip_seconds: float) -> str:
-        """One line that tells how much of a window of `clip_seconds` the audio encoder leaves out; "" for nothing."""
+        """One line to warn that the audio encoder truncates windows of `clip_seconds`; "" if it does not."""
         longest = getattr(self.audio_encoder, "longest_seconds", math.inf)
         if clip_seconds <= longest:
             return ""
-        return f"clip_seconds: of windows of {clip_seconds:g} s this model hears only the first {longest:g} s"
+        return f"clip_seconds: this model uses only the first {longest:g} s of each window of {clip_seconds:g} s"
 
     def log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, scaled as the audio encoder has it."""
+        """Log-mel spectrogram `[N, frames, mel_bins]` of waveforms `[N, S]`, in the scale of the audio encoder."""
         return self.audio_encoder.log_mel(audio, lengths)[0]
 
     @property
     def token_width(self) -> int:
-        """Width D_T of the text encoder's input embeddings, which pseudo-tokens have too."""
+        """Width D_T of the text encoder's input embeddings, and so of pseudo-tokens."""
         return self.text_encoder.token_width
 
     def tokenize(self, captions: list[str], reserve: int = 0) -> dict[str, Tensor]:
-        """What `encode_text` takes, on the CPU, cut to leave room for `reserve` pseudo-tokens.
+        """Tokenize captions for `encode_text`, on the CPU, truncated to leave space for `reserve` pseudo-tokens.
 
         Raises:
-            ValueError: `reserve` is below 0 or leaves no room for a caption.
+            ValueError: `reserve` is negative or leaves no space for a caption.
         """
         return self.text_encoder.tokenize(captions, reserve)
 
     def encode_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
-        """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalised."""
+        """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalized."""
         pooled, frames, mask = self.audio_encoder(audio, lengths)
         return AudioEmbedding(self.audio_projection(pooled), self.audio_projection(frames), mask)
 
     def encode_text(self, tokens: dict[str, Tensor], pseudo_tokens: Tensor | None = None) -> TextEmbedding:
-        """Project tokenized captions into the shared space, not normalised.
+        """Project tokenized captions into the shared space, not normalized.
 
         Args:
-            tokens: what `tokenize` returned for N captions.
-            pseudo_tokens: `[N, P, D_T]`, inserted among the input embeddings before the end token (5.9), (5.14); the
-                result then has L_t + P tokens, of which these are not in `mask`.
+            tokens: output of `tokenize` for N captions.
+            pseudo_tokens: `[N, P, D_T]`, inserted into the input embeddings before the end token (5.9), (5.14). The
+                result then has L_t + P tokens, and `mask` excludes the pseudo-tokens.
 
         Raises:
             TypeError, ValueError: as `TextEncoder.forward`.
@@ -171,7 +192,7 @@ class CLAP(nn.Module):
     def forward(
         self, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]
     ) -> tuple[AudioEmbedding, TextEmbedding]:
-        """Both encoders, for training."""
+        """Run `encode_audio` and `encode_text`."""
         return self.encode_audio(audio, lengths), self.encode_text(tokens)
 
     def embed_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
@@ -185,47 +206,47 @@ class CLAP(nn.Module):
         return TextEmbedding(_unit(pooled), _unit(tokens), mask, offsets)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, tokenizer and weights (safetensors) to `folder`."""
-        folder = save_model(self, folder)
-        if self.config.clap.chosen:
-            clap_transformers.save_encoders(self.audio_encoder, self.text_encoder, folder / _CLAP)
-        elif self.config.msclap.chosen:
-            msclap.save_encoders(self.audio_encoder, self.text_encoder, folder / _MSCLAP)
-        else:
+        """Save configuration, tokenizer and weights (safetensors) to `folder`."""
+        folder = save_model(self, self.config, folder)
+        if isinstance(self.audio_encoder, AudioEncoder):
             self.text_encoder.save(folder / _TEXT)
+        elif self.config.clap.enabled:
+            clap_transformers.save_encoders(self.audio_encoder, self.text_encoder, folder / _CLAP)
+        else:
+            msclap.save_encoders(self.audio_encoder, self.text_encoder, folder / _MSCLAP)
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, ModelConfig, bool]:
-        """Folder and configuration of a saved model, and whether `save_pretrained` wrote it, not transformers."""
+        """Folder and configuration of a saved model, and whether transformers saved it, not `save_pretrained`."""
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
-            return folder, ModelConfig(clap=ClapConfig(str(folder))), False
+            return folder, ModelConfig(clap=ClapConfig(str(folder))), True
         try:
-            return folder, ModelConfig.from_dict(values), True
+            return folder, ModelConfig.from_dict(values), False
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no contrastive audio-text model: its config.json has {error}") from None
+            raise ValueError(f"{folder} holds no contrastive audio-text model: config.json: {error}") from None
 
     @classmethod
     def saved_config(cls, name: str | Path) -> ModelConfig:
-        """The configuration of what `from_pretrained` would load, without its weights; the same errors."""
+        """The configuration of the model that `from_pretrained` loads; arguments and errors are the same."""
         return cls._find(name)[1]
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "CLAP":
-        """Load what `save_pretrained` or a `transformers.ClapModel` wrote, in evaluation mode.
+        """Load a model saved by `save_pretrained` or by a `transformers.ClapModel`, in evaluation mode.
 
         Args:
             name: a local folder or a hub repository.
 
         Raises:
-            ValueError: there is no such model.
+            ValueError: `name` holds no such model.
         """
-        folder, config, own = cls._find(name)
-        if not own:
+        folder, config, from_transformers = cls._find(name)
+        if from_transformers:
             return cls.create(config, []).eval()
-        if config.clap.chosen:
+        if config.clap.enabled:
             model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
-        elif config.msclap.chosen:
+        elif config.msclap.enabled:
             model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
         else:
             model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))

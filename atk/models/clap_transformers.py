@@ -1,10 +1,12 @@
-"""The encoders of a `transformers.ClapModel` (HTS-AT and RoBERTa, 512 wide), as `atk.models.clap.CLAP` takes them."""
+"""The encoders of a `transformers.ClapModel` (HTS-AT and RoBERTa, width 512) for `atk.models.clap.CLAP`."""
 
 import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,7 +14,10 @@ from atk.models.htsat import HTSAT
 from atk.models.text import TextEncoder, TextEncoderConfig
 from atk.models.tokenizer import import_transformers, train_bpe
 
-# RoBERTa's own spellings and, in this order, its own numbers.
+if TYPE_CHECKING:
+    from transformers import ClapFeatureExtractor, ClapModel, ClapTextConfig, PreTrainedTokenizerBase
+
+# Spelled and ordered as in RoBERTa, so that they get RoBERTa's token ids.
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "pad_token": "<pad>",
@@ -21,94 +26,102 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-_COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")  # buffers that old checkpoints lack
+# Buffers that old checkpoints lack; the model computes them.
+_COMPUTED = ("position_ids", "token_type_ids", "relative_position_index")
 
 
 @dataclass(frozen=True)
 class ClapConfig:
-    """A `transformers.ClapModel` in place of the project's own encoders, where `pretrained` or `random_init` is set.
+    """A `transformers.ClapModel` that replaces both encoders if `pretrained` or `random_init` is set.
 
     Args:
-        pretrained: local folder or hub name of a ClapModel, such as laion/clap-htsat-unfused.
-        random_init: random weights of its configuration, or, with no `pretrained`, of the published one (ClapConfig()).
+        pretrained: local folder or hub name of a ClapModel, such as laion/clap-htsat-unfused. Of the encoder settings
+            only `text.max_tokens`, `text.vocabulary` and `text.token_layer` then apply.
+        random_init: use random weights, in the architecture of `pretrained` or else in that of the published models.
     """
 
     pretrained: str | None = None
     random_init: bool = False
 
     @property
-    def chosen(self) -> bool:
-        """Whether a ClapModel is wanted at all."""
+    def enabled(self) -> bool:
+        """Whether the model is a ClapModel."""
         return self.pretrained is not None or self.random_init
 
 
 def create_encoders(
     config: ClapConfig, text: TextEncoderConfig, captions: Iterable[str]
 ) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
-    """Audio encoder, text encoder and their projections, of a ClapModel.
+    """Create the audio encoder, the text encoder and their projections from a ClapModel.
 
-    The temperature of a checkpoint is left out: every trainer has its own.
+    The checkpoint's temperature is not used, as every trainer has its own.
 
     Args:
         config: which ClapModel.
-        text: `max_tokens` and `token_layer` hold; `vocabulary` does where a tokenizer is trained.
-        captions: train a tokenizer where the folder has none.
+        text: only `max_tokens` and `token_layer` apply, and `vocabulary` if a tokenizer is trained.
+        captions: training data of the tokenizer, if the checkpoint has none.
 
     Raises:
-        ValueError: there is no such ClapModel, or its weights or its tokenizer do not fit it.
+        ValueError: the ClapModel cannot be loaded, or its weights or its tokenizer do not fit.
     """
     transformers = import_transformers()
     clap = _model(transformers, config).float()
-    extractor = _extractor(transformers, config.pretrained, clap.config.audio_config.enable_fusion)
-    tokenizer = _tokenizer(transformers, config, clap.config.text_config, text.vocabulary, captions)
+    extractor = _extractor(transformers, config.pretrained, clap.audio_model.config.enable_fusion)
+    tokenizer = _tokenizer(transformers, config, clap.text_model.config, text.vocabulary, captions)
     encoder = TextEncoder(replace(text, pooling="pooler"), clap.text_model, tokenizer)
     return HTSAT(clap.audio_model, extractor), encoder, clap.audio_projection, clap.text_projection
 
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
-    """Write everything but the weights to `folder`, as a ClapModel folder has it."""
-    towers = {"text_config": text.model.config, "audio_config": audio.model.config}
-    shared = {name: getattr(text.model.config, name) for name in ("projection_dim", "projection_hidden_act")}
-    config = import_transformers().ClapConfig(**{name: tower.to_dict() for name, tower in towers.items()}, **shared)
+    """Save everything but the weights to `folder`, in the format of a ClapModel."""
+    text_config = text.model.config
+    config = import_transformers().ClapConfig(
+        text_config=text_config.to_dict(),
+        audio_config=audio.model.config.to_dict(),
+        projection_dim=text_config.projection_dim,
+        projection_hidden_act=text_config.projection_hidden_act,
+    )
     config.save_pretrained(folder)
     audio.features.extractor.save_pretrained(folder)
     text.tokenizer.save_pretrained(folder)
 
 
 def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
-    """What `save_encoders` wrote in `folder`; the weights come with the whole model's."""
+    """Load what `save_encoders` saved. The weights are loaded with those of the whole model."""
     return create_encoders(ClapConfig(str(folder), random_init=True), text, [])
 
 
-def _extractor(transformers, name: str | None, fusion: bool):
-    """The `ClapFeatureExtractor` of a checkpoint, the default one where it has none."""
+def _extractor(transformers: ModuleType, name: str | None, fusion: bool) -> "ClapFeatureExtractor":
+    """The feature extractor of a checkpoint, or the default one if the checkpoint has none."""
     if name is not None:
         with contextlib.suppress(OSError):
             return transformers.ClapFeatureExtractor.from_pretrained(name)
     return transformers.ClapFeatureExtractor(truncation="fusion" if fusion else "rand_trunc")
 
 
-def _model(transformers, config: ClapConfig) -> nn.Module:
+def _model(transformers: ModuleType, config: ClapConfig) -> "ClapModel":
     name = config.pretrained
     if name is None:
         return transformers.ClapModel(transformers.ClapConfig())
     try:
-        found = transformers.AutoConfig.from_pretrained(name)
-        if found.model_type != "clap":
-            raise ValueError(f"it is a {found.model_type}, a clap is wanted")
+        saved = transformers.AutoConfig.from_pretrained(name)
+        if saved.model_type != "clap":
+            raise ValueError(f"expected model type 'clap', got {saved.model_type!r}")
         if config.random_init:
-            return transformers.ClapModel(found)
+            return transformers.ClapModel(saved)
         model, report = transformers.ClapModel.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"clap.pretrained: cannot load {name!r}: {str(error).splitlines()[0]}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.endswith(_COMPUTED))
     if missing:
-        raise ValueError(f"clap.pretrained: {name!r} lacks {len(missing)} weights, {missing[0]} the first")
+        raise ValueError(f"clap.pretrained: {name!r} lacks {len(missing)} weights, the first is {missing[0]}")
     return model
 
 
-def _tokenizer(transformers, config: ClapConfig, text, vocabulary: int, captions: Iterable[str]):
-    """The tokenizer of `config.pretrained`, or one trained on captions whose special tokens RoBERTa's model knows."""
+def _tokenizer(
+    transformers: ModuleType, config: ClapConfig, text: "ClapTextConfig", vocabulary: int, captions: Iterable[str]
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of `config.pretrained`, or one trained on the captions, with RoBERTa's special tokens."""
     name = config.pretrained
     if name is not None and not _lacks_tokenizer(name):
         try:
@@ -119,16 +132,22 @@ def _tokenizer(transformers, config: ClapConfig, text, vocabulary: int, captions
     else:
         if not config.random_init:
             sys.stderr.write(
-                f"clap.pretrained: {name!r} has no tokenizer: one is trained on the captions, and what the word "
-                "embeddings had learnt is lost\n"
+                f"clap.pretrained: {name!r} has no tokenizer; training one on the captions, so its word embeddings "
+                "have to be learned again\n"
             )
-        same = {"cls_token": _SPECIAL_TOKENS["bos_token"], "sep_token": _SPECIAL_TOKENS["eos_token"]}
-        tokenizer = train_bpe(captions, min(vocabulary, text.vocab_size), _SPECIAL_TOKENS, "<s> $A </s>", **same)
+        tokenizer = train_bpe(
+            captions,
+            min(vocabulary, text.vocab_size),
+            _SPECIAL_TOKENS,
+            "<s> $A </s>",
+            cls_token=_SPECIAL_TOKENS["bos_token"],
+            sep_token=_SPECIAL_TOKENS["eos_token"],
+        )
     if len(tokenizer) > text.vocab_size:
         raise ValueError(f"clap: the tokenizer has {len(tokenizer)} entries, the text model only {text.vocab_size}")
     if tokenizer.pad_token_id != text.pad_token_id:
         raise ValueError(
-            f"clap: the tokenizer pads with {tokenizer.pad_token_id}, the text model with {text.pad_token_id}"
+            f"clap: the tokenizer pads with token {tokenizer.pad_token_id}, the text model with {text.pad_token_id}"
         )
     return tokenizer
 

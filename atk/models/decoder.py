@@ -1,8 +1,9 @@
-"""The captioner's decoder: that of a BART checkpoint through transformers, or a small one trained from scratch."""
+"""The decoder of the captioner: a pretrained BART decoder from transformers, or a small one trained from scratch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +12,26 @@ from torch import Tensor, nn
 from atk.models.tokenizer import import_transformers, train_bpe
 from atk.ops.checks import at_least
 
-# BART's own spellings and, in this order, its own numbers.
+if TYPE_CHECKING:
+    from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import BaseModelOutput
+
+# Spelled and ordered as in BART, so that they get BART's token ids.
 _SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A pretrained BART, or the size of a small one with a tokenizer trained on the captions.
+    """A pretrained BART decoder, or the size of a new one with a tokenizer trained on the captions.
 
     Args:
-        pretrained: local folder or hub name of a BART checkpoint; None = from scratch, as below.
-        width: width of the Transformer, and of the features it attends to.
-        layers: Transformer layers.
-        heads: attention heads.
+        pretrained: local folder or hub name of a BART checkpoint; None = train from scratch with the settings below.
+        width: width of the Transformer and of the audio features that it attends to.
+        layers: number of Transformer layers.
+        heads: number of attention heads.
         dropout: dropout rate.
-        vocabulary: most entries in a tokenizer trained on the captions.
-        max_tokens: longer captions are cut to this many tokens, their end token included.
+        vocabulary: maximum size of a tokenizer trained on the captions.
+        max_tokens: longer captions are truncated to this many tokens, including the end token.
     """
 
     pretrained: str | None = None
@@ -37,7 +42,7 @@ class DecoderConfig:
     vocabulary: int = 4000
     max_tokens: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "vocabulary"):
             at_least(name, getattr(self, name), 1)
         at_least("max_tokens", self.max_tokens, 3)
@@ -48,17 +53,30 @@ class DecoderConfig:
 
 
 class CaptionDecoder(nn.Module):
-    """Captions from audio features, with the tokenizer that belongs to them. BART's text encoder is left out."""
+    """Decodes audio features into captions, with the tokenizer of the captions. BART's text encoder is removed.
 
-    def __init__(self, config: DecoderConfig, bart: nn.Module, tokenizer):
+    Args:
+        config: settings.
+        bart: a `transformers.BartForConditionalGeneration`.
+        tokenizer: the tokenizer that goes with it.
+    """
+
+    bart: "BartForConditionalGeneration"
+
+    def __init__(
+        self, config: DecoderConfig, bart: "BartForConditionalGeneration", tokenizer: "PreTrainedTokenizerBase"
+    ):
         super().__init__()
-        # float(): checkpoints may be stored in half precision, weights are trained in float32 (under autocast or not).
-        self.config, self.bart, self.tokenizer = config, bart.float(), tokenizer
-        bart.model.encoder = None  # features come from audio: its weights would get no gradient
+        self.config = config
+        # Checkpoints may be in half precision; weights are trained in float32, with or without autocast.
+        self.bart = bart.float()
+        self.tokenizer = tokenizer
+        bart.model.encoder = None  # the features come from audio, so its weights would get no gradient
+        assert bart.config.d_model is not None  # every BART configuration sets it
         self.width = bart.config.d_model
-        self.longest = bart.config.max_position_embeddings
+        self.max_positions = bart.config.max_position_embeddings
         self._check_length(config.max_tokens)
-        # Not the checkpoint's own: summarisation settings such as a least length do not suit captions.
+        # The generation settings of a checkpoint, such as the minimum length of a summary, do not suit captions.
         self.bart.generation_config = import_transformers().GenerationConfig(
             bos_token_id=bart.config.bos_token_id,
             eos_token_id=bart.config.eos_token_id,
@@ -68,15 +86,15 @@ class CaptionDecoder(nn.Module):
 
     @classmethod
     def create(cls, config: DecoderConfig, captions: Iterable[str]) -> "CaptionDecoder":
-        """The pretrained checkpoint named in `config`, or a new decoder with a tokenizer trained on `captions`.
+        """Load the checkpoint that `config` names, or create a new decoder with a tokenizer trained on `captions`.
 
         Raises:
-            ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
+            ValueError: the checkpoint cannot be loaded, or `captions` is empty but needed.
         """
         if config.pretrained is not None:
             return cls(config, *_pretrained(config.pretrained))
         transformers = import_transformers()
-        # The decoder starts with <s>, so a target is the caption and </s>.
+        # The decoder starts with <s>, so the target is the caption followed by </s>.
         tokenizer = train_bpe(captions, config.vocabulary, _SPECIAL_TOKENS, "$A </s>", padding_side="right")
         bart = transformers.BartConfig(
             vocab_size=len(tokenizer),
@@ -100,18 +118,21 @@ class CaptionDecoder(nn.Module):
 
     @classmethod
     def load(cls, config: DecoderConfig, folder: Path) -> "CaptionDecoder":
-        """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
+        """Load the architecture and tokenizer saved by `save`. The weights are loaded with those of the whole model."""
         transformers = import_transformers()
         bart = transformers.BartForConditionalGeneration(transformers.BartConfig.from_pretrained(folder))
         return cls(config, bart, transformers.AutoTokenizer.from_pretrained(folder))
 
     def save(self, folder: Path) -> None:
-        """Architecture and tokenizer, without the weights."""
+        """Save the architecture and the tokenizer, without the weights."""
         self.bart.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def tokenize(self, captions: list[str]) -> dict[str, Tensor]:
-        """Targets of the decoder: padded `input_ids` and `attention_mask` `[N, L_t]`; long ones keep the end token."""
+        """Targets of the decoder: padded `input_ids` and `attention_mask` `[N, L_t]`, int64.
+
+        Captions are truncated to `config.max_tokens` tokens and keep the end token.
+        """
         return dict(
             self.tokenizer(
                 list(captions),
@@ -127,28 +148,39 @@ class CaptionDecoder(nn.Module):
         """Mean cross-entropy over the tokens of captions (4.3), a float32 scalar.
 
         Args:
-            features: what to describe `[N, L, width]`, with its mask `[N, L]`.
-            tokens: what `tokenize` returned for N captions.
+            features: audio features to caption `[N, L, width]`.
+            mask: valid frames `[N, L]`, boolean.
+            tokens: output of `tokenize` for N captions.
 
         Raises:
-            ValueError: there are more or fewer captions than features.
+            ValueError: the numbers of captions and features differ.
         """
         if len(tokens["input_ids"]) != len(features):
-            raise ValueError(f"tokens must hold {len(features)} captions, as audio, got {len(tokens['input_ids'])}")
-        targets, valid = tokens["input_ids"].to(features.device), tokens["attention_mask"].to(features.device)
-        start = targets.new_full((len(targets), 1), self.bart.config.decoder_start_token_id)
+            raise ValueError(
+                f"tokens must hold {len(features)} captions, one per clip of audio, got {len(tokens['input_ids'])}"
+            )
+        targets = tokens["input_ids"].to(features.device)
+        valid = tokens["attention_mask"].to(features.device).bool()
+        start_id = self.bart.config.decoder_start_token_id
+        assert start_id is not None
+        start = targets.new_full((len(targets), 1), start_id)
         logits = self.bart(
             encoder_outputs=_encoder_output(features),
             attention_mask=mask.long(),
             decoder_input_ids=torch.cat([start, targets[:, :-1]], 1),
             use_cache=False,
         ).logits
-        valid = valid.bool()
         return F.cross_entropy(logits[valid].float(), targets[valid])
 
     @torch.no_grad()
     def generate(self, features: Tensor, mask: Tensor, beams: int, max_tokens: int | None) -> list[str]:
-        """Captions by beam search of features `[N, L, width]` with mask `[N, L]`.
+        """Caption features by beam search.
+
+        Args:
+            features: audio features to caption `[N, L, width]`.
+            mask: valid frames `[N, L]`, boolean.
+            beams: beam width; 1 = greedy search.
+            max_tokens: maximum length of a caption in tokens; None = `config.max_tokens`.
 
         Raises:
             ValueError: `beams` or `max_tokens` is out of range.
@@ -157,7 +189,8 @@ class CaptionDecoder(nn.Module):
             raise ValueError(f"beams must be at least 1, got {beams}")
         max_tokens = self.config.max_tokens if max_tokens is None else max_tokens
         self._check_length(max_tokens)
-        ids = self.bart.generate(
+        generate: Any = self.bart.generate  # transformers annotates `self` with a protocol that BART does not match
+        ids = generate(
             encoder_outputs=_encoder_output(features),
             attention_mask=mask.long(),
             num_beams=beams,
@@ -168,17 +201,19 @@ class CaptionDecoder(nn.Module):
         return [text.strip() for text in texts]
 
     def _check_length(self, max_tokens: int) -> None:
-        if not 1 <= max_tokens <= self.longest:
-            raise ValueError(f"max_tokens must be in 1..{self.longest}, the positions of the decoder, got {max_tokens}")
+        if not 1 <= max_tokens <= self.max_positions:
+            raise ValueError(
+                f"max_tokens must be in 1..{self.max_positions}, the positions of the decoder, got {max_tokens}"
+            )
 
 
-def _pretrained(name: str) -> tuple[nn.Module, object]:
+def _pretrained(name: str) -> "tuple[BartForConditionalGeneration, PreTrainedTokenizerBase]":
     """BART and its tokenizer from a local folder or the hub."""
     transformers = import_transformers()
     try:
-        kind = transformers.AutoConfig.from_pretrained(name).model_type
-        if kind != "bart":
-            raise ValueError(f"a BART checkpoint is wanted, its model type is {kind!r}")
+        model_type = transformers.AutoConfig.from_pretrained(name).model_type
+        if model_type != "bart":
+            raise ValueError(f"expected a BART checkpoint, got model type {model_type!r}")
         bart, info = transformers.BartForConditionalGeneration.from_pretrained(name, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -190,5 +225,5 @@ def _pretrained(name: str) -> tuple[nn.Module, object]:
     return bart, tokenizer
 
 
-def _encoder_output(features: Tensor):
+def _encoder_output(features: Tensor) -> "BaseModelOutput":
     return import_transformers().modeling_outputs.BaseModelOutput(last_hidden_state=features)

@@ -1,4 +1,4 @@
-"""The layers of a model, which training shards or computes again one by one."""
+"""The repeated layers of a model, which training shards or recomputes one by one."""
 
 from functools import partial
 
@@ -7,13 +7,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def innermost_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the model's stacks of layers (`nn.ModuleList`) that hold no stack themselves."""
+    """The entries of every `nn.ModuleList` in `model` that contain no `nn.ModuleList` themselves."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = [layer for stack in stacks for layer in stack]
     return [layer for layer in layers if not any(isinstance(module, nn.ModuleList) for module in layer.modules())]
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Keep only what goes into each of the `innermost_layers` for the backward, which computes the rest again."""
+    """Apply activation checkpointing to the `innermost_layers`.
+
+    Only the inputs of each layer are kept for the backward, which recomputes the rest.
+    """
     for layer in innermost_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,12 +1,14 @@
-"""MS-CLAP 2023 (HTS-AT and GPT-2, 1024 wide): its published weights as the encoders of `atk.models.clap.CLAP`.
+"""The published weights of MS-CLAP 2023 (HTS-AT and GPT-2, width 1024) as encoders for `atk.models.clap.CLAP`.
 
-Names and settings are those of the public package msclap 1.3.4 (`msclap/models/{clap,htsat,config}.py`).
+Names and settings are those of the package msclap 1.3.4 (`msclap/models/{clap,htsat,config}.py`).
 """
 
 import pickle
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +18,24 @@ from atk.models.htsat import HTSAT
 from atk.models.text import TextEncoder, TextEncoderConfig
 from atk.models.tokenizer import import_transformers
 
-_RATE, _HOP, _SECONDS = 44100, 320, 7
-_HTSAT, _GPT2 = "audio_encoder.base.htsat.", "caption_encoder.base."
-_STFT, _FILTERS = "spectrogram_extractor.stft.conv_real.weight", "logmel_extractor.melW"
-_HEAD_WIDTH = 64  # of every GPT-2
-_AUDIO, _TEXT = "audio", "text"
+if TYPE_CHECKING:
+    from transformers import ClapAudioConfig, ClapFeatureExtractor, GPT2Config, PreTrainedTokenizerFast
 
-# HTS-AT's names here and in transformers, in this order.
-_RENAMED = (
+_RATE = 44100
+_HOP = 320
+_SECONDS = 7
+_HTSAT = "audio_encoder.base.htsat."
+_GPT2 = "caption_encoder.base."
+_STFT = "spectrogram_extractor.stft.conv_real.weight"
+_FILTERS = "logmel_extractor.melW"
+_HEAD_WIDTH = 64  # the same in every GPT-2
+
+# Subfolders of a saved model.
+_AUDIO = "audio"
+_TEXT = "text"
+
+# (name in MS-CLAP, name in transformers), replaced in this order.
+_RENAMES = (
     ("bn0.", "batch_norm."),
     (".norm1.", ".layernorm_before."),
     (".norm2.", ".layernorm_after."),
@@ -32,31 +44,32 @@ _RENAMED = (
     (".mlp.fc1.", ".intermediate.dense."),
     (".mlp.fc2.", ".output.dense."),
 )
-# Classifier, Fourier transform and masks that are computed here.
-_NOT_NEEDED = re.compile(r"(tscam_conv|head|spectrogram_extractor|logmel_extractor)\.|.*\.attn_mask$")
+# The classifier, and what the model computes itself: STFT, mel filters, attention masks.
+_UNUSED = re.compile(r"(tscam_conv|head|spectrogram_extractor|logmel_extractor)\.|.*\.attn_mask$")
 _MASKS = re.compile(r".*\.attn\.(masked_)?bias$")
 
 
 @dataclass(frozen=True)
 class MsClapConfig:
-    """The weights of MS-CLAP 2023 in place of the project's own encoders, where `weights` is set.
+    """MS-CLAP 2023, which replaces both encoders if `weights` is set.
 
     Args:
-        weights: local file with its weights, CLAP_weights_2023.pth of the hub's microsoft/msclap.
-        tokenizer: local folder or hub name of GPT-2's tokenizer, which that file does not hold.
+        weights: local file CLAP_weights_2023.pth of microsoft/msclap on the hub. Of the encoder settings only
+            `text.max_tokens` and `text.token_layer` then apply.
+        tokenizer: local folder or hub name of GPT-2's tokenizer, which is not part of that file.
     """
 
     weights: str | None = None
     tokenizer: str = "gpt2"
 
     @property
-    def chosen(self) -> bool:
-        """Whether MS-CLAP is wanted at all."""
+    def enabled(self) -> bool:
+        """Whether the model is MS-CLAP."""
         return self.weights is not None
 
 
 class Projection(nn.Module):
-    """Features `[..., width]` to the shared space `[..., dim]`: a linear map, a residual layer, layer norm."""
+    """Projects features `[..., width]` to the shared space `[..., dim]`: linear map, residual layer, layer norm."""
 
     def __init__(self, width: int, dim: int, dropout: float = 0.5):
         super().__init__()
@@ -66,64 +79,73 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Not of unit length."""
-        first = self.linear1(features)
-        return self.layer_norm(first + self.dropout(self.linear2(F.gelu(first))))
+        """Project; the output is not normalized to unit length."""
+        x = self.linear1(features)
+        return self.layer_norm(x + self.dropout(self.linear2(F.gelu(x))))
 
 
-def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
-    """Audio encoder, text encoder and their projections, with the published weights.
+def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
+    """Create the audio encoder, the text encoder and their projections with the published weights.
 
-    Left out: the temperature, since every trainer has its own, the classifier of sound events, and the blanking of
-    random times and bands in training (SpecAugment).
+    Omitted are the temperature, as every trainer has its own, the classifier of sound events, and SpecAugment.
 
     Args:
         config: where the weights are.
-        text: `max_tokens` and `token_layer` hold.
+        text: only `max_tokens` and `token_layer` apply.
 
     Raises:
         ValueError: the file or the tokenizer cannot be loaded or does not fit.
     """
     transformers = import_transformers()
+    assert config.weights is not None  # `config.enabled`
     state = _read(config.weights)
-    audio, gpt2 = _below(state, _HTSAT), _below(state, _GPT2)
+    audio = _with_prefix(state, _HTSAT)
+    gpt2 = _with_prefix(state, _GPT2)
     try:
-        projections = [_below(state, f"{part}_encoder.projection.") for part in ("audio", "caption")]
-        heads = [Projection(*reversed(weights["linear1.weight"].shape)) for weights in projections]
-        htsat = transformers.ClapAudioModel(_audio_config(transformers, audio, len(projections[0]["linear1.weight"])))
+        audio_projection = _projection(_with_prefix(state, "audio_encoder.projection."))
+        text_projection = _projection(_with_prefix(state, "caption_encoder.projection."))
+        dim = audio_projection.linear1.out_features
+        htsat = transformers.ClapAudioModel(_audio_config(transformers, audio, dim))
         encoder = HTSAT(htsat, _extractor(transformers, audio), audio[_FILTERS])
         words = transformers.GPT2Model(_text_config(transformers, gpt2))
         htsat.audio_encoder.load_state_dict(_renamed(audio))
         words.load_state_dict({name: value for name, value in gpt2.items() if not _MASKS.match(name)})
-        for head, weights in zip(heads, projections, strict=True):
-            head.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise ValueError(f"msclap.weights: {config.weights} is not MS-CLAP 2023: {reason}") from error
     tokenizer = _tokenizer(transformers, config.tokenizer, words.config.vocab_size)
-    return encoder, TextEncoder(replace(text, pooling="last"), words, tokenizer), *heads
+    return encoder, TextEncoder(replace(text, pooling="last"), words, tokenizer), audio_projection, text_projection
+
+
+def _projection(weights: dict[str, Tensor]) -> Projection:
+    dim, width = weights["linear1.weight"].shape
+    projection = Projection(width, dim)
+    projection.load_state_dict(weights)
+    return projection
 
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
-    """Write everything but the weights to `folder`."""
+    """Save everything but the weights to `folder`."""
     audio.model.config.save_pretrained(folder / _AUDIO)
     audio.features.extractor.save_pretrained(folder / _AUDIO)
     text.save(folder / _TEXT)
 
 
-def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
-    """What `save_encoders` wrote in `folder`; the weights come with the whole model's."""
+def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
+    """Load what `save_encoders` saved. The weights are loaded with those of the whole model."""
     transformers = import_transformers()
     extractor = transformers.ClapFeatureExtractor.from_pretrained(folder / _AUDIO)
     model = transformers.ClapAudioModel(transformers.ClapAudioConfig.from_pretrained(folder / _AUDIO))
     filters = torch.zeros(extractor.nb_frequency_bins, model.config.num_mel_bins)
-    encoder = TextEncoder.load(replace(text, pooling="last"), folder / _TEXT)
-    heads = (Projection(width, model.config.projection_dim) for width in (model.config.hidden_size, encoder.width))
-    return HTSAT(model, extractor, filters), encoder, *heads
+    audio_encoder = HTSAT(model, extractor, filters)
+    text_encoder = TextEncoder.load(replace(text, pooling="last"), folder / _TEXT)
+    dim = model.config.projection_dim
+    audio_projection = Projection(model.config.hidden_size, dim)
+    return audio_encoder, text_encoder, audio_projection, Projection(text_encoder.width, dim)
 
 
 def _read(path: str) -> dict[str, Tensor]:
-    """Weights by name, in float32."""
+    """Read weights by name, in float32."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["model"]
         return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -132,28 +154,30 @@ def _read(path: str) -> dict[str, Tensor]:
         raise ValueError(f"msclap.weights: cannot read the weights of MS-CLAP from {path!r}: {reason}") from error
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights that start with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """HTS-AT's weights by transformers' names."""
+    """The weights of HTS-AT under the names of transformers."""
     renamed = {}
     for name, value in state.items():
-        if _NOT_NEEDED.match(name):
+        if _UNUSED.match(name):
             continue
-        for theirs, ours in _RENAMED:
-            name = name.replace(theirs, ours)
-        if ".qkv." in name:
+        new_name = name
+        for ms_clap, ours in _RENAMES:
+            new_name = new_name.replace(ms_clap, ours)
+        if ".qkv." in new_name:
             for part, chunk in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                renamed[name.replace("qkv", part)] = chunk
+                renamed[new_name.replace("qkv", part)] = chunk
         else:
-            renamed[name] = value
+            renamed[new_name] = value
     return renamed
 
 
-def _audio_config(transformers, state: dict[str, Tensor], dim: int):
-    """The configuration that fits the shapes of HTS-AT's weights and a shared space `dim` wide."""
+def _audio_config(transformers: ModuleType, state: dict[str, Tensor], dim: int) -> "ClapAudioConfig":
+    """The configuration that matches the shapes of HTS-AT's weights and a shared space of width `dim`."""
     patches = state["patch_embed.proj.weight"]  # [width, 1, patch, patch]
     blocks = {name for name in state if name.endswith("attn.relative_position_bias_table")}
     stages = 1 + max(int(name.split(".")[1]) for name in blocks)
@@ -175,9 +199,10 @@ def _audio_config(transformers, state: dict[str, Tensor], dim: int):
     )
 
 
-def _text_config(transformers, state: dict[str, Tensor]):
-    """The configuration that fits the shapes of GPT-2's weights."""
-    words, positions = state["wte.weight"], state["wpe.weight"]
+def _text_config(transformers: ModuleType, state: dict[str, Tensor]) -> "GPT2Config":
+    """The configuration that matches the shapes of GPT-2's weights."""
+    words = state["wte.weight"]
+    positions = state["wpe.weight"]
     return transformers.GPT2Config(
         vocab_size=words.shape[0],
         n_embd=words.shape[1],
@@ -188,12 +213,13 @@ def _text_config(transformers, state: dict[str, Tensor]):
     )
 
 
-def _extractor(transformers, state: dict[str, Tensor]):
-    """Log-mel settings; the filters themselves are the checkpoint's."""
-    filters, window = state[_FILTERS], state[_STFT][0, 0]  # the row of frequency 0 is the window
+def _extractor(transformers: ModuleType, state: dict[str, Tensor]) -> "ClapFeatureExtractor":
+    """The log-mel settings. The mel filters are those of the checkpoint."""
+    filters = state[_FILTERS]
+    window = state[_STFT][0, 0]  # the row of frequency 0 is the window itself
     size = len(window)
     if filters.shape[0] != size // 2 + 1 or not torch.allclose(window, torch.hann_window(size), atol=1e-4):
-        raise RuntimeError(f"{_STFT} is no Fourier transform with a Hann window of {2 * len(filters) - 2} samples")
+        raise RuntimeError(f"{_STFT} is not an STFT with a Hann window of {2 * len(filters) - 2} samples")
     return transformers.ClapFeatureExtractor(
         feature_size=filters.shape[1],
         sampling_rate=_RATE,
@@ -205,26 +231,27 @@ def _extractor(transformers, state: dict[str, Tensor]):
     )
 
 
-def _tokenizer(transformers, name: str, entries: int):
+def _tokenizer(transformers: ModuleType, name: str, vocab_size: int) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"msclap.tokenizer: cannot load {name!r}: {reason}") from error
-    if len(tokenizer) > entries or tokenizer.eos_token is None:
+    if len(tokenizer) > vocab_size or tokenizer.eos_token is None:
         raise ValueError(
-            f"msclap.tokenizer: {name!r} is not GPT-2's: {len(tokenizer)} entries, at most {entries} and an end token "
-            "are wanted"
+            f"msclap.tokenizer: {name!r} is not GPT-2's: expected at most {vocab_size} entries and an end token, got "
+            f"{len(tokenizer)} entries"
         )
     _add_end_token(tokenizer)
     return tokenizer
 
 
-def _add_end_token(tokenizer) -> None:
-    """A caption ends with a space and the end token, as in MS-CLAP; what pads behind it is never attended to."""
+def _add_end_token(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """End each caption with a space and the end token, as MS-CLAP does, and use the end token for padding."""
     from tokenizers import processors
 
-    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
     ends = [("Ġ", tokenizer.convert_tokens_to_ids("Ġ")), (tokenizer.eos_token, tokenizer.eos_token_id)]
     template = processors.TemplateProcessing(single=f"$A Ġ {tokenizer.eos_token}", special_tokens=ends)
     tokenizer.backend_tokenizer.post_processor = processors.Sequence(

@@ -1,49 +1,62 @@
-"""What saved models share: a folder with `config.json` and `model.safetensors`, local or on the hub."""
+"""Saving and loading models: a folder with `config.json` and `model.safetensors`, local or on the hub."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+from atk.extras import optional_imports
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
 
 
-def save_model(model: nn.Module, folder: str | Path) -> Path:
-    """Write `model.config`, a dataclass, and the weights to `folder`, made where there is none; returns it."""
-    from safetensors.torch import save_model as save_weights
+def save_model(model: nn.Module, config: "DataclassInstance", folder: str | Path) -> Path:
+    """Save `config` and the weights of `model` to `folder`, which is created if needed. Returns the folder."""
+    with optional_imports:
+        from safetensors.torch import save_model as save_weights
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
-    save_weights(model, folder / _WEIGHTS)
+    (folder / _CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    save_weights(model, str(folder / _WEIGHTS))
     return folder
 
 
-def find_model(name: str | Path) -> tuple[Path, dict]:
-    """The folder and the configuration of a saved model: a local folder, or a hub repository that is downloaded.
+def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Find a saved model in a local folder, or download it from a hub repository.
+
+    Returns:
+        Its folder and the contents of its `config.json`.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: `name` holds no such model.
     """
     folder = Path(name)
     if not folder.is_dir():
         folder = _download(str(name))
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no model: {_CONFIG} and {_WEIGHTS} are expected there")
+        raise ValueError(f"{folder} holds no model: expected {_CONFIG} and {_WEIGHTS} there")
     return folder, json.loads((folder / _CONFIG).read_text())
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put the weights that `save_model` wrote into `model`."""
-    from safetensors.torch import load_model
+    """Load the weights saved by `save_model` into `model`."""
+    with optional_imports:
+        from safetensors.torch import load_model
 
     load_model(model, folder / _WEIGHTS)
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    with optional_imports:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name))

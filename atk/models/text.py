@@ -1,8 +1,9 @@
-"""The text encoder: any BERT- or RoBERTa-like checkpoint through transformers, or a small one trained from scratch."""
+"""The text encoder: a BERT- or RoBERTa-like checkpoint from transformers, or a small one trained from scratch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,11 @@ from torch import Tensor, nn
 from atk.models.tokenizer import import_transformers, train_bpe
 from atk.ops import checks
 
-POOLINGS = ("cls", "mean", "last", "pooler")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Pooling = Literal["cls", "mean", "last", "pooler"]
+POOLINGS = get_args(Pooling)
 _SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
     "pad_token": "[PAD]",
@@ -25,21 +30,22 @@ class TextEncoderConfig:
     """A pretrained text encoder, or the size of a small BERT with a tokenizer trained on the captions.
 
     Args:
-        pretrained: local folder or hub name of a BERT- or RoBERTa-like checkpoint; None = from scratch, as below.
-        pooling: global vector from the first token ("cls"), the mean over valid tokens ("mean"), the end token ("last")
-            or the encoder's own pooling layer ("pooler").
-        max_tokens: longer captions are cut to this many tokens.
-        vocabulary: most entries in a tokenizer trained on the captions.
+        pretrained: local folder or hub name of a BERT- or RoBERTa-like checkpoint; None = train from scratch with the
+            settings below.
+        pooling: what the global vector is: the first token ("cls"), the mean over valid tokens ("mean"), the end token
+            ("last") or the output of the encoder's own pooling layer ("pooler").
+        max_tokens: longer captions are truncated to this many tokens.
+        vocabulary: maximum size of a tokenizer trained on the captions.
         width: width of the Transformer.
-        layers: Transformer layers.
-        heads: attention heads.
+        layers: number of Transformer layers.
+        heads: number of attention heads.
         dropout: dropout rate.
-        token_layer: layer whose output the tokens are taken from, 0 = the word embeddings; None = the last, as in the
-            thesis. Tokens of lower layers know less of the rest of the caption, so alignment maps are sharper.
+        token_layer: layer that the token features are taken from; 0 = the word embeddings, None = the last layer.
+            Tokens of lower layers see less of the rest of the caption, so alignment maps are sharper.
     """
 
     pretrained: str | None = None
-    pooling: str = "cls"
+    pooling: Pooling = "cls"
     max_tokens: int = 77
     vocabulary: int = 4000
     width: int = 128
@@ -48,26 +54,36 @@ class TextEncoderConfig:
     dropout: float = 0.1
     token_layer: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.one_of("pooling", self.pooling, POOLINGS)
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
 
 
 class TextEncoder(nn.Module):
-    """Captions to token features, with the tokenizer that belongs to them."""
+    """Encodes captions into token features and a global vector, with the tokenizer that belongs to the encoder.
 
-    def __init__(self, config: TextEncoderConfig, model: nn.Module, tokenizer):
+    Args:
+        config: settings.
+        model: a BERT-, RoBERTa- or GPT-2-like model of transformers.
+        tokenizer: the tokenizer that goes with it.
+    """
+
+    model: "PreTrainedModel"
+
+    def __init__(self, config: TextEncoderConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
         super().__init__()
-        # float(): checkpoints may be stored in half precision, weights are trained in float32 (under autocast or not).
-        self.config, self.model, self.tokenizer = config, model.float(), tokenizer
+        self.config = config
+        # Checkpoints may be in half precision; weights are trained in float32, with or without autocast.
+        self.model = model.float()
+        self.tokenizer = tokenizer
         has_pooler = getattr(model, "pooler", None) is not None
         if config.pooling == "pooler" and not has_pooler:
-            raise ValueError(f"pooling: a {model.config.model_type} has no pooling layer, so it must not be 'pooler'")
-        if config.pooling != "pooler" and has_pooler:  # it would get no gradient
-            model.pooler = None
+            raise ValueError(f"pooling must not be 'pooler': a {model.config.model_type} has no pooling layer")
+        if config.pooling != "pooler" and has_pooler:
+            model.register_module("pooler", None)  # it would get no gradient
         self.width = model.config.hidden_size
-        self.token_width = model.get_input_embeddings().embedding_dim
+        self.token_width = self._word_embeddings().embedding_dim
         layers = model.config.num_hidden_layers
         self.token_layer = layers if config.token_layer is None else config.token_layer
         if not 0 <= self.token_layer <= layers:
@@ -77,10 +93,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def create(cls, config: TextEncoderConfig, captions: Iterable[str]) -> "TextEncoder":
-        """The pretrained checkpoint named in `config`, or a new encoder with a tokenizer trained on `captions`.
+        """Load the checkpoint that `config` names, or create a new encoder with a tokenizer trained on `captions`.
 
         Raises:
-            ValueError: the checkpoint cannot be loaded, or `captions` is empty where they are needed.
+            ValueError: the checkpoint cannot be loaded, or `captions` is empty but needed.
         """
         transformers = import_transformers()
         if config.pretrained is not None:
@@ -106,15 +122,15 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
-        """The architecture and tokenizer saved by `save` in `folder`; the weights come with the whole model's."""
+        """Load the architecture and tokenizer saved by `save`. The weights are loaded with those of the whole model."""
         transformers = import_transformers()
-        # Else transformers 4.50 takes another attention than the saved model's, equal only up to rounding.
+        # Otherwise transformers may pick another attention than the saved model's, equal only up to rounding.
         saved = transformers.AutoConfig.from_pretrained(folder, _attn_implementation_autoset=False)
         model = transformers.AutoModel.from_config(saved)
         return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
 
     def save(self, folder: Path) -> None:
-        """Architecture and tokenizer, without the weights."""
+        """Save the architecture and the tokenizer, without the weights."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -122,82 +138,88 @@ class TextEncoder(nn.Module):
         """Padded `input_ids`, `attention_mask`, `special_tokens_mask` `[N, L_t]` and character `offset_mapping`.
 
         Args:
-            captions: N texts; long ones are cut and keep their end token.
-            reserve: pseudo-tokens that `forward` will insert; captions are cut to leave room for them.
+            captions: N texts; long ones are truncated and keep their end token.
+            reserve: number of pseudo-tokens that `forward` will insert; captions are truncated to leave space for them.
 
         Raises:
-            ValueError: `reserve` is below 0 or leaves no room for a caption.
+            ValueError: `reserve` is negative or leaves no space for a caption.
         """
-        longest, fewest = self._longest(), self.tokenizer.num_special_tokens_to_add() + 1
+        limit = self._max_tokens()
+        shortest = self.tokenizer.num_special_tokens_to_add() + 1
         if reserve < 0:
             raise ValueError(f"reserve must be at least 0 pseudo-tokens, got {reserve}")
-        if longest - reserve < fewest:
+        if limit - reserve < shortest:
             raise ValueError(
-                f"reserve: {reserve} pseudo-tokens leave no room for a caption ({fewest} tokens or more); "
-                f"max_tokens and the text encoder's positions allow {longest} in all"
+                f"reserve: {reserve} pseudo-tokens leave no space for a caption of {shortest} tokens; max_tokens and "
+                f"the text encoder's positions allow {limit} in total"
             )
         return dict(
             self.tokenizer(
                 list(captions),
                 padding=True,
                 truncation=True,
-                max_length=longest - reserve,
+                max_length=limit - reserve,
                 return_tensors="pt",
                 return_special_tokens_mask=True,
                 return_offsets_mapping=True,
             )
         )
 
-    def _longest(self) -> int:
-        """Most tokens that configuration, tokenizer and position embeddings allow."""
+    def _max_tokens(self) -> int:
+        """The number of tokens that configuration, tokenizer and position embeddings allow."""
         positions = getattr(self.model.config, "max_position_embeddings", 512)
         embedding = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-        if embedding is not None and embedding.padding_idx is not None:  # RoBERTa's start after the padding index
-            positions -= embedding.padding_idx + 1
+        if embedding is not None and embedding.padding_idx is not None:
+            positions -= embedding.padding_idx + 1  # RoBERTa's positions start after the padding index
         return min(self.config.max_tokens, self.tokenizer.model_max_length, positions)
 
     def forward(
         self, tokens: dict[str, Tensor], pseudo_tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Encode what `tokenize` returned, with pseudo-tokens before the end token of each caption (5.9), (5.14).
+        """Encode the output of `tokenize`, with pseudo-tokens before the end token of each caption (5.9), (5.14).
 
         Args:
             tokens: N captions, padded on the right.
-            pseudo_tokens: input embeddings `[N, P, token_width]`, floating, on the model's device, or None. They are
-                read as word embeddings are: positions run on over them and the text attends to them.
+            pseudo_tokens: input embeddings `[N, P, token_width]`, floating point, on the model's device, or None. They
+                are treated like word embeddings: they get positions, and the text attends to them.
 
         Returns:
-            Global features `[N, width]`, token features `[N, L_t + P, width]`, the mask `[N, L_t + P]` of tokens that
-            stand for text (not padding, `[CLS]`, `[SEP]` and their like, nor pseudo-tokens), and the characters of each
-            `[N, L_t + P, 2]`. The mean of "mean" pooling counts the pseudo-tokens.
+            Global features `[N, width]`; token features `[N, L_t + P, width]`; the mask `[N, L_t + P]`, boolean, that
+            excludes padding, special tokens and pseudo-tokens; and the character span of each token
+            `[N, L_t + P, 2]`. "mean" pooling includes the pseudo-tokens.
 
         Raises:
             TypeError, ValueError: `pseudo_tokens` do not fit the captions or the encoder, or padding is on the left.
         """
-        words = self.model.get_input_embeddings()
+        words = self._word_embeddings()
         inputs = {name: value.to(words.weight.device) for name, value in tokens.items()}
         if pseudo_tokens is None:
-            given = {"input_ids": inputs["input_ids"]}
+            model_inputs = {"input_ids": inputs["input_ids"]}
         else:
             self._check_pseudo_tokens(tokens, pseudo_tokens)
             ends = inputs["attention_mask"].sum(1) - 1
-            given = {"inputs_embeds": _insert(words(inputs["input_ids"]), pseudo_tokens, ends)}
-            places = pseudo_tokens.shape[:2]
+            model_inputs = {"inputs_embeds": _insert(words(inputs["input_ids"]), pseudo_tokens, ends)}
+            shape = pseudo_tokens.shape[:2]
             for name, value in (("attention_mask", 1), ("special_tokens_mask", 1), ("offset_mapping", 0)):
-                new = inputs[name].new_full((*places, *inputs[name].shape[2:]), value)
+                new = inputs[name].new_full((*shape, *inputs[name].shape[2:]), value)
                 inputs[name] = _insert(inputs[name], new, ends)
         attention = inputs["attention_mask"]
         outputs = self.model(
-            **given,
+            **model_inputs,
             attention_mask=attention,
             output_hidden_states=self.token_layer < self.model.config.num_hidden_layers,
         )
-        features = outputs.last_hidden_state
-        tokens_of = features if outputs.hidden_states is None else outputs.hidden_states[self.token_layer]
+        if outputs.hidden_states is None:
+            features = outputs.last_hidden_state
+        else:
+            features = outputs.hidden_states[self.token_layer]
         mask = attention.bool() & ~inputs["special_tokens_mask"].bool()
-        return self._pool(outputs, attention), tokens_of, mask, inputs["offset_mapping"]
+        return self._pool(outputs, attention), features, mask, inputs["offset_mapping"]
 
-    def _pool(self, outputs, attention: Tensor) -> Tensor:
+    def _word_embeddings(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    def _pool(self, outputs: Any, attention: Tensor) -> Tensor:
         if self.config.pooling == "pooler":
             return outputs.pooler_output
         features = outputs.last_hidden_state
@@ -209,39 +231,46 @@ class TextEncoder(nn.Module):
         return (features * weight).sum(1) / weight.sum(1)
 
     def _check_pseudo_tokens(self, tokens: dict[str, Tensor], pseudo_tokens: Tensor) -> None:
-        device, attention = self.model.get_input_embeddings().weight.device, tokens["attention_mask"]
+        device = self._word_embeddings().weight.device
+        attention = tokens["attention_mask"]
         checks.embeddings("pseudo_tokens", pseudo_tokens, "N, P, D_T")
         captions, length = attention.shape
-        count, extra, width = pseudo_tokens.shape
+        count, inserted, width = pseudo_tokens.shape
         if count != captions or width != self.token_width:
             raise ValueError(
                 f"pseudo_tokens must have shape [N, P, D_T] with N = {captions} captions and D_T = {self.token_width}, "
-                f"got {[count, extra, width]}"
+                f"got {[count, inserted, width]}"
             )
         if pseudo_tokens.device != device:
             raise ValueError(f"pseudo_tokens must be on the model's device ({device}), got {pseudo_tokens.device}")
-        if length + extra > self._longest():
+        if length + inserted > self._max_tokens():
             raise ValueError(
-                f"pseudo_tokens: {extra} of them and {length} tokens are more than the {self._longest()} that "
-                f"max_tokens and the text encoder's positions allow; tokenize with reserve={extra}"
+                f"pseudo_tokens: {inserted} pseudo-tokens and {length} tokens exceed the {self._max_tokens()} that "
+                f"max_tokens and the text encoder's positions allow; tokenize with reserve={inserted}"
             )
         if bool((attention[:, 1:] > attention[:, :-1]).any()) or not bool(attention[:, 0].all()):
-            raise ValueError("tokens must be padded on the right where there are pseudo_tokens, got left padding")
+            raise ValueError("tokens must be padded on the right to insert pseudo_tokens, got left padding")
 
 
-def _insert(value: Tensor, new: Tensor, places: Tensor) -> Tensor:
-    """`value [N, L, ...]` with `new [N, P, ...]` from place `places [N]` on: `[N, L + P, ...]`."""
-    length, extra, first = value.shape[1], new.shape[1], places[:, None]
-    index = torch.arange(length + extra, device=value.device)
-    moved = torch.where(index < first + extra, length + index - first, index - extra)
-    source = torch.where(index < first, index, moved)
+def _insert(value: Tensor, new: Tensor, position: Tensor) -> Tensor:
+    """Insert `new [N, P, ...]` into `value [N, L, ...]` before index `position [N]`: `[N, L + P, ...]`."""
+    length = value.shape[1]
+    inserted = new.shape[1]
+    first = position[:, None]
+    index = torch.arange(length + inserted, device=value.device)
+    after_first = torch.where(index < first + inserted, length + index - first, index - inserted)
+    source = torch.where(index < first, index, after_first)  # index into the concatenation of `value` and `new`
     return torch.cat([value, new], 1)[torch.arange(len(value), device=value.device)[:, None], source]
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int):
-    """A lower-case byte-level BPE tokenizer with BERT's special tokens; the same captions give the same tokenizer.
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
+    """Train a lowercase byte-level BPE tokenizer with BERT's special tokens. It depends only on the set of captions.
+
+    Args:
+        captions: training data.
+        vocabulary: maximum size of the vocabulary.
 
     Raises:
-        ValueError: there is no caption to train on.
+        ValueError: `captions` is empty.
     """
     return train_bpe(captions, vocabulary, _SPECIAL_TOKENS, "[CLS] $A [SEP]")

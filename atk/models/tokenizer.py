@@ -1,33 +1,40 @@
-"""A tokenizer trained on the captions, for models without a pretrained one; and the way to transformers."""
+"""A tokenizer trained on the captions, for models without a pretrained one, and the import of transformers."""
 
 import contextlib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+from atk.extras import optional_imports
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def train_bpe(
     captions: Iterable[str], vocabulary: int, special_tokens: dict[str, str], template: str, **options: object
-):
-    """A lower-case byte-level BPE tokenizer; the same captions give the same tokenizer.
+) -> "PreTrainedTokenizerFast":
+    """Train a lowercase byte-level BPE tokenizer. It depends only on the set of captions.
 
     Args:
-        captions: what it is trained on.
-        vocabulary: most entries.
-        special_tokens: transformers' names of them and their spellings, in the order of their numbers from 0.
-        template: what an encoded caption `$A` looks like, such as `"[CLS] $A [SEP]"`.
-        options: of `transformers.PreTrainedTokenizerFast`.
+        captions: training data.
+        vocabulary: maximum size of the vocabulary.
+        special_tokens: spelling of each special token by its name in transformers, in the order of their ids from 0.
+        template: format of an encoded caption `$A`, such as `"[CLS] $A [SEP]"`.
+        options: keyword arguments of `transformers.PreTrainedTokenizerFast`.
 
     Raises:
-        ValueError: there is no caption to train on.
+        ValueError: `captions` is empty.
     """
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    with optional_imports:
+        import tokenizers
+        from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    captions = sorted(set(captions))
-    if not captions:
+    texts = sorted(set(captions))
+    if not texts:
         raise ValueError("captions: at least one caption is needed to train a tokenizer")
-    # Not WordPiece: its trainer numbers "##" pieces in hash order, and a resumed run must repeat the killed one.
+    # Not WordPiece: its trainer assigns ids to "##" pieces in hash order, and resumed runs must be reproducible.
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=special_tokens["unk_token"]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -38,7 +45,7 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     ids = [(name, tokenizer.token_to_id(name)) for name in template.split() if name != "$A"]
     tokenizer.post_processor = processors.Sequence(
         [
@@ -46,14 +53,15 @@ def train_bpe(
             processors.TemplateProcessing(single=template, special_tokens=ids),
         ]
     )
-    # add_prefix_space: transformers 4 would take it away from a tokenizer that it loads.
+    # add_prefix_space: transformers 4 would remove it from a tokenizer that it loads.
     return import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, add_prefix_space=True, **special_tokens, **options
     )
 
 
 def import_transformers() -> ModuleType:
-    """transformers, once it can import the torchaudio that fits this torch, where there is one."""
+    """Import transformers, after the shim that lets it import torchaudio if one for this torch is installed."""
     with contextlib.suppress(ImportError):
         importlib.import_module("atk.data.torchaudio_shim")
-    return importlib.import_module("transformers")
+    with optional_imports:
+        return importlib.import_module("transformers")

@@ -1,4 +1,4 @@
-"""Alignment map, score, figure and event tables, on a model whose embeddings are known."""
+"""Alignment maps, scores and figures of a model with known embeddings, and tables of events."""
 
 import csv
 
@@ -41,30 +41,31 @@ def test_map_merges_tokens_into_words():
     assert rows["then"] == [0, 0, 1, 0, 0]
 
 
-def test_map_averages_the_pieces_of_a_word():
-    class Pieces(FakeModel):
+def test_map_averages_the_tokens_of_a_word():
+    class TwoSounds(FakeModel):
         def embed_text(self, captions):
             text = super().embed_text(captions)
-            text.tokens[0, 1], text.tokens[0, 2] = torch.eye(4)[0], torch.eye(4)[2]
+            text.tokens[0, 1] = torch.eye(4)[0]
+            text.tokens[0, 2] = torch.eye(4)[2]
             return text
 
-    alignment = similarity_map(Pieces(), clip("dog", "engine", "bell"), "barking bell")
+    alignment = similarity_map(TwoSounds(), clip("dog", "engine", "bell"), "barking bell")
     assert alignment.words == ["barking", "bell"]
     assert alignment.similarity[0].tolist() == pytest.approx([1 / 3, 1 / 3, 0])  # bar, kin, g
 
 
-def test_map_of_a_list_embeds_each_entry_by_itself():
+def test_map_of_a_list_embeds_each_entry_separately():
     alignment = similarity_map(FakeModel(), clip(*SCENE), ["engine", "a dog"])
     assert alignment.words == ["engine", "a dog"]
     assert alignment.similarity.tolist() == [[0, 0, 0, 1, 0], [0.5, 0.5, 0.5, 0, 0]]
 
 
 @pytest.mark.parametrize("caption", ["cafe\u0301 dog", "naïve 犬 dog", "o'clock re-entry dog"])
-def test_words_hold_marks_apostrophes_and_hyphens(caption):
+def test_words_include_accents_apostrophes_and_hyphens(caption):
     assert similarity_map(FakeModel(), clip("dog"), caption).words == caption.split()
 
 
-def test_words_beyond_the_tokenizers_limit_are_left_out():
+def test_truncated_words_are_left_out():
     class Short(FakeModel):
         def embed_text(self, captions):
             text = super().embed_text(captions)
@@ -77,7 +78,7 @@ def test_words_beyond_the_tokenizers_limit_are_left_out():
     assert (result["right"], result["phrases"], result["left_out"]) == (100, 1, 1)
 
 
-def test_map_with_a_trained_word_piece_tokenizer():
+def test_map_with_a_trained_subword_tokenizer():
     audio = AudioEncoderConfig(mel_bins=16, channels=(2, 2, 2, 2), width=8, layers=1, heads=1)
     text = TextEncoderConfig(vocabulary=40, width=8, layers=1, heads=1)
     model = CLAP.create(ModelConfig(4, audio, text), ["a dog barks", "the bells ring"]).eval()
@@ -100,23 +101,23 @@ def test_map_refuses_text_without_words(text):
         similarity_map(FakeModel(), clip("dog"), text)
 
 
-def test_score_counts_the_best_frames_inside():
+def test_score_counts_best_frames_inside_events():
     events = [
-        Event("a.wav", "dog", "dog", 0.0, 0.2),  # right: both best frames touch it
+        Event("a.wav", "dog", "dog", 0.0, 0.2),  # right: both best frames are inside
         Event("a.wav", "engine", "an engine", 0.0, 0.1),  # wrong: the best frame is the fourth
         Event("b.wav", "bell", "bells", 0.0, 0.1),  # of another clip
-        Event("a.wav", "rain", "rain", 0.0, 0.1),  # no caption names it
+        Event("a.wav", "rain", "rain", 0.0, 0.1),  # no caption contains it
     ]
     result = score(SCENE, events)
     assert result["right"] == 50
     assert result["phrases"] == 2 and result["left_out"] == 1
-    # The frames centred at 0.05, 0.15 and, at half a frame's tolerance, 0.25; then 0.05 and 0.15.
+    # Frames centered at 0.05, 0.15 and, within half a frame, 0.25; then 0.05 and 0.15.
     assert result["chance"] == pytest.approx(100 * (3 / 5 + 2 / 5) / 2)
 
 
 @pytest.mark.parametrize(("start", "right"), [(0.39, 100), (0.401, 0)])
-def test_score_tolerates_half_a_frame(start, right):
-    event = Event("a.wav", "engine", "engine", start, 0.5)  # the engine's frame is centred at 0.35
+def test_score_has_a_tolerance_of_half_a_frame(start, right):
+    event = Event("a.wav", "engine", "engine", start, 0.5)  # the frame of the engine is centered at 0.35
     assert score(SCENE, [event])["right"] == right
 
 
@@ -125,14 +126,15 @@ def test_score_needs_every_tied_frame_inside():
     assert score(("",) * 5, [Event("a.wav", "dog", "dog", 0.0, 0.3)])["right"] == 0
 
 
-def test_score_takes_events_with_one_phrase_together():
+def test_score_groups_events_with_the_same_phrase():
     events = [Event("a.wav", "dog", "dog", 0.4, 0.5), Event("a.wav", "dog", "DOG", 0.0, 0.2)]
     assert score(SCENE, events)["right"] == 100
     assert score(SCENE, events)["phrases"] == 1
 
 
-def test_score_takes_the_best_word_of_a_phrase():
-    mixed = clip("dog", "bell")  # the second frame will be nearer to both words together, and to neither alone
+def test_score_uses_the_best_word_of_a_phrase():
+    mixed = clip("dog", "bell")
+    # The second frame is most similar to the mean of both words, but to neither of them.
     mixed.frames[1] = (mixed.frames[0] + mixed.frames[1]) / 2**0.5
     event = Event("a.wav", "x", "bell dog", 0.0, 0.04)
     result = alignment_score(FakeModel(), {"a.wav": mixed}, {"a.wav": ["bell dog"]}, [event])
@@ -161,7 +163,7 @@ def write_scene(folder, name="clip one é.wav", scene=SCENE):
     return path
 
 
-def test_align_writes_picture_and_numbers(tmp_path):
+def test_align_writes_figure_and_csv(tmp_path):
     audio = write_scene(tmp_path)
     lines = ["file_name,event,phrase,start,end", "audio/clip one é.wav,dog,a dog,0.0,0.2", "other.wav,dog,dog,0,1"]
     (tmp_path / "events.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -172,14 +174,14 @@ def test_align_writes_picture_and_numbers(tmp_path):
         rows = list(csv.reader(file))
     assert rows[0] == ["word", "0.050", "0.150", "0.250", "0.350", "0.450"]
     assert [row[0] for row in rows[1:]] == alignment.words
-    numbers = np.array([row[1:] for row in rows[1:]], dtype=float)
-    np.testing.assert_allclose(numbers, alignment.similarity.numpy(), atol=1e-6)
+    values = np.array([row[1:] for row in rows[1:]], dtype=float)
+    np.testing.assert_allclose(values, alignment.similarity.numpy(), atol=1e-6)
     with Image.open(out) as image:
         assert image.format == "PNG" and image.width >= 1000 and image.height >= 500
 
 
 def test_figure_shows_scores_where_and_when_they_are(tmp_path):
-    """The best cells (yellow) stand left of the others, and the colour of events is drawn only where there are any."""
+    """The best cells (yellow) are left of the others, and the color of events appears only if there are events."""
     alignment = similarity_map(FakeModel(), clip("dog", "", "", "", ""), ["dog"])
     mel = torch.zeros(10, 16)
     plain, marked = tmp_path / "plain.png", tmp_path / "marked.png"
@@ -189,27 +191,27 @@ def test_figure_shows_scores_where_and_when_they_are(tmp_path):
     yellow = np.abs(pixels - (253, 231, 37)).sum(2) < 10
     dark = np.abs(pixels - (68, 1, 84)).sum(2) < 10
     columns = yellow.sum(0) > 50
-    columns[int(0.9 * len(columns)) :] = False  # the colour bar
-    other = np.flatnonzero(dark.sum(0) > 50)
-    assert columns.any() and np.flatnonzero(columns).max() < other[: int(0.9 * len(other))].min() + 3
+    columns[int(0.9 * len(columns)) :] = False  # the color bar
+    dark_columns = np.flatnonzero(dark.sum(0) > 50)
+    assert columns.any() and np.flatnonzero(columns).max() < dark_columns[: int(0.9 * len(dark_columns))].min() + 3
     orange = (255, 127, 14)
     count = [(np.asarray(Image.open(path).convert("RGB")) == orange).all(2).sum() for path in (plain, marked)]
     assert count[0] == 0 and count[1] > 500
 
 
 def test_figure_takes_any_text(tmp_path):
-    """Dollar signs and braces are not typeset as mathematics, and a long title is broken into lines."""
+    """Dollar signs and braces are not typeset as math, and a long title is wrapped."""
     text = "costs $5_x} and $6^{ " + "dog " * 60
     alignment = similarity_map(FakeModel(), clip("dog", ""), text)
     events = [Event("a.wav", "money", "$5_x", 0.0, 0.1)]
-    numbers = align_figure(tmp_path / "a.png", torch.zeros(4, 8), alignment, 0.2, events, title=text)
-    assert numbers == tmp_path / "a.csv"
-    assert numbers.read_text().splitlines()[2].startswith("$5_x,")
+    table = align_figure(tmp_path / "a.png", torch.zeros(4, 8), alignment, 0.2, events, title=text)
+    assert table == tmp_path / "a.csv"
+    assert table.read_text().splitlines()[2].startswith("$5_x,")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width == 1500
 
 
-def test_align_of_a_long_file_by_windows(tmp_path):
+def test_align_of_a_long_file_in_windows(tmp_path):
     audio = write_scene(tmp_path, scene=("dog", "", "", "bell", "", "engine", "dog"))
     alignment = align(FakeModel(), audio, ["dog", "engine"], tmp_path / "a.png", clip_seconds=0.3)
     assert alignment.similarity.tolist() == [[1, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0]]
@@ -232,7 +234,7 @@ def test_find_events(tmp_path):
     expected = [Event("audio/a.wav", "dog", "a dog", 0.5, 1.0)]
     assert find_events(audio) == find_events(audio, table) == expected
     assert find_events(write_scene(tmp_path, "c.wav")) == []
-    with pytest.raises(ValueError, match=r"events.csv names no event of .*c.wav"):
+    with pytest.raises(ValueError, match=r"events.csv lists no event of .*c.wav"):
         find_events(tmp_path / "audio" / "c.wav", table)
 
 
@@ -250,7 +252,7 @@ def test_find_events(tmp_path):
         (read_twins, "file_name\na", "lacks the column twin"),
     ],
 )
-def test_malformed_tables_are_named(tmp_path, reader, text, message):
+def test_malformed_tables_are_refused(tmp_path, reader, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"table.csv.*{message}"):

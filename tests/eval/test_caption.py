@@ -1,4 +1,4 @@
-"""Captioning of held-out splits and of files, apart from training."""
+"""Captioning of held-out splits and of files."""
 
 import pytest
 import soundfile
@@ -9,7 +9,7 @@ from support.tiny_captioner import tiny
 import atk.eval.captioning
 from atk.data import Clip, MixConfig, ReferencePool
 from atk.eval.caption_metrics import CaptionScores
-from atk.eval.captioning import Captions, CaptionSplit, caption_file, evaluate_captions, named
+from atk.eval.captioning import Captions, CaptionSplit, caption_file, class_mentions, evaluate_captions
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def model():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four test clips, a train and a test recording to mix in, and a pool of two classes."""
+    """A data folder with one training clip and four test clips, and a pool of recordings of two classes."""
     for name, count in (("train", 1), ("test", 4)):
-        files = [f"{name}{number}.wav" for number in range(count)]
-        for number, file in enumerate(files):
-            write_clip(tmp_path / file, 100 + 30 * number)
+        files = [f"{name}{i}.wav" for i in range(count)]
+        for i, file in enumerate(files):
+            write_clip(tmp_path / file, 100 + 30 * i)
         lines = [f"{file},a low tone" for file in files]
         (tmp_path / f"{name}.csv").write_text("\n".join(["file_name,caption", *lines]) + "\n")
     for name in ("dog", "bell"):
@@ -37,18 +37,19 @@ def read(folder, **mix):
 
 
 def count_encoded(model):
-    """How many windows each call of the encoder takes, and the hook to remove."""
+    """The number of windows in each later call of the encoder, and the hook to remove."""
     calls = []
-    return calls, model.audio_encoder.register_forward_hook(lambda _, given, output: calls.append(len(given[0])))
+    return calls, model.audio_encoder.register_forward_hook(lambda _, inputs, output: calls.append(len(inputs[0])))
 
 
 def scores_of(values):
-    """A stand-in for `caption_metrics` that returns the values in turn and keeps what it was asked."""
-    asked, left = [], iter(values)
-    return asked, lambda candidates, references: asked.append((candidates, references)) or next(left)
+    """A list of calls, and a stand-in for `caption_metrics` that records them and returns the values in turn."""
+    calls = []
+    remaining = iter(values)
+    return calls, lambda candidates, references: calls.append((candidates, references)) or next(remaining)
 
 
-def test_tags_of_another_form_do_not_matter(folder):
+def test_tags_in_another_format_are_ignored_without_soundscapes(folder):
     (folder / "tags.csv").write_text("id,anything\n1,many\n")
     assert read(folder).classes == [frozenset()] * 4
     (folder / "soundscapes.yaml").write_text("")
@@ -56,59 +57,59 @@ def test_tags_of_another_form_do_not_matter(folder):
         read(folder)
 
 
-def test_clips_that_hold_every_class_are_left_unmixed_and_named(folder, model, monkeypatch):
+def test_clips_with_every_class_are_not_mixed_and_are_listed(folder, model, monkeypatch):
     (folder / "soundscapes.yaml").write_text("")
     (folder / "tags.csv").write_text("file_name,dog,bell\ntest0.wav,1,1\ntest1.wav,1,0\n")
-    ones = [CaptionScores({"BLEU-1": 1.0}, {}, "PTB")] * 3
-    asked, monkeypatched = scores_of(ones)
-    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", monkeypatched)
+    calls, fake_metrics = scores_of([CaptionScores({"BLEU-1": 1.0}, {}, "PTB")] * 3)
+    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", fake_metrics)
     result, rows = evaluate_captions(model, read(folder, references=str(folder / "pool")), beams=1)
     assert result["unmixed"] == ["test0.wav"] and result["clips"] == 4 and result["skipped"] == []
     assert [row.added for row in rows[:2]] == ["", "bell/a.wav"] and all(row.added for row in rows[2:])
     assert rows[0].mix == rows[0].minus_added == rows[0].minus_input == ""
-    assert [len(candidates) for candidates, _ in asked] == [len(references) for _, references in asked] == [4, 3, 3]
+    assert [len(candidates) for candidates, _ in calls] == [len(references) for _, references in calls] == [4, 3, 3]
     assert set(result["named"]) <= {"input", "mix", "minus_added", "minus_input"}
     (folder / "tags.csv").write_text("file_name,dog,bell\n" + "".join(f"test{n}.wav,1,1\n" for n in range(4)))
     with pytest.raises(ValueError, match=r"references: none of 2 can be mixed into test0\.wav"):
         read(folder, references=str(folder / "pool"))
 
 
-def test_what_is_missing_for_one_way_is_listed(folder, model, monkeypatch):
+def test_metrics_missing_for_one_mode_are_listed(folder, model, monkeypatch):
     stopped = CaptionScores({"BLEU-1": 1.0}, {"METEOR": "stopped after 600 s"}, "PTB")
-    whole = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "PTB")
-    other = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "Python")
-    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", scores_of([stopped, whole, other])[1])
+    complete = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "PTB")
+    python = CaptionScores({"BLEU-1": 1.0, "METEOR": 0.3}, {}, "Python")
+    monkeypatch.setattr(atk.eval.captioning, "caption_metrics", scores_of([stopped, complete, python])[1])
     result, _ = evaluate_captions(model, read(folder), beams=1)
     assert result["missing"] == {"METEOR": "stopped after 600 s"} and result["tokenizer"] == "PTB; Python"
 
 
-def test_held_out_recordings_of_a_captioned_folder_are_those_of_its_test_split(folder):
+def test_recordings_of_a_captioned_folder_come_from_its_test_split(folder):
     assert [clip.file_name for clip in read(folder, references=str(folder)).pool.clips] == [
-        f"test{number}.wav" for number in range(4)
+        f"test{i}.wav" for i in range(4)
     ]
 
 
 @pytest.mark.parametrize("difference", ["mask", "subtraction"])
-def test_reference_windows_are_encoded_once_and_few_at_a_time(model, tmp_path, difference):
-    audio, other = (write_clip(tmp_path / f"{name}.wav", 100, seconds=20.0).path for name in ("a", "b"))
+def test_reference_windows_are_encoded_once_in_small_batches(model, tmp_path, difference):
+    audio, reference = (write_clip(tmp_path / f"{name}.wav", 100, seconds=20.0).path for name in ("a", "b"))
     last = write_clip(tmp_path / "c.wav", 200, seconds=3.5).path
     captioner = model.with_difference(difference, 2).eval()
     calls, hook = count_encoded(captioner)
-    captions = caption_file(captioner, audio, [other, last], clip_seconds=1.0, beams=1)
+    captions = caption_file(captioner, audio, [reference, last], clip_seconds=1.0, beams=1)
     hook.remove()
     assert len(captions) == 20 and sum(calls) == 20 + 20 + 4 and max(calls) <= 8
     assert captions[3][:2] == (3.0, 4.0)
 
 
 @pytest.mark.parametrize("difference", ["mask", "subtraction"])
-def test_a_file_is_captioned_as_the_model_captions_its_window(model, tmp_path, difference, monkeypatch):
-    rate, captioner = model.sample_rate, model.with_difference(difference, 2).eval()
+def test_caption_file_matches_generate_on_its_window(model, tmp_path, difference, monkeypatch):
+    rate = model.sample_rate
+    captioner = model.with_difference(difference, 2).eval()
     waves = 0.1 * torch.randn(3, rate)
     for name, wave in zip("abc", waves, strict=True):
         soundfile.write(tmp_path / f"{name}.wav", wave.numpy(), rate, subtype="FLOAT")
     seen = []
     decode = captioner.decoder.generate
-    monkeypatch.setattr(captioner.decoder, "generate", lambda *given: seen.append(given) or decode(*given))
+    monkeypatch.setattr(captioner.decoder, "generate", lambda *args: seen.append(args) or decode(*args))
     files = [tmp_path / f"{name}.wav" for name in "abc"]
     ((_, _, text),) = caption_file(captioner, files[0], files[1:], clip_seconds=1.0, beams=1)
     lengths = torch.tensor([rate])
@@ -125,14 +126,14 @@ def test_without_references_a_file_is_captioned_alone(model, tmp_path):
         caption_file(plain, audio, [audio])
 
 
-def test_named_counts_events_of_the_clip_and_of_the_added_sound():
+def test_class_mentions_count_events_of_the_clip_and_of_the_added_sound():
     pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
-    said = [
+    rows = [
         Captions("0", "", "a dog barks"),
         Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),
         Captions("2", "b.wav", "a siren wails", "a dog barks", "a siren wails", "a siren wails"),
     ]
-    result = named(said, [frozenset({"rain"}), frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
+    result = class_mentions(rows, [frozenset({"rain"}), frozenset({"dog bark"}), frozenset({"siren", "engine"})], pool)
     assert result["input"] == {"target": 50.0, "added": 0.0, "target_alone": 66.67}
     assert result["mix"] == {"target": 33.33, "added": 100.0, "target_alone": 0.0}
     assert result["minus_added"] == {"target": 66.67, "added": 0.0, "target_alone": 100.0}

@@ -1,4 +1,4 @@
-"""Captioning metrics: equal to the published code, right where a hand can count, honest about what is missing."""
+"""Captioning metrics against the published code and cases computed by hand, and reports of what is missing."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from atk.eval import caption_metrics as module
-from atk.eval.caption_metrics import METRICS, caption_metrics
+from atk.eval import java
+from atk.eval.caption_metrics import METRICS, _tokenize, caption_metrics
 
 SENTENCES = json.loads(Path(__file__).with_name("captions_scored.json").read_text(encoding="utf-8"))
-# pycocoevalcap 1.2 run by itself on these sentences: its PTBTokenizer, then Bleu(4), Meteor, Rouge and Cider.
+# From pycocoevalcap 1.2 itself on these sentences: PTBTokenizer, then Bleu(4), Meteor, Rouge and Cider.
 PUBLISHED = {
     "BLEU-1": 0.9241249156495204,
     "BLEU-2": 0.8148409617877559,
@@ -37,7 +37,7 @@ def no_java(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake_java(tmp_path, monkeypatch):
-    """Puts a program called java, with the given text, first on the PATH."""
+    """A function that puts a program called java, with the given text, first on the PATH."""
 
     def put(text):
         (tmp_path / "bin").mkdir()
@@ -53,7 +53,7 @@ def score(candidate, *references):
 
 
 @needs_java
-def test_equal_to_the_published_code(capfd):
+def test_scores_equal_the_published_code(capfd):
     scores = caption_metrics(**SENTENCES)
     assert list(scores.values)[: len(PUBLISHED)] == list(PUBLISHED)
     for name, value in PUBLISHED.items():
@@ -63,7 +63,7 @@ def test_equal_to_the_published_code(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_java_the_rest_is_equal_and_the_command_is_named(no_java, capfd):
+def test_without_java_other_scores_are_equal_and_the_command_is_named(no_java, capfd):
     scores = caption_metrics(**SENTENCES)
     assert list(scores.values) == WITHOUT_JAVA
     for name in WITHOUT_JAVA:
@@ -75,7 +75,7 @@ def test_without_java_the_rest_is_equal_and_the_command_is_named(no_java, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_small_cases_counted_by_hand(no_java):
+def test_small_cases_computed_by_hand(no_java):
     values = score("a dog barks loudly", "a dog barks twice")
     assert values["BLEU-1"] == pytest.approx(3 / 4)  # three of four words
     assert values["BLEU-2"] == pytest.approx(math.sqrt(3 / 4 * 2 / 3))  # two of three pairs
@@ -102,13 +102,13 @@ def test_perfect_and_disjoint_captions(no_java):
 
 
 @needs_java
-def test_meteor_for_real():
-    # The jar knows that barking is a form of barks; words that only look alike count less.
+def test_meteor_matches_word_forms():
+    # METEOR matches word stems: barking and barks.
     assert score("a dog barking", "a dog barks")["METEOR"] > score("a dog sleeping", "a dog barks")["METEOR"] > 0
 
 
 @pytest.mark.parametrize("java", [pytest.param(True, marks=needs_java), False])
-def test_odd_captions(java, tmp_path, monkeypatch):
+def test_unusual_captions(java, tmp_path, monkeypatch):
     if not java:
         monkeypatch.setenv("PATH", str(tmp_path))
     candidates = ["", "ein Hündchen bellt\nzweimal!", "犬が吠える\u2028\r", "...", "a ||| b\tc", "  "]
@@ -126,17 +126,17 @@ def test_odd_captions(java, tmp_path, monkeypatch):
     assert scores.tokenizer.startswith("PTB" if java else "Python")
 
 
-def test_line_breaks_are_spaces_and_letters_outside_ascii_survive(no_java):
+def test_line_breaks_are_spaces_and_non_ascii_letters_are_kept(no_java):
     assert score("ein Hündchen\n\u2028bellt 犬!", "ein hündchen bellt 犬")["BLEU-4"] == pytest.approx(1.0)
 
 
-def test_one_clip_has_no_document_frequencies(no_java):
+def test_cider_of_a_single_clip_is_zero(no_java):
     assert score("a dog barks", "a dog barks")["CIDEr"] == 0.0
 
 
 def test_references_without_words(no_java):
     scores = caption_metrics(["a dog"], [["..."]])
-    assert scores.missing["CIDEr"] == "no reference holds a word" and scores.values["BLEU-1"] < 1e-6
+    assert scores.missing["CIDEr"] == "no reference contains a word" and scores.values["BLEU-1"] < 1e-6
     assert scores.missing["SPIDEr"] == "needs CIDEr and SPICE"
 
 
@@ -155,7 +155,7 @@ def test_tokens(text, tokens, java, tmp_path, monkeypatch):
 
     if not java:
         monkeypatch.setenv("PATH", str(tmp_path))
-    assert module._tokenize([text, "", text], frozenset(PUNCTUATIONS), 60.0)[0] == [tokens, "", tokens]
+    assert _tokenize([text, "", text], frozenset(PUNCTUATIONS), 60.0)[0] == [tokens, "", tokens]
 
 
 def test_without_the_library(monkeypatch):
@@ -169,19 +169,19 @@ def test_without_the_library(monkeypatch):
 
 def test_without_jars_and_models(tmp_path, monkeypatch, fake_java):
     fake_java("#!/bin/sh\nexit 1\n")
-    monkeypatch.setattr(module, "_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr(java, "package_folder", lambda package: tmp_path / package)
     scores = caption_metrics(**SENTENCES)
     assert list(scores.values) == WITHOUT_JAVA
-    assert "stanford-corenlp-3.4.1.jar is not there" in scores.tokenizer
-    assert "meteor-1.5.jar is not there; pip install" in scores.missing["METEOR"]
-    assert "spice-1.0.jar is not there; pip install" in scores.missing["SPICE"]
+    assert "stanford-corenlp-3.4.1.jar is missing" in scores.tokenizer
+    assert "meteor-1.5.jar is missing; pip install" in scores.missing["METEOR"]
+    assert "spice-1.0.jar is missing; pip install" in scores.missing["SPICE"]
     (tmp_path / "spice").mkdir()
     (tmp_path / "spice" / "spice-1.0.jar").touch()
     reason = caption_metrics(["a dog"], [["a dog"]]).missing["SPICE"]
-    assert "stanford-corenlp-3.6.0.jar is not there; python -m pycocoevalcap.spice.get_stanford_models" in reason
+    assert "stanford-corenlp-3.6.0.jar is missing; python -m pycocoevalcap.spice.get_stanford_models" in reason
 
 
-def test_java_that_fails_is_quoted_and_the_rest_is_kept(fake_java, capfd):
+def test_errors_of_java_are_quoted_and_other_metrics_kept(fake_java, capfd):
     fake_java("#!/bin/sh\necho noise\necho 'Error: no memory' >&2\necho '  at main' >&2\nexit 3\n")
     scores = caption_metrics(**SENTENCES)
     assert "java failed: Error: no memory" in scores.tokenizer
@@ -190,7 +190,7 @@ def test_java_that_fails_is_quoted_and_the_rest_is_kept(fake_java, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_java_that_is_no_program(fake_java, tmp_path, monkeypatch):
+def test_java_that_cannot_be_executed(fake_java, tmp_path, monkeypatch):
     fake_java("nothing\n")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     scores = caption_metrics(["a dog"], [["a dog"]])
@@ -229,12 +229,12 @@ print("noise")
 
 
 @pytest.mark.parametrize(("f", "expected"), [('[0.25, 0.75][clip["image_id"]]', 0.5), ("None", None)])
-def test_spice_and_spider_where_the_models_are(f, expected, tmp_path, monkeypatch, fake_java, capfd):
+def test_spice_and_spider_with_the_models(f, expected, tmp_path, monkeypatch, fake_java, capfd):
     fake_java(SPICE_JAVA.format(python=sys.executable, f=f))
     for name in ("spice-1.0.jar", "lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"):
         (tmp_path / "spice" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "spice" / name).touch()
-    monkeypatch.setattr(module, "_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr(java, "package_folder", lambda package: tmp_path / package)
     scores = caption_metrics(["a dog", "rain"], [["a dog"], ["heavy rain", "rain falls"]])
     if expected is None:
         assert "java failed" in scores.missing["SPICE"] and scores.missing["SPIDEr"] == "needs SPICE"
@@ -248,10 +248,10 @@ def test_spice_and_spider_where_the_models_are(f, expected, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("candidates", "references", "error", "message"),
     [
-        (["a"], [["a"], ["b"]], ValueError, "same number of clips, one at least, got 1 and 2"),
-        ([], [], ValueError, "one at least, got 0 and 0"),
-        (["a", "b"], [["a"], []], ValueError, r"references\[1\] must hold one caption"),
-        (["a"], [["", " \n"]], ValueError, r"references\[0\] must hold one caption"),
+        (["a"], [["a"], ["b"]], ValueError, "same number of clips, at least 1, got 1 and 2"),
+        ([], [], ValueError, "at least 1, got 0 and 0"),
+        (["a", "b"], [["a"], []], ValueError, r"references\[1\] must contain at least one caption"),
+        (["a"], [["", " \n"]], ValueError, r"references\[0\] must contain at least one caption"),
         (["a"], ["a"], TypeError, r"references\[0\] must be a list of strings"),
         (["a"], [[None]], TypeError, r"references\[0\] must be a list of strings"),
         ([None], [["a"]], TypeError, r"candidates\[0\] must be a string, got NoneType"),

@@ -1,4 +1,4 @@
-"""Evaluation and search from wav files to numbers, with a model whose answers are known."""
+"""Evaluation and search on audio files, with a model of known embeddings."""
 
 import csv
 
@@ -18,7 +18,7 @@ def write_csv(path, *rows):
 
 
 def write_folder(folder, clips):
-    """`clips`: file name -> (sounds of its frames, captions)."""
+    """Write a data folder with `clips`: file name -> (sounds of its frames, captions)."""
     folder.mkdir(exist_ok=True)
     for name, (sounds, _) in clips.items():
         soundfile.write(folder / name, sound(*sounds), RATE)
@@ -56,7 +56,7 @@ def test_retrieval_of_a_perfect_model(tmp_path):
 
 def test_retrieval_of_wrong_captions(tmp_path):
     clips = {
-        "a.wav": (["dog"], ["a bell"]),  # its clip ranks after b.wav and ties with c.wav
+        "a.wav": (["dog"], ["a bell"]),  # a.wav ranks after b.wav and ties with c.wav
         "b.wav": (["bell"], ["a bell sound"]),
         "c.wav": (["engine"], ["an engine"]),
     }
@@ -65,7 +65,7 @@ def test_retrieval_of_wrong_captions(tmp_path):
     assert metrics["mAP@10"] == pytest.approx(100 * (1 + 1 + 1 / 3) / 3)
 
 
-def test_clips_that_share_a_caption_are_all_right_for_it(tmp_path):
+def test_clips_that_share_a_caption_are_all_relevant_for_it(tmp_path):
     clips = {"a.wav": (["bell"], ["a dog"]), "b.wav": (["dog"], ["a dog"]), "c.wav": (["engine"], ["engine"])}
     result = evaluate_retrieval(FakeModel(), embed(write_folder(tmp_path / "data", clips)))
     assert result["text_to_audio"]["R@1"] == 100
@@ -86,11 +86,11 @@ def test_windows_are_averaged_by_their_length(tmp_path, batch_size):
     assert kept.times.tolist() == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45])
 
 
-def test_bad_files_are_named_and_left_out(tmp_path):
+def test_bad_files_are_skipped_and_listed(tmp_path):
     folder = write_folder(tmp_path / "data", CLIPS)
     (folder / "bell.wav").write_bytes(b"")
     broken = sound("dog", "dog", "dog", "dog").copy()
-    broken[-5] = float("nan")  # the header is fine, the second window is not
+    broken[-5] = float("nan")  # in the second window; the header is valid
     soundfile.write(folder / "dog.wav", broken, RATE, subtype="FLOAT")
     split = embed(folder, clip_seconds=0.2, batch_size=3)
     assert split.files == ["engine.wav", "both.wav"]
@@ -107,7 +107,7 @@ def test_bad_files_are_named_and_left_out(tmp_path):
         embed(folder, on_error="raise")
 
 
-def test_a_split_is_embedded_again_with_worker_processes(tmp_path):
+def test_a_split_can_be_embedded_repeatedly_with_worker_processes(tmp_path):
     data = EvalSplit(write_folder(tmp_path / "data", CLIPS), sample_rate=RATE, workers=1, clip_seconds=0.2)
     first, second = data.embed(FakeModel()), data.embed(FakeModel())
     assert torch.equal(first.pooled, second.pooled)
@@ -115,7 +115,7 @@ def test_a_split_is_embedded_again_with_worker_processes(tmp_path):
 
 
 def write_twins(folder):
-    """b.wav's captions fit a.wav better; c.wav and d.wav differ in what a global vector cannot tell."""
+    """Write a folder with twins: a caption of b.wav fits a.wav better; c.wav and d.wav differ only in silence."""
     clips = {
         "a.wav": (["dog"] * 4, ["a dog", "same"]),
         "b.wav": (["bell"] * 4, ["dog and dog", "the bell", "same"]),
@@ -133,14 +133,14 @@ def test_twins(tmp_path):
     split = embed(write_twins(tmp_path / "data"))
     assert split.clips.keys() == {"a.wav", "b.wav", "c.wav", "d.wav", "e.wav"}
     twins = evaluate_retrieval(FakeModel(), split)["twins"]
-    # "a dog" right, "dog and dog" wrong, "the bell" right. Global: "dog" (c) right, as d holds more silence, and
-    # "dog with dog" (d) wrong. Max-mean: "dog" (c) right, and (d) scores 1 on both, as "with" fits silence.
+    # "a dog" is right, "dog and dog" wrong, "the bell" right. Global: "dog" (c) is right, as d has more silence, and
+    # "dog with dog" (d) wrong. Max-mean: "dog" (c) is right, and (d) scores 1 for both, as "with" matches silence.
     assert (twins["pairs"], twins["captions"]) == (2, 5)
     assert twins["global"] == pytest.approx(100 * 3 / 5)
     assert twins["max_mean"] == pytest.approx(100 * 3 / 5)
 
 
-def test_twins_by_frames_where_the_global_vectors_are_equal(tmp_path):
+def test_twins_by_frames_with_equal_global_vectors(tmp_path):
     class Blind(FakeModel):
         def embed_audio(self, audio, lengths):
             audio = super().embed_audio(audio, lengths)
@@ -180,7 +180,7 @@ def test_tags_and_zero_shot(tmp_path):
     tags = evaluate_tags(Model(), split)
     assert prompts == ["the sound of dog", "the sound of church bell", "the sound of never"]
     assert (tags["tags"], tags["left_out"], tags["clips"]) == (2, 1, 4)
-    # dog: both positives that sound of it lead; engine ties with bell at 0. bell: perfect.
+    # dog: both clips that contain the sound rank first, engine.wav ties with bell.wav at 0. bell: perfect.
     assert tags["ROC-AUC"] == pytest.approx(100 * ((2 + 0.5) / 3 + 1) / 2)
     zero = zero_shot(FakeModel(), split)
     assert zero == {"accuracy": pytest.approx(200 / 3), "chance": pytest.approx(100 / 3), "classes": 3, "clips": 3}

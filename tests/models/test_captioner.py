@@ -1,4 +1,4 @@
-"""The captioner: its loss, its Diff block with and without references, generation, and saved models."""
+"""The captioner: loss, Diff block with and without references, generation and saved models."""
 
 import dataclasses
 
@@ -31,12 +31,12 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_token():
         ids = [bart.config.decoder_start_token_id, *tokenizer(CAPTIONS[n])["input_ids"]]
         assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[1:-1]).strip() == CAPTIONS[n]
         logits = bart(encoder_outputs=(z,), attention_mask=mask.long(), decoder_input_ids=torch.tensor([ids])).logits[0]
-        terms += [-logits[place].log_softmax(0)[ids[place + 1]] for place in range(len(ids) - 1)]
+        terms += [-logits[i].log_softmax(0)[ids[i + 1]] for i in range(len(ids) - 1)]
     assert loss.dtype == torch.float32 and loss.shape == ()
     torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_mask_sees_the_references_of_a_clip_one_after_the_other():
+def test_the_mask_attends_to_the_concatenated_references_of_a_clip():
     model = tiny()
     audio, lengths = clips(LENGTHS[:2]), LENGTHS[:2]
     reference_lengths = torch.tensor([[32000, 11000, 0], [0, 0, 25000]])
@@ -44,12 +44,12 @@ def test_the_mask_sees_the_references_of_a_clip_one_after_the_other():
     z, mask = model._features(audio, lengths, references, reference_lengths)
     for n, tracks in enumerate([[0, 1], [2]]):
         clip, _ = model.encode(audio[n : n + 1, : lengths[n]], lengths[n : n + 1])
-        found = [
+        encoded = [
             model.encode(references[n : n + 1, k, : reference_lengths[n, k]], reference_lengths[n : n + 1, k])[0]
             for k in tracks
         ]
-        every = torch.cat(found, 1)
-        expected = model.difference_block(clip, every, torch.ones(1, every.shape[1], dtype=torch.bool))
+        reference = torch.cat(encoded, 1)
+        expected = model.difference_block(clip, reference, torch.ones(1, reference.shape[1], dtype=torch.bool))
         torch.testing.assert_close(z[n, mask[n]], expected[0], rtol=1e-3, atol=1e-5)
         assert not torch.allclose(expected, clip, atol=1e-2)
 
@@ -63,14 +63,14 @@ def test_subtraction_is_frame_by_frame(samples):
     z, _ = model._features(audio, lengths, references, reference_lengths)
     expected = model.encode(audio, lengths)[0].clone()
     for k in range(2):
-        found = model.encode(references[:, k], reference_lengths[:, k])[0][:, : z.shape[1]]
-        expected[:, : found.shape[1]] -= found
+        reference = model.encode(references[:, k], reference_lengths[:, k])[0][:, : z.shape[1]]
+        expected[:, : reference.shape[1]] -= reference
     torch.testing.assert_close(z, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("difference", ["mask", "subtraction"])
-def test_absent_references_are_none(difference):
-    """A clip without references is captioned alone, whatever stands in its place and beside it in the batch."""
+def test_absent_references_are_ignored(difference):
+    """A clip without references is captioned alone, whatever the padding and the rest of the batch contain."""
     model = tiny(difference=difference)
     audio, tokens = clips(LENGTHS), model.tokenize(CAPTIONS)
     alone, mask = model._features(audio, LENGTHS, None, None)
@@ -78,17 +78,19 @@ def test_absent_references_are_none(difference):
     none = torch.zeros(4, 2, dtype=torch.int64)
     assert torch.equal(model(audio, LENGTHS, tokens), model(audio, LENGTHS, tokens, absent, none))
     assert torch.equal(model(audio, LENGTHS, tokens), model(audio, LENGTHS, tokens, absent[:, :0], none[:, :0]))
-    some = none.clone()
-    some[1, 1] = 20000
+    lengths = none.clone()
+    lengths[1, 1] = 20000
     absent[1, 1, :20000] = torch.randn(20000)
-    mixed, _ = model._features(audio, LENGTHS, absent, some)
+    mixed, _ = model._features(audio, LENGTHS, absent, lengths)
     for n in (0, 2, 3):
         torch.testing.assert_close(mixed[n, mask[n]], alone[n, mask[n]], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(mixed[1, mask[1]], alone[1, mask[1]], atol=1e-2)
 
 
-def test_only_references_that_are_there_are_encoded():
-    model, seen, masked = tiny(), [], []
+def test_only_present_references_are_encoded():
+    model = tiny()
+    seen = []
+    masked = []
     model.audio_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
     model.difference_block.register_forward_pre_hook(lambda module, inputs: masked.append(len(inputs[0])))
     lengths = torch.tensor([[32000, 0], [0, 0], [0, 32000], [0, 0]])
@@ -102,13 +104,13 @@ def test_gradients_reach_every_weight():
     model = tiny().train()
     lengths = torch.full((4, 1), 32000)
     model(clips(LENGTHS), LENGTHS, model.tokenize(CAPTIONS), clips(lengths), lengths).backward()
-    # A key bias shifts all scores of a query alike.
+    # A key bias shifts all scores of a query equally.
     zero = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0]
     assert [name for name in zero if not name.endswith("k_proj.bias")] == []
     assert not [name for name in model.state_dict() if "encoder." in name.replace("audio_encoder.", "")]
 
 
-def test_four_tones_are_learnt_by_heart():
+def test_four_tones_are_memorized():
     torch.manual_seed(1)
     config = dataclasses.replace(TINY, audio=dataclasses.replace(TINY.audio, dropout=0.0))
     config = dataclasses.replace(config, decoder=dataclasses.replace(TINY.decoder, dropout=0.0))
@@ -118,13 +120,13 @@ def test_four_tones_are_learnt_by_heart():
     tones += 0.01 * torch.randn_like(tones)
     lengths = torch.full((4,), 16000)
     swapped = tones[[1, 0, 3, 2]]
-    # Clips alone and differences in one batch: batch norm then sees the same statistics at every step.
-    both = torch.cat([tones, tones + swapped]), torch.cat([lengths, lengths])
+    # Clips alone and differences share a batch, so batch norm has the same statistics at every step.
+    batch = torch.cat([tones, tones + swapped]), torch.cat([lengths, lengths])
     references = torch.cat([torch.zeros_like(swapped), swapped])[:, None], torch.cat([0 * lengths, lengths])[:, None]
     tokens = model.tokenize(2 * CAPTIONS)
     adam = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(200):
-        loss = model(*both, tokens, *references)
+        loss = model(*batch, tokens, *references)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -138,7 +140,7 @@ def test_four_tones_are_learnt_by_heart():
 
 
 @pytest.mark.parametrize("difference", ["mask", "subtraction", "none"])
-def test_a_saved_model_comes_back_the_same(tmp_path, difference):
+def test_a_saved_model_loads_unchanged(tmp_path, difference):
     model = tiny(difference=difference)
     model.save_pretrained(tmp_path / "saved")
     audio, tokens = clips(LENGTHS), model.tokenize(CAPTIONS)
@@ -148,7 +150,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path, difference):
     assert model.generate(audio, LENGTHS) == again.generate(audio, LENGTHS) == again.generate(audio, LENGTHS)
     names = {path.name for path in (tmp_path / "saved").rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    bart = again.decoder.bart  # one matrix for words in and out, and still one after loading
+    bart = again.decoder.bart  # input and output embeddings are tied, also after loading
     assert bart.lm_head.weight is bart.model.decoder.embed_tokens.weight
 
 
@@ -162,7 +164,7 @@ def test_half_precision_under_autocast():
     assert all(value.grad is None or value.grad.isfinite().all() for value in model.parameters())
 
 
-def test_the_published_checkpoint_is_read_only_to_create(tmp_path):
+def test_the_published_checkpoint_is_only_read_to_create_a_model(tmp_path):
     audio = TINY.audio
     model = tiny()
     state = model.audio_encoder.state_dict()
@@ -178,13 +180,13 @@ def test_the_published_checkpoint_is_read_only_to_create(tmp_path):
     assert Captioner.saved_config(tmp_path / "saved") == model.config  # the weights are not read
 
 
-def test_a_diff_block_is_kept_where_it_is_of_the_kind_asked_for():
+def test_with_difference_keeps_a_diff_block_that_matches():
     model = tiny()
     block = model.difference_block
     assert model.with_difference("mask", 2).difference_block is block
     for difference, heads in (("mask", 4), ("subtraction", 2), ("none", 2)):
-        other = model.with_difference(difference, heads)
-        assert other.difference_block is not block and other.projection is model.projection
+        changed = model.with_difference(difference, heads)
+        assert changed.difference_block is not block and changed.projection is model.projection
 
 
 def test_a_clap_is_no_captioner(tmp_path):

@@ -1,8 +1,8 @@
-"""Features of a ClapModel on the device, against transformers' own."""
+"""Features of a ClapModel against the feature extractor of transformers."""
 
 import pytest
 import torch
-from support.clap_features import RATE, clips, their_features
+from support.clap_features import RATE, clips, transformers_features
 
 from atk.models.clap_features import ClapFeatures
 from atk.models.tokenizer import import_transformers
@@ -12,16 +12,16 @@ from atk.models.tokenizer import import_transformers
     ("truncation", "padding"),
     [("rand_trunc", "repeatpad"), ("fusion", "repeatpad"), ("rand_trunc", "repeat"), ("fusion", "pad")],
 )
-def test_features_are_those_of_the_processor(truncation, padding):
+def test_features_match_the_extractor(truncation, padding):
     extractor = import_transformers().ClapFeatureExtractor(truncation=truncation, padding=padding)
     audio, lengths = clips(10, 9.91, 5, 3.3, 0.01)
-    found = ClapFeatures(extractor, 4 if truncation == "fusion" else 1)(audio, lengths)
-    expected = their_features(extractor, audio, lengths)
-    assert found.shape == expected.shape == (5, 4 if truncation == "fusion" else 1, 1001, 64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    features = ClapFeatures(extractor, 4 if truncation == "fusion" else 1)(audio, lengths)
+    expected = transformers_features(extractor, audio, lengths)
+    assert features.shape == expected.shape == (5, 4 if truncation == "fusion" else 1, 1001, 64)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-3)
 
 
-def test_features_of_other_settings():
+def test_features_with_other_settings():
     extractor = import_transformers().ClapFeatureExtractor(
         feature_size=40, sampling_rate=16000, hop_length=200, max_length_s=2, fft_window_size=512, frequency_min=50,
         frequency_max=7000, truncation="rand_trunc",
@@ -32,7 +32,7 @@ def test_features_of_other_settings():
     torch.testing.assert_close(ClapFeatures(extractor, 1)(audio, lengths), expected, rtol=0, atol=1e-3)
 
 
-def test_longer_clips_are_cut_and_padding_is_not_heard():
+def test_longer_clips_are_truncated_and_padding_is_ignored():
     features = ClapFeatures(import_transformers().ClapFeatureExtractor(truncation="rand_trunc"), 1)
     audio, lengths = clips(12, 3)
     first = features(audio[:1, : 10 * RATE], torch.tensor([10 * RATE]))
@@ -42,7 +42,7 @@ def test_longer_clips_are_cut_and_padding_is_not_heard():
     assert torch.equal(features(audio, lengths)[1:], alone)
 
 
-def test_silence_and_nothing_have_finite_features():
+def test_silent_and_empty_clips_have_finite_features():
     features = ClapFeatures(import_transformers().ClapFeatureExtractor(truncation="rand_trunc"), 1)
     for audio, lengths in ((torch.zeros(1, RATE), [RATE]), (torch.zeros(1, 0), [0])):
         assert torch.equal(features(audio, torch.tensor(lengths)), torch.full((1, 1, 1001, 64), -100.0))

@@ -1,4 +1,4 @@
-"""A transformers.ClapModel as a model of this project: vectors, frames, saving, and the commands."""
+"""A transformers.ClapModel as a CLAP: vectors, frames, saving and commands."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.clap_features import RATE, clips, their_features
+from support.clap_features import RATE, clips, transformers_features
 from support.runs import CONFIG
 
 from atk.cli.main import main
@@ -19,7 +19,7 @@ CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "Été: naïve café
 
 
 def small_clap(fusion=False, **text):
-    """A ClapModel of the published kind, its patches larger and its layers fewer."""
+    """A ClapModel like the published ones, with larger patches and fewer layers."""
     transformers = import_transformers()
     audio = {
         "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 8, "hidden_size": 16, "window_size": 4,
@@ -47,7 +47,7 @@ def clap_folder(path, fusion=False, tokenizer=True, **text):
 
 @pytest.fixture(params=[False, True], ids=["plain", "fused"])
 def published(request, tmp_path):
-    """A folder as on the hub, the model in it, and its features of clips."""
+    """A folder as on the hub, the model in it and its feature extractor."""
     folder = tmp_path / "clap"
     model = clap_folder(folder, request.param)
     return folder, model, import_transformers().ClapFeatureExtractor.from_pretrained(folder)
@@ -57,27 +57,27 @@ def load(folder, **options):
     return CLAP.create(ModelConfig(clap=ClapConfig(str(folder), **options)), CAPTIONS).eval()
 
 
-def test_vectors_are_those_of_the_model(published):
+def test_vectors_match_the_clap_model(published):
     folder, theirs, extractor = published
     ours = load(folder)
     audio, lengths = clips(10, 4.2)
-    inputs = {"input_features": their_features(extractor, audio, lengths), "is_longer": torch.zeros(2, 1).bool()}
+    inputs = {"input_features": transformers_features(extractor, audio, lengths), "is_longer": torch.zeros(2, 1).bool()}
     tokens = ours.tokenize(CAPTIONS)
     with torch.no_grad():
-        wanted = (
+        expected = (
             theirs.get_audio_features(**inputs),
             theirs.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]),
         )
-        found = ours.embed_audio(audio, lengths).pooled, ours.embed_text(CAPTIONS).pooled
-    for one, other in zip(found, wanted, strict=True):
-        other = other if isinstance(other, torch.Tensor) else other.pooler_output  # transformers 4, 5
-        torch.testing.assert_close(one, torch.nn.functional.normalize(other, dim=-1), rtol=1e-4, atol=1e-5)
+        embeddings = ours.embed_audio(audio, lengths).pooled, ours.embed_text(CAPTIONS).pooled
+    for embedding, output in zip(embeddings, expected, strict=True):
+        features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4, 5
+        torch.testing.assert_close(embedding, torch.nn.functional.normalize(features, dim=-1), rtol=1e-4, atol=1e-5)
     assert ours.dim == 24 and ours.token_width == 32 and ours.sample_rate == RATE
     assert not any("logit_scale" in name for name in ours.state_dict())
 
 
 def test_published_sizes():
-    """Of the audio tower only: the text tower has the weights."""
+    """Only the audio encoder is built; most weights are in the text encoder."""
     from atk.models.htsat import HTSAT
 
     transformers = import_transformers()
@@ -90,7 +90,7 @@ def test_published_sizes():
 
 
 def test_frames_are_in_order_of_time(published):
-    """Without attention a frame knows the sound of its own time only."""
+    """Without attention a frame depends only on the audio at its own time."""
     encoder = load(published[0]).audio_encoder
     audio, lengths = clips(10)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_frames_are_in_order_of_time(published):
             assert change.argmax() == frame and (change > 0.01 * change.max()).sum() == 1
 
 
-def test_frames_of_short_clips_stay_within_them(published):
+def test_frames_of_short_clips_end_with_the_clip(published):
     model = load(published[0])
     audio, lengths = clips(10, 9.91, 3, 0.1, 12)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_frames_of_short_clips_stay_within_them(published):
     assert (mask.int().diff(dim=1) <= 0).all()
 
 
-def test_the_spectrogram_to_draw_is_of_the_clip_as_it_is(published):
+def test_the_spectrogram_to_draw_is_neither_repeated_nor_truncated(published):
     model = load(published[0])
     for seconds in (0.001, 3, 12):
         audio, lengths = clips(seconds)
@@ -132,14 +132,14 @@ def test_gradients_reach_both_encoders(published):
     audio, text = model.encode_audio(*clips(1, 2, 3, 4)), model.encode_text(model.tokenize(CAPTIONS, 2), pseudo)
     (audio.pooled.square().sum() + audio.frames.sum() + (text.pooled * text.tokens[:, 1]).sum()).backward()
     missing = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    # Keys' shift cannot matter; layers that fuse a longer whole have nothing to fuse.
+    # Key biases cancel in the softmax; fusion layers have no longer clip to fuse.
     unused = {name for name in missing if not name.endswith("key.bias")}
     assert all("fusion_model" in name or "mel_conv2d" in name for name in unused), unused
     assert (pseudo.grad.abs().amax(2) > 0).all()
 
 
 @pytest.mark.parametrize("tokenizer", [True, False], ids=["with a tokenizer", "without"])
-def test_saved_model_comes_back_the_same(tmp_path, tokenizer, capsys):
+def test_saved_model_loads_unchanged(tmp_path, tokenizer, capsys):
     clap_folder(tmp_path / "clap", tokenizer=tokenizer)
     model = load(tmp_path / "clap")
     assert ("has no tokenizer" in capsys.readouterr().err) != tokenizer
@@ -152,8 +152,8 @@ def test_saved_model_comes_back_the_same(tmp_path, tokenizer, capsys):
     audio, lengths = clips(4, 2)
     with torch.no_grad():
         assert torch.equal(model.embed_audio(audio, lengths).frames, again.embed_audio(audio, lengths).frames)
-        for one, other in zip(model.embed_text(CAPTIONS), again.embed_text(CAPTIONS), strict=True):
-            assert torch.equal(one, other)
+        for before, after in zip(model.embed_text(CAPTIONS), again.embed_text(CAPTIONS), strict=True):
+            assert torch.equal(before, after)
 
 
 def test_weights_are_loaded_and_kept_in_float32(tmp_path):
@@ -167,13 +167,13 @@ def test_weights_are_loaded_and_kept_in_float32(tmp_path):
                            state["audio_projection.linear1.weight"])  # fmt: skip
 
 
-def test_a_clap_model_is_loaded_where_a_model_is_wanted(tmp_path):
+def test_from_pretrained_loads_a_clap_model(tmp_path):
     clap_folder(tmp_path)
     model = from_pretrained(tmp_path)
     assert torch.equal(model.embed_text(CAPTIONS).pooled, load(tmp_path).embed_text(CAPTIONS).pooled)
 
 
-def test_trained_tokens_have_robertas_numbers(tmp_path):
+def test_trained_tokens_have_robertas_ids(tmp_path):
     clap_folder(tmp_path, tokenizer=False)
     encoder = load(tmp_path, random_init=True).text_encoder
     ids = encoder.tokenize(["a dog barks", "engine"])["input_ids"]
@@ -193,7 +193,7 @@ def test_random_weights_follow_the_seed(tmp_path):
 def test_configurations_saved_before_clap_models_are_read():
     saved = json.loads(json.dumps(ModelConfig().__dict__, default=lambda value: value.__dict__))
     del saved["clap"]
-    assert ModelConfig.from_dict(saved) == ModelConfig() and not ModelConfig().clap.chosen
+    assert ModelConfig.from_dict(saved) == ModelConfig() and not ModelConfig().clap.enabled
 
 
 def not_a_clap(path):
@@ -214,10 +214,10 @@ def lacking_weights(path):
     ("make", "message"),
     [
         (lambda path: None, "clap.pretrained: cannot load"),
-        (not_a_clap, "it is a bert, a clap is wanted"),
-        (lacking_weights, "lacks 1 weights, text_projection.linear1.weight the first"),
+        (not_a_clap, "expected model type 'clap', got 'bert'"),
+        (lacking_weights, "lacks 1 weights, the first is text_projection.linear1.weight"),
         (lambda path: clap_folder(path, tokenizer=False, vocab_size=200), "entries, the text model only 200"),
-        (lambda path: clap_folder(path, tokenizer=False, pad_token_id=0), "pads with 1, the text model with 0"),
+        (lambda path: clap_folder(path, tokenizer=False, pad_token_id=0), "pads with token 1, the text model with 0"),
     ],
 )
 def test_errors(tmp_path, make, message):
@@ -228,7 +228,7 @@ def test_errors(tmp_path, make, message):
         load(folder)
 
 
-def test_it_trains_and_is_used_from_the_command_line(tiny_data, tmp_path, capsys):
+def test_training_and_use_from_the_command_line(tiny_data, tmp_path, capsys):
     clap_folder(tmp_path / "clap")
     out = tmp_path / "run"
     settings = {**CONFIG, "steps": 3}
@@ -241,18 +241,18 @@ def test_it_trains_and_is_used_from_the_command_line(tiny_data, tmp_path, capsys
     main(["train", "aligned", "--data", str(tiny_data), "--out", str(out), "--resume", "--steps", "4"])
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line]
     assert steps == [1, 2, 3, 4]
-    assert "hears only" not in capsys.readouterr().err
+    assert "uses only the first" not in capsys.readouterr().err
     device = ["--device", "cpu"]
     main(["evaluate", str(out), "--data", str(tiny_data), *device])
     assert json.loads(capsys.readouterr().out)["clips"] == 6
     main(["align", str(out), str(tiny_data / "test 0.wav"), "a low tone", "--out", str(tmp_path / "map.png"), *device])
     times = np.genfromtxt(tmp_path / "map.csv", delimiter=",", max_rows=1)[1:]
-    assert len(times) and np.nanmax(times) < 1  # of a clip shorter than a second
+    assert len(times) and np.nanmax(times) < 1  # the clip is shorter than a second
     main(["search", str(out), str(tiny_data), "a high tone", "--top", "3", *device])
-    assert len(capsys.readouterr().out.splitlines()) == 5  # after the two files that align wrote
+    assert len(capsys.readouterr().out.splitlines()) == 5  # align printed two lines
     main(["evaluate", str(tmp_path / "gone"), "--data", str(tiny_data), *device])
     assert json.loads(capsys.readouterr().out)["clips"] == 6
     main(["evaluate", str(out), "--data", str(tiny_data), *device, "--clip-seconds", "12"])
-    assert "of windows of 12 s this model hears only the first 10 s" in capsys.readouterr().err
+    assert "this model uses only the first 10 s of each window of 12 s" in capsys.readouterr().err
     main([*command, "--out", str(tmp_path / "long"), "--init", str(out), "--clip-seconds", "10.5", "--steps", "1"])
-    assert capsys.readouterr().err.count("of windows of 10.5 s this model hears only the first 10 s") == 1
+    assert capsys.readouterr().err.count("this model uses only the first 10 s of each window of 10.5 s") == 1

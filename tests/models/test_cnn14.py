@@ -1,4 +1,4 @@
-"""CNN14: the published architecture and its checkpoints, and padding that changes nothing."""
+"""CNN14: the published architecture and checkpoints, and invariance to padding."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ TINY = Cnn14Config(channels=(4, 6, 8, 8, 10, 12))
 
 
 def slaney_filters(config):
-    """`librosa.filters.mel(sr, n_fft, n_mels, fmin, fmax)` in float64: Slaney's scale, area-normalised."""
+    """`librosa.filters.mel(sr, n_fft, n_mels, fmin, fmax)` in float64: Slaney's scale, area-normalized."""
     step, knee, log_step = 200 / 3, 1000, np.log(6.4) / 27
 
     def to_mel(hertz):
@@ -32,14 +32,15 @@ def slaney_filters(config):
 def published_state(config):
     """A checkpoint with the published names and shapes, and random weights."""
     sizes = (1, *config.channels)
-    bins, state = config.window // 2 + 1, {}
+    bins = config.window // 2 + 1
+    state = {}
     for part in ("real", "imag"):
         state[f"spectrogram_extractor.stft.conv_{part}.weight"] = torch.randn(bins, 1, config.window)
     state["logmel_extractor.melW"] = torch.from_numpy(slaney_filters(config)).float()
     norms = {"bn0": config.mel_bins}
-    for number in range(1, 7):
-        inputs, outputs = sizes[number - 1], sizes[number]
-        block = f"conv_block{number}"
+    for i in range(1, 7):
+        inputs, outputs = sizes[i - 1], sizes[i]
+        block = f"conv_block{i}"
         state[f"{block}.conv1.weight"] = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5)
         state[f"{block}.conv2.weight"] = torch.randn(outputs, outputs, 3, 3) / (3 * outputs**0.5)
         norms |= {f"{block}.bn1": outputs, f"{block}.bn2": outputs}
@@ -54,15 +55,15 @@ def published_state(config):
 
 
 def published_log_mel(filters, config, audio):
-    """The published front end for equally long clips, written anew in float64: `[N, T, mel]`."""
+    """The published front end for clips of equal length, reimplemented in float64: `[N, T, mel]`."""
     padded = F.pad(audio.double()[:, None], (config.window // 2,) * 2, mode="reflect")[:, 0]
-    place = torch.arange(config.window, dtype=torch.float64) / config.window
-    frames = padded.unfold(1, config.window, config.hop) * (0.5 - 0.5 * torch.cos(2 * torch.pi * place))
+    phase = torch.arange(config.window, dtype=torch.float64) / config.window
+    frames = padded.unfold(1, config.window, config.hop) * (0.5 - 0.5 * torch.cos(2 * torch.pi * phase))
     return 10 * torch.log10((torch.fft.rfft(frames).abs() ** 2 @ filters.double()).clamp(min=1e-10))
 
 
 def published_features(state, config, audio):
-    """The published forward pass in evaluation for one batch of equally long clips, written anew in float64."""
+    """The published forward pass in evaluation mode for clips of equal length, reimplemented in float64."""
     state = {name: value.double() for name, value in state.items()}
     x = published_log_mel(state["logmel_extractor.melW"], config, audio)
 
@@ -71,11 +72,11 @@ def published_features(state, config, audio):
         return (x - values[0]) / torch.sqrt(values[1] + 1e-5) * values[2] + values[3]
 
     x = norm(x.transpose(1, 2)[..., None], "bn0").permute(0, 3, 2, 1)
-    for number in range(1, 7):
+    for block in range(1, 7):
         for layer in (1, 2):
-            x = F.conv2d(x, state[f"conv_block{number}.conv{layer}.weight"], padding=1)
-            x = F.relu(norm(x, f"conv_block{number}.bn{layer}"))
-        if number < 6:
+            x = F.conv2d(x, state[f"conv_block{block}.conv{layer}.weight"], padding=1)
+            x = F.relu(norm(x, f"conv_block{block}.bn{layer}"))
+        if block < 6:
             x = F.avg_pool2d(x, 2)
     return x.mean(3).transpose(1, 2)
 
@@ -111,15 +112,16 @@ def test_mel_filters_are_librosas(config):
     )
 
 
-def test_log_mel_mirrors_every_clip_at_its_own_ends():
-    log_mel, filters = Cnn14(TINY).log_mel, torch.from_numpy(slaney_filters(TINY))
+def test_log_mel_reflects_every_clip_at_its_own_ends():
+    log_mel = Cnn14(TINY).log_mel
+    filters = torch.from_numpy(slaney_filters(TINY))
     lengths = torch.tensor([16000, 15999, 9001, 12160, 5000])
     audio = torch.randn(5, 16000) * (torch.arange(16000) < lengths[:, None])
-    found = log_mel(audio, lengths)
-    assert found.shape == (5, 101, 64)
+    mel = log_mel(audio, lengths)
+    assert mel.shape == (5, 101, 64)
     for i, length in enumerate(lengths.tolist()):
         expected = published_log_mel(filters, TINY, audio[i : i + 1, :length])[0]
-        torch.testing.assert_close(found[i, : len(expected)].double(), expected, rtol=0, atol=0.02)  # dB
+        torch.testing.assert_close(mel[i, : len(expected)].double(), expected, rtol=0, atol=0.02)  # dB
 
 
 def test_padding_a_clip_changes_nothing(tmp_path):
@@ -162,7 +164,7 @@ def test_dropout_follows_every_block():
 def test_the_published_sizes():
     config = Cnn14Config.published()
     assert (config.window, config.hop, config.fmax, config.channels[-1]) == (1024, 320, 14000, 2048)
-    classifier = 2048 * 2048 + 2048 + 2048 * 527 + 527  # fc1 and fc_audioset, which are not built
+    classifier = 2048 * 2048 + 2048 + 2048 * 527 + 527  # fc1 and fc_audioset, which are omitted
     assert sum(value.numel() for value in Cnn14(config).parameters()) + classifier == 80_753_615  # as published
 
 
@@ -177,11 +179,11 @@ def without(state, name):
         (lambda state: state | {"att_block.bias": torch.zeros(1)}, "att_block.bias is not part of CNN14"),
         (
             lambda state: state | {"bn0.bias": torch.zeros(32)},
-            r"bn0.bias has shape \[32\], the configuration wants \[64\]",
+            r"bn0.bias has shape \[32\], the configuration needs \[64\]",
         ),
         (lambda state: state | {"logmel_extractor.melW": torch.rand(257, 64)}, "melW differs from the mel filters"),
         (lambda state: {"a": torch.zeros(1)}, "does not fit: bn0.weight is missing; .* more$"),
-        (lambda state: [torch.zeros(1)], "no checkpoint of weights"),
+        (lambda state: [torch.zeros(1)], "cannot read weights from"),
     ],
 )
 def test_checkpoints_that_do_not_fit(tmp_path, change, message):
@@ -191,7 +193,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, change, message):
     assert str(error.value).startswith("audio.pretrained: ") and "\n" not in str(error.value)
 
 
-def test_counters_of_batches_may_be_missing(tmp_path):
+def test_batch_norm_counters_may_be_missing(tmp_path):
     state = published_state(TINY)
     full = Cnn14.create(saved(tmp_path, state)).state_dict()
     bare = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
@@ -199,10 +201,10 @@ def test_counters_of_batches_may_be_missing(tmp_path):
     assert all(torch.equal(full[name], again[name]) for name in full if not name.endswith("num_batches_tracked"))
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path):
+def test_a_file_that_is_not_a_checkpoint(tmp_path):
     path = tmp_path / "notes.pth"
     path.write_text("not weights")
-    with pytest.raises(ValueError, match=r"audio.pretrained: .*notes.pth is no checkpoint of weights"):
+    with pytest.raises(ValueError, match=r"audio.pretrained: cannot read weights from .*notes.pth"):
         Cnn14.create(dataclasses.replace(TINY, pretrained=str(path)))
 
 
@@ -212,12 +214,12 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         (lambda: Cnn14Config(mel_bins=40), "mel_bins must be a positive multiple of 32, got 40"),
         (lambda: Cnn14Config(hop=600), "window must be even and hop in 1..window"),
         (lambda: Cnn14Config(fmax=9000), "fmin < fmax <= sample_rate / 2 .8000 Hz., got 50 and 9000"),
-        (lambda: Cnn14Config(channels=(1, 2, 3)), "channels must name six widths"),
+        (lambda: Cnn14Config(channels=(1, 2, 3)), "channels must have six entries"),
         (lambda: Cnn14Config(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Cnn14Config.published(44100), "sample_rate must be one of 32000, 16000, 8000 Hz, got 44100"),
         (
             lambda: Cnn14.create(Cnn14Config(pretrained="/no/such.pth")),
-            "audio.pretrained: there is no file /no/such.pth",
+            "audio.pretrained: no such file: /no/such.pth",
         ),
     ],
 )

