@@ -1,1 +1,1 @@
-"""The `atk` command."""
+"""The `atk` command line."""

@@ -1,186 +1,295 @@
-"""The commands that use a trained model: their arguments, and what they do."""
+"""The commands of `atk`: their arguments, and what they run."""
 
 import json
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-_OF_CAPTIONERS = ("beams", "references", "condition", "out")  # options of `atk evaluate`
+import atk
+from atk.cli.exit_codes import FAILURE
+from atk.cli.parser import Parser, flag_value, with_underscores
 
-
-def _add_run(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument(
-        "--clip_seconds", type=float | None, default=None, help="longer clips are embedded in such windows (the run's)"
-    )
+Run = Callable[[Namespace], None]
 
 
-def _add_reading(parser: ArgumentParser) -> None:
-    parser.add_argument("--batch_size", type=int, default=32, help="windows embedded at a time")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read audio")
-    parser.add_argument("--on_error", type=str, default="skip", help="skip (and name) bad files, or raise at the first")
+class Command(NamedTuple):
+    """A subcommand.
 
-
-def add_evaluate(parser: ArgumentParser) -> None:
-    _add_run(parser)
-    _add_reading(parser)
-    parser.add_argument("--data", type=str, required=True, help="data folder")
-    parser.add_argument("--split", type=str, default="test", help="train, val or test")
-    parser.add_argument("--tags", action="store_true", help="also tag-level retrieval, by the folder's tags.csv")
-    parser.add_argument("--zero_shot", action="store_true", help="also classification of the clips with a single tag")
-    parser.add_argument(
-        "--beams", type=int | None, default=None, help="captioners: width of the beam search (the run's)"
-    )
-    parser.add_argument("--references", type=str, default=None, help="captioners: sounds to mix in (the run's)")
-    parser.add_argument("--condition", type=str, default=None, help="captioners: source/time of references (the run's)")
-    parser.add_argument("--examples", type=int, default=5, help="captioners: clips to list (Table 4.3)")
-    parser.add_argument(
-        "--out", type=str, default=None, help="captioners: CSV to write, with the captions of all clips"
-    )
-
-
-def add_caption(parser: ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("audio", type=str, help="audio file")
-    parser.add_argument(
-        "--reference", type=str, action="append", default=[], help="audio file to subtract; again for each further one"
-    )
-    parser.add_argument("--beams", type=int | None, default=None, help="width of the beam search (the run's)")
-
-
-def add_align(parser: ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("audio", type=str, help="audio file")
-    parser.add_argument("text", type=str, help="caption or words to look for")
-    parser.add_argument(
-        "--out", type=str, default="align.png", help="picture to write; the numbers go beside it as CSV"
-    )
-    parser.add_argument("--events", type=str, default=None, help="events.csv with true times (default: looked for)")
-
-
-def add_search(parser: ArgumentParser) -> None:
-    _add_run(parser)
-    _add_reading(parser)
-    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively")
-    parser.add_argument("query", type=str, help="text to look for")
-    parser.add_argument("--top", type=int, default=10, help="how many files to print")
-
-
-def _load(arguments: Namespace, *kinds: type):
-    """The model of a run folder (its best checkpoint) or of a folder with a saved model, one of `kinds`.
-
-    Sets `arguments.clip_seconds` where the user did not: to the run's, so that windows are as long as in training.
+    Attributes:
+        help: one line.
+        add_arguments: adds the arguments to a parser; also gets the command line, on which some arguments depend.
+        run: what it does.
+        usage: its arguments in the usage line, if listing all of them would be too long.
     """
-    from atk.device import pick_device
-    from atk.models import from_pretrained
-    from atk.models.clap import CLAP
-    from atk.ops.checks import at_least
-    from atk.train.checkpoint import model_folder
-    from atk.train.config import TrainConfig
 
-    run = Path(arguments.run)
-    for name, minimum in (("batch_size", 1), ("workers", 0)):
-        if name in arguments:
-            at_least(name, arguments[name], minimum)
-    if arguments.clip_seconds is None:
-        arguments.clip_seconds = _saved_config(run).get("clip_seconds", TrainConfig.clip_seconds)
-    model = from_pretrained(model_folder(run))
-    if not isinstance(model, kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{run} holds a {type(model).__name__}, this command needs a {wanted}")
-    if isinstance(model, CLAP) and (note := model.describe_cut(arguments.clip_seconds)):
-        sys.stderr.write(note + "\n")
-    return model.to(pick_device(arguments.device)).eval()
+    help: str
+    add_arguments: Callable[[ArgumentParser, list[str]], None]
+    run: Run
+    usage: str | None = None
 
 
-def _beams(arguments: Namespace) -> int:
-    """The width of the beam search that the user asked for, or the run's."""
-    from atk.train.difference import DifferenceConfig
+def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
+    """Parse a command line.
 
-    if arguments.beams is not None:
-        return arguments.beams
-    return _saved_config(Path(arguments.run)).get("beams", DifferenceConfig.beams)
+    Args:
+        argv: the words after `atk`.
+
+    Returns:
+        The name of the command, the function that runs it, and the function's argument.
+
+    Raises:
+        SystemExit: `--help` and `--version` with code 0, mistakes with code 2.
+    """
+    argv = with_underscores(argv)
+    parser = build_parser(argv)
+    config = parser.parse_args(_with_saved_config(argv))
+    name = config.subcommand
+    return name, _commands()[name].run, parser.instantiate(config)[name]
 
 
-def _saved_config(run: Path) -> dict:
-    return yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
+def build_parser(argv: list[str]) -> Parser:
+    """The parser of a command line, whose option names are spelled with underscores.
+
+    Only the command at hand gets its arguments, as adding them may import a whole model.
+    """
+    about = "Fused kernels and lean trainers for audio-text learning."
+    parser = Parser("atk", description=about, version=atk.__version__)
+    subcommands = parser.add_subcommands(title="commands")
+    for name, command in _commands().items():
+        usage = None if command.usage is None else f"atk {name} {command.usage}"
+        subparser = Parser(f"atk {name}", description=command.help, usage=usage)
+        subcommands.add_subcommand(name, subparser, help=command.help)
+        subparser.prog = f"atk {name}"
+        if name in argv[:1]:
+            command.add_arguments(subparser, argv)
+    return parser
 
 
-def _reading(arguments: Namespace) -> dict:
-    return {name: arguments[name] for name in ("clip_seconds", "batch_size", "workers", "on_error")}
+def _commands() -> dict[str, Command]:
+    return {
+        "train": Command(
+            "Train a model, then evaluate it on test.csv (else val.csv) and write summary.json.", _add_train, _train
+        ),
+        "evaluate": _model_command("Evaluate a trained model on a data folder.", "evaluate"),
+        "caption": _model_command("Describe an audio file, or what it contains and its reference does not.", "caption"),
+        "align": _model_command("Draw which words match which times of an audio file.", "align"),
+        "search": _model_command("Rank the audio files of a folder by a text query.", "search"),
+        "soundscapes": Command(
+            "Write a synthetic data set of captioned soundscapes.", _add_soundscapes, _soundscapes, "OUT [options]"
+        ),
+        "plan": Command(
+            "Predict memory and time of a training step without running it.", _add_plan, _plan, "[options]"
+        ),
+        "kernels": Command("Compile every Triton kernel for a GPU, which need not be present.", _add_kernels, _kernels),
+        "bench": Command(
+            "Time the ops against other implementations; exits with 1 on a regression.", _add_bench, _bench, "[options]"
+        ),
+        "doctor": Command("Show versions, devices and backends, and what is missing.", _add_nothing, _doctor),
+    }
 
 
-def evaluate(arguments: Namespace) -> None:
-    from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
-    from atk.models.captioner import Captioner
-    from atk.models.clap import CLAP
+def _model_command(text: str, name: str) -> Command:
+    """A command of `atk.cli.model_commands`, which is imported when it is used."""
 
-    given = [name for name in ("tags", "zero_shot", *_OF_CAPTIONERS) if arguments[name] not in (None, False)]
-    model = _load(arguments, CLAP, Captioner)
-    captioner = isinstance(model, Captioner)
-    if unfit := [name for name in given if (name in _OF_CAPTIONERS) != captioner]:
-        raise ValueError(f"{unfit[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
-    if captioner:
-        _evaluate_captioner(arguments, model)
+    def add_arguments(parser: ArgumentParser, _: list[str]) -> None:
+        from atk.cli import model_commands
+
+        getattr(model_commands, f"add_{name}")(parser)
+
+    def run(arguments: Namespace) -> None:
+        from atk.cli import model_commands
+
+        getattr(model_commands, name)(arguments)
+
+    return Command(text, add_arguments, run)
+
+
+def _with_saved_config(argv: list[str]) -> list[str]:
+    """With `--resume`, put the config.yaml of the run first, so that flags override it."""
+    if argv[:1] != ["train"] or "--resume" not in argv or flag_value(argv, "--config") is not None:
+        return argv
+    out = flag_value(argv, "--out")
+    if out is None or not (Path(out) / "config.yaml").is_file():
+        return argv
+    return [*argv[:2], "--config", str(Path(out) / "config.yaml"), *argv[2:]]
+
+
+class _Method(NamedTuple):
+    """A training method: one line of help, its configuration, and what trains."""
+
+    help: str
+    config: Any
+    train: Any
+
+
+def _methods() -> dict[str, _Method]:
+    from atk.train import aligned, difference, semisupervised
+
+    return {
+        "aligned": _Method(
+            "Contrastive learning of clips and captions, with frames aligned to words.",
+            aligned.AlignedConfig,
+            aligned.train,
+        ),
+        "difference": _Method(
+            "Captioning, optionally of the difference between a clip and reference clips.",
+            difference.DifferenceConfig,
+            difference.train,
+        ),
+        "semisupervised": _Method(
+            "Contrastive learning of captioned clips and audio without captions.",
+            semisupervised.SemiSupervisedConfig,
+            semisupervised.train,
+        ),
+    }
+
+
+def _add_train(parser: ArgumentParser, _: list[str]) -> None:
+    methods = parser.add_subcommands(title="methods", dest="method")
+    for name, (text, config, _) in _methods().items():
+        prog = f"atk train {name}"
+        method = Parser(prog, description=text, usage=f"{prog} --data DATA --out OUT [options]")
+        methods.add_subcommand(name, method, help=text)
+        method.prog = prog
+        method.add_argument("--config", action="config", help="YAML file with any of the settings below")
+        method.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+        method.add_class_arguments(config, skip={"unlabeled"} & {field.name for field in fields(config)})
+        if name == "semisupervised":  # FOLDER [FOLDER...] instead of a list in brackets
+            method.add_argument(
+                "--unlabeled",
+                nargs="+",
+                default=[],
+                metavar="FOLDER",
+                help="folders of audio, tar shards in WebDataset layout, or folders of such shards; not needed if both "
+                "loss terms that use audio without captions have weight 0",
+            )
+
+
+def _train(arguments: Namespace) -> None:
+    method = _methods()[arguments.method]
+    values = arguments[arguments.method]
+    config = method.config(**{field.name: values[field.name] for field in fields(method.config)})
+    summary = method.train(config, resume=values.resume)
+    if summary is None:  # the first rank prints it
         return
-    split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading(arguments))
-    result = evaluate_retrieval(model, split)
-    if arguments.tags:
-        result["tags"] = evaluate_tags(model, split)
-    if arguments.zero_shot:
-        result["zero_shot"] = zero_shot(model, split)
-    print(json.dumps(result, indent=2))
+    print(json.dumps(summary["metrics"], indent=2))
+    print(f"{config.out}/summary.json")
 
 
-def _evaluate_captioner(arguments: Namespace, model) -> None:
-    from atk.data import MixConfig
-    from atk.eval.captioning import CaptionSplit, evaluate_captions, format_captions, write_captions
+def _add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
+    from atk.soundscapes import PRESETS, SoundscapeConfig
 
-    run = Path(arguments.run)
-    given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
-    mix = MixConfig(**{**_saved_config(run).get("mix", {}), **given})
-    options = {"sample_rate": model.sample_rate, "mix": mix, **_reading(arguments)}
-    split = CaptionSplit(arguments.data, arguments.split, **options)
-    result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
-    print(json.dumps(result, indent=2))
-    print(format_captions(captions[: arguments.examples]))
-    if arguments.out is not None:
-        write_captions(Path(arguments.out), captions)
-        print(arguments.out)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    preset = flag_value(argv, "--preset") or "medium"
+    parser.add_argument("out", type=str, help="folder to write")
+    parser.add_argument(
+        "--preset", type=Literal["easy", "medium", "hard"], default="medium", help="sets the defaults shown below"
+    )
+    parser.add_class_arguments(SoundscapeConfig)
+    parser.set_defaults(dict(PRESETS.get(preset, {})))
 
 
-def caption(arguments: Namespace) -> None:
-    from atk.eval.captioning import caption_file
-    from atk.models.captioner import Captioner
+def _soundscapes(arguments: Namespace) -> None:
+    from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-    model = _load(arguments, Captioner)
-    options = {"clip_seconds": arguments.clip_seconds, "beams": _beams(arguments)}
-    captions = caption_file(model, arguments.audio, arguments.reference, **options)
-    for start, end, text in captions:
-        print(text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}")
+    values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
+    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values)))
 
 
-def align(arguments: Namespace) -> None:
-    from atk.eval.figures import align as draw
-    from atk.models.clap import CLAP
+def _add_plan(parser: ArgumentParser, argv: list[str]) -> None:
+    from atk.plan.command import add_arguments
 
-    model = _load(arguments, CLAP)
-    options = {"clip_seconds": arguments.clip_seconds, "events": arguments.events}
-    draw(model, arguments.audio, arguments.text, arguments.out, **options)
-    print(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
+    add_arguments(parser, flag_value(argv, "--method") or "aligned")
 
 
-def search(arguments: Namespace) -> None:
-    from atk.data.captions import describe_skipped
-    from atk.eval.search import search as rank
-    from atk.models.clap import CLAP
+def _plan(arguments: Namespace) -> None:
+    from atk.plan.command import run
 
-    model = _load(arguments, CLAP)
-    found = rank(model, arguments.folder, arguments.query, progress="search", **_reading(arguments))
-    if found.skipped:
-        sys.stderr.write(describe_skipped(found.skipped) + "\n")
-    for score, path in found.hits[: arguments.top]:
-        print(f"{score:.3f}  {path}")
+    run(arguments)
+
+
+def _add_kernels(parser: ArgumentParser, _: list[str]) -> None:
+    parser.add_argument("--arch", type=str | None, default=None, help="compile for sm_80, sm_90, ...; needs no GPU")
+    parser.add_argument(
+        "--quick", action="store_true", help="compile one configuration of each kernel instead of all of them"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument(
+        "--tune",
+        type=str | None,
+        default=None,
+        metavar="OUT.json",
+        help="on a GPU: time the launch configurations and write the fastest ones to this file",
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=5,
+        metavar=("N_A", "N_T", "L_A", "L_T", "D"),
+        help="clips, captions, frames, tokens and width to tune for; default: a list of common shapes",
+    )
+    parser.add_argument(
+        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="data type to tune for"
+    )
+
+
+def _kernels(arguments: Namespace) -> None:
+    if arguments.tune is not None:
+        _tune(arguments)
+    if arguments.arch is None:
+        if arguments.tune is None:
+            raise ValueError("give --arch sm_90, for example, to compile or --tune OUT.json to tune")
+        return
+    from atk.kernels.compile import compile_report, format_table
+    from atk.kernels.compile_cases import every_case, representative_cases
+
+    cases = representative_cases() if arguments.quick else every_case()
+    rows = compile_report(arguments.arch, cases, arguments.workers, progress=True)
+    print(format_table(rows))
+    if any(row.spills for row in rows):
+        sys.exit(FAILURE)
+
+
+def _tune(arguments: Namespace) -> None:
+    import torch
+
+    from atk.kernels.launch import unavailable
+    from atk.ops.backend import BackendError
+
+    reason = unavailable("cuda")
+    if reason is not None:
+        raise BackendError(f"--tune: {reason}")
+    from atk.kernels.tune import SHAPES, tune
+
+    shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
+    tuned = tune(shapes, [getattr(torch, arguments.dtype)], arguments.tune)
+    print(f"{tuned.tried} candidates, {tuned.failed} failed, {tuned.wrong} wrong")
+    print(f"set ATK_LAUNCH_TABLE={arguments.tune} to use the table")
+
+
+def _add_bench(parser: ArgumentParser, _: list[str]) -> None:
+    from atk.bench.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _bench(arguments: Namespace) -> None:
+    from atk.bench.command import run
+
+    if run(arguments):
+        sys.exit(FAILURE)
+
+
+def _add_nothing(parser: ArgumentParser, _: list[str]) -> None:
+    pass
+
+
+def _doctor(_: Namespace) -> None:
+    from atk.cli.doctor import report
+
+    print(report())

@@ -1,4 +1,4 @@
-"""What a training step will take: memory and time by part, before any run (docs/planning.md)."""
+"""Prediction of the memory and time of a training step, part by part (see docs/planning.md)."""
 
 from atk.plan.rates import Rates
 from atk.plan.report import Plan, format_plan, plan

@@ -1,11 +1,15 @@
-"""What a computation costs: operations, bytes moved and bytes held, read off a small run and scaled to a large one."""
+"""The cost of a computation: operations, bytes moved and bytes alive, traced on a small run and extrapolated."""
 
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -15,93 +19,115 @@ from atk.plan.rates import Rates
 
 @dataclass(frozen=True)
 class Cost:
-    """A computation on n items, one entry for each of its operations, in order.
+    """The cost of a computation, with one entry per operation, in order.
 
     Attributes:
-        flops: of matrix products and convolutions.
-        half: whether they are in a 16-bit type.
+        flops: floating-point operations of matrix products and convolutions.
+        half: whether they are in a 16-bit dtype.
         moved: bytes read and written.
-        drawn: random numbers.
-        held: bytes that live after the operation, of what was made since the start.
+        drawn: random numbers drawn.
+        held: bytes alive after the operation, of the memory allocated since the start.
     """
 
-    flops: np.ndarray
-    half: np.ndarray
-    moved: np.ndarray
-    drawn: np.ndarray
-    held: np.ndarray
+    flops: npt.NDArray[np.float64]
+    half: npt.NDArray[np.bool_]
+    moved: npt.NDArray[np.float64]
+    drawn: npt.NDArray[np.float64]
+    held: npt.NDArray[np.float64]
 
     def seconds(self, rates: Rates) -> float:
-        """For each operation the longest of arithmetic, memory, random numbers and launch."""
+        """The time: for each operation, the longest of arithmetic, memory, random numbers and launch."""
         arithmetic = self.flops / np.where(self.half, rates.matmul, rates.single)
-        limits = arithmetic, self.moved / rates.bandwidth, self.drawn / rates.random
-        return float(np.maximum(np.max(limits, axis=0), rates.launch).sum())
+        limits = np.stack([arithmetic, self.moved / rates.bandwidth, self.drawn / rates.random])
+        return float(np.maximum(limits.max(axis=0), rates.launch).sum())
 
     def peak(self) -> float:
-        """Most bytes held at a time."""
+        """The largest number of bytes alive at a time."""
         return float(self.held.max(initial=0.0))
 
     def first(self, count: int) -> "Cost":
-        """The first `count` operations."""
+        """The cost of the first `count` operations."""
         return Cost(*(getattr(self, field.name)[:count] for field in fields(self)))
 
 
 class LinearCost:
-    """The cost of n items, from those of `few` and `few + 1`: every operation is linear in n."""
+    """The cost of n items, extrapolated from those of `count` and `count + 1`: every operation is linear in n.
 
-    def __init__(self, few: int, at_few: Cost, at_one_more: Cost):
-        if len(at_few.flops) != len(at_one_more.flops):
+    Args:
+        count: a small number of items.
+        cost: cost of `count` items.
+        next_cost: cost of one item more.
+
+    Raises:
+        ValueError: the two computations have different numbers of operations.
+    """
+
+    def __init__(self, count: int, cost: Cost, next_cost: Cost):
+        if len(cost.flops) != len(next_cost.flops):
             raise ValueError(
-                f"model: takes {len(at_few.flops)} operations for {few} clips and {len(at_one_more.flops)} for "
-                f"{few + 1}, so its cost cannot be scaled"
+                f"model: runs {len(cost.flops)} operations for {count} clips and {len(next_cost.flops)} for "
+                f"{count + 1}, so its cost cannot be extrapolated"
             )
-        self.few, self.at_few, self.at_one_more = few, at_few, at_one_more
+        self.count = count
+        self.cost = cost
+        self.next_cost = next_cost
 
     def of(self, items: float) -> Cost:
-        """The cost of `items`."""
-        more = items - self.few
+        """The cost of so many items."""
+        added = items - self.count
 
-        def scaled(name: str) -> np.ndarray:
-            first, second = getattr(self.at_few, name), getattr(self.at_one_more, name)
-            return np.maximum(first + more * (second - first), 0)
+        def scaled(name: str) -> npt.NDArray[np.float64]:
+            base, with_one_more = getattr(self.cost, name), getattr(self.next_cost, name)
+            return np.maximum(base + added * (with_one_more - base), 0)
 
-        return replace(self.at_few, **{name: scaled(name) for name in ("flops", "moved", "drawn", "held")})
+        return replace(
+            self.cost, flops=scaled("flops"), moved=scaled("moved"), drawn=scaled("drawn"), held=scaled("held")
+        )
 
 
 class Trace(TorchDispatchMode):
-    """Writes down each operation that runs in its context, backward and recomputation too."""
+    """A context that records every operation that runs in it, including backward and recomputation."""
 
     def __init__(self):
         super().__init__()
         self._rows: list[tuple[float, ...]] = []
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._held = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
-        given = {_storage(tensor) for tensor in inputs}
-        new = [tensor for tensor in outputs if _storage(tensor) not in given]
+        inputs = _tensors((args, kwargs))
+        outputs = _tensors(result)
+        input_storages = {_storage(tensor) for tensor in inputs}
+        new = [tensor for tensor in outputs if _storage(tensor) not in input_storages]
         for tensor in new:
             self._hold(tensor)
         formula = flop_registry.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula else 0
-        moves = bool(new) or func._schema.is_mutable  # else it is a view
-        moved = sum(tensor.nbytes for tensor in (*inputs, *outputs)) if moves else 0
+        is_view = not new and not func._schema.is_mutable
+        moved = 0 if is_view else sum(tensor.nbytes for tensor in (*inputs, *outputs))
         random = torch.Tag.nondeterministic_seeded in func.tags and not flops
         drawn = outputs[0].numel() if random else 0
-        self._rows.append((flops, bool(outputs) and outputs[0].itemsize == 2, moved, drawn, self._held))
+        half = bool(outputs) and outputs[0].itemsize == 2
+        self._rows.append((flops, half, moved, drawn, self._held))
         return result
 
     def _hold(self, tensor: Tensor) -> None:
+        """Count the memory of a tensor until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
 
-        def release(_: weakref.ref) -> None:
+        def release(_: object) -> None:
             del self._alive[key]
             self._held -= size
 
@@ -110,7 +136,7 @@ class Trace(TorchDispatchMode):
             self._held += size
 
     def cost(self) -> Cost:
-        """What has run so far."""
+        """The cost of what has run so far."""
         flops, half, *others = np.array(self._rows, dtype=float).reshape(-1, len(fields(Cost))).T
         return Cost(flops, half.astype(bool), *others)
 

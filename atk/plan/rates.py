@@ -1,4 +1,4 @@
-"""How fast a device is: by its datasheet, or measured."""
+"""Speed of a device: from its datasheet, or measured."""
 
 import math
 import time
@@ -9,16 +9,24 @@ from typing import NamedTuple
 
 import torch
 
-MATMUL_SIZE, COPY_BYTES = 1024, 64 << 20  # of the measurement of a CPU
+MATMUL_SIZE = 1024  # of the product that measures a CPU
+COPY_BYTES = 64 << 20  # of the copy that measures a CPU
 
 
 class Device(NamedTuple):
-    """Peaks of a GPU's datasheet, without sparsity: TFLOP/s in bfloat16 and in float32, GB/s of memory and of links."""
+    """Peak rates of a GPU from its datasheet, without sparsity.
+
+    Attributes:
+        bf16: TFLOP/s in bfloat16.
+        fp32: TFLOP/s in float32.
+        bandwidth: GB/s of memory.
+        interconnect: GB/s of the links to other GPUs, in one direction.
+    """
 
     bf16: float
     fp32: float
     bandwidth: float
-    interconnect: float  # one direction
+    interconnect: float
 
 
 DEVICES = {
@@ -27,24 +35,24 @@ DEVICES = {
     "h200": Device(989, 67, 4800, 450),
     "l40s": Device(362, 91.6, 864, 32),
 }
-GPU_EFFICIENCY = Device(0.5, 0.7, 0.7, 0.6)  # share of these peaks that is counted on
-GPU_LAUNCH = 6e-6  # seconds between two kernels that Python starts
-CPU_EFFICIENCY = 0.8  # share of a large product's rate
-CPU_INTERCONNECT = 1.25  # GB/s: ten-gigabit Ethernet
+GPU_EFFICIENCY = Device(0.5, 0.7, 0.7, 0.6)  # share of these peaks that is assumed
+GPU_LAUNCH = 6e-6  # seconds between two kernels launched from Python
+CPU_EFFICIENCY = 0.8  # share of the rate of a large product that is assumed
+CPU_INTERCONNECT = 1.25  # GB/s: 10-gigabit Ethernet
 CPU_LAUNCH = 4e-6
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What is counted on.
+    """The rates that a plan assumes.
 
     Attributes:
-        matmul: FLOP/s of matrix products in the type of the activations.
-        single: the same in float32.
-        bandwidth: bytes/s of memory, read and written alike.
+        matmul: FLOP/s of matrix products in the dtype of the activations.
+        single: FLOP/s of matrix products in float32.
+        bandwidth: bytes/s of memory, for reads and writes alike.
         random: random numbers/s, for dropout and noise.
         interconnect: bytes/s that a rank receives.
-        launch: least seconds for an operation.
+        launch: minimum seconds per operation.
     """
 
     matmul: float
@@ -56,7 +64,11 @@ class Rates:
 
     @classmethod
     def of(cls, name: str, bf16: bool) -> "Rates":
-        """Of a GPU by its name, or of this CPU, measured in a second.
+        """The rates of a GPU by name, or of this CPU, which are measured in about a second.
+
+        Args:
+            name: "cpu", or a text that contains the name of a known GPU, such as "NVIDIA H100 80GB HBM3".
+            bf16: whether activations are in bfloat16.
 
         Raises:
             ValueError: the name is unknown.
@@ -65,25 +77,25 @@ class Rates:
             single = _matmul_rate(torch.float32)
             matmul = _matmul_rate(torch.bfloat16) if bf16 else single
             return cls(matmul, single, _copy_rate(), _random_rate(), CPU_INTERCONNECT * 1e9, CPU_LAUNCH)
-        found = next((peaks for known, peaks in DEVICES.items() if known in name.lower()), None)
-        if found is None:
+        device = next((peaks for known, peaks in DEVICES.items() if known in name.lower()), None)
+        if device is None:
             raise ValueError(
-                f"device must be cpu or one of {', '.join(DEVICES)}, or come with --matmul-tflops, --bandwidth-gb and "
-                f"--interconnect-gb, got {name!r}"
+                f"device must be cpu or one of {', '.join(DEVICES)}, got {name!r}; for other devices give "
+                "--matmul-tflops, --bandwidth-gb and --interconnect-gb"
             )
-        peaks = Device(*(peak * share for peak, share in zip(found, GPU_EFFICIENCY, strict=True)))
+        peaks = Device(*(peak * share for peak, share in zip(device, GPU_EFFICIENCY, strict=True)))
         matmul = peaks.bf16 if bf16 else peaks.fp32
         return cls.of_gpu(matmul, peaks.fp32, peaks.bandwidth, peaks.interconnect)
 
     @classmethod
     def of_gpu(cls, matmul: float, single: float, bandwidth: float, interconnect: float) -> "Rates":
-        """In TFLOP/s and GB/s; random numbers come as fast as they are written."""
+        """The rates of a GPU, from TFLOP/s and GB/s; random numbers are bounded by memory bandwidth only."""
         return cls(matmul * 1e12, single * 1e12, bandwidth * 1e9, math.inf, interconnect * 1e9, GPU_LAUNCH)
 
 
 def _matmul_rate(dtype: torch.dtype) -> float:
-    sides = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE).to(dtype)
-    return CPU_EFFICIENCY * 2 * MATMUL_SIZE**3 / _fastest(partial(torch.matmul, *sides))
+    left, right = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE).to(dtype)
+    return CPU_EFFICIENCY * 2 * MATMUL_SIZE**3 / _fastest(partial(torch.matmul, left, right))
 
 
 def _copy_rate() -> float:

@@ -1,28 +1,28 @@
-"""A plan: what a step of a configuration takes, and the largest batch that fits."""
+"""A plan: the memory and time of a training step, and the largest batch that fits."""
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from atk.ops.checks import at_least
-from atk.plan.encoders import trace_encoders
+from atk.plan.encoders import PlanConfig, trace_encoders
 from atk.plan.step import USABLE, Part, Resources, Step
-from atk.train.contrastive import ContrastiveConfig
 
-USUAL_MICRO_BATCH = 32  # for the largest batch where none is asked for
+DEFAULT_MICRO_BATCH = 32  # for the largest batch, if the configuration has none
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A step on one rank.
+    """A training step on one rank.
 
     Attributes:
-        parts: weights, waveforms, encoders, embeddings, gather, op, logits, and on a CPU the allocator; not all are
-            at their peak together.
-        peak_bytes: most that is held at a time.
-        seconds: a step.
-        einsum_bytes: what the naive einsum would hold in the op's place, its scores and their gradient.
-        largest_batch: that fits into the devices' memory, by `micro_batch` (None: encoded at once); empty where the
-            memory is not known.
+        parts: weights, waveforms, encoders, embeddings, gather, op, logits, and on a CPU the allocator; they do not all
+            peak at the same time.
+        peak_bytes: largest number of bytes held at a time.
+        seconds: duration of a step.
+        einsum_bytes: what the naive einsum would hold instead of the op: its scores and their gradient.
+        largest_batch: largest batch that fits into the memory of the devices, by `micro_batch` (None: encoded at once);
+            empty if the memory is not given.
         facts: what the plan was made for.
     """
 
@@ -31,22 +31,22 @@ class Plan:
     seconds: float
     einsum_bytes: float
     largest_batch: dict[int | None, int]
-    facts: dict
+    facts: dict[str, Any]
 
-    def to_dict(self) -> dict:
-        """For JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
         names = {size: "at once" if size is None else f"micro_batch {size}" for size in self.largest_batch}
         largest = {names[size]: batch for size, batch in self.largest_batch.items()}
         return asdict(self) | {"largest_batch": largest}
 
 
-def plan(config: ContrastiveConfig, resources: Resources, caption_tokens: int = 16) -> Plan:
-    """Memory and time of a step of `config`, by running its encoders on a few clips of noise.
+def plan(config: PlanConfig, resources: Resources, caption_tokens: int = 16) -> Plan:
+    """Predict the memory and time of a training step by running its encoders on a few clips of noise.
 
     Args:
-        config: as for training; its data are not read, and `precision` must not be "auto".
-        resources: what it is to run on.
-        caption_tokens: tokens of a caption, without special ones; captions are taken to be all that long.
+        config: the configuration of the run; its data are not read, and `precision` must not be "auto".
+        resources: what the run gets.
+        caption_tokens: tokens per caption, without special tokens; all captions are assumed to be this long.
 
     Raises:
         ValueError: the configuration cannot be planned, or its model cannot be loaded.
@@ -70,10 +70,11 @@ def plan(config: ContrastiveConfig, resources: Resources, caption_tokens: int = 
         "dim": encoders.dim,
         "rates": asdict(resources.rates),
     }
-    pairs = math.ceil(config.batch_size / resources.devices)
-    largest = {}
+    largest: dict[int | None, int] = {}
     if resources.device_memory is not None:
-        largest = {micro: step.largest_batch(micro) for micro in (config.micro_batch or USUAL_MICRO_BATCH, None)}
+        for micro_batch in (config.micro_batch or DEFAULT_MICRO_BATCH, None):
+            largest[micro_batch] = step.largest_batch(micro_batch, resources.device_memory)
+    pairs = math.ceil(config.batch_size / resources.devices)
     seconds = sum(part.seconds for part in parts)
     return Plan(parts, peak, seconds, step.einsum_bytes(pairs), largest, facts)
 
@@ -81,27 +82,34 @@ def plan(config: ContrastiveConfig, resources: Resources, caption_tokens: int = 
 def format_plan(result: Plan) -> str:
     """The plan as a table."""
     facts = result.facts
-    ranks, micro = facts["devices"], facts["micro_batch"]
-    each = math.ceil(facts["batch_size"] / ranks)
+    ranks, micro_batch = facts["devices"], facts["micro_batch"]
+    clips = math.ceil(facts["batch_size"] / ranks)
+    at_once = micro_batch is None or micro_batch >= clips
     lines = [
-        f"batch {facts['batch_size']:,} on {ranks} x {facts['device']}, {facts['precision']}: {each:,} clips each, "
-        + ("encoded at once" if micro is None or micro >= each else f"encoded {micro} at a time"),
-        f"{facts['parameters']:,} weights; {facts['frames']} frames a clip, {facts['caption_tokens']} tokens a caption",
+        f"batch {facts['batch_size']:,} on {ranks} x {facts['device']}, {facts['precision']}: {clips:,} clips each, "
+        + ("encoded at once" if at_once else f"encoded {micro_batch} at a time"),
+        (
+            f"{facts['parameters']:,} weights; {facts['frames']} frames per clip, "
+            f"{facts['caption_tokens']} tokens per caption"
+        ),
         "",
-        f"{'on each device':38s}{'MiB':>12s}{'ms a step':>12s}",
+        f"{'per device':38s}{'MiB':>12s}{'ms per step':>13s}",
     ]
-    whole = Part("together, at the highest moment", result.peak_bytes, result.seconds)
-    for part in (*result.parts, whole):
-        lines.append(f"{part.name:38s}{part.bytes / 2**20:12,.1f}{1e3 * part.seconds:12,.1f}")
-    lines.append(f"{'an einsum in place of the op':38s}{result.einsum_bytes / 2**20:12,.1f}")
-    if result.largest_batch:
-        memory = facts["device_memory"]
-        fits = "fits" if result.peak_bytes <= USABLE * memory * 2**30 else "does not fit"
-        lines += [
-            "",
-            f"in {memory:g} GiB a device, of which {USABLE:.0%} are counted on, it {fits}; the largest batch:",
-        ]
-        for size, batch in result.largest_batch.items():
-            name = "encoded at once" if size is None else f"with micro_batch {size}"
-            lines.append(f"  {name:36s}{f'{batch:,}' if batch else 'none':>12s}")
-    return "\n".join(lines)
+    total = Part("total (memory: at the peak)", result.peak_bytes, result.seconds)
+    lines += [
+        f"{part.name:38s}{part.bytes / 2**20:12,.1f}{1e3 * part.seconds:13,.1f}" for part in (*result.parts, total)
+    ]
+    lines.append(f"{'naive einsum instead of the op':38s}{result.einsum_bytes / 2**20:12,.1f}")
+    return "\n".join([*lines, *_largest_batch_lines(result)])
+
+
+def _largest_batch_lines(result: Plan) -> list[str]:
+    if not result.largest_batch:
+        return []
+    memory = result.facts["device_memory"]
+    fits = "fits" if result.peak_bytes <= USABLE * memory * 2**30 else "does not fit"
+    lines = ["", f"{fits} into {memory:g} GiB per device, of which {USABLE:.0%} are usable; largest batch:"]
+    for size, batch in result.largest_batch.items():
+        name = "encoded at once" if size is None else f"with micro_batch {size}"
+        lines.append(f"  {name:36s}{f'{batch:,}' if batch else 'none':>12s}")
+    return lines

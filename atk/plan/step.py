@@ -1,4 +1,4 @@
-"""The parts of a training step: bytes and seconds of each, for any size of batch.
+"""The parts of a training step: bytes and seconds of each, for any batch size.
 
 K ranks share a batch of N pairs, N_r each; L_a frames, L_t tokens, D channels.
 """
@@ -11,18 +11,19 @@ from atk.kernels.sequences import index_dtype
 from atk.ops.checks import at_least
 from atk.ops.info_nce_chunked import CHUNK_ELEMENTS
 from atk.ops.max_mean_op import INDEX_BUDGET
-from atk.plan.encoders import Encoders, logits_cost
+from atk.plan.encoders import Encoders, PlanConfig, logits_cost
 from atk.plan.rates import Rates
-from atk.train.contrastive import ContrastiveConfig
+from atk.train.aligned import AlignedConfig
 
-USABLE = 0.9  # of a device's memory: fragments, libraries and the process itself need some
-MOST_CLIPS = 1 << 30  # where the search for the largest batch ends
-WORKSPACE_BYTES = 64 << 20  # of winners that the backward finds again at a time
-STATE_BYTES, WEIGHT_BYTES = 16, 4  # of a weight: itself, its gradient and two moments in float32; itself
-UPDATE_BYTES = 40  # moved for a weight by clipping and Adam
+USABLE = 0.9  # share of a device's memory; fragmentation, libraries and the process itself need the rest
+MAX_CLIPS = 1 << 30  # where the search for the largest batch ends
+WORKSPACE_BYTES = 64 << 20  # of winner indices that the backward recomputes at a time
+STATE_BYTES = 16  # per weight: value, gradient and two moments in float32
+WEIGHT_BYTES = 4
+UPDATE_BYTES = 40  # moved per weight by clipping and Adam
 CPU_HEAP_BYTES = 200 << 20  # freed blocks below 32 MiB that glibc's malloc was seen to keep
-NORMALIZE_PASSES = 8  # over frames and tokens: to join them, to normalise them, and back
-# Speed of the op's forward and of its gathered gradients over the counted rate of products (docs/kernels.md).
+NORMALIZE_PASSES = 8  # over frames and tokens: to join them, to normalize them, and the backward of both
+# Speed of the op's forward and of its gathered gradients, relative to the assumed matmul rate (docs/kernels.md).
 CPU_OP = {"fp32": (2.0, 0.5), "bf16": (1.2, 0.5)}
 
 
@@ -31,10 +32,10 @@ class Resources:
     """What a run gets.
 
     Args:
-        rates: of one device.
-        cpu: whether that is a CPU.
-        devices: ranks K, of one device each.
-        device_memory: GiB of each, None = not known.
+        rates: rates of one device.
+        cpu: whether the device is a CPU.
+        devices: number of ranks K, with one device each.
+        device_memory: GiB per device; None = not known.
     """
 
     rates: Rates
@@ -42,7 +43,7 @@ class Resources:
     devices: int = 1
     device_memory: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least("devices", self.devices, 1)
         if self.device_memory is not None and not self.device_memory > 0:
             raise ValueError(f"device_memory must be above 0 GiB, got {self.device_memory}")
@@ -50,7 +51,13 @@ class Resources:
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the plan: bytes that a rank holds at this part's peak, and seconds a step."""
+    """A line of the plan.
+
+    Attributes:
+        name: what it is.
+        bytes: bytes that a rank holds at the peak of this part.
+        seconds: seconds per step.
+    """
 
     name: str
     bytes: float
@@ -58,20 +65,30 @@ class Part:
 
 
 class Step:
-    """The step of a configuration, for any size of batch."""
+    """The training step of a configuration, for any batch size.
 
-    def __init__(self, config: ContrastiveConfig, resources: Resources, encoders: Encoders):
-        self.config, self.resources, self.encoders = config, resources, encoders
-        self.ranks, self.rates = resources.devices, resources.rates
-        self.aligned = encoders.frames > 0
-        skip_below = config.loss.skip_below if self.aligned else 0.0
+    Args:
+        config: the configuration of the run.
+        resources: what the run gets.
+        encoders: traced costs of the encoders.
+    """
+
+    def __init__(self, config: PlanConfig, resources: Resources, encoders: Encoders):
+        self.config = config
+        self.resources = resources
+        self.encoders = encoders
+        self.ranks = resources.devices
+        self.rates = resources.rates
+        self.aligned_loss = config.loss if encoders.frames and isinstance(config, AlignedConfig) else None
+        skip_below = 0.0 if self.aligned_loss is None else self.aligned_loss.skip_below
         self.logit_bytes, self.logit_moved = logits_cost(skip_below)
 
-    def parts(self, batch: int, micro: int | None) -> tuple[list[Part], float]:
-        """The parts of a step, and most bytes that are held at a time."""
+    def parts(self, batch: int, micro_batch: int | None) -> tuple[list[Part], float]:
+        """The parts of a step, and the largest number of bytes held at a time."""
         pairs = math.ceil(batch / self.ranks)
-        at_once = min(micro or pairs, pairs)
-        states, waveforms = self._weights(math.ceil(pairs / at_once)), self._waveforms(pairs)
+        at_once = min(micro_batch or pairs, pairs)
+        states = self._weights(math.ceil(pairs / at_once))
+        waveforms = self._waveforms(pairs)
         encoding, held_by_graph = self._encoding(pairs, at_once)
         embeddings, cached = self._embeddings(pairs, at_once)
         loss = [self._gather(pairs), self._op(pairs), self._logits(pairs)]
@@ -83,15 +100,15 @@ class Step:
             peak += parts[-1].bytes
         return parts, peak
 
-    def largest_batch(self, micro: int | None) -> int:
-        """The largest batch that fits, a multiple of the ranks; 0: none does."""
-        limit = USABLE * self.resources.device_memory * 2**30
+    def largest_batch(self, micro_batch: int | None, device_memory: float) -> int:
+        """The largest batch that fits into so many GiB per device, a multiple of the ranks; 0 if none fits."""
+        limit = USABLE * device_memory * 2**30
 
         def fits(pairs: int) -> bool:
-            return self.parts(pairs * self.ranks, micro)[1] <= limit
+            return self.parts(pairs * self.ranks, micro_batch)[1] <= limit
 
         low, high = 0, 1
-        while fits(high) and high < MOST_CLIPS:
+        while fits(high) and high < MAX_CLIPS:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
@@ -99,32 +116,37 @@ class Step:
         return low * self.ranks
 
     def einsum_bytes(self, pairs: int) -> float:
-        """Scores [N_r, N, L_a, L_t] of the naive einsum, and their gradient."""
+        """Bytes of the scores [N_r, N, L_a, L_t] of the naive einsum and of their gradient."""
         encoders = self.encoders
         scores = pairs * pairs * self.ranks * encoders.frames * encoders.tokens
         return 2 * scores * encoders.itemsize
 
-    def _others(self) -> float:
-        """Share of what all ranks have that comes from others."""
+    def _remote_share(self) -> float:
+        """Share of the data of all ranks that comes from other ranks."""
         return (self.ranks - 1) / self.ranks
 
     def _weights(self, parts: int) -> Part:
-        """Replicated: an all-reduce of gradients. Sharded: layers put together for every forward and backward."""
-        weights, sent = self.encoders.parameters, 2
-        held = weights * STATE_BYTES
+        """Replicated weights: an all-reduce of the gradients. Sharded: layers gathered for each forward and backward.
+
+        `parts` is the number of micro-batches.
+        """
+        parameters = self.encoders.parameters
+        updated: float = parameters
+        transfers = 2
+        held: float = parameters * STATE_BYTES
         if self.config.shard and self.ranks > 1:
-            held = held / self.ranks + self.encoders.put_together * WEIGHT_BYTES
-            sent = parts * (3 if parts == 1 else 4)  # each forward, each backward, and the gradients of each part
-            weights /= self.ranks
-        moved = weights * UPDATE_BYTES / self.rates.bandwidth
-        sent = sent * self.encoders.parameters * WEIGHT_BYTES * self._others() / self.rates.interconnect
-        return Part("weights, gradients, Adam", held, moved + sent)
+            held = held / self.ranks + self.encoders.gathered_parameters * WEIGHT_BYTES
+            transfers = parts * (3 if parts == 1 else 4)  # every forward and backward, and the gradients of each part
+            updated = parameters / self.ranks
+        update_seconds = updated * UPDATE_BYTES / self.rates.bandwidth
+        sent = transfers * parameters * WEIGHT_BYTES * self._remote_share()
+        return Part("weights, gradients, Adam", held, update_seconds + sent / self.rates.interconnect)
 
     def _waveforms(self, pairs: int) -> Part:
         return Part("waveforms", pairs * self.encoders.waveform_bytes, 0.0)
 
     def _encoding(self, pairs: int, at_once: int) -> tuple[Part, float]:
-        """Encoders' forward and backward, and what their graph holds while the loss is taken."""
+        """Forward and backward of the encoders, and the bytes that their graph holds during the loss."""
         cost = self.encoders.cost.of(at_once)
         forward = cost.first(self.encoders.forward)
         seconds = cost.seconds(self.rates)
@@ -134,69 +156,74 @@ class Step:
         return Part("encoders", cost.peak(), pairs / at_once * seconds), graph
 
     def _embeddings(self, pairs: int, at_once: int) -> tuple[Part, float]:
-        """Embeddings, unit copies and gradients; and those that are held while parts are encoded again."""
+        """Embeddings, normalized copies and gradients; and the bytes held while parts are encoded again."""
         encoders = self.encoders
-        all_of_them = pairs * encoders.embedding_bytes
-        cached = all_of_them * (3 if at_once < pairs else 1)  # in parts and joined; their gradient
-        unit = pairs * encoders.aligned_bytes
-        seconds = NORMALIZE_PASSES * all_of_them / self.rates.bandwidth
-        return Part("embeddings and gradients", cached + 2 * unit, seconds), cached
+        embeddings = pairs * encoders.embedding_bytes
+        cached = embeddings * (3 if at_once < pairs else 1)  # in parts, joined, and the gradient of these
+        normalized = pairs * encoders.aligned_bytes
+        seconds = NORMALIZE_PASSES * embeddings / self.rates.bandwidth
+        return Part("embeddings and gradients", cached + 2 * normalized, seconds), cached
 
     def _gather(self, pairs: int) -> Part:
         """Captions of all ranks: their tokens and global vectors, and the gradients of these."""
         if self.ranks == 1:
             return Part("gather", 0.0, 0.0)
-        encoders, ring = self.encoders, self.config.gather == "ring"
-        own = pairs * (encoders.valid_tokens + encoders.terms) * encoders.dim
-        whole, size = own * self.ranks, encoders.itemsize
-        received = self._others() * whole * (2 * size + 4 if ring else 2 * size)  # a ring's sums are in float32
-        held = 2 * own * (size + 4) if ring else 3 * whole * size
-        columns = 3 * 2 * self._others() * pairs * self.ranks * 4
+        encoders = self.encoders
+        ring = self.config.gather == "ring"
+        itemsize = encoders.itemsize
+        local = pairs * (encoders.valid_tokens + encoders.terms) * encoders.dim
+        gathered = local * self.ranks
+        received = self._remote_share() * gathered * (2 * itemsize + 4 if ring else 2 * itemsize)  # ring sums: float32
+        held = 2 * local * (itemsize + 4) if ring else 3 * gathered * itemsize
+        columns = 3 * 2 * self._remote_share() * pairs * self.ranks * 4
         return Part(f"gather ({self.config.gather})", held, (received + columns) / self.rates.interconnect)
 
     def _op(self, pairs: int) -> Part:
-        """Max-mean similarity: products, winners of frames (or tokens), gathered or multiplied gradients."""
-        if not self.aligned:
+        """Max-mean similarity: products, winner indices, and gradients that are gathered or multiplied."""
+        if self.aligned_loss is None:
             return Part("op: none", 0.0, 0.0)
-        looks = list(self._looks())
-        flops = 2 * pairs * pairs * self.ranks * self.encoders.frames * self.encoders.valid_tokens * self.encoders.dim
+        encoders = self.encoders
+        directions = list(self._directions(self.aligned_loss.direction))
+        flops = 2 * pairs * pairs * self.ranks * encoders.frames * encoders.valid_tokens * encoders.dim
         if self.config.backend == "reference":
-            moved = 4 * len(looks) * self.einsum_bytes(pairs)
-            seconds = 3 * len(looks) * flops / self.rates.matmul + moved / self.rates.bandwidth
-            return Part("op: einsum", len(looks) * self.einsum_bytes(pairs), seconds)
+            moved = 4 * len(directions) * self.einsum_bytes(pairs)
+            seconds = 3 * len(directions) * flops / self.rates.matmul + moved / self.rates.bandwidth
+            return Part("op: einsum", len(directions) * self.einsum_bytes(pairs), seconds)
         ring = self.config.gather == "ring" and self.ranks > 1
         held = seconds = 0.0
-        saved = True
-        for own, other in looks:
-            index = pairs * pairs * (1 if ring else self.ranks) * own * index_dtype(other).itemsize
-            keeps = index <= INDEX_BUDGET
-            forward, gradients = self._op_seconds(flops, other)
-            seconds += forward * (1 + ring + (not keeps)) + gradients
-            held += index if keeps else WORKSPACE_BYTES
-            saved &= keeps
-        return Part(f"op: winners {'saved' if saved else 'computed again'}", held, seconds)
+        all_saved = True
+        for rows, candidates in directions:
+            index_bytes = pairs * pairs * (1 if ring else self.ranks) * rows * index_dtype(candidates).itemsize
+            saved = index_bytes <= INDEX_BUDGET
+            forward, gradients = self._op_seconds(flops, candidates)
+            seconds += forward * (1 + ring + (not saved)) + gradients
+            held += index_bytes if saved else WORKSPACE_BYTES
+            all_saved &= saved
+        return Part(f"op: winners {'saved' if all_saved else 'recomputed'}", held, seconds)
 
-    def _looks(self) -> Iterator[tuple[int, int]]:
-        """Rows that look for a winner, and those among which they look, of a pair, in each direction."""
+    def _directions(self, direction: str) -> Iterator[tuple[int, int]]:
+        """For each direction of max-mean similarity, the rows of a pair and the candidates for each row."""
         frames, tokens = self.encoders.frames, self.encoders.valid_tokens
-        if self.config.loss.direction in ("audio", "both"):
+        if direction in ("audio", "both"):
             yield frames, tokens
-        if self.config.loss.direction in ("text", "both"):
+        if direction in ("text", "both"):
             yield tokens, frames
 
-    def _op_seconds(self, flops: float, looked_at: int) -> tuple[float, float]:
-        """Of a forward, and of the gradients of both sides."""
+    def _op_seconds(self, flops: float, candidates: int) -> tuple[float, float]:
+        """Seconds of a forward, and of the gradients of frames and tokens."""
         if not self.resources.cpu:  # gradients are products with matrices of 0 and 1
             return flops / self.rates.matmul, 2 * flops / self.rates.matmul
         forward, gathered = (speed * self.rates.matmul for speed in CPU_OP[self.config.precision])
-        return flops / forward, 2 * flops / looked_at / gathered
+        return flops / forward, 2 * flops / candidates / gathered
 
     def _logits(self, pairs: int) -> Part:
-        """Max-mean logits [N_r, N] and their gradients; those of global vectors are never held whole."""
-        count, ring = pairs * pairs * self.ranks, self.config.gather == "ring" and self.ranks > 1
-        rate = self.rates.single if self.resources.cpu else self.rates.matmul  # chunks are widened to float32
+        """Max-mean logits [N_r, N] and their gradients; those of global vectors are never held as a whole."""
+        count = pairs * pairs * self.ranks
+        ring = self.config.gather == "ring" and self.ranks > 1
+        rate = self.rates.single if self.resources.cpu else self.rates.matmul  # a CPU multiplies in float32
         products = (10 if ring else 8) * count * self.encoders.dim * self.encoders.terms / rate
         chunks = 3 * 4 * min(count, CHUNK_ELEMENTS)
-        held = count * self.logit_bytes if self.aligned else 0.0
-        moved = count * self.logit_moved / self.rates.bandwidth if self.aligned else 0.0
+        matrices = 0 if self.aligned_loss is None else count
+        held = matrices * self.logit_bytes
+        moved = matrices * self.logit_moved / self.rates.bandwidth
         return Part("logits", held + chunks, products + moved)

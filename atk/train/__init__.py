@@ -1,1 +1,1 @@
-"""The trainers: one file a method, and what they share."""
+"""Trainers: one module per method, and what the methods share."""

@@ -1,57 +1,67 @@
-"""Training by aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
+"""Aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
 from atk.data.dataset import Batch
 from atk.nn import AlignedContrastiveLoss
+from atk.ops.checks import one_of
+from atk.ops.info_nce import REDUCTIONS, Reduction
+from atk.ops.max_mean import DIRECTIONS, Direction
 from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, train_contrastive
 from atk.train.grad_cache import Embeddings
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """`L_total = L_global + L_align` (3.7).
+    """Loss: InfoNCE between clips and captions, plus InfoNCE between their frames and tokens.
 
     Args:
-        temperature: tau (0.2 in the thesis).
-        learnable: learn the temperature, starting there.
-        reduction: "sum" of the two directions (3.5) or their "mean".
-        global_weight: factor of InfoNCE on global cosine; 0 leaves it out.
-        aligned_weight: factor of InfoNCE on max-mean similarity; 0 leaves it out.
-        direction: "audio" (frames look for tokens), "text" or "both".
-        skip_below: leave pairs of a smaller softmax weight out of the aligned loss's backward; see
-            `atk.aligned_info_nce`. 0 leaves none out.
+        temperature: temperature of the softmax.
+        learnable: learn the temperature, starting from `temperature`.
+        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss.
+        global_weight: weight of InfoNCE on the cosine of the global vectors; 0 disables it.
+        aligned_weight: weight of InfoNCE on the max-mean similarity of frames and tokens; 0 disables it.
+        direction: max-mean similarity: "audio" matches every frame with its best token, "text" every token with its
+            best frame, "both" is the mean of the two.
+        skip_below: leave pairs with a smaller softmax weight out of the backward of the aligned loss, which is faster;
+            0 is exact.
     """
 
     temperature: float = 0.2
     learnable: bool = False
-    reduction: str = "sum"
+    reduction: Reduction = "sum"
     global_weight: float = 1.0
     aligned_weight: float = 1.0
-    direction: str = "audio"
+    direction: Direction = "audio"
     skip_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of("reduction", self.reduction, REDUCTIONS)
+        one_of("direction", self.direction, DIRECTIONS)
 
 
 @dataclass(frozen=True)
 class AlignedConfig(ContrastiveConfig):
-    """Aligned contrastive learning (thesis ch. 3).
+    """Aligned contrastive learning.
 
     Args:
         loss: global and aligned InfoNCE.
     """
 
+    backend: Literal["auto", "triton", "cpp", "reference"] = "auto"
     loss: LossConfig = field(default_factory=LossConfig)
 
 
-class AlignedTask(ContrastiveTask):
+class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
     """Aligned contrastive learning, for `atk.train.trainer.Trainer`."""
 
     method = "aligned"
 
     def make_criterion(self) -> AlignedContrastiveLoss:
-        """The loss that the configuration asks for."""
+        """The configured loss."""
         loss = self.config.loss
         return AlignedContrastiveLoss(
             loss.temperature,
@@ -66,13 +76,17 @@ class AlignedTask(ContrastiveTask):
         )
 
     def encode(self, batch: Batch) -> Embeddings:
-        """Global vectors; frames, tokens and their masks where the loss uses them."""
+        """Global vectors `[N, D]`; also frames, tokens and their masks if the loss uses them."""
         audio = self.model.encode_audio(batch.audio, batch.lengths)
         text = self.model.encode_text(self.model.tokenize(batch.captions))
         embeddings = {"audio": audio.pooled, "text": text.pooled}
         if self.config.loss.aligned_weight:
-            aligned = {"frames": audio.frames, "tokens": text.tokens, "frame_mask": audio.mask, "token_mask": text.mask}
-            embeddings |= aligned
+            embeddings |= {
+                "frames": audio.frames,
+                "tokens": text.tokens,
+                "frame_mask": audio.mask,
+                "token_mask": text.mask,
+            }
         return embeddings
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,6 +99,6 @@ class AlignedTask(ContrastiveTask):
         return {"logit_scale": self.criterion.logit_scale}
 
 
-def train(config: AlignedConfig, resume: bool = False) -> dict:
+def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train by aligned contrastive learning; arguments, result and errors as `atk.train.run.run`."""
     return train_contrastive(AlignedTask, config, resume)

@@ -3,15 +3,19 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-import yaml
-
-from atk.data.captions import ON_ERROR
+from atk.data.captions import ON_ERROR, OnError
+from atk.extras import optional_imports
 from atk.ops.checks import at_least, one_of
-from atk.train.checkpoint import write_whole
+from atk.train.checkpoint import write_atomically
+
+OptimizerName = Literal["adam", "schedulefree"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def fields_at_least(owner: object, minimum: float, *names: str) -> None:
+    """Check that these fields are None or at least `minimum`; raises ValueError."""
     for name in names:
         if (value := getattr(owner, name)) is not None:
             at_least(name, value, minimum)
@@ -19,26 +23,27 @@ def fields_at_least(owner: object, minimum: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam with linear warm-up and cosine decay, or the schedule-free Adam.
+    """Optimizer: Adam with linear warmup and cosine decay, or schedule-free Adam.
 
     Args:
-        name: "adam", or "schedulefree": no decay, the weights kept are an average over the steps (Defazio et al. 2024).
-        lr: peak learning rate (5e-5 in the thesis, for a pretrained text encoder; higher suits training from scratch).
-        warmup: share of the steps in which the rate rises from 0.
-        final: share of the peak rate at the last step ("adam").
+        name: "adam", or "schedulefree", which averages the weights over the steps instead of decaying the learning
+            rate (Defazio et al. 2024).
+        lr: peak learning rate; 5e-5 suits a pretrained text encoder, higher values suit training from scratch.
+        warmup: fraction of the steps over which the learning rate rises from 0.
+        final: learning rate at the last step, as a fraction of the peak; "adam" only.
         weight_decay: decoupled weight decay; 0 is plain Adam.
-        clip_norm: gradients are scaled down to this norm.
+        clip_norm: maximum norm of the gradient.
     """
 
-    name: str = "adam"
+    name: OptimizerName = "adam"
     lr: float = 5e-4
     warmup: float = 0.1
     final: float = 0.01
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 
-    def __post_init__(self):
-        one_of("name", self.name, ("adam", "schedulefree"))
+    def __post_init__(self) -> None:
+        one_of("name", self.name, get_args(OptimizerName))
         if not self.lr > 0 or not self.clip_norm > 0:
             raise ValueError(f"lr and clip_norm must be above 0, got {self.lr} and {self.clip_norm}")
         if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
@@ -47,29 +52,31 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What every training method shares.
+    """Settings that all training methods share.
 
     Args:
-        data: folder with train.csv, val.csv (optional), test.csv and the audio they name.
+        data: folder with train.csv, val.csv (optional), test.csv and the audio files that they list.
         out: run folder to write.
         epochs: passes over train.csv.
-        steps: optimiser steps; overrides epochs.
-        seed: of weights, order, crops and dropout.
+        steps: number of optimizer steps; overrides epochs.
+        seed: seed of the weights, the order of the clips, the crops and dropout.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that have it.
-        backend: of the fused ops, see `atk.backends()`.
-        clip_seconds: random crop in training, window in evaluation (9.91 in the thesis).
-        batch_size: clips in a training batch, over all ranks; each meets every caption of its batch.
-        micro_batch: clips that are encoded at a time; the step stays that of the whole batch (gradient caching). None:
-            all at once. For the contrastive methods. Of each rank, where there are several.
-        workers: processes that read audio; 0 = in the main process.
-        bucket: batch clips of similar length together, so that less is padding.
-        on_error: "skip" names and counts bad files and rows and goes on, "raise" stops at the first.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it.
+        backend: implementation of the fused ops; "auto" picks the fastest one that runs here, see `atk doctor`.
+        clip_seconds: length of the random crops in training and of the windows in evaluation.
+        batch_size: clips in a training batch, summed over all ranks.
+        micro_batch: clips per rank that are encoded at a time; null encodes the whole batch at once. The update stays
+            that of the whole batch (gradient caching). Contrastive methods only.
+        workers: processes that read audio for a rank; 0 reads in the main process, null picks 1 on a CPU and up to 8 on
+            a GPU. The result of training does not depend on it.
+        bucket: batch clips of similar length, which reduces padding.
+        on_error: "skip" reports bad files and rows and continues without them, "raise" stops at the first one.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
-        eval_every: steps between validations, when there is a val.csv; 0 = only at the end.
-        shard: ranks keep a part of the weights and of the optimiser's state each (FSDP2), not all (DDP).
-        timeout: seconds that ranks wait for one another, for the first to validate too.
+        eval_every: steps between validations if there is a val.csv; 0 validates only at the end.
+        shard: shard weights and optimizer state over the ranks (FSDP2) instead of replicating them (DDP).
+        timeout: seconds that a rank waits for the others, including for the first rank to validate.
+        optim: optimizer: Adam with linear warmup and cosine decay, or schedule-free Adam.
     """
 
     data: str
@@ -78,14 +85,14 @@ class TrainConfig:
     steps: int | None = None
     seed: int = 0
     device: str = "auto"
-    precision: str = "auto"
+    precision: Precision = "auto"
     backend: str = "auto"
     clip_seconds: float = 9.91
     batch_size: int = 32
     micro_batch: int | None = None
-    workers: int = 1
+    workers: int | None = None
     bucket: bool = False
-    on_error: str = "skip"
+    on_error: OnError = "skip"
     log_every: int = 10
     save_every: int = 200
     eval_every: int = 200
@@ -93,20 +100,24 @@ class TrainConfig:
     timeout: float = 1800.0
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         fields_at_least(self, 0.05, "clip_seconds")
         fields_at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
         fields_at_least(self, 0, "eval_every", "seed", "workers")
-        if self.seed >= 1 << 32:  # the step is its lower half
+        if self.seed >= 1 << 32:  # random states combine it with the step in 64 bits
             raise ValueError(f"seed must be below {1 << 32}, got {self.seed}")
         if self.shard and self.optim.name != "adam":
             raise ValueError(f"shard: needs optim.name 'adam', got {self.optim.name!r}")
         for name in ("epochs", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("precision", self.precision, get_args(Precision))
         one_of("on_error", self.on_error, ON_ERROR)
 
     def save(self, path: Path) -> None:
-        """Write the complete configuration as YAML, enough to repeat the run."""
-        write_whole(path, yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False))  # no tuples in JSON
+        """Write the complete configuration as YAML; training with it repeats the run."""
+        with optional_imports:
+            import yaml
+
+        plain = json.loads(json.dumps(asdict(self)))  # lists instead of tuples
+        write_atomically(path, yaml.safe_dump(plain, sort_keys=False))

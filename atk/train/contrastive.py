@@ -1,14 +1,16 @@
-"""What contrastive methods share: captioned clips, a model with two encoders, retrieval to validate and evaluate it."""
+"""What the contrastive methods share: a model with two encoders, and retrieval to validate and evaluate it."""
 
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atk.data import TrainDataset
 from atk.distributed import GATHERS
+from atk.distributed.losses import GatherMode
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
@@ -16,45 +18,62 @@ from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
 from atk.train.checkpoint import model_folder
 from atk.train.config import TrainConfig
-from atk.train.run import run, to_resume
+from atk.train.grad_cache import Embeddings
+from atk.train.run import MakeTask, checkpoint_to_resume, run
 from atk.train.task import CaptionedTask
 
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainConfig):
-    """What the contrastive methods share.
+    """Settings that the contrastive methods share.
 
     Args:
-        init: run or model folder of a model to start from; `model` is then as it is there.
-        activation_checkpointing: keep only what goes into each layer of the encoders, and compute the rest again in the
-            backward: less memory for one more forward.
-        compile: run `torch.compile` on the encoders; it takes minutes at the start.
-        gather: how captions travel where there are several ranks: "all" at once, or round a "ring", for less memory.
-        model: audio encoder, text encoder and the space they share.
+        init: run folder or model folder to start from; the settings under `model` are then taken from it.
+        activation_checkpointing: keep only the inputs of the encoder layers and recompute the rest in the backward,
+            which saves memory for the time of a second forward.
+        compile: run `torch.compile` on the encoders; the first steps then take minutes.
+        gather: how captions are exchanged between ranks: "all" gathers them at once, "ring" passes them around, which
+            takes less memory.
+        model: audio encoder, text encoder and shared space.
     """
 
     init: str | None = None
     activation_checkpointing: bool = False
     compile: bool = False
-    gather: str = "all"
+    gather: GatherMode = "all"
     model: ModelConfig = field(default_factory=ModelConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         one_of("gather", self.gather, GATHERS)
 
 
-class ContrastiveTask(CaptionedTask):
-    """Model and validation of a contrastive method; a method adds the criterion, `encode` and `loss_of`."""
+ConfigT = TypeVar("ConfigT", bound=ContrastiveConfig)
+CriterionT = TypeVar("CriterionT", bound=nn.Module)
+
+
+class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]):
+    """Model and validation of a contrastive method; subclasses define the criterion, `encode` and `loss_of`.
+
+    Args:
+        config: the run.
+        device: device to train on.
+        checkpoint: saved model to resume from; None starts a new run.
+
+    Raises:
+        ValueError, FileNotFoundError, AudioError, BackendError: as `CaptionedTask`; the model cannot be loaded.
+    """
 
     monitor = "mAP@10"
-    backends = BACKENDS
+    backends = BACKENDS["max_mean_similarity"]
+    method: str
 
-    def __init__(self, config: ContrastiveConfig, device: torch.device, saved: Path | None = None):
+    def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device)
-        if saved is None and config.init is not None:
-            saved = model_folder(Path(config.init))
-        model = CLAP.create(config.model, self.captions) if saved is None else CLAP.from_pretrained(saved)
+        if checkpoint is None and config.init is not None:
+            checkpoint = model_folder(Path(config.init))
+        new = checkpoint is None
+        model = CLAP.create(config.model, self.captions) if new else CLAP.from_pretrained(checkpoint)
         self.model = model.to(device)
         if note := model.describe_cut(config.clip_seconds):
             print(note, file=sys.stderr)
@@ -63,32 +82,42 @@ class ContrastiveTask(CaptionedTask):
         if config.compile:
             self.model.audio_encoder.compile()
             self.model.text_encoder.compile()
-        self.criterion = self.make_criterion().to(device)
+        self.criterion: CriterionT = self.make_criterion().to(device)
         self.dataset = TrainDataset(self.clips, model.sample_rate, config.clip_seconds, config.seed)
         self.validation = self._split("val", side_files=False) if self.has("val") else None
-        # Read here too, so that what is wrong with it is told before training, not after.
+        # Read the held-out split now, so that errors in it show up before training and not after it.
         self.evaluation = self._split(self.held_out, side_files=True) if self.held_out else None
 
-    def make_criterion(self) -> nn.Module:
-        """The loss and whatever else is trained beside the model."""
+    def make_criterion(self) -> CriterionT:
+        """The loss, and whatever else is trained along with the model."""
+        raise NotImplementedError
+
+    def encode(self, batch: Any) -> Embeddings:
+        """The embeddings that `loss_of` takes."""
+        raise NotImplementedError
+
+    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and its named terms."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Text-to-audio retrieval on val.csv; errors as `EvalSplit.embed`."""
+        """Text-to-audio retrieval metrics on val.csv; errors as `EvalSplit.embed`."""
+        assert self.validation is not None
         return evaluate_retrieval(self.model, self.validation.embed(self.model))["text_to_audio"]
 
-    def evaluate(self, checkpoint: Path) -> dict:
-        """Retrieval on the held-out split by the model of a checkpoint; twins and alignment where the folder tells."""
+    def evaluate(self, checkpoint: Path) -> dict[str, Any]:
+        """Retrieval metrics of a saved model on the held-out split; also twins and alignment if the folder has them."""
+        assert self.evaluation is not None
         model = CLAP.from_pretrained(checkpoint).to(self.device)
         return evaluate_retrieval(model, self.evaluation.embed(model, f"evaluate {self.held_out}"))
 
     def _split(self, name: str, side_files: bool) -> EvalSplit:
-        return EvalSplit(self.config.data, name, side_files=side_files, **self.reading())
+        return EvalSplit(self.config.data, name, side_files=side_files, **self.reading_options())
 
 
-def train_contrastive(make_task: type[ContrastiveTask], config: ContrastiveConfig, resume: bool) -> dict:
-    """Train by a contrastive method; `config.model` is that of `config.init` where a model is named there."""
+def train_contrastive(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool) -> dict[str, Any] | None:
+    """Train by a contrastive method; with `config.init`, its model replaces `config.model`."""
     if config.init is not None:
-        start = to_resume(config, resume) or model_folder(Path(config.init))
+        start = checkpoint_to_resume(config, resume) or model_folder(Path(config.init))
         config = replace(config, model=CLAP.saved_config(start))
     return run(make_task, config, resume)

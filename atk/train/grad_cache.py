@@ -1,146 +1,167 @@
 """Gradient caching (Gao et al. 2021): the step of a large contrastive batch in the memory of a small one.
 
-The loss needs the embeddings of the whole batch, the encoders need not see it at once: parts are encoded without a
-graph, the loss gives the gradient of every embedding, and each part is encoded again to carry its share to the weights.
+The loss needs the embeddings of the whole batch, but the encoders do not have to see it at once. The parts of a batch
+are encoded without a graph, the loss gives the gradient of every embedding, and each part is encoded again to propagate
+its gradients to the weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Embeddings = dict[
-    str, Tensor
-]  # [N, ...] each; axis 1 may differ in length between parts, and is padded with 0 or False
+Embeddings = dict[str, Tensor]  # [N, ...] each; parts may differ in the length of axis 1, which is padded with 0
+Autocast = Callable[[], AbstractContextManager[object]]
+EncodeLast = Callable[[Any], tuple[Embeddings, list[Tensor]]]
 
 
 class CachedTask(Protocol):
-    """A task whose loss is a function of embeddings."""
+    """A task whose loss is a function of embeddings.
 
-    model: nn.Module
-    criterion: nn.Module
+    `model` and `criterion` are modules, typed as Any because tasks narrow them.
+    """
 
-    def encode(self, batch: object) -> Embeddings:
-        """Embeddings of a batch or of a part of one; a part may lack some."""
+    model: Any
+    criterion: Any
 
-    def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, batch: Any, /) -> Embeddings:
+        """Embeddings of a batch or of a part of it; a part may lack some of them."""
+        ...
+
+    def loss_of(self, embeddings: Embeddings, /) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a whole batch, and its named terms."""
+        ...
 
-    def silence(self) -> object:
-        """A batch of one silent clip, which stands for none."""
+    def silence(self) -> Any:
+        """A batch of one silent clip, a placeholder for a part without clips."""
+        ...
 
 
 def backward(
     task: CachedTask,
-    parts: list,
+    parts: Sequence[Any],
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Autocast,
     *,
-    encode_last: Callable[[object], tuple[Embeddings, list[Tensor]]] | None = None,
+    encode_last: EncodeLast | None = None,
     scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of the loss of a batch given in parts, added to those of the weights: exactly those of the whole.
+    """Accumulate the gradients of the loss of a batch that is given in parts; they equal those of the whole batch.
 
-    Random numbers (dropout, noise) are drawn anew for each part and replayed when it is encoded again; batch
-    normalisation sees a part at a time, and counts it once. A single part is encoded once.
+    Every part draws its own random numbers (dropout, noise), which are replayed when it is encoded again. Batch
+    normalization uses the statistics of a part, and counts each part once. A single part is encoded once.
 
     Args:
-        task: its `encode` is called twice a part, its `loss_of` once.
-        parts: batches for `encode`, at least one; None is a part without a clip.
-        device: where the model is.
-        autocast: makes the context to compute in, anew for each use, as it would keep weights cast without a graph.
-        encode_last: encodes the part whose backward is the last one; gives the embeddings and outputs beside them from
-            which that backward starts too. Gradients are reduced over ranks there.
-        scale: of the gradients.
+        task: `encode` is called twice per part, `loss_of` once.
+        parts: batches for `encode`, at least one; None is a part without clips.
+        device: device of the model.
+        autocast: makes the autocast context, a new one for each use, because its weight cache must not be shared
+            between code with and without a graph.
+        encode_last: encodes the part whose backward runs last, where ranks reduce their gradients. Returns the
+            embeddings, and other outputs from which the backward starts as well.
+        scale: factor of the gradients.
 
     Returns:
-        The loss and its named terms, as `task.loss_of` gives them.
+        The loss and its named terms, as `task.loss_of` returns them.
     """
     if encode_last is None:
 
-        def encode_last(part: object) -> tuple[Embeddings, list[Tensor]]:
+        def encode_last(part: Any) -> tuple[Embeddings, list[Tensor]]:
             return encode(task, part), []
 
     if len(parts) == 1:
         with autocast():
-            embeddings, beside = encode_last(parts[0])
-        loss, terms, gradients = _loss(task, [embeddings], autocast, scale)
-        _carry(embeddings, beside, gradients)
+            embeddings, extra = encode_last(parts[0])
+        loss, terms, grads = _loss_and_grads(task, [embeddings], autocast, scale)
+        _backward_encoders(embeddings, extra, grads)
         return loss, terms
-    states, encoded = [], []
-    with torch.no_grad(), autocast(), _statistics_kept(task.model):
-        for part in parts:
-            states.append(_random_state(device))
-            encoded.append(encode(task, part))
-    loss, terms, gradients = _loss(task, encoded, autocast, scale)
-    encoded.clear()  # their gradients are what is left to keep
-    after, first = _random_state(device), dict.fromkeys(gradients, 0)
-    for number, (part, state) in enumerate(zip(parts, states, strict=True)):
+    states, encoded = _encode_without_graph(task, parts, device, autocast)
+    loss, terms, grads = _loss_and_grads(task, encoded, autocast, scale)
+    encoded.clear()  # only their gradients are still needed
+    end_state = _random_state(device)
+    offsets = dict.fromkeys(grads, 0)
+    for index, (part, state) in enumerate(zip(parts, states, strict=True)):
         _set_random_state(device, state)
         with autocast():
-            again, beside = encode_last(part) if number == len(parts) - 1 else (encode(task, part), [])
-        rows = {name: slice(first[name], first[name] + len(again[name])) for name in first if name in again}
-        first |= {name: own.stop for name, own in rows.items()}
-        _carry(again, beside, {name: gradients[name][own] for name, own in rows.items()})
-    _set_random_state(device, after)
+            embeddings, extra = encode_last(part) if index == len(parts) - 1 else (encode(task, part), [])
+        rows = {
+            name: slice(start, start + len(embeddings[name])) for name, start in offsets.items() if name in embeddings
+        }
+        offsets |= {name: part_rows.stop for name, part_rows in rows.items()}
+        _backward_encoders(embeddings, extra, {name: grads[name][part_rows] for name, part_rows in rows.items()})
+    _set_random_state(device, end_state)
     return loss, terms
 
 
-def encode(task: CachedTask, part: object | None) -> Embeddings:
-    """`task.encode(part)`; of None the same names and types without a row, still a function of the weights."""
+def encode(task: CachedTask, part: Any) -> Embeddings:
+    """`task.encode(part)`; for None, the same embeddings with 0 rows, which still depend on the weights."""
     if part is not None:
         return task.encode(part)
-    with _statistics_kept(task.model):
+    with _frozen_statistics(task.model):
         return {name: value[:0] for name, value in task.encode(task.silence()).items()}
 
 
-def _loss(
-    task: CachedTask, encoded: list[Embeddings], autocast: Callable[[], AbstractContextManager], scale: float
+def _encode_without_graph(
+    task: CachedTask, parts: Sequence[Any], device: torch.device, autocast: Autocast
+) -> tuple[list[tuple[Tensor, ...]], list[Embeddings]]:
+    """The random state before each part, and its embeddings."""
+    states, encoded = [], []
+    with torch.no_grad(), autocast(), _frozen_statistics(task.model):
+        for part in parts:
+            states.append(_random_state(device))
+            encoded.append(encode(task, part))
+    return states, encoded
+
+
+def _loss_and_grads(
+    task: CachedTask, encoded: Sequence[Embeddings], autocast: Autocast, scale: float
 ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
-    """Loss and terms of the embeddings of all parts, and `scale` times the loss's gradient of each embedding."""
-    whole = _join(encoded)
+    """Loss and terms of the embeddings of all parts, and `scale` times the gradient of the loss for each embedding."""
+    embeddings = _join(encoded)
     with autocast():
-        loss, terms = task.loss_of(whole)
-    return loss.detach(), terms, _gradients(task, loss * scale, whole)
+        loss, terms = task.loss_of(embeddings)
+    return loss.detach(), terms, _embedding_grads(task, loss * scale, embeddings)
 
 
-def _gradients(task: CachedTask, loss: Tensor, whole: Embeddings) -> Embeddings:
-    """Of the embeddings that the loss depends on; those of the criterion's parameters go to their `grad`."""
-    leaves = {name: value for name, value in whole.items() if value.requires_grad}
+def _embedding_grads(task: CachedTask, loss: Tensor, embeddings: Embeddings) -> Embeddings:
+    """Gradients of the embeddings that the loss depends on; also accumulates those of the criterion's parameters."""
+    leaves = {name: value for name, value in embeddings.items() if value.requires_grad}
     trained = [parameter for parameter in task.criterion.parameters() if parameter.requires_grad]
-    # Not `loss.backward()`, after which DDP would take these parameters for done.
-    found = torch.autograd.grad(loss, [*leaves.values(), *trained], allow_unused=True)
-    for parameter, gradient in zip(trained, found[len(leaves) :], strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-    pairs = zip(leaves, found, strict=False)
-    return {name: gradient for name, gradient in pairs if gradient is not None}
+    # Not `loss.backward()`, which would mark these parameters as ready for DDP.
+    grads = torch.autograd.grad(loss, [*leaves.values(), *trained], allow_unused=True)
+    for parameter, grad in zip(trained, grads[len(leaves) :], strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+    return {name: grad for name, grad in zip(leaves, grads, strict=False) if grad is not None}
 
 
-def _carry(embeddings: Embeddings, beside: list[Tensor], gradients: Embeddings) -> None:
-    """Backward through the encoders, from the gradients of the embeddings."""
-    names = [name for name, value in embeddings.items() if name in gradients and value.requires_grad]
+def _backward_encoders(embeddings: Embeddings, extra: Sequence[Tensor], grads: Embeddings) -> None:
+    """Backward through the encoders, from the gradients of the embeddings; those of `extra` outputs are 0."""
+    names = [name for name, value in embeddings.items() if name in grads and value.requires_grad]
     outputs = [embeddings[name] for name in names]
-    fitting = [gradients[name][:, : embeddings[name].shape[1]] if embeddings[name].dim() > 1 else gradients[name]
-               for name in names]  # fmt: skip
-    torch.autograd.backward([*outputs, *beside], [*fitting, *(torch.zeros_like(value) for value in beside)])
+    output_grads = [_without_padding(grads[name], embeddings[name]) for name in names]
+    torch.autograd.backward([*outputs, *extra], [*output_grads, *(torch.zeros_like(value) for value in extra)])
 
 
-def _join(parts: list[Embeddings]) -> Embeddings:
+def _without_padding(grad: Tensor, embedding: Tensor) -> Tensor:
+    return grad[:, : embedding.shape[1]] if embedding.dim() > 1 else grad
+
+
+def _join(parts: Sequence[Embeddings]) -> Embeddings:
     """The embeddings of all parts, as leaves that take a gradient."""
-    whole = {}
+    joined = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
         if values[0].dim() > 1:
             longest = max(value.shape[1] for value in values)
             values = [F.pad(v, (0, 0) * (v.dim() - 2) + (0, longest - v.shape[1])) for v in values]
         value = values[0].detach() if len(values) == 1 else torch.cat(values)
-        whole[name] = value.requires_grad_(value.is_floating_point())
-    return whole
+        joined[name] = value.requires_grad_(value.is_floating_point())
+    return joined
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
@@ -155,8 +176,8 @@ def _set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
 
 
 @contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation uses the batch but does not count it."""
+def _frozen_statistics(model: nn.Module) -> Generator[None, None, None]:
+    """Batch normalization uses the statistics of the batch without updating its running statistics."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

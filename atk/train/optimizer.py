@@ -1,34 +1,56 @@
-"""The optimisers: Adam with warm-up and cosine decay, and the schedule-free one, which averages the weights instead."""
+"""Optimizers: Adam with linear warmup and cosine decay, and schedule-free Adam, which averages the weights instead."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from atk.extras import optional_imports
 from atk.train.config import OptimConfig
 
+ParameterGroups = Iterable[Tensor] | Iterable[dict[str, Any]]
 
-def make_optimizer(parameters: list, optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
-    """The optimiser that `optim` names, for parameters or groups of them, and a run of `steps` steps."""
+
+class _ScheduleFree(Protocol):
+    """Switches the weights between those being trained and their average."""
+
+    def train(self) -> None:
+        """Put the weights being trained into the parameters."""
+
+    def eval(self) -> None:
+        """Put the average into the parameters."""
+
+
+def make_optimizer(parameters: ParameterGroups, optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
+    """The optimizer that `optim` names.
+
+    Args:
+        parameters: parameters, or groups of them.
+        optim: configuration.
+        steps: number of steps of the whole run.
+    """
     if optim.name == "adam":
         return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
-    from schedulefree import AdamWScheduleFree
+    with optional_imports:
+        from schedulefree import AdamWScheduleFree
 
-    warmup = round(optim.warmup * steps)
-    optimizer = AdamWScheduleFree(parameters, optim.lr, weight_decay=optim.weight_decay, warmup_steps=warmup)
+    optimizer = AdamWScheduleFree(
+        parameters, optim.lr, weight_decay=optim.weight_decay, warmup_steps=round(optim.warmup * steps)
+    )
     optimizer.train()
     return optimizer
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """The rate to set at `step` (from 0) of `steps`; the schedule-free optimiser makes its own warm-up of it."""
+    """The learning rate to set at `step` (from 0) of `steps`. The schedule-free optimizer does its own warmup."""
     return optim.lr * (lr_factor(step, steps, optim) if optim.name == "adam" else 1.0)
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `steps`: linear warm-up, then cosine decay."""
+    """Fraction of the peak learning rate at `step` (from 0) of `steps`: linear warmup, then cosine decay."""
     warmup = max(1, round(optim.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -37,26 +59,30 @@ def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
 
 
 @contextmanager
-def weights_to_use(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Iterator[list[Tensor] | None]:
-    """The weights to validate and keep, for the time of the context; afterwards those being trained, bit for bit.
+def evaluation_weights(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> Generator[list[Tensor] | None, None, None]:
+    """Put the weights to validate and save into the parameters; afterwards restore the trained weights bit for bit.
 
-    With the schedule-free optimiser they are an average over the steps, and what it gives is a copy of the weights
-    being trained, which a checkpoint needs too; with Adam they are the same and it gives None.
+    Yields:
+        A copy of the weights being trained, which a checkpoint needs too, if they differ from the weights to save: the
+        schedule-free optimizer saves an average over the steps. None with Adam.
     """
     if not hasattr(optimizer, "eval"):
         yield None
         return
+    schedule_free = cast(_ScheduleFree, optimizer)
     trained = [parameter.detach().clone() for parameter in parameters]
-    optimizer.eval()
+    schedule_free.eval()
     try:
         yield trained
     finally:
-        optimizer.train()
-        put_back(parameters, trained)
+        schedule_free.train()
+        copy_weights(parameters, trained)
 
 
 @torch.no_grad()
-def put_back(parameters: list[Tensor], values: list[Tensor]) -> None:
-    """Give `parameters` the `values` kept of them."""
+def copy_weights(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy `values` into `parameters`, in order."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)

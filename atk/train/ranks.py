@@ -1,12 +1,12 @@
-"""One training run on many ranks, as `torchrun` starts them: who they are, and what they tell one another."""
+"""Training on several ranks, as started by `torchrun`: the process group, and what ranks exchange besides gradients."""
 
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,56 +14,57 @@ import torch.distributed as dist
 from atk.distributed.collectives import world_size
 
 _GROUP_LOST = ("gloo", "nccl", "by peer", "broken pipe", "timed out", "timeout", "process group")
+_Batch = TypeVar("_Batch")
 
 
-class RankLost(RuntimeError):  # noqa: N818 (a state of the job, not of this rank)
-    """Another rank is gone, or has stopped; the run cannot go on without it."""
+class RankLost(RuntimeError):  # noqa: N818 (a state of the job, not an error of this rank)
+    """Another rank ended or stopped; the run cannot continue without it."""
 
 
 def rank() -> int:
-    """This process among the ranks; 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes, validates and reports."""
+    """Whether this is rank 0, which writes, validates and reports."""
     return rank() == 0
 
 
 @contextmanager
-def process_group(device: torch.device, timeout: float) -> Iterator[None]:
-    """Join the process group that `torchrun` describes, where it does, for the time of the context.
+def process_group(device: torch.device, timeout: float) -> Generator[None, None, None]:
+    """A context with the process group that `torchrun` describes; does nothing for a single process.
 
     Args:
-        device: of this rank; tensors on a GPU travel by NCCL, those on the CPU by gloo.
-        timeout: seconds that ranks wait for one another before they give up.
+        device: device of this rank. GPU tensors are sent by NCCL, CPU tensors by gloo.
+        timeout: seconds that a rank waits for the others before it fails.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available() or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    patience = timedelta(seconds=timeout)
-    store, own, ranks = next(dist.rendezvous("env://", timeout=patience))
-    # A restarted job meets at the same store, where the addresses of the ranks that died still stand.
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=patience)
+    limit = timedelta(seconds=timeout)
+    store, this_rank, ranks = next(dist.rendezvous("env://", timeout=limit))
+    # A restarted job uses the same store, which still holds the addresses of the ranks that died.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=this_rank, world_size=ranks, timeout=limit)
     try:
         yield
         with naming_lost_ranks():
-            dist.barrier()  # ranks leave together: the first may still evaluate
-        gc.collect()  # DDP must be gone before the group is, not after it at the interpreter's end
+            dist.barrier()  # the first rank may still be evaluating
+        gc.collect()  # DDP must be freed before the group is destroyed
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def first_rank_first() -> Iterator[None]:
-    """What rank 0 does in here is done before the others do it; they say nothing of it on stderr."""
+def first_rank_first() -> Generator[None, None, None]:
+    """A context that rank 0 completes before the others enter it; on the others, stderr is discarded."""
     if not is_first():
         dist.barrier()
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):  # noqa: PTH123 (a device)
             yield
         return
     yield
@@ -72,8 +73,8 @@ def first_rank_first() -> Iterator[None]:
 
 
 @contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """Turn the network's errors into `RankLost`."""
+def naming_lost_ranks() -> Generator[None, None, None]:
+    """A context that turns network errors into `RankLost`."""
     try:
         yield
     except RuntimeError as error:
@@ -81,38 +82,46 @@ def naming_lost_ranks() -> Iterator[None]:
         if world_size() == 1 or not any(word in text.lower() for word in _GROUP_LOST):
             raise
         reason = "timed out" if "timed out" in text.lower() or "timeout" in text.lower() else "connection closed"
-        raise RankLost(f"rank {rank()} lost the others ({reason}); the rank that ended first says why") from error
+        raise RankLost(
+            f"rank {rank()} lost the others ({reason}); see the error of the rank that ended first"
+        ) from error
 
 
-def most(*numbers: int) -> list[int]:
-    """The largest of each number over all ranks."""
+def all_reduce_max(*values: int) -> list[int]:
+    """The maximum of each value over all ranks."""
     if world_size() == 1:
-        return list(numbers)
-    value = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value.tolist()
+        return list(values)
+    maxima = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
-def together(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches; where one cannot be had, all ranks stop: that rank with its error, the others with `RankLost`."""
+def batches_in_step(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """Yield the batches of this rank in step with the other ranks.
+
+    If a rank fails to get a batch, all of them stop: that rank with its error, the others with `RankLost`.
+    """
     while True:
-        batch = error = None
-        try:
-            batch = next(batches)
-        except Exception as raised:
-            error = raised
-        failed = most(rank() + 1 if error is not None else 0)[0]
+        batch, error = _next_or_error(batches)
+        failed = all_reduce_max(rank() + 1 if error is not None else 0)[0]
         if error is not None:
             raise error
         if failed:
-            raise RankLost(f"rank {rank()} stops: rank {failed - 1} could not go on, see what it says")
+            raise RankLost(f"rank {rank()} stops because rank {failed - 1} failed; see its error")
         yield batch
 
 
-def merged(found: dict[str, str]) -> dict[str, str]:
-    """The entries of all ranks."""
+def _next_or_error(batches: Iterator[_Batch]) -> tuple[Any, Exception | None]:
+    try:
+        return next(batches), None
+    except Exception as error:  # noqa: BLE001 (raised again once all ranks know)
+        return None, error
+
+
+def merge_dicts(entries: dict[str, str]) -> dict[str, str]:
+    """The union of the dictionaries of all ranks; on equal keys, the last rank wins."""
     if world_size() == 1:
-        return found
-    everyone: list = [None] * world_size()
-    dist.all_gather_object(everyone, found)
-    return {name: value for part in everyone for name, value in part.items()}
+        return entries
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, entries)
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,11 +1,11 @@
-"""How ranks share the weights of a model: replicated by DDP, or sharded by FSDP2."""
+"""How ranks share the weights of a model: replicated by DDP or sharded by FSDP2."""
 
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,74 +14,86 @@ from torch import Tensor, nn
 from atk.distributed.collectives import world_size
 from atk.models.layers import innermost_layers
 from atk.train import grad_cache, ranks
-from atk.train.grad_cache import CachedTask, Embeddings
+from atk.train.grad_cache import CachedTask, Embeddings, EncodeLast
+from atk.train.optimizer import ParameterGroups
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def replicate_or_shard(task: CachedTask, shard: bool) -> "Replicas":
-    """How the ranks are to share the weights of a task."""
+    """Replicate the weights of a task on all ranks, or shard them over several ranks if `shard`."""
     return Shards(task) if shard and world_size() > 1 else Replicas(task)
 
 
 class Replicas:
-    """All weights on every rank, their gradients averaged by DDP while the last backward of a step runs.
+    """All weights on every rank; DDP averages their gradients during the last backward of a step.
 
-    With one rank there is nothing to share.
+    With one rank this does nothing.
+
+    Args:
+        task: its model and criterion are trained.
     """
 
     def __init__(self, task: CachedTask):
         self.task = task
-        self.encode_last: Callable[[Any], tuple[Embeddings, list[Tensor]]] | None = None
+        self.encode_last: EncodeLast | None = None
         if world_size() > 1:
-            # A convolution of one channel has its gradient in another, equally good layout.
+            # The gradient of a convolution with one channel has another, equally good memory layout.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.encode_last = nn.parallel.DistributedDataParallel(_Encode(task), gradient_as_bucket_view=True)
 
     def finish(self) -> None:
-        """Called when all gradients of a step are there."""
+        """Complete the gradients of a step after its last backward."""
 
-    def groups(self, parameters: list[Tensor]) -> list:
-        """The parameters as the optimiser takes them."""
+    def groups(self, parameters: Sequence[Tensor]) -> ParameterGroups:
+        """The parameters in the groups that the optimizer needs."""
         return parameters
 
-    def whole_model(self, device: torch.device) -> AbstractContextManager:
-        """A context in which the first rank can use and save the model on its own, on a device if it is sharded."""
+    def full_model(self, device: torch.device) -> AbstractContextManager[None]:
+        """A context in which the first rank can use and save the whole model; a sharded one is moved to `device`."""
         return contextlib.nullcontext()
 
-    def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
-        """Scale the gradients down to the norm `largest`; the norm before."""
-        return nn.utils.clip_grad_norm_(parameters, largest)
+    def clip_gradients(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+        """Scale the gradients down to the norm `max_norm`; returns their norm before."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
-        """Its state as one rank alone would have it."""
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The state of the optimizer in the form that a single rank has."""
         return optimizer.state_dict()
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Take what `optimizer_state` gave, on any number of ranks."""
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Load what `optimizer_state` returned, on any number of ranks."""
         optimizer.load_state_dict(state)
 
 
 class Shards(Replicas):
-    """Every rank keeps a part of each weight, its gradient and its moments; layers are put together when they are used.
+    """Every rank keeps a shard of each weight, gradient and optimizer state; layers are gathered when they are used.
 
-    The criterion, with a temperature and at most a mapper, stays whole on every rank.
+    The criterion (a temperature and at most a mapper) is replicated.
+
+    Args:
+        task: its model is sharded in place.
     """
 
     def __init__(self, task: CachedTask):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        self.task, self.encode_last, model = task, None, task.model
+        model = task.model
+        self.task = task
+        self.encode_last = None
         self.device = next(model.parameters()).device
-        self.whole = _copy_on_cpu(model) if ranks.is_first() else None
+        self.cpu_copy = _copy_on_cpu(model) if ranks.is_first() else None
         mesh = init_device_mesh(self.device.type, (world_size(),))
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of layers whose outputs nothing changes in place
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # nothing changes the outputs of layers in place
         for layer in (*innermost_layers(model), model):
             fully_shard(layer, mesh=mesh)
-        for name in model.encoders:
+        for name in task.model.encoders:
             register_fsdp_forward_method(model, name)
 
     def finish(self) -> None:
-        """Average the gradients of the criterion, as FSDP has averaged those of the model."""
+        """Average the gradients of the criterion; FSDP has averaged those of the model."""
         for parameter in self.task.criterion.parameters():
             if parameter.requires_grad:
                 if parameter.grad is None:
@@ -89,68 +101,69 @@ class Shards(Replicas):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
 
-    def groups(self, parameters: list[Tensor]) -> list[dict]:
-        """Sharded weights and whole ones apart: no fused update takes both."""
-        return [{"params": kind} for kind in _by_kind(parameters)]
+    def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Sharded and replicated parameters in separate groups, as no fused update takes both."""
+        return [{"params": group} for group in _split_by_sharding(parameters)]
 
     @contextmanager
-    def whole_model(self, device: torch.device) -> Iterator[None]:
-        """As in `Replicas`: on the first rank the task's model is one with all weights."""
+    def full_model(self, device: torch.device) -> Generator[None, None, None]:
+        """As in `Replicas`; on the first rank, the model of the task is a copy with all weights."""
         sharded = self.task.model
-        kept = {} if self.whole is None else self.whole.state_dict()
-        for name, value in sharded.state_dict().items():  # one at a time, on all ranks
-            value = whole_tensor(value)
-            if name in kept:
-                kept[name].copy_(value)
-        if self.whole is None:
+        full_state = {} if self.cpu_copy is None else self.cpu_copy.state_dict()
+        for name, value in sharded.state_dict().items():  # gathered one at a time, by all ranks
+            gathered = full_tensor(value)
+            if name in full_state:
+                full_state[name].copy_(gathered)
+        if self.cpu_copy is None:
             yield
             return
-        self.task.model = self.whole.to(device)
+        self.task.model = self.cpu_copy.to(device)
         try:
             yield
         finally:
             self.task.model = sharded
-            self.whole.cpu()
+            self.cpu_copy.cpu()
 
-    def clip_gradients(self, parameters: list[Tensor], largest: float) -> Tensor:
-        """As in `Replicas`; the norm is that of all shards."""
-        kinds = _by_kind([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norms = [whole_tensor(nn.utils.get_total_norm(kind)) for kind in kinds]
+    def clip_gradients(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+        """As in `Replicas`; the norm is over all shards."""
+        groups = _split_by_sharding(parameter.grad for parameter in parameters if parameter.grad is not None)
+        norms = [full_tensor(nn.utils.get_total_norm(grads)) for grads in groups]
         norm = torch.stack(norms).norm()
-        for kind in kinds:
-            for gradient in kind:
-                gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+        for grads in groups:
+            for grad in grads:
+                grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
-        """As in `Replicas`; put together one tensor at a time, and kept on the CPU of the first rank alone."""
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """As in `Replicas`; tensors are gathered one at a time and kept on the CPU of the first rank only."""
         state = optimizer.state_dict()
-        found: dict = {}
-        for number, kept in state["state"].items():
-            whole = {name: _on_cpu(whole_tensor(value)) for name, value in kept.items()}
+        gathered = {}
+        for index, values in state["state"].items():
+            full = {name: _on_cpu(full_tensor(value)) for name, value in values.items()}
             if ranks.is_first():
-                found[number] = whole
-        numbers = [number for group in state["param_groups"] for number in group["params"]]
-        return {"state": found, "param_groups": [state["param_groups"][0] | {"params": numbers}]}
+                gathered[index] = full
+        indices = [index for group in state["param_groups"] for index in group["params"]]
+        return {"state": gathered, "param_groups": [state["param_groups"][0] | {"params": indices}]}
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """As in `Replicas`; every rank keeps its part."""
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """As in `Replicas`; every rank keeps its shard."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        found = {
-            number: {name: _sharded_like(parameters[number], value) for name, value in kept.items()}
-            for number, kept in state["state"].items()
+        sharded = {
+            index: {name: _sharded_like(parameters[index], value) for name, value in values.items()}
+            for index, values in state["state"].items()
         }
-        (saved,), own = state["param_groups"], optimizer.state_dict()["param_groups"]
-        groups = [saved | {"params": group["params"]} for group in own]
-        optimizer.load_state_dict({"state": found, "param_groups": groups})
+        (saved_group,) = state["param_groups"]
+        groups = [saved_group | {"params": group["params"]} for group in optimizer.state_dict()["param_groups"]]
+        optimizer.load_state_dict({"state": sharded, "param_groups": groups})
 
 
 class _Encode(nn.Module):
-    """What DDP sees of a task: its weights, and `encode` as `forward`."""
+    """The module that DDP wraps: the weights of a task, with `encode` as `forward`."""
 
     def __init__(self, task: CachedTask):
         super().__init__()
-        self.model, self.criterion = task.model, task.criterion
+        self.model = task.model
+        self.criterion = task.criterion
         self.task = task
         self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
 
@@ -159,21 +172,24 @@ class _Encode(nn.Module):
 
 
 class _Touch(torch.autograd.Function):
-    """Zero, whose backward reaches every weight and adds nothing: DDP waits for all, and a part may not use some."""
+    """Returns 0; its backward reaches every weight without a gradient.
+
+    DDP waits for all weights, but a part may not use some of them.
+    """
 
     @staticmethod
-    def forward(ctx, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, *weights: Tensor) -> Tensor:
         ctx.weights = len(weights)
         return weights[0].new_zeros(())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         return (None,) * ctx.weights
 
 
 def _copy_on_cpu(model: nn.Module) -> nn.Module:
-    """A copy that takes nothing of the model's device."""
-    copies: dict = {}
+    """A copy of the model on the CPU, made without memory on its device."""
+    copies: dict[int, Any] = {}
     for weight in model.parameters():
         copies[id(weight)] = nn.Parameter(weight.detach().cpu().clone(), weight.requires_grad)
     for buffer in model.buffers():
@@ -185,26 +201,33 @@ def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def _is_sharded(value: Any) -> bool:
+def _as_dtensor(value: Any) -> "DTensor | None":
+    """`value` if it is sharded, else None."""
     from torch.distributed.tensor import DTensor
 
-    return isinstance(value, DTensor)
+    return value if isinstance(value, DTensor) else None
 
 
-def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Sharded tensors and whole ones apart; no empty list."""
-    kinds = [t for t in tensors if _is_sharded(t)], [t for t in tensors if not _is_sharded(t)]
-    return [kind for kind in kinds if kind]
+def _split_by_sharding(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Sharded tensors and the others in separate lists, without empty lists."""
+    sharded: list[Tensor] = []
+    replicated: list[Tensor] = []
+    for tensor in tensors:
+        (replicated if _as_dtensor(tensor) is None else sharded).append(tensor)
+    return [group for group in (sharded, replicated) if group]
 
 
-def whole_tensor(value: Any) -> Any:
-    """A sharded tensor put together; anything else as it is."""
-    return value.full_tensor() if _is_sharded(value) else value
+def full_tensor(value: Any) -> Any:
+    """Gather a sharded tensor; anything else is returned as it is."""
+    sharded = _as_dtensor(value)
+    return value if sharded is None else sharded.full_tensor()
 
 
 def _sharded_like(parameter: Tensor, value: Any) -> Any:
+    """`value` sharded as `parameter` is, if it is a tensor of the same shape."""
     from torch.distributed.tensor import distribute_tensor
 
-    if not _is_sharded(parameter) or not isinstance(value, Tensor) or value.shape != parameter.shape or not value.dim():
+    like = _as_dtensor(parameter)
+    if like is None or not isinstance(value, Tensor) or value.shape != parameter.shape or not value.dim():
         return value
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return distribute_tensor(value.to(parameter.device), like.device_mesh, like.placements)

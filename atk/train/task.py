@@ -1,15 +1,19 @@
-"""A method of training as the trainer sees it, and what the methods share that learn from captioned clips."""
+"""A training method as the trainer sees it, and what methods that learn from captioned clips share."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from atk.data import Batch, TrainBatches, TrainDataset, batches_of, describe_skipped, read_split
+from atk.data import TrainBatches, TrainDataset, batches_of, describe_skipped, read_split
+from atk.data.captions import OnError
+from atk.device import default_workers
 from atk.distributed.collectives import world_size
+from atk.models.captioner import Captioner
+from atk.models.clap import CLAP
 from atk.ops.backend import choose
 from atk.train import ranks
 from atk.train.config import TrainConfig
@@ -17,41 +21,74 @@ from atk.train.grad_cache import CachedTask
 
 
 class Task(CachedTask, Protocol):
-    """One method of training: a loss that is a function of embeddings, which need not be made all at once.
+    """A training method: a loss that is a function of embeddings, which can be computed in parts.
 
-    `encode` and `loss_of` run under autocast, and the latter gives this rank's share of the loss and of its terms; the
-    shares add up. `batch.files` names what a batch was made of, `batch.sides` counts it, `batch.split` cuts it.
+    `encode` and `loss_of` run under autocast. `loss_of` returns this rank's share of the loss and of its terms; the
+    shares of all ranks add up to them. A batch has `files` (the names of its files), `sizes` (the number of clips of
+    each data set in it) and `split` (into parts).
     """
 
     method: str
+    config: Any  # the configuration of the method
     backend: str  # of the fused op
-    model: nn.Module  # with config, save_pretrained and, for resuming, the weights loaded
-    criterion: nn.Module  # the loss, whose parameters (a learnt temperature) are trained too
-    monitor: str  # the validation metric whose maximum is kept as the best checkpoint
-    validation: Any  # None without validation data
-    held_out: str | None  # the split that a run ends by evaluating
+    monitor: str  # the validation metric that selects the best checkpoint; higher is better
+    held_out: str | None  # the split that is evaluated after training
     steps_per_epoch: int
-    skipped: dict[str, str]  # files that could not be used, and why
+    skipped: dict[str, str]  # file -> why it could not be used
 
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches of step `start_step` and on, a pure function of seed and step."""
+    @property
+    def validation(self) -> object | None:
+        """The validation data, None if there is none."""
+        ...
+
+    def batches(self, start_step: int, /) -> Iterator[Any]:
+        """The batches from step `start_step` on, a pure function of seed and step."""
+        ...
 
     def readings(self) -> dict[str, Tensor]:
-        """What else to log, the same on every rank."""
+        """Values to log, the same on every rank."""
+        ...
 
     def validate(self) -> dict[str, float]:
-        """Validation metrics; raises ValueError where nothing could be read."""
+        """Validation metrics; raises ValueError if no file could be read."""
+        ...
 
-    def evaluate(self, checkpoint: Path) -> dict:
-        """Metrics of a saved model on the held-out split, for the summary."""
+    def evaluate(self, checkpoint: Path, /) -> dict[str, Any]:
+        """Metrics of a saved model on the held-out split, for summary.json."""
+        ...
 
 
-class CaptionedTask:
-    """Captioned clips of `config.data` in batches, for a `Task` that makes `model` and `dataset` of them.
+class ReadingOptions(TypedDict):
+    """How a split to validate or evaluate on is read."""
+
+    sample_rate: int
+    clip_seconds: float
+    batch_size: int
+    workers: int
+    on_error: OnError
+
+
+class LoadingOptions(TypedDict):
+    """How the training batches of any data set are loaded."""
+
+    start_step: int
+    workers: int
+    pin_memory: bool
+    on_error: OnError
+    rank: int
+    world_size: int
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+ModelT = TypeVar("ModelT", bound=CLAP | Captioner)
+
+
+class CaptionedTask(Generic[ConfigT, ModelT]):
+    """Batches of the captioned clips in `config.data`; subclasses create `model` and `dataset` from them.
 
     Args:
         config: the run.
-        device: to train on.
+        device: device to train on.
 
     Raises:
         ValueError, FileNotFoundError, AudioError: as `atk.data.read_split`.
@@ -59,14 +96,17 @@ class CaptionedTask:
     """
 
     backends: tuple[str, ...]  # of the method's op
-    model: nn.Module
+    model: ModelT
     dataset: TrainDataset
 
-    def __init__(self, config: TrainConfig, device: torch.device):
-        self.config, self.device = config, device
+    def __init__(self, config: ConfigT, device: torch.device):
+        self.config = config
+        self.device = device
         self.backend = choose(config.backend, device, torch.float32, among=self.backends)
+        self.workers = default_workers(device) if config.workers is None else config.workers
         train = read_split(config.data, "train", config.on_error)
-        self.clips, self.skipped = train.clips, dict(train.skipped)
+        self.clips = train.clips
+        self.skipped = dict(train.skipped)
         self.captions = [caption for clip in train.clips for caption in clip.captions]
         order = TrainBatches(len(self.clips), config.batch_size, config.seed)
         self.steps_per_epoch = order.steps_per_epoch
@@ -77,30 +117,37 @@ class CaptionedTask:
         torch.manual_seed(config.seed)
 
     def has(self, split: str) -> bool:
-        """Whether the data folder has a split of that name."""
+        """Whether the data folder has a split of this name."""
         return (Path(self.config.data) / f"{split}.csv").is_file()
 
-    def reading(self) -> dict[str, Any]:
-        """How a split to validate or to evaluate on is read."""
-        names = ("clip_seconds", "batch_size", "workers", "on_error")
-        return {"sample_rate": self.model.sample_rate} | {name: getattr(self.config, name) for name in names}
+    def reading_options(self) -> ReadingOptions:
+        """How a split to validate or evaluate on is read."""
+        return {
+            "sample_rate": self.model.sample_rate,
+            "clip_seconds": self.config.clip_seconds,
+            "batch_size": self.config.batch_size,
+            "workers": self.workers,
+            "on_error": self.config.on_error,
+        }
 
-    def loading(self, start_step: int) -> dict[str, Any]:
-        """How training batches of any data set are loaded."""
+    def loading_options(self, start_step: int) -> LoadingOptions:
+        """How the training batches of any data set are loaded, from a step on."""
         return {
             "start_step": start_step,
-            "workers": self.config.workers,
+            "workers": self.workers,
             "pin_memory": self.device.type == "cuda",
             "on_error": self.config.on_error,
             "rank": ranks.rank(),
             "world_size": world_size(),
         }
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
-        """Training batches from a step on; files found bad are named once."""
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Training batches from a step on. Files that cannot be read are reported once."""
         config = self.config
-        options = {"batch_size": config.batch_size, "bucket": config.bucket, **self.loading(start_step)}
-        for batch in batches_of(self.dataset, **options):
+        loader = batches_of(
+            self.dataset, batch_size=config.batch_size, bucket=config.bucket, **self.loading_options(start_step)
+        )
+        for batch in loader:
             self.report(batch.skipped)
             yield batch.to(self.device)
 
@@ -109,7 +156,7 @@ class CaptionedTask:
         return self.dataset.collate([self.dataset.silence()]).to(self.device)
 
     def report(self, skipped: list[tuple[str, str]]) -> None:
-        """Name on stderr, once, the files of a batch that could not be read."""
+        """Name the files of a batch that could not be read on stderr, once each."""
         for name, reason in skipped:
             if name not in self.skipped:
                 self.skipped[name] = reason

@@ -1,130 +1,174 @@
-"""The training loop that every method shares: a `Task` says what a batch is and what its loss is."""
+"""The training loop of all methods. A `Task` defines the batches and the loss."""
 
 import contextlib
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from atk.data.dataset import random_stream
 from atk.distributed import ddp_factor, total
+from atk.extras import optional_imports
 from atk.train import grad_cache, ranks
 from atk.train.checkpoint import load_state, save_checkpoint
 from atk.train.config import TrainConfig
 from atk.train.log import RunLog, peak_memory_mib
-from atk.train.optimizer import learning_rate, make_optimizer, put_back, weights_to_use
+from atk.train.optimizer import copy_weights, evaluation_weights, learning_rate, make_optimizer
 from atk.train.replicas import replicate_or_shard
 from atk.train.task import Task
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and names the files of the batch."""
+    """Training cannot continue; the message says why and names the files of the batch."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """The run was asked to stop; its state is saved and `--resume` goes on from there."""
+    """The run was asked to stop; its state is saved, and `--resume` continues it."""
 
 
 class Trainer:
-    """Runs a task to its last step: schedule, clipping, logging, checkpoints, exact resume.
+    """Trains a task: schedule, clipping, logging, checkpoints, exact resume.
 
-    All randomness of step k (order, crops, dropout) is a function of (seed, k), so a resumed run repeats exactly
-    what an uninterrupted one does; only weights, optimiser and step are stored. On several ranks each has its share of
-    every batch, and random numbers of its own for dropout; the first validates and writes.
+    All randomness of step k (order, crops, dropout) is a function of (seed, k), so a resumed run repeats exactly what
+    an uninterrupted run does; only weights, optimizer state and step are stored. With several ranks, each one gets its
+    share of every batch and its own random numbers for dropout; the first rank validates and writes.
+
+    Args:
+        task: model, data and loss.
+        config: the run.
+        device: device to train on.
+        resume: load the last checkpoint in `config.out`. The task has loaded the model.
+
+    Raises:
+        ValueError: the checkpoint does not fit the optimizer or the criterion.
+        FileNotFoundError: there is no checkpoint to resume from.
     """
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
-        self.task, self.config, self.device = task, config, device
+        self.task = task
+        self.config = config
+        self.device = device
         self.out = Path(config.out)
         self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
         self.bf16 = config.precision == "bf16"
         if config.precision == "auto" and device.type == "cuda":
             self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        self.ranks = replicate_or_shard(task, config.shard)
+        self.replicas = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.ranks.groups(self.parameters), config.optim, self.steps)
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.parameters: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.replicas.groups(self.parameters), config.optim, self.steps)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -math.inf
         if resume:
             self._resume(load_state(self.out / "checkpoints"))
 
-    def _resume(self, state: dict) -> None:
+    def _resume(self, state: dict[str, Any]) -> None:
         try:
             self.task.criterion.load_state_dict(state["criterion"])
             if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
-                raise ValueError("another optimiser")
-            self.ranks.load_optimizer_state(self.optimizer, state["optimizer"])
+                raise ValueError("another optimizer")
+            self.replicas.load_optimizer_state(self.optimizer, state["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"out: the run in {self.out} was made with another optimiser, loss or mapper; leave their fields as in "
-                f"config.yaml or name another out ({' '.join(str(error).split())})"
+                f"out: the run in {self.out} has another optimizer, loss or mapper; keep the settings of its "
+                f"config.yaml or choose another out ({' '.join(str(error).split())})"
             ) from None
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.best = state["best"]
         self.task.skipped |= state["skipped"]
         if state.get("trained") is not None:
-            put_back(self.parameters, state["trained"])
+            copy_weights(self.parameters, state["trained"])
 
     def fit(self) -> None:
         """Train to the last step.
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
-            Interrupted: SIGINT or SIGTERM came; the state was saved first.
-            RankLost: another rank cannot go on.
+            Interrupted: SIGINT or SIGTERM was received; the state was saved first.
+            RankLost: another rank ended or stopped.
         """
         if self.step >= self.steps:
             return
-        task, config = self.task, self.config
-        log = RunLog(self.out, self.step) if ranks.is_first() else contextlib.nullcontext()
-        disable = None if ranks.is_first() else True
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=disable)
-        task.model.train()
-        with log, bar, _interrupts() as interrupt:
+        self.task.model.train()
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(RunLog(self.out, self.step)) if ranks.is_first() else None
+            bar = stack.enter_context(self._progress_bar())
+            interrupt = stack.enter_context(_interrupts())
             ready = time.perf_counter()
             started = ready - self.seconds
-            for batch in ranks.together(task.batches(self.step)):
+            for batch in ranks.batches_in_step(self.task.batches(self.step)):
                 row = self.update(batch)
                 self.step += 1
                 now = time.perf_counter()
                 self.seconds = now - started
-                last = self.step == self.steps
                 bar.update()
-                if row and ranks.is_first() and (self.step % config.log_every == 0 or last or self.step == 1):
-                    rate = round(row.pop("files") / (now - ready), 2)
-                    row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate}
-                    row["memory_mib"] = peak_memory_mib(self.device)
-                    log.write(row)
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", ex_per_s=f"{rate:.0f}", MiB=row["memory_mib"],
-                                    refresh=False)  # fmt: skip
-                due = (config.eval_every and self.step % config.eval_every == 0) or last
-                best = self._validate(log) if due else False
-                best, stop = (bool(said) for said in ranks.most(best, interrupt.is_set()))
-                if best or stop or last or self.step % config.save_every == 0:
-                    self._save(best)
-                if stop:
-                    raise Interrupted(f"stopped at step {self.step} of {self.steps}; go on with --resume")
+                if log is not None and row and self._logs_step():
+                    self._log(log, bar, row, now - ready)
+                last = self.step == self.steps
+                if self._end_step(log, interrupt.is_set()):
+                    raise Interrupted(f"stopped at step {self.step} of {self.steps}; continue with --resume")
                 if last:
                     return
                 ready = time.perf_counter()
 
+    def _progress_bar(self) -> Any:
+        with optional_imports:
+            from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+        return tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if ranks.is_first() else True,
+        )
+
+    def _logs_step(self) -> bool:
+        return self.step % self.config.log_every == 0 or self.step in (1, self.steps)
+
+    def _log(self, log: RunLog, bar: Any, row: dict[str, float], seconds: float) -> None:
+        """Log a step that took so many seconds."""
+        rate = round(row.pop("files") / seconds, 2)
+        memory = peak_memory_mib(self.device)
+        row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate, "memory_mib": memory}
+        log.write(row)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", ex_per_s=f"{rate:.0f}", MiB=memory, refresh=False)
+
+    def _end_step(self, log: RunLog | None, interrupted: bool) -> bool:
+        """Validate and save if this is due; returns whether a rank was interrupted."""
+        config = self.config
+        last = self.step == self.steps
+        due = last or bool(config.eval_every and self.step % config.eval_every == 0)
+        is_best = self._validate(log) if due else False
+        best, stop = (bool(flag) for flag in ranks.all_reduce_max(is_best, interrupted))
+        if best or stop or last or self.step % config.save_every == 0:
+            self._save(best)
+        return stop
+
     def update(self, batch: Any) -> dict[str, float]:
-        """One optimiser step; the row to log. A batch of which no file could be read is passed over, with no row.
+        """Take one optimizer step.
+
+        Returns:
+            The row to log; empty if no file of the batch could be read, which skips the step.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the weights are as before.
+            TrainingError: the loss or the gradient is not finite; the weights are unchanged.
         """
         parts = self._parts(batch)
-        count, *sides = ranks.most(len(parts), *batch.sides)
-        if not all(sides):
+        count, *sizes = ranks.all_reduce_max(len(parts), *batch.sizes)
+        if not all(sizes):
             return {}
-        parts += [None] * (count - len(parts))  # ranks take part in one another's steps
+        parts += [None] * (count - len(parts))  # all ranks encode equally often
         optim = self.config.optim
         torch.manual_seed(self._seed())
         lr = learning_rate(self.step, self.steps, optim)
@@ -132,67 +176,73 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = grad_cache.backward(
-            self.task, parts, self.device, self._autocast, encode_last=self.ranks.encode_last, scale=ddp_factor()
+            self.task, parts, self.device, self._autocast, encode_last=self.replicas.encode_last, scale=ddp_factor()
         )
-        self.ranks.finish()
-        norm = self.ranks.clip_gradients(self.parameters, optim.clip_norm)
-        shares = {"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}
-        summed = total(torch.stack([share.detach().float() for share in shares.values()]))
-        readings = self.task.readings() | {"grad_norm": norm}
-        # One copy to the host for all of them.
-        numbers = torch.cat([summed, torch.stack([reading.detach().float() for reading in readings.values()])])
-        row = dict(zip([*shares, *readings], numbers.tolist(), strict=True))
-        value, norm = row["loss"], row["grad_norm"]
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        self.replicas.finish()
+        norm = self.replicas.clip_gradients(self.parameters, optim.clip_norm)
+        row = self._row({"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}, norm)
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
             raise TrainingError(
-                f"loss {value} with gradient norm {norm} at step {self.step + 1}; the batch's files: "
-                + ", ".join(batch.files)
+                f"loss {row['loss']} with gradient norm {row['grad_norm']} at step {self.step + 1}; files of the "
+                f"batch: {', '.join(batch.files)}"
             )
         self.optimizer.step()
         return row | {"lr": lr}
 
-    def _parts(self, batch: Any) -> list:
-        """What is encoded at a time; None, a silent clip of no weight, where this rank lacks what others may have."""
-        micro, sides = self.config.micro_batch, batch.sides
-        if not any(sides):
+    def _row(self, shares: dict[str, Tensor], grad_norm: Tensor) -> dict[str, float]:
+        """The values to log: sums over ranks of `shares`, the task's readings and the gradient norm."""
+        sums = total(torch.stack([share.detach().float() for share in shares.values()]))
+        readings = self.task.readings() | {"grad_norm": grad_norm}
+        # One copy to the host for all values.
+        values = torch.cat([sums, torch.stack([reading.detach().float() for reading in readings.values()])])
+        return dict(zip([*shares, *readings], values.tolist(), strict=True))
+
+    def _parts(self, batch: Any) -> list[Any]:
+        """The parts that are encoded at a time.
+
+        The last one is None, a part without clips, if this rank has no clips of a data set that other ranks may have.
+        """
+        micro_batch = self.config.micro_batch
+        if not any(batch.sizes):
             return []
-        parts = [batch] if micro is None else batch.split(micro)
-        return parts if all(sides) else [*parts, None]
+        parts = [batch] if micro_batch is None else batch.split(micro_batch)
+        return parts if all(batch.sizes) else [*parts, None]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _seed(self) -> int:
-        """Of dropout and noise in this step, another on every rank."""
-        first = (self.config.seed << 32) + self.step
-        return int(random_stream(8, first, ranks.rank()).integers(2**63)) if ranks.rank() else first
+        """The seed of dropout and noise in this step, different on every rank."""
+        step_seed = (self.config.seed << 32) + self.step
+        return int(random_stream(8, step_seed, ranks.rank()).integers(2**63)) if ranks.rank() else step_seed
 
-    def _validate(self, log: "RunLog") -> bool:
-        """Log validation metrics; True when they are the best so far. The first rank does it."""
+    def _validate(self, log: RunLog | None) -> bool:
+        """Validate on the first rank and log the metrics; returns whether they are the best so far."""
         if self.task.validation is None:
             return False
-        with self.ranks.whole_model(self.device), weights_to_use(self.optimizer, self.parameters):
-            if not ranks.is_first():
+        with self.replicas.full_model(self.device), evaluation_weights(self.optimizer, self.parameters):
+            if log is None:
                 return False
             self.task.model.eval()
             metrics = self.task.validate()
             self.task.model.train()
         log.write({"step": self.step, **{f"val/{name}": value for name, value in metrics.items()}})
-        if not metrics[self.task.monitor] > self.best:  # NaN is no best
+        if not metrics[self.task.monitor] > self.best:  # NaN never counts as best
             return False
         self.best = metrics[self.task.monitor]
         return True
 
     def _save(self, best: bool) -> None:
-        self.task.skipped |= ranks.merged(self.task.skipped)
+        self.task.skipped |= ranks.merge_dicts(self.task.skipped)
         state = {
-            "optimizer": self.ranks.optimizer_state(self.optimizer),
+            "optimizer": self.replicas.optimizer_state(self.optimizer),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
             "skipped": self.task.skipped,
         }
-        with self.ranks.whole_model(torch.device("cpu")), weights_to_use(self.optimizer, self.parameters) as trained:
+        full_model = self.replicas.full_model(torch.device("cpu"))
+        with full_model, evaluation_weights(self.optimizer, self.parameters) as trained:
             if not ranks.is_first():
                 return
             state |= {"criterion": self.task.criterion.state_dict(), "trained": trained}
@@ -200,26 +250,25 @@ class Trainer:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step is finished and saved before the run stops.
+def _interrupts() -> Generator[threading.Event, None, None]:
+    """An event that SIGINT and SIGTERM set, so that the step is completed and saved before the run stops.
 
-    Only the first signal is caught: a second one stops a run that hangs.
+    Only the first signal is caught, so that a second one can stop a run that hangs.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
-    def first(number: int, _: object) -> None:
+    def first_signal(signum: int, _: FrameType | None) -> None:
         event.set()
-        signal.signal(number, before[number])
+        signal.signal(signum, previous[signal.Signals(signum)])
 
-    before = {number: signal.getsignal(number) for number in signals}
-    for number in signals:
-        signal.signal(number, first)
+    for signum in previous:
+        signal.signal(signum, first_signal)
     try:
         yield event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -212,8 +212,8 @@ def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the folds asked for; its folds are"),
-        (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder tells no classes"),
+        (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the requested folds; its folds are"),
+        (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder has no classes"),
         (["--objective", "plain"], "references: none of 1 can be mixed into audio/test/00000.wav"),
         (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask', as objective"),
         (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),

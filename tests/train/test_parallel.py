@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.processes import PATIENCE, Job, start_ranks
 from support.runs import arguments, difference_arguments, rows
 from support.runs import semisupervised_arguments as semi_arguments
-from support.training_ranks import BATCH, work
+from support.training_ranks import BATCH
 
 from atk.cli.main import main
 from atk.train import ranks
@@ -24,7 +23,6 @@ from atk.train import ranks
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 
 STILL = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # dropout is drawn anew on every rank
-PATIENCE = 120  # seconds until a job must have ended, its start included
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -36,42 +34,38 @@ def test_a_step_on_ranks_is_that_of_one_process(tiny_data, noises, scenes, tmp_p
         difference_arguments(scenes, tmp_path / "d", *batch),
     ]
     main(commands[1] + ["--steps", "1"])  # lists the audio without captions, as the first rank does
-    torch.multiprocessing.spawn(work, (size, str(tmp_path), commands), size)
-    said = [line for rank in range(size) for line in json.loads((tmp_path / f"{rank}.json").read_text())]
-    assert not said, "\n".join(said)
+    job = start_ranks(size, "support.training_ranks:run_steps", size, str(tmp_path), commands)
+    assert job.wait(600) == 0, job.output
+    errors = [line for rank in range(size) for line in json.loads((tmp_path / f"{rank}.json").read_text())]
+    assert not errors, "\n".join(errors)
+
+
+def start(ranks, command):
+    """Start `command` of atk on `ranks` processes."""
+    return start_ranks(ranks, "atk.cli.main:main", command)
 
 
 def torchrun(ranks, command, *options):
-    """Start `command` of atk on `ranks` processes."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    return subprocess.Popen([*launch, "-m", "atk", *command], **pipes)
+    """The same by torchrun, which ends the other ranks when one fails."""
+    launch = ["--standalone", "--nproc-per-node", str(ranks), *options, "-m", "atk", *command]
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return Job("torch.distributed.run:main", launch, environments=(environment,))
 
 
-def ended(process):
-    """Exit code and output of a job that ends within its time."""
-    try:
-        said, _ = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"still running after {PATIENCE} s: {process.communicate()[0]}")
-    return process.returncode, said
-
-
-def wait_for_step(process, out, step):
+def wait_for_step(job, out, step):
     deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline:
+    while job.poll() is None and time.monotonic() < deadline:
         if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= step:
             return
         time.sleep(0.005)
-    process.kill()
-    pytest.fail(f"no step {step} within {PATIENCE} s: {process.communicate()[0]}")
+    job.kill()
+    pytest.fail(f"no step {step} within {PATIENCE} s: {job.output}")
 
 
-def workers_of(process):
-    """The ranks' process ids, in the order of their start."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+def ranks_of(launcher):
+    """Process ids of the ranks that torchrun started, in the order of their start."""
+    (pid,) = launcher.pids
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children]
 
 
@@ -84,13 +78,12 @@ def test_killed_on_two_ranks_it_goes_on_on_four_as_one_process_would(tiny_data, 
     more = (*STILL, "--micro-batch", "2", "--shard", shard, "--batch-size", "6")
     main(arguments(tiny_data, tmp_path / "whole", *STILL, "--batch-size", "6"))
     out = tmp_path / "run"
-    job = torchrun(2, arguments(tiny_data, out, *more))
+    job = start(2, arguments(tiny_data, out, *more))
     wait_for_step(job, out, 5)
-    for worker in workers_of(job):
-        os.kill(worker, signal.SIGKILL)
-    assert ended(job)[0] != 0 and not (out / "summary.json").exists()
-    code, said = ended(torchrun(4, ["train", "aligned", "--out", str(out), "--resume", "--shard", then]))
-    assert code == 0, said
+    job.kill()
+    assert job.wait() == -signal.SIGKILL and not (out / "summary.json").exists()
+    job = start(4, ["train", "aligned", "--out", str(out), "--resume", "--shard", then])
+    assert job.wait() == 0, job.output
     assert curve(out) == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["ranks"] == 4 and summary["steps"] == 12
@@ -100,30 +93,27 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_goes_on(tiny_data, tmp_path
     out = tmp_path / "run"
     job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1"))
     wait_for_step(job, out, 5)
-    os.kill(workers_of(job)[1], signal.SIGKILL)
-    code, said = ended(job)
-    assert code != 0 and "SIGKILL" in said  # and rank 0's own line, where torchrun lets it live so long
+    os.kill(ranks_of(job)[1], signal.SIGKILL)
+    assert job.wait() != 0 and "SIGKILL" in job.output  # and rank 0's own line, where torchrun lets it live so long
     kept = len(rows(out))
     job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--resume"), "--max-restarts=1")
     wait_for_step(job, out, kept + 5)
-    os.kill(workers_of(job)[1], signal.SIGKILL)
-    code, said = ended(job)
-    assert code == 0, said
+    os.kill(ranks_of(job)[1], signal.SIGKILL)
+    assert job.wait() == 0, job.output
     assert json.loads((out / "summary.json").read_text())["steps"] == 60
 
 
 def test_a_rank_that_hangs_is_given_up(tiny_data, tmp_path):
     out = tmp_path / "run"
-    job = torchrun(2, arguments(tiny_data, out, "--steps", "2000", "--eval-every", "0", "--timeout", "20"))
+    job = start(2, arguments(tiny_data, out, "--steps", "2000", "--eval-every", "0", "--timeout", "10"))
     wait_for_step(job, out, 3)
-    waiting, hanging = workers_of(job)
+    waiting, hanging = job.pids
     os.kill(hanging, signal.SIGSTOP)
     deadline = time.monotonic() + PATIENCE
     while is_running(waiting) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(hanging, signal.SIGKILL)  # as torchrun does, 30 s later
-    code, said = ended(job)
-    assert code != 0 and "rank 0 lost the others (timed out)" in said, said
+    assert job.wait() != 0 and "rank 0 lost the others (timed out)" in job.output, job.output
 
 
 def is_running(pid):
@@ -163,9 +153,8 @@ def test_a_signal_to_the_launcher_saves_and_stops(tiny_data, tmp_path):
     out = tmp_path / "run"
     job = torchrun(2, arguments(tiny_data, out, "--steps", "2000", "--save-every", "2000", "--eval-every", "0"))
     wait_for_step(job, out, 3)
-    job.send_signal(signal.SIGTERM)
-    code, said = ended(job)
-    assert code != 0 and "stopped at step" in said
+    os.kill(*job.pids, signal.SIGTERM)
+    assert job.wait() != 0 and "stopped at step" in job.output
     stopped = torch.load(out / "checkpoints" / "last" / "training.pt", weights_only=True)["step"]
     assert 3 <= stopped < 2000 and len(rows(out)) == stopped
 
@@ -175,20 +164,21 @@ def test_a_bad_file_on_one_rank(tiny_data, tmp_path, on_error):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     soundfile.write(data / "train 7.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
     out = tmp_path / "run"
-    code, said = ended(torchrun(2, arguments(data, out, "--on-error", on_error, "--steps", "3")))
-    assert "train 7.wav" in said
+    job = start(2, arguments(data, out, "--on-error", on_error, "--steps", "3"))
+    code = job.wait()
+    assert "train 7.wav" in job.output
     if on_error == "raise":
-        assert code != 0 and "could not go on, see what it says" in said
+        assert code != 0 and "stops because rank" in job.output
     else:
-        assert code == 0, said
+        assert code == 0, job.output
         assert json.loads((out / "summary.json").read_text())["skipped"] == 1
 
 
 def test_more_ranks_than_clips_in_a_batch(tiny_data, noises, tmp_path):
     more = (*STILL, "--batch-size", "3", "--steps", "11", "--mapper.noise", "0", "--mapper.dropout", "0")
     main(semi_arguments(tiny_data, noises, tmp_path / "whole", *more))
-    code, said = ended(torchrun(4, semi_arguments(tiny_data, noises, tmp_path / "run", *more)))
-    assert code == 0, said
+    job = start(4, semi_arguments(tiny_data, noises, tmp_path / "run", *more))
+    assert job.wait() == 0, job.output
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
 
 
@@ -199,6 +189,6 @@ def test_a_side_that_only_some_ranks_have(tiny_data, noises, tmp_path):
         shutil.copy(noises / f"{number}.wav", few)
     more = (*STILL, "--batch-size", "6", "--steps", "3", "--mapper.noise", "0", "--mapper.dropout", "0")
     main(semi_arguments(tiny_data, few, tmp_path / "whole", *more))
-    code, said = ended(torchrun(3, semi_arguments(tiny_data, few, tmp_path / "run", *more, "--micro-batch", "1")))
-    assert code == 0, said
+    job = start(3, semi_arguments(tiny_data, few, tmp_path / "run", *more, "--micro-batch", "1"))
+    assert job.wait() == 0, job.output
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)

@@ -1,0 +1,121 @@
+"""The command-line parser: one spelling of option names, and errors in one line."""
+
+import itertools
+import re
+import sys
+from argparse import Action, HelpFormatter
+from typing import Literal, NoReturn, get_origin
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from atk.cli.exit_codes import MISTAKE
+
+_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+_WRONG_TYPE = re.compile(r'Parser key "([^"]+)": (.*?)\.? (?:Got value|Given value): (.*)')
+_OTHER_KEY = re.compile(r'Parser key "([^"]+)": (.*)')
+_WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)")
+_TYPE_NAMES = {"NoneType": "null", "tuple": "list"}
+_MISSING = re.compile("the following arguments are required: (.*)")
+_NO_SUBCOMMAND = re.compile(r'expected "([\w.]+)" to be one of \{.*\}, but it was not provided\.')
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Does not repeat the choices of an option as its type."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        if get_origin(getattr(action, "_typehint", None)) is Literal:
+            return None
+        return super()._get_type_str(action)
+
+
+class Parser(ArgumentParser):
+    """Shows option names with hyphens and reports errors in one line.
+
+    Args:
+        prog: name of the command, such as `"atk train"`.
+        description: what the command does.
+        usage: replaces the usage line, which otherwise lists all options.
+        version: printed by `--version`; None adds no such option.
+    """
+
+    def __init__(self, prog: str, description: str, usage: str | None = None, version: str | None = None):
+        super().__init__(
+            prog=prog, description=description, usage=usage, version=version, formatter_class=_HelpFormatter
+        )
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """The help text, in which option names are spelled with hyphens."""
+        return _with_hyphens(super().format_help(formatter))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Write one line to stderr and exit with code 2."""
+        text = " ".join(message.split())
+        parser = self._at_fault(text)
+        sys.stderr.write(f"{parser.prog}: {parser._one_line(text)} (see {parser.prog} --help)\n")
+        sys.exit(MISTAKE)
+
+    def _at_fault(self, text: str) -> "Parser":
+        """The parser of the subcommand that an error is about."""
+        match = _MISSING.fullmatch(text) or _NO_SUBCOMMAND.fullmatch(text)
+        names = match[1].split(", ")[0].split(".")[:-1] if match else []
+        parser = self
+        for name in names:
+            if parser._subcommands_action is None or name not in parser._subcommands_action.choices:
+                break
+            parser = parser._subcommands_action.choices[name]
+        return parser
+
+    def _one_line(self, text: str) -> str:
+        if match := _WRONG_TYPE.fullmatch(text):
+            key, reason, value = match.groups()
+            return f"{self._argument(key)} must be {_wanted(reason)}, got {value!r}"
+        if match := _WRONG_CHOICE.fullmatch(text):
+            name, value, choices = match.groups()
+            return f"{_with_hyphens(name)} must be one of {choices}, got {value}"
+        if match := _OTHER_KEY.fullmatch(text):
+            return f"{self._argument(match[1])}: {match[2]}"
+        if match := _MISSING.fullmatch(text):
+            return f"missing arguments: {', '.join(map(self._argument, match[1].split(', ')))}"
+        if _NO_SUBCOMMAND.fullmatch(text) and self._subcommands_action is not None:
+            return f"choose one of {', '.join(self._subcommands_action.choices)}"
+        return _with_hyphens(text)
+
+    def _argument(self, key: str) -> str:
+        """An argument as the user writes it, from its key, in which names of subcommands may come first."""
+        keys = [key.split(".", count)[-1] for count in range(key.count(".") + 1)]
+        option = next((f"--{key}" for key in keys if f"--{key}" in self._option_string_actions), None)
+        return keys[-1] if option is None else _with_hyphens(option)
+
+
+def _wanted(reason: str) -> str:
+    """What jsonargparse expected, in words."""
+    if match := re.search(r"typing\.Literal\[(.*?)\]", reason):
+        return f"one of {match[1]}"
+    types = list(dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", reason)))
+    if types:
+        return "of type " + " or ".join(_TYPE_NAMES.get(name, name) for name in types)
+    return f"valid ({reason})"
+
+
+def _with_hyphens(text: str) -> str:
+    return _OPTION.sub(lambda match: match[0].replace("_", "-"), text)
+
+
+def with_underscores(argv: list[str]) -> list[str]:
+    """The command line with option names spelled as the parser knows them: `--batch-size=64` -> `--batch_size=64`.
+
+    Values stay as they are, and so does everything after `--`.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [_name_with_underscores(word) for word in argv[:end]] + argv[end:]
+
+
+def _name_with_underscores(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if _OPTION.fullmatch(name) else word
+
+
+def flag_value(argv: list[str], name: str) -> str | None:
+    """The value of an option, before the command line is parsed."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(f"{name}=") else [word])]
+    return next((value for flag, value in itertools.pairwise(words) if flag == name), None)
