@@ -1,6 +1,6 @@
-"""Global loss alone against global + aligned (3.7): same data, same steps, several seeds, one table.
+"""Compare the global loss with global + aligned (3.7): same data, steps and seeds.
 
-python benchmarks/aligned_vs_global.py            # goes on where it was interrupted
+python benchmarks/aligned_vs_global.py            # continues where it was interrupted
 """
 
 import re
@@ -36,7 +36,7 @@ COLUMNS = {
 
 def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, int], tuple[Path, dict]]:
     """Run folder and settings of every arm and seed."""
-    runs = {}
+    runs: dict[tuple[str, int], tuple[Path, dict]] = {}
     for seed in range(seeds):
         for arm, settings in ARMS.items():
             name = f"{re.sub('[^a-z]+', '-', arm)}-{seed}"
@@ -45,11 +45,11 @@ def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, int], tuple[Pa
 
 
 def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
-    """One row a run, of the seeds that are finished in every arm."""
-    found = finished(runs)
-    unfinished = {seed for _, seed in runs.keys() - found.keys()}
+    """One row per run, for the seeds that are finished in every arm."""
+    summaries = finished(runs)
+    unfinished = {seed for _, seed in runs.keys() - summaries.keys()}
     rows = []
-    for (arm, seed), summary in found.items():
+    for (arm, seed), summary in summaries.items():
         if seed in unfinished:
             continue
         metrics = summary["metrics"]
@@ -60,7 +60,7 @@ def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean (standard deviation) over the seeds of each arm, one metric a line."""
+    """Mean (standard deviation) over the seeds of each arm, one metric per line."""
     lines = ["| metric | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
     for column in (*COLUMNS, "seconds"):
         cells = []
@@ -72,19 +72,24 @@ def table(rows: list[dict]) -> str:
 
 
 def document(record: dict) -> str:
-    """The Markdown page: what was compared, the table, what it says, and where it was measured."""
+    """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     settings = ", ".join(f"{name} {value}" for name, value in run.items())
     parts = [
         "# Global loss against global + aligned loss",
-        f"Synthetic soundscapes ({scenes['train']} to train on, {scenes['test']} held out, {scenes['twins']} pairs of "
-        "them twins: the same events in opposite order), the same model, steps and batches in both arms; mean and "
-        f"standard deviation over {len(rows) // len(ARMS)} seeds. Percent, MedR a rank; retrieval by global cosine.",
+        (
+            f"Synthetic soundscapes: {scenes['train']} for training and {scenes['test']} held out, with "
+            f"{scenes['twins']} pairs of twins among them (the same events in opposite order). All arms use the same "
+            f"model, steps and batches. Mean and standard deviation over {len(rows) // len(ARMS)} seeds, in percent "
+            "except for MedR; retrieval by global cosine."
+        ),
         table(rows),
-        "Low layers: frames from the audio encoder's first layer and tokens from the word embeddings; otherwise both "
-        "from the last layers, as in the thesis. `twins`: captions that score their own clip above its twin (chance "
-        "50). `alignment`: phrases whose best frame lies inside their event (chance "
-        f"{record['alignment_chance']:.0f}).",
+        (
+            "Low layers: frames from the audio encoder's first layer and tokens from the word embeddings; otherwise "
+            "both from the last layers, as in the thesis. `twins`: captions that score their own clip above its twin "
+            "(chance: 50). `alignment`: phrases whose best frame is inside their event (chance: "
+            f"{record['alignment_chance']:.0f})."
+        ),
         record["reading"],
         f"Run: {settings}.",
         "Command: `python benchmarks/aligned_vs_global.py`.",
@@ -95,7 +100,8 @@ def document(record: dict) -> str:
 
 def main() -> None:
     options = comparison_parser(__doc__, "aligned_vs_global", RUN["steps"]).parse_args()
-    data, runs = options.runs / "data", plan(options.runs, options.seeds, options.steps)
+    data = options.runs / "data"
+    runs = plan(options.runs, options.seeds, options.steps)
     if not options.report:
         atk("soundscapes", data, *flags(SCENES))
         train_all("aligned", data, dict(runs.values()), options.jobs)

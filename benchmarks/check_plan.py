@@ -1,4 +1,4 @@
-"""`atk plan` beside real training steps: memory and time, predicted and measured, each case in a process of its own."""
+"""Compare `atk plan` with real training steps: memory and time, predicted and measured, one process per case."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,13 +15,13 @@ from atk.bench.memory import peak_bytes
 from atk.plan import Rates, Resources, plan
 from atk.plan.step import STATE_BYTES
 from atk.train.aligned import AlignedConfig, AlignedTask
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
 from atk.train.trainer import Trainer
 from runs import atk, flags, write_results
 
-SCENES = {"preset": "medium", "seconds": [5.0, 5.0], "train": 512, "test": 8, "seed": 0}
-METHODS = {"aligned": (AlignedConfig, AlignedTask), "semisupervised": (SemiSupervisedConfig, SemiSupervisedTask)}
-CASES = [
+CLIP_SECONDS = 5.0
+SCENES = {"preset": "medium", "seconds": [CLIP_SECONDS, CLIP_SECONDS], "train": 512, "test": 8, "seed": 0}
+CASES: list[dict] = [
     {"batch_size": 64},
     {"batch_size": 256},
     {"batch_size": 256, "micro_batch": 32},
@@ -32,53 +33,63 @@ CASES = [
 HEADS = "| case | MiB predicted | measured | factor | ms predicted | measured | factor |\n|---|" + 6 * "---:|"
 
 
-def make_config(case: dict, data: str):
+def make_config(case: dict[str, Any], data: str) -> AlignedConfig | SemiSupervisedConfig:
     """The configuration of a case."""
-    options = {"device": "cpu", "precision": "fp32", "clip_seconds": SCENES["seconds"][1], "workers": 0} | case
-    make = METHODS[options.pop("method", "aligned")][0]
-    unlabeled = {"unlabeled": [data]} if make is SemiSupervisedConfig else {}
-    return make(data=data, out=f"{data}-run", **options | unlabeled)
+    options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "clip_seconds": CLIP_SECONDS, "workers": 0} | case
+    options |= {"data": data, "out": f"{data}-run"}
+    if options.pop("method", "aligned") == "semisupervised":
+        return SemiSupervisedConfig(unlabeled=[data], **options)
+    return AlignedConfig(**options)
 
 
 def measure(case: dict, data: str, steps: int) -> dict:
-    """Bytes that steps take beyond what a step of two clips leaves behind, the weights' own added; seconds of each."""
+    """Peak memory of `steps` steps in bytes, the seconds of each, and the length of the captions in tokens.
+
+    A step of two clips runs before the measurement, so that the libraries' buffers are not counted. It also allocates
+    the optimizer's state, so the memory of the weights is added to the growth that is measured.
+    """
     config = make_config(case, data)
+    device = torch.device("cpu")
     Path(config.out).mkdir(exist_ok=True)
-    task = METHODS[case.get("method", "aligned")][1](config, torch.device("cpu"))
-    trainer = Trainer(task, config, torch.device("cpu"))
+    if isinstance(config, SemiSupervisedConfig):
+        task = SemiSupervisedTask(config, device)
+    else:
+        task = AlignedTask(config, device)
+    trainer = Trainer(task, config, device)
     task.model.train()
-    seconds, found = [], {}
+    seconds: list[float] = []
+    caption_tokens: list[int] = []
 
     def train() -> None:
         batch = next(task.batches(0))
-        captions = getattr(batch, "labeled", batch).captions
-        found["caption_tokens"] = task.model.tokenize(captions)["input_ids"].shape[1] - 2
+        captions = batch.labeled.captions if isinstance(batch, SemiSupervisedBatch) else batch.captions
+        caption_tokens.append(task.model.tokenize(captions)["input_ids"].shape[1] - 2)
         for _ in range(steps + 1):
             start = time.perf_counter()
             trainer.update(batch)
             seconds.append(time.perf_counter() - start)
             trainer.step += 1
 
-    trainer.update(next(task.batches(0)).split(2)[0])  # libraries make their buffers, the optimiser its moments
+    trainer.update(next(task.batches(0)).split(2)[0])
     weights = sum(STATE_BYTES * parameter.numel() for parameter in trainer.parameters)
-    peak = peak_bytes(train, (), torch.device("cpu")) + weights
-    return found | {"bytes": peak, "seconds": seconds[1:]}
+    peak = peak_bytes(train, (), device) + weights
+    return {"caption_tokens": caption_tokens[0], "bytes": peak, "seconds": seconds[1:]}
 
 
 def predict(case: dict, data: str, caption_tokens: int) -> dict:
-    """The plan of a case, with the rates of this CPU as they are now."""
+    """The plan of a case, with the current rates of this CPU."""
     config = make_config(case, data)
     result = plan(config, Resources(Rates.of("cpu", config.precision == "bf16"), cpu=True), caption_tokens)
     return {"bytes": result.peak_bytes, "seconds": result.seconds, "plan": result.to_dict()}
 
 
 def factor(predicted: float, measured: float) -> float:
-    """How far they are apart, at least 1."""
+    """Ratio of the larger to the smaller value."""
     return max(predicted / measured, measured / predicted)
 
 
 def row(case: dict, predicted: dict, measured: dict) -> dict:
-    """A line of the table."""
+    """One row of the table."""
     seconds = statistics.median(measured["seconds"])
     return {
         "case": case,
@@ -99,21 +110,23 @@ def document(record: dict) -> str:
         seconds = 1e3 * predicted["seconds"], 1e3 * statistics.median(measured["seconds"])
         lines.append(f"| {name} | {memory} | {seconds[0]:,.0f} | {seconds[1]:,.0f} | {line['time_factor']:.2f} |")
     parts = [
-        "# The plan beside measured steps",
-        "Aligned learning with the default model on synthetic scenes of 5 s, or as named; fp32 where not named. Memory "
-        "is what steps take at their peak, weights included; time is the median step, without data loading. Each case "
-        "in a process of its own.",
+        "# Predicted and measured training steps",
+        (
+            "Aligned learning with the default model on synthetic scenes of 5 s in fp32, unless the case says "
+            "otherwise. Memory is the peak during the steps, including weights; time is the median step, without data "
+            "loading. Each case runs in its own process."
+        ),
         "\n".join(lines),
         f"Worst factor: {record['worst_memory']:.2f} in memory, {record['worst_time']:.2f} in time.",
         record["reading"],
-        f"{record['steps']} steps after a first one. Command: `python benchmarks/check_plan.py`.",
+        f"{record['steps']} steps after a first, untimed one. Command: `python benchmarks/check_plan.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def in_a_process(*arguments: str) -> dict:
-    """What this script prints with `arguments`."""
+    """Run this script with `arguments` in a new process; returns the JSON it prints."""
     command = [sys.executable, __file__, *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -123,9 +136,11 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/check_plan/data"), help="folder for the scenes")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
     parser.add_argument("--steps", type=int, default=3, help="steps to time")
-    parser.add_argument("--reading", default="", help="a sentence for the page")
-    parser.add_argument("--measure", help="a case as JSON: measure it and print what was found")
-    parser.add_argument("--predict", help="a case as JSON: plan it, for captions of --caption_tokens, and print")
+    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
+    parser.add_argument("--measure", help="a case as JSON: measure it and print the result")
+    parser.add_argument(
+        "--predict", help="a case as JSON: plan it for captions of --caption_tokens and print the result"
+    )
     parser.add_argument("--caption_tokens", type=int)
     options = parser.parse_args()
     data = str(options.data)
@@ -139,7 +154,8 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
         atk("soundscapes", options.data, *flags(scenes))
     rows = []
     for case in cases:
-        text, common = json.dumps(case), ("--data", data)
+        text = json.dumps(case)
+        common = ("--data", data)
         measured = in_a_process("--measure", text, *common, "--steps", str(options.steps))
         tokens = str(measured["caption_tokens"])
         rows.append(row(case, in_a_process("--predict", text, *common, "--caption_tokens", tokens), measured))

@@ -1,4 +1,4 @@
-"""The end of `make demo`: the alignment map of a held-out scene, retrieval beside chance, the op beside the einsum."""
+"""The end of `make demo`: alignment map of a held-out scene, retrieval against chance, the op against the einsum."""
 
 import argparse
 import itertools
@@ -17,21 +17,21 @@ from atk.train.checkpoint import best_or_last
 
 
 def scene_in_sequence(scenes: Path) -> Clip:
-    """The held-out scene with the most events that do not overlap: its map is the easiest to read."""
-    spans = {}
+    """The held-out scene with the most events and no overlap, because its map is the easiest to read."""
+    spans: dict[str, list[tuple[float, float]]] = {}
     for event in read_events(scenes / "events.csv"):
         spans.setdefault(event.file_name, []).append((event.start, event.end))
 
-    def apart(clip: Clip) -> int:
+    def separate_events(clip: Clip) -> int:
         events = sorted(spans[clip.file_name])
         overlap = any(first[1] > second[0] for first, second in itertools.pairwise(events))
         return 0 if overlap else len(events)
 
-    return max(read_split(scenes, "test").clips, key=apart)
+    return max(read_split(scenes, "test").clips, key=separate_events)
 
 
 def retrieval_table(metrics: dict) -> str:
-    """Held-out retrieval beside what a random order gives."""
+    """Held-out retrieval, and what a random order would give."""
     names = list(metrics["chance"]["text_to_audio"])
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for direction in ("text_to_audio", "audio_to_text"):
@@ -39,7 +39,7 @@ def retrieval_table(metrics: dict) -> str:
             lines.append(f"| {label} | " + " | ".join(f"{values[name]:.1f}" for name in names) + " |")
     alignment = metrics["alignment"]
     return "\n".join(lines) + (
-        f"\n\n{metrics['clips']} held-out scenes. Best frame for an event's words inside the event: "
+        f"\n\n{metrics['clips']} held-out scenes. Best frame for the words of an event inside that event: "
         f"{alignment['right']:.0f} % of {alignment['phrases']} (chance {alignment['chance']:.0f} %)."
     )
 
@@ -47,13 +47,13 @@ def retrieval_table(metrics: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("scenes", type=Path, help="soundscapes it was trained on")
+    parser.add_argument("scenes", type=Path, help="folder of the soundscapes it was trained on")
     arguments = parser.parse_args()
     clip = scene_in_sequence(arguments.scenes)
     picture = arguments.run / "align.png"
     align(CLAP.from_pretrained(best_or_last(arguments.run)), clip.path, clip.captions[0], picture)
     torch.manual_seed(0)
-    shape = sizes.NAMED["max_mean_similarity"]["batch_128"]
+    shape = sizes.PAIRS["batch_128"]
     case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))
     case = replace(case, providers=[each for each in case.providers if each.name in ("naive einsum", "atk cpp")])
     print("\nRetrieval\n" + retrieval_table(json.loads((arguments.run / "summary.json").read_text())["metrics"]))

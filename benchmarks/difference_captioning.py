@@ -1,6 +1,6 @@
-"""Captioning by four objectives, and the mask under five reference conditions: same data, same steps, several seeds.
+"""Compare four captioning objectives, and the mask under five reference conditions: same data, steps and seeds.
 
-python benchmarks/difference_captioning.py            # goes on where it was interrupted
+python benchmarks/difference_captioning.py            # continues where it was interrupted
 """
 
 import os
@@ -12,7 +12,7 @@ import yaml
 from atk.data import CONDITIONS
 from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
-INSTALLED = sysconfig.get_path("purelib") + os.sep  # paths of this machine stay out of the page
+INSTALLED = sysconfig.get_path("purelib") + os.sep  # prefix of paths that is left out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
 SCENES = {
     "preset": "medium", "classes": 16, "events": [1, 2], "overlap": 0.5, "snr_db": [15, 25], "pitch": "false",
@@ -31,16 +31,16 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr",
 
 
 def first_runs(folder: Path, seeds: int, steps: int) -> dict[int, tuple[Path, dict]]:
-    """For each seed the folder and options of the plain captioner that all objectives go on from."""
+    """For each seed, the folder and options of the plain captioner that all objectives start from."""
     options = RUN | MODEL | {"objective": "plain", "steps": steps, "mix.references": folder / "data" / "pool"}
     return {seed: (folder / f"first-{seed}", options | {"seed": seed}) for seed in range(seeds)}
 
 
 def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tuple[Path, dict]]:
-    """(objective, condition, seed) to the run's folder and options; the most telling runs come first."""
+    """Folder and options of the run of each (objective, condition, seed), the most informative runs first."""
     objectives = [(name, CONDITIONS[0], seed) for name in OBJECTIVES for seed in range(seeds)]
     conditions = [("mask", name, seed) for seed in range(seeds) for name in CONDITIONS[1:]]
-    runs = {}
+    runs: dict[tuple[str, str, int], tuple[Path, dict]] = {}
     for objective, condition, seed in objectives + conditions:
         options = {"objective": objective, "mix.condition": condition, "seed": seed, "steps": steps}
         options |= {"mix.references": folder / "data" / "pool", "init": folder / f"first-{seed}"}
@@ -50,27 +50,27 @@ def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tup
 
 
 def rows_of(runs: dict[tuple[str, str, int], tuple[Path, dict]]) -> list[dict]:
-    """One row a finished run: what its summary says of clips alone, of mixtures, and of the events it names."""
+    """One row per finished run: its scores on clips alone and on mixtures, and the events its captions name."""
     rows = []
     for (objective, condition, seed), summary in finished(runs).items():
         metrics = summary["metrics"]
-        way = "minus_added" if "minus_added" in metrics else "mix"
+        mixture = "minus_added" if "minus_added" in metrics else "mix"
         row = {"objective": objective, "condition": condition, "seed": seed, "seconds": summary["seconds"]}
         missing = {name: reason.replace(INSTALLED, "") for name, reason in metrics["missing"].items()}
-        row |= {"input": metrics["input"], "mixture": metrics[way], "missing": missing}
+        row |= {"input": metrics["input"], "mixture": metrics[mixture], "missing": missing}
         row |= {f"named {name}": shares for name, shares in metrics["named"].items()}
-        rows.append(row | {"named mixture": metrics["named"][way]})
+        rows.append(row | {"named mixture": metrics["named"][mixture]})
     return rows
 
 
 def table(rows: list[dict], arms: dict[str, tuple[str, str]], lines: dict[str, tuple[str, str, int]]) -> str:
-    """One column an arm (objective, condition), one line a value (group, name, digits)."""
+    """One column per arm (objective, condition), one line per value (group, name, digits)."""
     text = ["| | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
     for label, (group, name, digits) in lines.items():
         cells = []
         for arm in arms.values():
-            found = [row for row in rows if (row["objective"], row["condition"]) == arm]
-            values = [row[group][name] for row in found if name in row.get(group, {})]
+            rows_of_arm = [row for row in rows if (row["objective"], row["condition"]) == arm]
+            values = [row[group][name] for row in rows_of_arm if name in row.get(group, {})]
             cells.append(mean_and_spread(values, digits) if values else "")
         if any(cells):
             text.append(f"| {label} | " + " | ".join(cells) + " |")
@@ -78,7 +78,7 @@ def table(rows: list[dict], arms: dict[str, tuple[str, str]], lines: dict[str, t
 
 
 def tables(rows: list[dict]) -> dict[str, str]:
-    """The three tables: objectives on clips alone, objectives on mixtures, conditions of the mask."""
+    """The three tables: objectives on clips alone, objectives on mixtures, and the mask by reference condition."""
     objectives = {name: (name, CONDITIONS[0]) for name in OBJECTIVES}
     conditions = {name: ("mask", name) for name in CONDITIONS}
     scores = {name: ("mixture", name, 3) for name in METRICS}
@@ -91,33 +91,35 @@ def tables(rows: list[dict]) -> dict[str, str]:
     alone = {name: ("input", name, 3) for name in METRICS} | {
         "names the clip's events, %": ("named input", "target", 1)
     }
-    few = {f"{name}, {label}": (group, name, 3) for name in ("METEOR", "CIDEr", "SPIDEr")
+    main_scores = {f"{name}, {label}": (group, name, 3) for name in ("METEOR", "CIDEr", "SPIDEr")
            for label, group in (("clip alone", "input"), ("mixture", "mixture"))}  # fmt: skip
     return {
         "Clips alone, no reference": table(rows, objectives, alone),
-        "Mixtures: plain and PairMix caption the mix, subtraction and mask `Diff(mix, reference)`": table(
+        "Mixtures: plain and PairMix caption the mix, subtraction and mask caption `Diff(mix, reference)`": table(
             rows, objectives, scores | names
         ),
         "The mask trained and tested under the five reference conditions (source/time)": table(
-            rows, conditions, few | names
+            rows, conditions, main_scores | names
         ),
     }
 
 
 def document(record: dict) -> str:
-    """The Markdown page: what was compared, the tables, what they say, and where it was measured."""
+    """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     seeds = len({row["seed"] for row in rows})
     seconds = [row["seconds"] for row in rows]
     missing = "; ".join(f"{name}: {reason}" for name, reason in rows[0]["missing"].items())
     parts = [
         "# Captioning with audio difference learning",
-        f"Synthetic soundscapes ({scenes['train']} to train on, {scenes['test']} held out, "
-        f"{scenes['captions_per_clip']} captions each), single events of the same classes to mix in (five folds, the "
-        "fifth for the tests, where no class is added to a clip that holds it), the same model and steps in every "
-        f"run, all going on from the same plain captioner of {run['first steps']} steps; mean and standard deviation "
-        f"over {seeds} seeds. Held-out mixtures have an event {run['mix.snr_db'][0]} to {run['mix.snr_db'][1]} dB "
-        "below the clip.",
+        (
+            f"Synthetic soundscapes: {scenes['train']} for training and {scenes['test']} held out, with "
+            f"{scenes['captions_per_clip']} captions each. Single events of the same classes are mixed in; four of "
+            "their five folds are used for training and the fifth for testing, where an event is only added to clips "
+            "without its class. All runs use the same model and steps and start from the same plain captioner of "
+            f"{run['first steps']} steps. Mean and standard deviation over {seeds} seeds. In held-out mixtures the "
+            f"added event is {run['mix.snr_db'][0]} to {run['mix.snr_db'][1]} dB below the clip."
+        ),
         *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
         f"Not computed: {missing}." if missing else "",
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
@@ -127,7 +129,7 @@ def document(record: dict) -> str:
         + "; scenes: "
         + ", ".join(f"{name} {value}" for name, value in SCENES.items())
         + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s a run, {record['jobs']} at a time.",
+        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, {record['jobs']} at a time.",
         "Command: `python benchmarks/difference_captioning.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
@@ -136,15 +138,19 @@ def document(record: dict) -> str:
 
 def main() -> None:
     parser = comparison_parser(__doc__, "difference", steps=700)
-    parser.add_argument("--first-steps", type=int, default=1800, help="of the plain captioner that all go on from")
+    parser.add_argument(
+        "--first-steps", type=int, default=1800, help="steps of the plain captioner that all runs start from"
+    )
     options = parser.parse_args()
-    data, runs = options.runs / "data", plan(options.runs, options.seeds, options.steps)
+    data = options.runs / "data"
+    runs = plan(options.runs, options.seeds, options.steps)
     if not options.report:
         atk("soundscapes", data, *flags(SCENES))
         first = first_runs(options.runs, options.seeds, options.first_steps)
         for stage in (first, runs):
             train_all("difference", data, dict(stage.values()), options.jobs)
-    rows, done = rows_of(runs), finished(runs)
+    rows = rows_of(runs)
+    done = finished(runs)
     if not rows:
         raise SystemExit(f"no run in {options.runs} is finished")
     record = {

@@ -1,31 +1,30 @@
 #!/usr/bin/env bash
-# On a machine with a CUDA GPU, torch, triton and pytest (no registry needed): tests the kernels, times all ops beside
-# what else is there, checks for races and memory errors, profiles and tunes, all within nine minutes, and leaves a
-# folder of small files with a summary.md. Triton compiles the kernels, for which it wants a C compiler and Python's
-# headers; the C++ extension is not needed.
+# Tests the kernels on a CUDA GPU, times all ops against other libraries, checks for races and memory errors, profiles
+# and tunes, all within nine minutes. Leaves a folder of small files with a summary.md. Needs torch, triton and pytest,
+# but no network. Triton compiles the kernels with a C compiler and Python's headers; the C++ extension is not needed.
 #
-#   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu, a new folder or that of an earlier run
-#   DRY_RUN=1 benchmarks/gpu.sh [OUT]   the same steps without a GPU, in Triton's interpreter, at tiny sizes
-#   PYTHON=python3.12 PEERS=FOLDER      the interpreter; a folder of wheels of other libraries to time beside ours
-#   BUDGET=520                          seconds for all steps; those at the end are dropped first
+#   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu; must be new, empty, or the folder of an earlier run
+#   DRY_RUN=1 benchmarks/gpu.sh [OUT]   the same steps without a GPU: tiny sizes in Triton's interpreter
+#   PYTHON=python3.12 PEERS=FOLDER      the Python to use; a folder of wheels of other libraries to compare with
+#   BUDGET=520                          seconds for all steps; the last steps are dropped first
 #
-# A step that fails stops no other one. Exit code: 1 when one failed, 0 also when some had no time or no tool.
+# A failed step does not stop the others. Exit code: 1 if a step failed; 0 otherwise, even if some had no time or tool.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-runs/gpu}" && cd "${1:-runs/gpu}" && pwd) || exit 2
 summary=$out/summary.md
 if [ ! -f "$summary" ] && [ -n "$(ls -A "$out")" ]; then
-  echo "OUT must be an empty folder or that of an earlier run, got $out, which holds other files" >&2
+  echo "OUT must be an empty folder or the folder of an earlier run, got $out, which has other files" >&2
   exit 2
 fi
 rm -f "$out"/{bench_*,*.log,profile.md,launch_table.json,ncu.csv}
 if ! python=$(type -P "${PYTHON:-python3}"); then
-  echo "PYTHON must be a Python interpreter, got ${PYTHON:-python3}, which is not there" >&2
+  echo "PYTHON must be a Python interpreter, got ${PYTHON:-python3}, which does not exist" >&2
   exit 2
 fi
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 if [ -n "${PEERS:-}" ] && ! PEERS=$(cd "$PEERS" && pwd); then
-  echo "PEERS must be a folder of wheels, got none of that name" >&2
+  echo "PEERS must be a folder of wheels; it does not exist" >&2
   exit 2
 fi
 deadline=$((SECONDS + ${BUDGET:-520}))
@@ -33,9 +32,9 @@ work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 kit=$here/benchmarks/gpu_kit.py
 export PYTHONPATH=$work/site:$work/peers${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
-# Kernels that one step has compiled are there for the next.
+# Kernels compiled in one step are reused in the next.
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
-unset TRITON_INTERPRET ATK_BACKEND ATK_LAUNCH_TABLE # the caller's would change what is tested and timed
+unset TRITON_INTERPRET ATK_BACKEND ATK_LAUNCH_TABLE # the caller's settings would change what is tested and timed
 
 ours=(--providers naive "atk triton")
 if [ -n "${DRY_RUN:-}" ]; then
@@ -53,7 +52,8 @@ if [ -n "${DRY_RUN:-}" ]; then
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
   tests=("$here"/tests/kernels/test_*_triton.py
-    "$here"/tests/ops/test_{max_mean,max_mean_modes,cross_attention,cross_attention_modes,info_nce_modes,info_nce_op}.py)
+    "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean*}.py
+    "$here"/tests/nn/test_difference_blocks.py)
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
   timed_first() {
     bench clap_1024 90 --ops max_mean_similarity --sizes clap_1024 --kinds forward step
@@ -70,12 +70,12 @@ else
   }
 fi
 
-# line NAME STATUS SECONDS: a row of the table of steps
+# line NAME STATUS SECONDS: prints a row of the table of steps
 line() {
   echo "| $1 | $2 | $3 |" | tee -a "$summary"
 }
 
-# step NAME SECONDS COMMAND...: output to NAME.log, one row to the summary; never beyond the deadline.
+# step NAME SECONDS COMMAND...: runs a step until its limit or the deadline; output goes to NAME.log
 step() {
   local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS
   shift 2
@@ -88,41 +88,41 @@ step() {
   local status=$? taken=$((SECONDS - start))
   if [ "$status" -eq 0 ]; then
     line "$name" "done" "$taken"
-  elif [[ $status =~ ^(124|137)$ && $taken -ge $limit ]]; then # 137 earlier: killed for its memory
-    line "$name" "stopped at its limit; what it had written by then is below" "$taken"
+  elif [[ $status =~ ^(124|137)$ && $taken -ge $limit ]]; then # 137 before the limit: killed for its memory
+    line "$name" "stopped at its limit; its results so far are below" "$taken"
   else
     line "$name" "FAILED ($status), see $name.log" "$taken"
   fi
   return $status
 }
 
-# bench NAME SECONDS OPTIONS...: bench_NAME.md and .json, written again after each case.
+# bench NAME SECONDS OPTIONS...: atk bench; writes bench_NAME.md and .json after each case
 bench() {
   local name=bench_$1 limit=$2
   shift 2
   step "$name" "$limit" "$python" -m atk.bench "${device[@]}" "${bench[@]}" --out "$out" --name "$name" "$@"
 }
 
-# bench_model NAME SECONDS OPTIONS...: the same, of an op whose encoders take two more libraries
+# bench_model NAME SECONDS OPTIONS...: bench for an op whose encoders need two more libraries
 bench_model() {
   local missing
   missing=$("$python" -c 'import sys
 from importlib.util import find_spec
 print(*(name for name in sys.argv[1:] if not find_spec(name)))' torchaudio transformers)
   if [ -n "$missing" ]; then
-    line "bench_$1" "not here: $missing" ""
+    line "bench_$1" "not installed: $missing" ""
     return
   fi
   bench "$@"
 }
 
-# run_tests FILES...: in parts, a process each: most of the time goes into compiling kernels, which does not need the
-# GPU. A line a test in part_*.log, so that a part that is stopped leaves what it has found.
+# run_tests FILES...: runs the tests in parallel processes, because compiling the kernels takes most of the time and
+# does not need the GPU. Each test writes a line to part_*.log, so a process that is stopped leaves its results.
 run_tests() {
   local pytest part parts status=0 pids=()
-  parts=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which otherwise obeys them
-  parts=$((parts < 16 ? parts : 16)) # each holds half a gigabyte of the GPU
-  pytest=("$python" -m pytest -c "$here/pyproject.toml" -p no:cacheprovider -k triton)
+  parts=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc obeys these variables
+  parts=$((parts < 16 ? parts : 16)) # each uses half a gigabyte of GPU memory
+  pytest=("$python" -m pytest -c "$here/pyproject.toml" -p no:cacheprovider -m triton)
   "${pytest[@]}" --collect-only "$@" >"$work/collected" || status=1
   echo "$(grep -c '^tests/.*::' "$work/collected") tests in $parts parts"
   [ $status -eq 0 ] || cat "$work/collected"
@@ -137,14 +137,14 @@ run_tests() {
   return $status
 }
 
-# results_of_tests: how many of each file passed, failed or were skipped, and which failed
+# results_of_tests: prints the counts of passed, failed and skipped tests per file, and the failed tests
 results_of_tests() {
   grep -E ' tests in .* parts$' "$out/tests.log"
   sed -nE 's/^.*(test_\w+\.py)::.* (PASSED|FAILED|ERROR|SKIPPED)\b.*/\1: \2/p' "$out/tests.log" | sort | uniq -c
   grep -E '^(FAILED|ERROR) ' "$out/tests.log" | cut -c 1-200 | head -n 40
 }
 
-# tool NAME: the path of a CUDA tool, or nothing
+# tool NAME: prints the path of a CUDA tool, or nothing
 tool() {
   local cuda=${CUDA_HOME:-/usr/local/cuda} path
   for path in "$(command -v "$1")" "$cuda/bin/$1" "$cuda"/*/"$1" /opt/nvidia/nsight-compute/*/"$1"; do
@@ -152,47 +152,47 @@ tool() {
   done
 }
 
-# sanitize CHECK: compute-sanitizer over small calls. Without PyTorch's cache each tensor has bounds of its own.
+# sanitize CHECK: compute-sanitizer on small calls; without PyTorch's memory cache every tensor has its own bounds
 sanitize() {
-  local found
-  found=$(tool compute-sanitizer)
-  if [ -z "$found" ]; then
-    line "$1" "not here: compute-sanitizer" ""
+  local sanitizer
+  sanitizer=$(tool compute-sanitizer)
+  if [ -z "$sanitizer" ]; then
+    line "$1" "not installed: compute-sanitizer" ""
     return
   fi
-  # By default it waits 10 s for the first call of CUDA, and Python's imports can take longer.
-  step "$1" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$found" --tool "$1" --launch-timeout 60 --error-exitcode 9 \
+  # The default launch timeout is 10 s, and Python's imports can take longer.
+  step "$1" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --launch-timeout 60 --error-exitcode 9 \
     --print-limit 20 "$python" "$kit" calls "${device[@]}"
 }
 
-# counters: Nsight Compute on the slowest kernels that the profile found; leaves the clocks alone.
+# counters: Nsight Compute on the slowest kernels of the profile; does not change the clocks
 counters() {
-  local found names ops metrics
-  found=$(tool ncu)
-  if [ -z "$found" ]; then
-    line ncu "not here: ncu" ""
+  local ncu names ops metrics
+  ncu=$(tool ncu)
+  if [ -z "$ncu" ]; then
+    line ncu "not installed: ncu" ""
     return
   fi
   if ! { read -r names && read -r -a ops && read -r metrics; } 2>/dev/null <"$work/slowest.txt" || [ -z "$names" ]; then
-    line ncu "not run: the profile names no kernel" ""
+    line ncu "not run: no kernel in the profile" ""
     return
   fi
-  step ncu 45 "$found" --csv --log-file "$out/ncu.csv" --clock-control none --kernel-name "regex:^($names)\$" \
+  step ncu 45 "$ncu" --csv --log-file "$out/ncu.csv" --clock-control none --kernel-name "regex:^($names)\$" \
     --launch-count 60 --metrics "$metrics" "$python" "$kit" once --ops "${ops[@]}" "${device[@]}" "${tiny[@]}"
 }
 
 commit=$(git -c safe.directory='*' -C "$here" describe --always --dirty --abbrev=12 2>/dev/null)
 driver=$(timeout 10 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) || driver=none
-driver=${driver%%$'\n'*} # of several GPUs a line each
+driver=${driver%%$'\n'*} # one line per GPU
 printf '# GPU kit%s\n\n- commit: %s\n- driver: %s\n' "${DRY_RUN:+, dry run}" "${commit:-unknown}" "$driver" >"$summary"
 mkdir "$work/site" && cp -rL "$here/atk" "$work/site" && mkdir -p "$work"/site/atk/{kernels,bench} || exit 2
 cp -rL "$here/kernels/." "$work/site/atk/kernels" || exit 2
 cp -rL "$here/benchmarks/harness/." "$work/site/atk/bench" || exit 2
-cd "$work" || exit 2 # where no atk/ without its kernels shadows the built one
+cd "$work" || exit 2 # a folder without an atk/ that would shadow the copy
 timeout 60 "$python" "$kit" machine "${device[@]}" >>"$summary" 2>"$work/machine.log"
 case $? in
   0) ;;
-  3) cat "$work/machine.log" >&2 && rm "$summary" && exit 2 ;; # no GPU: nothing to do
+  3) cat "$work/machine.log" >&2 && rm "$summary" && exit 2 ;; # no GPU
   *) echo "- versions: unknown, $python failed: $(tail -n 1 "$work/machine.log")" >>"$summary" ;;
 esac
 printf '\n| step | status | seconds |\n|---|---|---:|\n' >>"$summary"
@@ -207,7 +207,7 @@ step tests 150 bash -c 'run_tests "$@"' "$0" "${tests[@]}"
 cat "$work"/part_*.log >>"$out/tests.log" 2>/dev/null
 timed_first
 step profile 45 "$python" "$kit" profile --out "$work" "${device[@]}" "${tiny[@]}"
-step calls 60 "$python" "$kit" calls "${device[@]}" # also compiles what the next two watch
+step calls 60 "$python" "$kit" calls "${device[@]}" # also compiles the kernels for the next two steps
 sanitize memcheck
 sanitize racecheck
 step tune 60 "$python" -c "import sys, torch; from atk.kernels.tune import candidates, tune
@@ -220,10 +220,10 @@ if [ -f "$work/profile.md" ]; then
 fi
 fence='```'
 {
-  printf '\nAll: %d s.\n\n' "$SECONDS"
+  printf '\nTotal: %d s.\n\n' "$SECONDS"
   timeout 30 "$python" "$kit" page --out "$out" 2>"$work/page.log" ||
-    printf '## Key ratios\n\nNone, %s failed: %s\n' "$python" "$(tail -n 1 "$work/page.log")"
-  printf '\n## What to send\n\nThis folder, packed:\n\n    tar czf atk-gpu.tgz -C %q .\n' "$out"
+    printf '## Key ratios\n\nNone: %s failed: %s\n' "$python" "$(tail -n 1 "$work/page.log")"
+  printf '\n## What to send\n\nA tarball of this folder:\n\n    tar czf atk-gpu.tgz -C %q .\n' "$out"
   printf "\n## Tests\n\n$fence\n%s\n$fence\n" "$(results_of_tests)"
   for name in memcheck racecheck tune; do
     [ -f "$out/$name.log" ] && printf "\n## %s\n\n$fence\n%s\n$fence\n" "$name" "$(tail -n 12 "$out/$name.log")"
@@ -236,6 +236,6 @@ fence='```'
 size=$(du -sk "$out" | cut -f 1)
 echo "Send $out ($size KiB): tar czf atk-gpu.tgz -C $(printf %q "$out") ."
 if [ "$size" -gt 1024 ]; then
-  echo "Largest files, in KiB:" && (cd "$out" && du -k -- * | sort -rn | head -n 3)
+  echo "Largest files in KiB:" && (cd "$out" && du -k -- * | sort -rn | head -n 3)
 fi
 ! grep -q '^| .* | FAILED' "$summary"

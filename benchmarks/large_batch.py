@@ -1,7 +1,7 @@
 """Aligned training by batch size: memory and time, fused op and naive einsum, with and without gradient caching.
 
-python benchmarks/large_batch.py                   # both parts: steps until each way fails, and where the time goes
-python benchmarks/large_batch.py --parts profile   # this part anew, the other kept
+python benchmarks/large_batch.py                   # every series until it fails, then profiles
+python benchmarks/large_batch.py --parts profile   # measure only the profile again
 """
 
 import argparse
@@ -24,7 +24,7 @@ from atk.ops.max_mean_op import INDEX_BUDGET
 from large_batch_page import document, draw
 from runs import atk, flags, write_results
 
-SERIES = {  # backend, and whether gradients are cached
+SERIES = {  # name: backend, and whether gradients are cached
     "fused, cached": ("cpp", True),
     "naive, cached": ("reference", True),
     "fused, at once": ("cpp", False),
@@ -36,52 +36,52 @@ RUN = {
     "eval_every": 0, "seed": 0,
 }  # fmt: skip
 SCENES = {"preset": "medium", "seconds": [4.0, 4.0], "val": 0, "test": 0, "seed": 1}
-SAMPLING = 0.25  # seconds between looks at a run's memory
-SAME_LOSS = 1e-4  # relative: the ways of one batch do the same work
+SAMPLING = 0.25  # seconds between samples of a run's memory
+SAME_LOSS = 1e-4  # largest relative difference between the losses of two backends
 
 
 @dataclass
 class Row:
-    """One run; memory in MiB. `status`: ok, wrong, out of memory, failed, or not tried after a smaller batch failed."""
+    """One run, with memory in MiB. Status: ok, wrong, out of memory, failed, or not tried (a smaller batch failed)."""
 
     series: str
     batch: int
     status: str = "ok"
     note: str = ""
     loss: float | None = None  # of the first step
-    step_seconds: list[float] = field(default_factory=list)  # the first step left out
-    peak: float | None = None  # of the trainer's process by its own log
-    peak_by_kernel: float | None = None  # of the same process by the kernel's high-water mark
-    peak_of_all: float | None = None  # trainer and its loader, shared pages counted once, as sampled
+    step_seconds: list[float] = field(default_factory=list)  # without the first step
+    peak: float | None = None  # of the trainer's process, by its own log
+    peak_by_kernel: float | None = None  # of the same process, by the kernel's high-water mark
+    peak_of_all: float | None = None  # of the trainer and its loader, with shared pages counted once; sampled
 
 
 def run_limited(command: Sequence[str], log: Path, limit: int) -> tuple[int, float, float]:
-    """Run a command whose processes get at most `limit` bytes of private memory each: more is refused, not swapped.
+    """Run a command with a limit of `limit` bytes of private memory per process; allocations beyond it fail.
 
     Returns:
-        Exit code, highest resident memory of the process, highest of it and its children together, in MiB.
+        Exit code, peak resident memory of the process, and peak of the process with its children, in MiB.
     """
 
-    def refuse_beyond() -> None:
+    def set_limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    alone = together = 0
+    process_kib = family_kib = 0
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=refuse_beyond)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=set_limit)  # noqa: PLW1509 (this process has one thread)
         try:
             while process.poll() is None:
-                alone = max(alone, _kib(f"/proc/{process.pid}/status", "VmHWM"))
+                process_kib = max(process_kib, _kib(f"/proc/{process.pid}/status", "VmHWM"))
                 family = _family(process.pid)
-                together = max(together, sum(_kib(f"/proc/{member}/smaps_rollup", "Pss") for member in family))
+                family_kib = max(family_kib, sum(_kib(f"/proc/{pid}/smaps_rollup", "Pss") for pid in family))
                 time.sleep(SAMPLING)
         finally:
             process.kill()
             process.wait()
-    return process.returncode, alone / 1024, together / 1024
+    return process.returncode, process_kib / 1024, family_kib / 1024
 
 
 def _kib(path: str, name: str) -> int:
-    """A value in KiB of a table in /proc; 0 where the process is gone."""
+    """A value in KiB from a file in /proc; 0 if the process is gone."""
     try:
         lines = Path(path).read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -90,21 +90,22 @@ def _kib(path: str, name: str) -> int:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    members = [pid]
-    for member in members:
-        for children in Path(f"/proc/{member}/task").glob("*/children"):
+    """A process and all its descendants."""
+    pids = [pid]
+    for parent in pids:  # grows while it is read
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
             try:
-                members += map(int, children.read_text().split())
+                pids += map(int, children.read_text().split())
             except (FileNotFoundError, ProcessLookupError):
                 continue
-    return members
+    return pids
 
 
 def train(series: str, batch: int, micro_batch: int, steps: int, folder: Path, limit: int) -> Row:
-    """`atk train aligned` for one warm-up step and `steps` more, in a process of its own."""
+    """Run `atk train aligned` for one warmup step and `steps` more in its own process."""
     backend, cached = SERIES[series]
-    out, row = folder / f"{backend}-{micro_batch if cached else 'whole'}-{batch}", Row(series, batch)
+    out = folder / f"{backend}-{micro_batch if cached else 'whole'}-{batch}"
+    row = Row(series, batch)
     shutil.rmtree(out, ignore_errors=True)
     options = RUN | {"backend": backend, "batch-size": batch, "steps": steps + 1}
     if cached:
@@ -115,7 +116,8 @@ def train(series: str, batch: int, micro_batch: int, steps: int, folder: Path, l
     metrics = out / "metrics.jsonl"
     logged = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     if logged:
-        row.loss, row.peak = logged[0]["loss"], logged[-1]["memory_mib"]
+        row.loss = logged[0]["loss"]
+        row.peak = logged[-1]["memory_mib"]
         ends = [entry["seconds"] for entry in logged]
         row.step_seconds = [round(end - start, 3) for start, end in itertools.pairwise(ends)]
     if code:
@@ -124,19 +126,20 @@ def train(series: str, batch: int, micro_batch: int, steps: int, folder: Path, l
 
 
 def failure(code: int, text: str) -> tuple[str, str]:
-    """Status and reason of a command that ended with `code` and wrote `text`."""
+    """Status and reason of a command that exited with `code` after writing `text`."""
     refused = [line for line in text.splitlines() if "you tried to allocate" in line]
     if refused:
-        asked = int(refused[-1].split("you tried to allocate")[1].split()[0])
-        return "out of memory", f"one tensor of {asked / 2**30:.1f} GiB was refused"
+        nbytes = int(refused[-1].split("you tried to allocate")[1].split()[0])
+        return "out of memory", f"one tensor of {nbytes / 2**30:.1f} GiB was refused"
     last = text.strip().splitlines()[-1:] or [""]
     memory = "MemoryError" in last[0] or "bad_alloc" in last[0]
     return "out of memory" if memory else "failed", last[0][:200] or f"exit code {code}"
 
 
 def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, folder: Path, limit: int) -> list[Row]:
-    """Every series by growing batch until it fails; a row whose loss is not that of the fused op is wrong."""
-    rows, losses = [], {}
+    """Run every series with growing batches until it fails; a loss that differs from the fused op's is wrong."""
+    rows: list[Row] = []
+    losses: dict[tuple[int, bool], float] = {}
     for name in series:
         failed = None
         for batch in sorted(batches):
@@ -145,9 +148,10 @@ def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, fol
                 continue
             row = train(name, batch, micro_batch, 2 if batch <= 1024 else 1, folder, limit)
             if row.status == "ok":
-                wanted = losses.setdefault((batch, SERIES[name][1]), row.loss)
-                if abs(row.loss - wanted) > SAME_LOSS * abs(wanted):
-                    row.status, row.note = "wrong", f"loss {row.loss:.6g}, not {wanted:.6g}"
+                assert row.loss is not None  # a finished run has logged its loss
+                expected = losses.setdefault((batch, SERIES[name][1]), row.loss)
+                if abs(row.loss - expected) > SAME_LOSS * abs(expected):
+                    row.status, row.note = "wrong", f"loss {row.loss:.6g}, expected {expected:.6g}"
             else:
                 failed = batch
             rows.append(row)
@@ -157,7 +161,7 @@ def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, fol
 
 
 def sizes(data: Path, batches: Sequence[int]) -> dict:
-    """Frames, tokens and samples of the longest clip and caption, and the MiB of what grows with the batch."""
+    """Samples, frames and tokens of the longest clip and caption, and the MiB of what grows with the batch."""
     clips = read_split(data, "train").clips
     captions = [caption for clip in clips for caption in clip.captions]
     model = CLAP.create(ModelConfig(), captions)
@@ -167,20 +171,20 @@ def sizes(data: Path, batches: Sequence[int]) -> dict:
     table = {}
     for n in batches:
         winners = n * n * frames
-        held = {
+        nbytes = {
             "waveforms": 4 * n * samples,
             "embeddings": 4 * n * (frames + tokens + 2) * model.dim,
             "scores": 4 * n * n,
             "winners": winners if winners <= INDEX_BUDGET else 0,
             "naive scores": 4 * n * n * frames * tokens,
         }
-        table[str(n)] = {name: value / 2**20 for name, value in held.items()}
+        table[str(n)] = {name: value / 2**20 for name, value in nbytes.items()}
     return {"samples": samples, "frames": frames, "tokens": tokens, "mib": table}
 
 
 def profiles(batch: int, micro_batch: int, folder: Path) -> list[dict]:
-    """Stages of a step with and without gradient caching, with the loader in another process and in this one."""
-    found = []
+    """Profiles of a step with and without gradient caching, with a loader process and without one."""
+    results = []
     for cached in (True, False):
         for workers in (1, 0):
             out = folder / f"profile-{micro_batch if cached else 'whole'}-{workers}"
@@ -190,24 +194,26 @@ def profiles(batch: int, micro_batch: int, folder: Path) -> list[dict]:
                 options["micro-batch"] = micro_batch
             script = Path(__file__).with_name("large_batch_profile.py")
             subprocess.run([sys.executable, str(script), *flags(options)], check=True)
-            found.append(json.loads((out / "profile.json").read_text()))
-    return found
+            results.append(json.loads((out / "profile.json").read_text()))
+    return results
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="folder for data and runs (runs/large_batch)")
     parser.add_argument(
-        "--results", type=Path, help="folder for the page (benchmarks/results; with --quick that of runs)"
+        "--results", type=Path, help="folder for the page (benchmarks/results; with --quick the folder of --runs)"
     )
     parser.add_argument("--parts", nargs="+", choices=("steps", "profile"), default=["steps", "profile"])
-    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="ways to train")
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES), help="series to train (all)")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--profile-batch", type=int, default=256)
-    parser.add_argument("--limit-gib", type=float, default=20.0, help="memory that a training process may have")
-    parser.add_argument("--quick", action="store_true", help="batches of 32 and 64 by 16 only, to try the script")
-    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
+    parser.add_argument("--limit-gib", type=float, default=20.0, help="private memory of a training process")
+    parser.add_argument(
+        "--quick", action="store_true", help="only batches of 32 and 64 in micro-batches of 16, to try the script"
+    )
+    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
     options = parser.parse_args()
     options.runs = options.runs or Path("runs/large_batch_quick" if options.quick else "runs/large_batch")
     options.results = options.results or (options.runs if options.quick else Path(__file__).parent / "results")
@@ -215,23 +221,27 @@ def _arguments() -> argparse.Namespace:
         options.batches, options.micro_batch, options.profile_batch = (32, 64), 16, 32
     free = _kib("/proc/meminfo", "MemAvailable") / 2**20
     if not 0 < options.limit_gib <= free:
-        parser.error(f"--limit-gib must be above 0 and at most what is free ({free:.1f}), got {options.limit_gib:g}")
+        parser.error(f"--limit-gib must be above 0 and at most the free {free:.1f} GiB, got {options.limit_gib:g}")
     return options
 
 
 def measured(name: str, options: argparse.Namespace, batches: Sequence[int]) -> dict:
-    """One part of the record: "steps" or "profile"."""
+    """Measure one part of the record: "steps" or "profile"."""
     if name == "profile":
         return {"rows": profiles(options.profile_batch, options.micro_batch, options.runs)}
     rows = measure(options.series, batches, options.micro_batch, options.runs, int(options.limit_gib * 2**30))
-    found = sizes(options.runs / "data", batches)
-    return {"limit_gib": options.limit_gib, "sizes": found, "rows": [asdict(row) for row in rows]}
+    return {
+        "limit_gib": options.limit_gib,
+        "sizes": sizes(options.runs / "data", batches),
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 def main() -> None:
     options = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a training run ends with its starter
-    data, stem = options.runs / "data", options.results / "large_batch"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the training run too
+    data = options.runs / "data"
+    stem = options.results / "large_batch"
     batches = sorted(options.batches)
     scenes = SCENES | {"train": max(*batches, options.profile_batch)}
     atk("soundscapes", data, *flags(scenes))
@@ -240,7 +250,9 @@ def main() -> None:
     previous = json.loads(path.read_text()) if path.is_file() else {}
     kept = previous.get("parts", {}) if previous.get("setting") == setting else {}
     parts = {name: part for name, part in kept.items() if name not in options.parts}
-    for name in sorted(options.parts, reverse=True):  # the page is written after each, so that a kill loses one part
+    for name in sorted(
+        options.parts, reverse=True
+    ):  # the page is written after each part, so that an interrupted run keeps it
         parts[name] = {"environment": environment()} | measured(name, options, batches)
         if name == "steps":
             draw(stem.with_suffix(".png"), parts["steps"])

@@ -1,13 +1,14 @@
-"""The page and the plot of `large_batch.py`, made of its record alone."""
+"""The page and the plot of `large_batch.py`, computed from its record."""
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = {  # series: colour, line
+STYLES = {  # series: color, line
     "fused, cached": ("C0", "-"),
     "naive, cached": ("C3", "-"),
     "fused, at once": ("C0", "--"),
@@ -16,15 +17,18 @@ STYLES = {  # series: colour, line
 
 
 def document(record: dict) -> str:
-    """The Markdown page: what was measured, the tables, and where it was measured."""
+    """The Markdown page: what was measured, the tables, their interpretation, and the environment."""
     setting, parts = record["setting"], record["parts"]
     scenes, run = setting["scenes"], setting["run"]
     text = [
         "# Aligned training by batch size",
-        f"`atk train aligned` with the default model on {scenes['train']} synthetic soundscapes, clips of "
-        f"{run['clip_seconds']:g} s, each run in a process of its own. **Fused** is the op (`--backend cpp`), "
-        "**naive** the einsum that holds every score (`--backend reference`), in the same trainer. **Cached** encodes "
-        f"{setting['micro_batch']} clips at a time (`--micro-batch {setting['micro_batch']}`), **at once** the batch.",
+        (
+            f"`atk train aligned` with the default model on {scenes['train']} synthetic soundscapes, with clips of "
+            f"{run['clip_seconds']:g} s and each run in its own process. **Fused** is the op (`--backend cpp`); "
+            "**naive** is the einsum that holds every score (`--backend reference`), in the same trainer. **Cached** "
+            f"encodes {setting['micro_batch']} clips at a time (`--micro-batch {setting['micro_batch']}`); **at once** "
+            "encodes the whole batch."
+        ),
     ]
     if "steps" in parts:
         text += _steps(parts["steps"])
@@ -39,25 +43,30 @@ def document(record: dict) -> str:
 
 
 def _steps(part: dict) -> list[str]:
-    rows, sizes = part["rows"], part["sizes"]
-    series, batches = list(dict.fromkeys(row["series"] for row in rows)), sorted({row["batch"] for row in rows})
-    found = {(row["series"], row["batch"]): row for row in rows}
+    rows = part["rows"]
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    batches = sorted({row["batch"] for row in rows})
+    row_of = {(row["series"], row["batch"]): row for row in rows}
     return [
         "## Memory and time by batch",
         "![memory and time of a step by batch](large_batch.png)",
-        "Seconds of a step (median; the first step, a warm-up, is left out; waiting for data included) and highest "
-        "resident memory of the trainer in MiB, its interpreter and libraries included. A process may have "
-        f"{part['limit_gib']:g} GiB of private memory; what it asks for beyond that is refused. The loss of the first "
-        "step of fused and naive must agree, else a row is wrong. After a failure larger batches are not tried.",
-        _table(batches, series, lambda name, n: _outcome(found[name, n])),
+        (
+            "Seconds per step (median without the first step, including the wait for data), and peak resident memory "
+            "of the trainer in MiB, including the interpreter and libraries. Each process is limited to "
+            f"{part['limit_gib']:g} GiB of private memory; larger allocations fail. A row is wrong if its loss in the "
+            "first step differs from that of the fused op. After a failure, larger batches are not tried."
+        ),
+        _table(batches, series, lambda name, n: _outcome(row_of[name, n])),
         "Reasons: " + "; ".join(f"{row['series']}, {row['batch']}: {row['note']}" for row in rows if _tried(row)) + "."
         if any(map(_tried, rows))
         else "",
-        *_growth(found, batches, sizes),
-        "Memory measured three ways, in MiB: by the trainer's log (`memory_mib`), by the kernel's high-water mark of "
-        "the same process, and of trainer and loader together with shared pages counted once (sampled, so it may miss "
-        "a short peak).",
-        _table(batches, series, lambda name, n: _memories(found[name, n])),
+        *_growth(row_of, batches, part["sizes"]),
+        (
+            "Memory measured in three ways, in MiB: by the trainer's log (`memory_mib`), by the kernel's high-water "
+            "mark of the same process, and for trainer plus loader with shared pages counted once (sampled, so it can "
+            "miss a short peak)."
+        ),
+        _table(batches, series, lambda name, n: _memories(row_of[name, n])),
         _where(part),
     ]
 
@@ -66,7 +75,7 @@ def _tried(row: dict) -> bool:
     return bool(row["note"]) and row["status"] != "not tried"
 
 
-def _table(batches: list[int], columns: list[str], cell) -> str:
+def _table(batches: list[int], columns: list[str], cell: Callable[[str, int], str]) -> str:
     lines = ["| batch | " + " | ".join(columns) + " |", "|---:|" + "---:|" * len(columns)]
     return "\n".join(lines + [f"| {n} | " + " | ".join(cell(name, n) for name in columns) + " |" for n in batches])
 
@@ -84,30 +93,32 @@ def _memories(row: dict) -> str:
     return f"{logged}, {row['peak_by_kernel']:.0f}, {row['peak_of_all']:.0f}"
 
 
-def _growth(found: dict, batches: list[int], sizes: dict) -> list[str]:
-    """What grows with the batch, computed, beside the cached fused run's peak with and without waveforms."""
+def _growth(row_of: dict[tuple[str, int], dict], batches: list[int], sizes: dict) -> list[str]:
+    """Computed sizes of what grows with the batch, and the measured peak of the cached fused run."""
     names = ("waveforms", "embeddings", "scores", "winners", "naive scores")
-    rest = {n: found["fused, cached", n] for n in batches if found.get(("fused, cached", n), {}).get("status") == "ok"}
-    peak = {n: row["peak"] for n, row in rest.items()}
+    rows = {n: row_of["fused, cached", n] for n in batches if ("fused, cached", n) in row_of}
+    peak = {n: row["peak"] for n, row in rows.items() if row["status"] == "ok"}
     bare = {n: value - sizes["mib"][str(n)]["waveforms"] for n, value in peak.items()}
     cells = {(name, n): f"{sizes['mib'][str(n)][name]:.0f}" for name in names for n in batches}
     cells |= {("peak", n): f"{value:.0f}" for n, value in peak.items()}
     cells |= {("peak without waveforms", n): f"{value:.0f}" for n, value in bare.items()}
     text = [
-        "What grows with the batch, in MiB: the waveforms; one copy of the embeddings in fp32 (the cache, its join, "
-        "unit rows and gradients are several); one N x N matrix of scores (InfoNCE and its gradient hold several); the "
-        "winners that the op keeps for its backward (a byte for each frame and caption, none beyond "
-        "the budget of `save_index`); and the naive einsum's scores (it holds them more than once). Clips have "
-        f"{sizes['frames']} frames, captions up to {sizes['tokens']} tokens. The last columns are measured, fused and "
-        "cached.",
+        (
+            "What grows with the batch, in MiB: the waveforms; one copy of the embeddings in fp32 (a step holds "
+            "several: the cache, its concatenation, the normalized rows, and gradients); one N x N matrix of scores "
+            "(InfoNCE and its gradient hold several); the winner indices that the op keeps for its backward (one byte "
+            "per frame and caption, none beyond the budget of `save_index`); and the scores of the naive einsum (which "
+            f"holds them more than once). Clips have {sizes['frames']} frames, captions up to {sizes['tokens']} "
+            "tokens. The last two columns are measured with the fused, cached series."
+        ),
         _table(batches, [*names, "peak", "peak without waveforms"], lambda name, n: cells.get((name, n), "")),
     ]
     if len(peak) > 1:
         first, last = min(peak), max(peak)
         text.append(
-            f"From {first} to {last} clips, {last / first:.0f} times the batch, the peak of the fused cached run "
-            f"becomes {peak[last] / peak[first]:.2f} times as large, and without waveforms "
-            f"{bare[last] / bare[first]:.2f} times."
+            f"From {first} to {last} clips (a batch {last / first:.0f} times as large), the peak of the fused, cached "
+            f"series grows by a factor of {peak[last] / peak[first]:.2f}, and by {bare[last] / bare[first]:.2f} "
+            "without the waveforms."
         )
     return text
 
@@ -119,31 +130,38 @@ def _profile(part: dict) -> list[str]:
         f"{row['workers']} loader{'' if row['workers'] == 1 else 's'}"
         for row in rows
     ]
-    totals = {}
+    totals: dict[str, float] = {}
     for row in rows:
         for name, seconds in row["stages"].items():
             totals[name] = totals.get(name, 0) + seconds
     lines = ["| stage | " + " | ".join(labels) + " |", "|---|" + "---:|" * len(rows)]
-    for name in sorted(totals, key=totals.get, reverse=True):
-        lines.append(f"| {name} | " + " | ".join(_share(row, row["stages"].get(name)) for row in rows) + " |")
-    lines.append("| whole step | " + " | ".join(_share(row, row["step_seconds"]) for row in rows) + " |")
-    for name in sorted({name for row in rows for name in row["ops"]}):
-        lines.append(f"| of it `{name}` | " + " | ".join(_share(row, row["ops"].get(name)) for row in rows) + " |")
+    stages = sorted(totals, key=lambda name: totals[name], reverse=True)
+    ops = sorted({name for row in rows for name in row["ops"]})
+    lines += [_line(name, rows, [row["stages"].get(name) for row in rows]) for name in stages]
+    lines.append(_line("whole step", rows, [row["step_seconds"] for row in rows]))
+    lines += [_line(f"of which `{name}`", rows, [row["ops"].get(name) for row in rows]) for name in ops]
     return [
         f"## Where the time of a step goes, batch {rows[0]['batch']}",
-        f"Mean seconds of {rows[0]['steps']} steps after a warm-up step, and the share of the whole. Fused op. Stages "
-        "follow one another and add up to the step; the backward of a part begins where the gradient of its output "
-        "comes, that of the audio encoder includes the clipping of gradients. With 0 loaders the trainer reads the "
-        "files itself, with 1 a process reads ahead meanwhile and takes its share of the cores. Validation and "
-        "checkpoints are left out. Lines with `atk::` are parts of the loss's two stages, by torch.profiler, whose "
-        "cost is in all lines.",
+        (
+            f"Mean seconds of {rows[0]['steps']} steps after a warmup step, and their percentage of the step, with the "
+            "fused op. Stages follow one another and add up to the step. The backward of a part begins when its output "
+            "receives its gradient; the backward of the audio encoder includes gradient clipping. With 0 loaders the "
+            "trainer reads the files itself; with 1, a process reads ahead and shares the cores. Validation and "
+            "checkpoints are not included. Lines with `atk::` are part of the two stages of the loss, measured by "
+            "torch.profiler; its overhead is in all lines."
+        ),
         "\n".join(lines),
         _where(part),
     ]
 
 
-def _share(row: dict, seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.3f} ({100 * seconds / row['step_seconds']:.1f} %)"
+def _line(name: str, rows: list[dict], values: list[float | None]) -> str:
+    """A line of the table of stages: seconds, and percentage of the step."""
+    cells = [
+        "" if seconds is None else f"{seconds:.3f} ({100 * seconds / row['step_seconds']:.1f} %)"
+        for row, seconds in zip(rows, values, strict=True)
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def _where(part: dict) -> str:
@@ -151,7 +169,7 @@ def _where(part: dict) -> str:
 
 
 def draw(path: Path, part: dict) -> None:
-    """Memory and time of a step against the batch, log axes; a cross marks the batch at which a way fails."""
+    """Plot memory and time of a step against the batch on log axes; a cross marks the batch at which a series fails."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -159,36 +177,44 @@ def draw(path: Path, part: dict) -> None:
     FigureCanvasAgg(figure)
     memory, seconds = figure.subplots(1, 2)
     memory.axhline(part["limit_gib"] * 1024, color="grey", linewidth=1, label="limit of a process")
-    for number, (name, (colour, line)) in enumerate(STYLES.items()):
+    for index, (name, (color, line)) in enumerate(STYLES.items()):
         rows = [row for row in part["rows"] if row["series"] == name]
-        good = [row for row in rows if row["status"] == "ok"]
-        style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4, "label": name}
-        n = [row["batch"] for row in good]
-        memory.plot(n, [row["peak"] for row in good], **style)
-        seconds.plot(n, [statistics.median(row["step_seconds"]) for row in good], **style)
+        finished = [row for row in rows if row["status"] == "ok"]
+        style: dict[str, Any] = {"color": color, "linestyle": line, "marker": "o", "markersize": 4, "label": name}
+        n = [row["batch"] for row in finished]
+        memory.plot(n, [row["peak"] for row in finished], **style)
+        seconds.plot(n, [statistics.median(row["step_seconds"]) for row in finished], **style)
         for axes in (memory, seconds):
-            _mark_failure(axes, rows, 0.97 - 0.05 * number, colour)
+            _mark_failure(axes, rows, 0.97 - 0.05 * index, color)
         if name == "fused, cached":
-            bare = [row["peak"] - part["sizes"]["mib"][str(row["batch"])]["waveforms"] for row in good]
-            memory.plot(n, bare, color=colour, linestyle=":", label=f"{name}, without waveforms")
+            bare = [row["peak"] - part["sizes"]["mib"][str(row["batch"])]["waveforms"] for row in finished]
+            memory.plot(n, bare, color=color, linestyle=":", label=f"{name}, without waveforms")
     for axes, label in ((memory, "peak memory of the trainer, MiB"), (seconds, "seconds of a step")):
         axes.set(xscale="log", yscale="log", xlabel="batch", ylabel=label)
         axes.set_xticks(sorted({row["batch"] for row in part["rows"]}), minor=False)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.xaxis.minorticks_off()
-        axes.set_ylim(top=3 * axes.get_ylim()[1])  # room for the crosses
+        axes.set_ylim(top=3 * axes.get_ylim()[1])  # space for the crosses
         axes.grid(alpha=0.3)
     memory.legend(fontsize=7, loc="center right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _mark_failure(axes: "Axes", rows: list[dict], height: float, colour: str) -> None:
-    """A cross above the batch at which the rows of a way fail, at this share of the height, and its words."""
+def _mark_failure(axes: "Axes", rows: list[dict], height: float, color: str) -> None:
+    """Draw a labeled cross above the batch at which a series fails; `height` is a fraction of the axis."""
     for row in rows:
         if row["status"] in ("ok", "not tried"):
             continue
-        axes.plot(row["batch"], height, "x", color=colour, transform=axes.get_xaxis_transform())
-        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "center"}
-        words = f"{row['series']}: {row['status']}"
-        axes.annotate(words, (row["batch"], height), (-6, 0), fontsize=7, color=colour, **place)
+        axes.plot(row["batch"], height, "x", color=color, transform=axes.get_xaxis_transform())
+        axes.annotate(
+            f"{row['series']}: {row['status']}",
+            (row["batch"], height),
+            (-6, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=7,
+            color=color,
+        )

@@ -9,102 +9,117 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from atk.models.clap import CLAP
+from atk.nn import AlignedContrastiveLoss
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.trainer import Trainer
 
-OPS = "atk::"  # custom ops of this library, in the profiler's names
+OPS = "atk::"  # prefix of this library's custom ops in the profile
 
 
 class Stages:
-    """Seconds by stage: each moment belongs to the stage entered last, so that they add up to the whole."""
+    """Seconds by stage. Each moment belongs to the stage entered last, so the stages add up to the whole."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was measured."""
-        self.seconds, self.current, self.since = defaultdict(float), None, time.perf_counter()
+        """Reset all measurements."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.current: str | None = None
+        self.since = time.perf_counter()
 
     def enter(self, stage: str | None) -> None:
-        """End the stage before, begin this one; None: nothing is measured until the next."""
+        """End the current stage and begin this one; None stops the measurement until the next call."""
         now = time.perf_counter()
         if self.current is not None:
             self.seconds[self.current] += now - self.since
-        self.current, self.since = stage, now
+        self.current = stage
+        self.since = now
 
 
-def _watch_encoders(stages: Stages, model: torch.nn.Module) -> None:
-    """Enter a stage where the model's parts begin and, in the backward, where the gradient comes to them."""
+def _watch_encoders(stages: Stages, model: CLAP) -> None:
+    """Enter a stage when a part of the model begins and, in the backward, when its output receives its gradient."""
 
     def forward(name: str) -> str:
         return f"{name}, forward" if torch.is_grad_enabled() else f"{name}, first pass without graph"
 
-    audio, text = model.audio_encoder, model.text_encoder
+    audio = model.audio_encoder
+    log_mel = audio.get_submodule("log_mel")
     audio.register_forward_pre_hook(lambda *_: stages.enter(forward("audio encoder")))
-    audio.log_mel.register_forward_pre_hook(lambda *_: stages.enter("features (log-mel)"))
-    audio.log_mel.register_forward_hook(lambda *_: stages.enter(forward("audio encoder")))
-    text.register_forward_pre_hook(lambda *_: stages.enter(forward("text encoder")))
+    log_mel.register_forward_pre_hook(lambda *_: stages.enter("features (log-mel)"))
+    log_mel.register_forward_hook(lambda *_: stages.enter(forward("audio encoder")))
+    model.text_encoder.register_forward_pre_hook(lambda *_: stages.enter(forward("text encoder")))
     tokenize = model.tokenize
 
-    def timed_tokenize(*arguments) -> dict:
+    def timed_tokenize(*arguments: Any) -> dict[str, torch.Tensor]:
         stages.enter("tokenizer")
         tokens = tokenize(*arguments)
         stages.enter("other")
         return tokens
 
-    def watched(name: str, encode: Callable) -> Callable:
-        def encode_and_watch(*arguments) -> tuple:
+    def watched(name: str, encode: Callable[..., tuple]) -> Callable[..., tuple]:
+        def encode_and_watch(*arguments: Any) -> tuple:
             embedding = encode(*arguments)
             stages.enter("other")
-            for value in embedding[:2]:  # the global vector, and those of frames or tokens
+            for value in embedding[:2]:  # the global vector, and the frames or tokens
                 if value.requires_grad:
                     value.register_hook(lambda _: stages.enter(f"{name} encoder, backward"))
             return embedding
 
         return encode_and_watch
 
-    model.tokenize = timed_tokenize
-    model.encode_audio = watched("audio", model.encode_audio)
-    model.encode_text = watched("text", model.encode_text)
+    _replace(model, tokenize=timed_tokenize)
+    _replace(model, encode_audio=watched("audio", model.encode_audio), encode_text=watched("text", model.encode_text))
 
 
-def _watch_loss(stages: Stages, criterion: torch.nn.Module) -> None:
-    """Loss: from the call for its terms to the total, and its backward until an encoder's begins."""
+def _watch_loss(stages: Stages, criterion: AlignedContrastiveLoss) -> None:
+    """Enter a stage when the loss begins, and another when its backward begins."""
     terms, total = criterion.terms, criterion.total
 
-    def timed_terms(**embeddings) -> dict:
+    def timed_terms(**embeddings: Any) -> dict[str, torch.Tensor]:
         stages.enter("loss, forward")
         return terms(**embeddings)
 
-    def timed_total(values: dict) -> torch.Tensor:
+    def timed_total(values: dict[str, torch.Tensor]) -> torch.Tensor:
         loss = total(values)
         stages.enter("loss, backward")
         return loss
 
-    criterion.terms, criterion.total = timed_terms, timed_total
+    _replace(criterion, terms=timed_terms, total=timed_total)
 
 
-def profile(config: AlignedConfig) -> dict:
-    """Mean seconds of the stages of a step, the first step left out; those of this library's ops are in the loss's.
+def _replace(target: object, **methods: Callable) -> None:
+    """Replace methods of one object."""
+    for name, method in methods.items():
+        setattr(target, name, method)
+
+
+def profile(config: AlignedConfig) -> dict[str, Any]:
+    """Mean seconds of each stage of a step, without the first step; this library's ops are part of the loss's stages.
 
     Returns:
-        `{"stages": {name: seconds}, "ops": {name: seconds}, "step_seconds": their sum, "steps": number averaged}`.
+        `stages` and `ops` (each `{name: seconds}`), `step_seconds` (the sum of the stages), `steps` (how many were
+        averaged), and `batch`, `micro_batch` and `workers` of the configuration.
     """
-    stages, task = Stages(), AlignedTask(config, torch.device("cpu"))
-    trainer = Trainer(task, config, torch.device("cpu"))
+    device = torch.device("cpu")
+    stages = Stages()
+    task = AlignedTask(config, device)
+    trainer = Trainer(task, config, device)
     _watch_encoders(stages, task.model)
     _watch_loss(stages, task.criterion)
-    trainer.optimizer.register_step_pre_hook(lambda *_: stages.enter("optimiser"))
+    trainer.optimizer.register_step_pre_hook(lambda *_: stages.enter("optimizer"))
     trainer.optimizer.register_step_post_hook(
         lambda *_: stages.enter("other" if trainer.step + 1 < trainer.steps else None)
     )
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     batches = task.batches
 
-    def timed_batches(start_step: int) -> Iterator:
+    def timed_batches(start_step: int) -> Iterator[Any]:
         loaded = iter(batches(start_step))
         for step in range(trainer.steps):
             if step == 1:
@@ -115,7 +130,7 @@ def profile(config: AlignedConfig) -> dict:
             stages.enter("other")
             yield batch
 
-    task.batches = timed_batches
+    _replace(task, batches=timed_batches)
     trainer.out.mkdir(parents=True, exist_ok=True)
     trainer.fit()
     profiler.stop()
@@ -137,7 +152,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with train.csv")
     parser.add_argument("--out", type=Path, required=True, help="run folder; the result is its profile.json")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--micro-batch", type=int, help="none: the whole batch at once")
+    parser.add_argument("--micro-batch", type=int, help="clips encoded at a time (default: the whole batch)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="at least 2; the first is not measured")
     parser.add_argument("--backend", default="cpp")

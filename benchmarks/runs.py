@@ -1,4 +1,4 @@
-"""Training runs of a comparison: started by `atk`, kept when complete, checked against what is asked for."""
+"""Training runs of a comparison: started with `atk`, kept once complete, checked against the requested settings."""
 
 import argparse
 import json
@@ -17,22 +17,22 @@ from atk.bench import environment
 
 
 def atk(*arguments: object, threads: int | None = None) -> None:
-    """Run the command; `threads` limits its CPU threads."""
+    """Run the `atk` command; `threads` limits its CPU threads."""
     limited = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True, env=limited)
 
 
 def flags(options: dict) -> list[str]:
-    """Options as arguments; names in a list follow their flag one by one."""
-    arguments = []
+    """Command-line arguments for `options`; the strings of a list follow their flag as separate arguments."""
+    arguments: list[str] = []
     for name, value in options.items():
-        names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        arguments += [f"--{name}", *(value if names else [str(value)])]
+        several = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        arguments += [f"--{name}", *(value if several else [str(value)])]
     return arguments
 
 
 def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) -> None:
-    """Train every run (folder: options) that has no summary yet, `jobs` at a time on an equal share of the CPUs."""
+    """Train every run (folder: options) that has no summary yet, `jobs` at a time with an equal share of the CPUs."""
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
     def train(out: Path, options: dict) -> None:
@@ -42,42 +42,42 @@ def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) ->
             atk("train", method, "--data", data, "--out", out, "--resume", *flags(options), threads=threads)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(train, out, options) for out, options in runs.items()]:
-            done.result()
+        for future in [pool.submit(train, out, options) for out, options in runs.items()]:
+            future.result()
 
 
 def comparison_parser(about: str, name: str, steps: int) -> argparse.ArgumentParser:
-    """Options of a comparison called `name`, whose runs take `steps` steps where not told otherwise."""
+    """Options of the comparison `name`; `steps` is the default length of a run."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="folder for data and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--report", action="store_true", help="only write the tables, of the runs that are finished")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the CPUs")
-    parser.add_argument("--reading", default="", help="a sentence for the page on why it fell as it did")
+    parser.add_argument("--report", action="store_true", help="only write the tables of the finished runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPUs")
+    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
     return parser
 
 
 def check_settings(out: Path, wanted: dict) -> None:
-    """A run left by an earlier call must have the settings that the page will name."""
+    """Check that a run left by an earlier call has the settings that the page will report."""
     config = yaml.safe_load((out / "config.yaml").read_text())
     for name, value in wanted.items():
-        found = config
+        saved = config
         for part in name.split("."):
-            found = found[part]
-        if found != yaml.safe_load(str(value)):
-            raise SystemExit(f"{out} was made with {name} {found}, not {value}: remove it or name another --runs")
+            saved = saved[part]
+        if saved != yaml.safe_load(str(value)):
+            raise SystemExit(f"{out} was made with {name} {saved}, not {value}: remove it or choose another --runs")
 
 
 def finished(runs: dict[Any, tuple[Path, dict]]) -> dict[Any, dict]:
-    """The summaries of the runs (folder, options) that are finished."""
+    """The summaries of the finished runs; each run is (folder, options)."""
     files = {key: out / "summary.json" for key, (out, _) in runs.items()}
     return {key: json.loads(file.read_text()) for key, file in files.items() if file.is_file()}
 
 
 def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
-    """Mean over the seeds, and their standard deviation where there are several."""
+    """Mean over the seeds, and the standard deviation if there are several."""
     values = list(values)
     spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
@@ -86,9 +86,9 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
 def write_results(
     stem: Path, record: dict, document: Callable[[dict], str], reading: str, jobs: int = 1, report: bool = False
 ) -> None:
-    """Write `stem`.json and .md; without a `reading` the page keeps its own.
+    """Write `stem`.json and `stem`.md; without a `reading` the page keeps the one it has.
 
-    `report`: the runs are those of an earlier call, and so are the machine, the commit and the runs at a time.
+    `report`: the runs were made by an earlier call, so its environment and number of jobs are kept.
     """
     path = stem.with_suffix(".json")
     previous = json.loads(path.read_text()) if path.is_file() else {}

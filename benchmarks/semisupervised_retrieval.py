@@ -1,6 +1,6 @@
-"""A tenth of the captions, and the other clips as unlabelled audio: mappers and ablations, several seeds, one table.
+"""Compare mappers and ablations with a tenth of the captions, the other clips as unlabeled audio, and several seeds.
 
-python benchmarks/semisupervised_retrieval.py            # goes on where it was interrupted
+python benchmarks/semisupervised_retrieval.py            # continues where it was interrupted
 """
 
 import csv
@@ -15,7 +15,7 @@ from atk.models.clap import CLAP
 from atk.train.checkpoint import model_folder
 from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
-SHARE = 0.1  # of the captions that are kept
+CAPTIONED = 0.1  # fraction of the clips that keep their captions
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}
 MLP = {"mapper.kind": "mlp"}
 UPPER = "all captions (upper bound)"
@@ -40,21 +40,23 @@ SCENES = {
     "preset": "medium", "classes": 36, "events": [1, 2], "seconds": [3.0, 3.0],
     "train": 3000, "val": 200, "test": 500, "seed": 1,
 }  # fmt: skip
+CLIP_SECONDS = 3.0
 RUN = {
-    "batch_size": 32, "precision": "fp32", "eval_every": 20, "save_every": 60, "clip_seconds": 3.0,
+    "batch_size": 32, "precision": "fp32", "eval_every": 20, "save_every": 60, "clip_seconds": CLIP_SECONDS,
     "optim.lr": 3e-4, "loss.temperature": 0.07, "loss.learnable": "true",
 }  # fmt: skip
-COLUMNS = [f"{way} {name}" for way in ("text_to_audio", "audio_to_text") for name in ("R@1", "R@5", "R@10", "mAP@10")]
+DIRECTIONS = ("text_to_audio", "audio_to_text")
+COLUMNS = [f"{direction} {name}" for direction in DIRECTIONS for name in ("R@1", "R@5", "R@10", "mAP@10")]
 
 
 def split(folder: Path) -> tuple[Path, Path]:
-    """A folder with a share of the captions, and one with the audio of all other clips."""
+    """Create a folder with the captioned clips, and one with the audio of all other clips."""
     data, labeled, unlabeled = folder / "data", folder / "labeled", folder / "unlabeled"
     with (data / "train.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    kept = round(SHARE * len(rows))
-    for part in (labeled, unlabeled):
-        part.mkdir(exist_ok=True)
+    kept = round(CAPTIONED * len(rows))
+    for target in (labeled, unlabeled):
+        target.mkdir(exist_ok=True)
     with (labeled / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows[:kept]])
     for name in ("val.csv", "test.csv", "audio"):
@@ -71,22 +73,22 @@ def _link(path: Path, target: Path) -> None:
 
 def plan(folder: Path, seeds: int, steps: int, unlabeled: Path) -> dict[tuple[str, int], tuple[Path, dict]]:
     """Run folder and settings of every arm and seed."""
-    runs = {}
+    runs: dict[tuple[str, int], tuple[Path, dict]] = {}
     for seed in range(seeds):
         for arm, options in ARMS.items():
             name = "-".join(re.findall("[a-z0-9]+", arm.lower()))
-            more = {"steps": steps, "seed": seed, "init": str(folder / "first")}
+            common: dict[str, object] = {"steps": steps, "seed": seed, "init": str(folder / "first")}
             if options != SUPERVISED:
-                more["unlabeled"] = [str(unlabeled)]
-            runs[arm, seed] = folder / f"{name}-{seed}", RUN | more | options
+                common["unlabeled"] = [str(unlabeled)]
+            runs[arm, seed] = folder / f"{name}-{seed}", RUN | common | options
     return runs
 
 
 def start(folder: Path) -> dict[str, float]:
-    """What the model that all arms start from has before."""
+    """Retrieval of the model that all arms start from."""
     model = CLAP.from_pretrained(model_folder(folder / "first")).eval()
-    split = embed_split(model, folder / "data", "test", clip_seconds=RUN["clip_seconds"])
-    return values_of(evaluate_retrieval(model, split))
+    test = embed_split(model, folder / "data", "test", clip_seconds=CLIP_SECONDS)
+    return values_of(evaluate_retrieval(model, test))
 
 
 def values_of(metrics: dict) -> dict[str, float]:
@@ -95,48 +97,49 @@ def values_of(metrics: dict) -> dict[str, float]:
 
 
 def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
-    """One row a run, of the seeds that are finished in every arm."""
-    found = finished(runs)
-    unfinished = {seed for _, seed in runs.keys() - found.keys()}
+    """One row per run, for the seeds that are finished in every arm."""
+    summaries = finished(runs)
+    unfinished = {seed for _, seed in runs.keys() - summaries.keys()}
     rows = []
-    for (arm, seed), summary in found.items():
+    for (arm, seed), summary in summaries.items():
         if seed not in unfinished:
             rows.append({"arm": arm, "seed": seed, "seconds": summary["seconds"], **values_of(summary["metrics"])})
     return rows
 
 
 def table(rows: list[dict], first: dict[str, float]) -> str:
-    """Mean (standard deviation) over the seeds of each arm, an arm a line."""
+    """Mean (standard deviation) over the seeds, one arm per line."""
     heads = [column.replace("text_to_audio", "t2a").replace("audio_to_text", "a2t") for column in COLUMNS]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(COLUMNS)]
     lines.append("| before fine-tuning | " + " | ".join(f"{first[column]:.1f}" for column in COLUMNS) + " |")
     for arm in ARMS:
-        own = [row for row in rows if row["arm"] == arm]
+        rows_of_arm = [row for row in rows if row["arm"] == arm]
         cells = []
-        for column in COLUMNS if own else ():
-            values = [row[column] for row in own]
+        for column in COLUMNS if rows_of_arm else ():
+            values = [row[column] for row in rows_of_arm]
             cells.append(mean_and_spread(values))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def document(record: dict) -> str:
-    """The Markdown page: what was compared, the table, what it says, and where it was measured."""
-    scenes, seconds = record["scenes"], [row["seconds"] for row in record["rows"]]
-    labeled = round(SHARE * scenes["train"])
+    """The Markdown page: what was compared, the table, its interpretation, and the environment."""
+    scenes = record["scenes"]
+    seconds = [row["seconds"] for row in record["rows"]]
+    labeled = round(CAPTIONED * scenes["train"])
     parts = [
-        "# Retrieval with a tenth of the captions and unlabelled audio",
-        f"Synthetic soundscapes ({scenes['train']} clips to train on, {scenes['test']} held out): {labeled} clips keep "
-        f"their captions, the other {scenes['train'] - labeled} are unlabelled audio; the upper bound has all "
-        "captions. All arms fine-tune the same model, trained before on other, easier scenes, with the same steps and "
-        f"batches of captioned clips; {scenes['val']} captioned scenes pick the checkpoint (mAP@10). Mean and standard "
-        f"deviation over {record['seeds']} seeds, percent; retrieval by global cosine.",
+        "# Retrieval with a tenth of the captions and unlabeled audio",
+        (f"Synthetic soundscapes: {scenes['train']} clips for training and {scenes['test']} held out. {labeled} clips "
+        f"keep their captions and the other {scenes['train'] - labeled} are unlabeled audio; the upper bound has all "
+        "captions. All arms fine-tune the same model, which was trained on other, easier scenes, with the same steps "
+        f"and batches of captioned clips. The checkpoint is selected by mAP@10 on {scenes['val']} captioned scenes. "
+        f"Mean and standard deviation over {record['seeds']} seeds, in percent; retrieval by global cosine."),
         record["table"],
         record["reading"],
         "First: " + ", ".join(f"{name} {value}" for name, value in (FIRST_SCENES | FIRST_RUN).items()) + ".",
         "Run: " + ", ".join(f"{name} {value}" for name, value in record["run"].items()) + "; scenes: "
         + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s a run, {record['jobs']} at a time.",
+        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, {record['jobs']} at a time.",
         "Command: `python benchmarks/semisupervised_retrieval.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]  # fmt: skip
@@ -152,9 +155,9 @@ def main() -> None:
         atk("soundscapes", folder / "first-data", *flags(FIRST_SCENES))
         train_all("aligned", folder / "first-data", {folder / "first": FIRST_RUN})
         split(folder)
-        for data, whole in (("labeled", False), ("data", True)):
-            chosen = [run for (arm, _), run in runs.items() if (arm == UPPER) == whole]
-            train_all("semisupervised", folder / data, dict(chosen), options.jobs)
+        for data, all_captions in (("labeled", False), ("data", True)):
+            selected = [run for (arm, _), run in runs.items() if (arm == UPPER) == all_captions]
+            train_all("semisupervised", folder / data, dict(selected), options.jobs)
     rows = rows_of(runs)
     if not rows:
         raise SystemExit(f"no seed in {options.runs} is finished in every arm")

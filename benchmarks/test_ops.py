@@ -1,6 +1,6 @@
 """Every provider of every op under pytest-benchmark: `pytest benchmarks`, `pytest benchmarks -k "info_nce and atk"`.
 
-A result is compared with float64 before it is timed; error and peak memory stand in the saved file's `extra_info`.
+A result is compared with float64 before it is timed. Error and peak memory are in the saved file's `extra_info`.
 """
 
 import importlib
@@ -16,26 +16,26 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=1)
-def case_and_truth(op, size, kind):
+def case_and_truth(op, size, mode):
     torch.manual_seed(0)
-    torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
+    torch.compiler.reset()  # recompilations are limited
     (shape,) = sizes.shapes(op, size)
-    case = importlib.import_module(f"atk.bench.{op}").case(shape, kind, torch.float32, DEVICE)
+    case = importlib.import_module(f"atk.bench.{op}").case(shape, mode, torch.float32, DEVICE)
     return case, case.truth()
 
 
 def cases():
     for op in sizes.NAMED:
-        for kind in importlib.import_module(f"atk.bench.{op}").KINDS:
-            names = [provider.name for provider in case_and_truth(op, "tiny", kind)[0].providers]
+        for mode in importlib.import_module(f"atk.bench.{op}").MODES:
+            names = [provider.name for provider in case_and_truth(op, "tiny", mode)[0].providers]
             for size in ("tiny", sizes.SHORT[op][0]):
                 for name in names:
-                    yield pytest.param(op, size, kind, name, id=f"{op}-{size}-{kind}-{name}")
+                    yield pytest.param(op, size, mode, name, id=f"{op}-{size}-{mode}-{name}")
 
 
-@pytest.mark.parametrize(("op", "size", "kind", "name"), cases())
-def test_provider(benchmark, op, size, kind, name):
-    case, truth = case_and_truth(op, size, kind)
+@pytest.mark.parametrize(("op", "size", "mode", "name"), cases())
+def test_provider(benchmark, op, size, mode, name):
+    case, truth = case_and_truth(op, size, mode)
     (provider,) = (each for each in case.providers if each.name == name)
     row = check(provider, case, truth)
     if row.status in (MISSING, OUT_OF_MEMORY):

@@ -1,11 +1,11 @@
-"""`python -m atk.bench`: `atk bench` where only torch, numpy and atk are installed."""
+"""`python -m atk.bench`: `atk bench` for machines with only torch, numpy and atk installed."""
 
 import argparse
 import sys
 
 from atk.bench.command import add_arguments, run
 
-parser = argparse.ArgumentParser(prog="python -m atk.bench", description="Time the ops beside other implementations.")
+parser = argparse.ArgumentParser(prog="python -m atk.bench", description="Time the ops against other implementations.")
 add_arguments(parser)
 try:
     failures = run(parser.parse_args())

@@ -1,4 +1,4 @@
-"""InfoNCE over the max-mean similarity, forward and backward: losses on a similarity of others, and the fused op.
+"""InfoNCE over the max-mean similarity, forward and backward: losses on a similarity from elsewhere, and the fused op.
 
 Operations are those of the forward's products over valid tokens, as in `max_mean_similarity`.
 """
@@ -16,44 +16,44 @@ from atk.bench.peers import cross_entropies
 from atk.bench.sizes import Pairs
 from atk.ops import reference
 
-KINDS = {name: text for name, text in max_mean.KINDS.items() if name.endswith("step")}
+MODES = {name: text for name, text in max_mean.MODES.items() if name.endswith("step")}
 
 
-def case(shape: Pairs, kind: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one shape, of as many clips as captions, and kind."""
-    ragged = kind.startswith("ragged")
+def case(shape: Pairs, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
+    """The table of one mode and shape; the shape has as many clips as captions."""
+    ragged = mode.startswith("ragged")
     audio, text, mask = max_mean.embeddings(shape, dtype, device)
-    scale = torch.tensor(shape.channels**-0.5, device=device)  # logits of about unit spread
-    inputs = (audio, text, scale) + ((mask,) if ragged else ())
+    scale = torch.tensor(shape.channels**-0.5, device=device)  # logits of the same size at every width
+    inputs = (audio, text, scale, mask) if ragged else (audio, text, scale)
     lengths = mask.sum(1) if ragged else torch.full([shape.captions], shape.tokens)
     sample = max_mean.sampled(shape)
     providers = [
         Provider(
             each.name,
-            gradients(_loss(each), leaves=3),
+            gradients(_loss(each)),
             max_mean.tolerance(each, dtype),
-            max_mean.held(each, shape, dtype),
+            max_mean.score_bytes(each, shape, dtype),
             each.missing,
         )
         for each in max_mean.similarities(dtype, device, ragged, backward=True)
-        if each.name.count(",") == 0 or each.name.endswith("masks")  # one call of the op each
+        if "," not in each.name or each.name.endswith("masks")  # one form of each op
     ]
 
-    def part(result: Sequence[Tensor]) -> Sequence[Tensor]:
-        loss, d_audio, d_text, d_scale = result
+    def select(results: Sequence[Tensor]) -> Sequence[Tensor]:
+        loss, d_audio, d_text, d_scale = results
         if sample is not None:
             d_audio, d_text = d_audio[sample[0]], d_text[sample[1]]
         return loss, d_audio, d_text, d_scale
 
     return Case(
-        title=max_mean.title("aligned_info_nce", KINDS[kind], shape, lengths, dtype),
+        title=max_mean.title("aligned_info_nce", MODES[mode], shape, lengths, dtype),
         inputs=inputs,
-        truth=lambda: _true_step(*inputs[:3], mask if ragged else None, sample),
+        truth=lambda: _true_step(audio, text, scale, mask if ragged else None, sample),
         providers=providers,
         flops=2.0 * shape.clips * shape.frames * int(lengths.sum()) * shape.channels,
         nbytes=2.0 * (audio.nbytes + text.nbytes),
         dtype=dtype,
-        part=part,
+        select=select,
     )
 
 

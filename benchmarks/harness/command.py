@@ -1,13 +1,14 @@
-"""`atk bench`: which cases to run, and what is left of them."""
+"""`atk bench`: selects the cases, runs them and writes the results."""
 
 import importlib
 import shlex
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from atk.bench.report import Table
 from atk.ops import checks
 
 OPS = tuple(sizes.NAMED)
-KINDS = ("forward", "step", "ragged_forward", "ragged_step")
+MODES = ("forward", "step", "ragged_forward", "ragged_step")
 DTYPES = ("float32", "bfloat16", "float16")
 PROVIDERS = ("naive", "chunked einsum", "torch.compile", "nn.MultiheadAttention", "SDPA", *peers.NAMES, "atk")
 SIZES = tuple(dict.fromkeys(name for op in OPS for name in (*sizes.NAMED[op], *sizes.AXES)))
@@ -28,41 +29,53 @@ ROUNDS, SHORT_ROUNDS, THRESHOLD = 7, 3, 1.3
 class _Plan(NamedTuple):
     op: str
     size: str
-    kind: str
+    mode: str
     dtype: str
-    shape: tuple
+    shape: sizes.Shape
 
 
-def add_arguments(parser) -> None:
-    """Adds the options to an argparse-like parser."""
-    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), help="what to time (all)")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options to the parser."""
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), help="ops to time (all)")
     parser.add_argument(
         "--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
-        help=f"{', '.join(SIZES)}; batch, length and width vary one axis, for plots "
-        "(all but tiny, on a CPU without the largest: hours there)",
+        help=f"{', '.join(SIZES)}; batch, length and width are sweeps along one axis, for plots "
+        "(all but tiny; on a CPU also without the largest, which take hours there)",
     )  # fmt: skip
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of those an op has (all)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="of the inputs (float32)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=MODES, default=list(MODES), help="modes to time, if the op has them (all)"
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["float32"], help="dtypes of the inputs (float32)"
+    )
     parser.add_argument(
         "--providers", nargs="+", default=None, metavar="NAME",
-        help=f"only those whose name starts so: {', '.join(PROVIDERS)} (all)",
+        help=f"only providers whose name starts with one of these, such as {', '.join(PROVIDERS)} (all)",
     )  # fmt: skip
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--rounds", type=int, default=None, help=f"timed calls ({ROUNDS}; {SHORT_ROUNDS} with --short)")
-    parser.add_argument("--short", action="store_true", help="a few small sizes, under five minutes on two cores")
-    parser.add_argument("--out", type=str, default="runs/bench", help="folder for the results")
-    parser.add_argument("--name", type=str, default="bench", help="of the files in it: NAME.json, NAME.md, NAME_*.png")
-    parser.add_argument("--compare", type=str, default=None, metavar="JSON", help="an earlier run to compare with")
+    parser.add_argument("--short", action="store_true", help="a few small sizes; under five minutes on two cores")
+    parser.add_argument("--out", type=str, default="runs/bench", help="folder for the results (runs/bench)")
     parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, help=f"factor above which a row is a regression ({THRESHOLD})"
+        "--name", type=str, default="bench", help="base name of the files: NAME.json, NAME.md, NAME_*.png (bench)"
+    )
+    parser.add_argument(
+        "--compare", type=str, default=None, metavar="JSON", help="results of an earlier run to compare with"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        help=f"factor in time or memory above which a row is a regression ({THRESHOLD})",
     )
 
 
 def run(arguments: Namespace) -> list[str]:
-    """Times what is asked for and writes it; returns what is wrong with atk's own rows, a line each.
+    """Run the selected cases and write the results; returns the problems of atk's own rows, one line each.
 
     Raises:
-        ValueError: an option does not fit, or nothing is left to run; OSError: a file cannot be read or written.
+        ValueError: an option is invalid, or there is nothing to run.
+        OSError: a file cannot be read or written.
     """
     device = _device(arguments.device)
     rounds = (SHORT_ROUNDS if arguments.short else ROUNDS) if arguments.rounds is None else arguments.rounds
@@ -72,32 +85,13 @@ def run(arguments: Namespace) -> list[str]:
     _check_providers(arguments.providers)
     plans = list(_plans(arguments, device.type))
     if not plans:
-        raise ValueError("nothing to run: no op asked for has such a size and kind")
+        raise ValueError("nothing to run: no selected op has a selected size and kind")
     settings = {"device": device.type, "rounds": rounds, "command": _command_line(arguments)}
     record = {"environment": report.environment(), "libraries": report.libraries(), "settings": settings}
     saved = _saved(arguments.compare, record) if arguments.compare else None
     stem = Path(arguments.out) / arguments.name
     stem.parent.mkdir(parents=True, exist_ok=True)
-    tables, left_out, start = [], {}, time.monotonic()
-    intros = {op: _module(op).__doc__ for op in arguments.ops}
-    for number, plan in enumerate(plans, 1):
-        progress = f"{number}/{len(plans)}, {time.monotonic() - start:.0f} s"
-        print(f"[{progress}] {plan.op} {plan.size} {plan.kind} {plan.dtype}", file=sys.stderr, flush=True)
-        try:
-            case = _case(plan, device, arguments.providers)
-        except ImportError as error:  # of what all its providers need
-            print(f"left out: {error}", file=sys.stderr)
-            left_out[plan.op] = str(error)
-            settings["left out"] = ", ".join(f"{op} ({reason})" for op, reason in left_out.items())
-            continue
-        if not case.providers:
-            continue
-        tables.append(Table(case.title, *plan[:4], plan.shape._asdict(), compare(case, rounds)))
-        print(report.markdown(case.title, tables[-1].rows), flush=True)
-        report.write(stem, tables, record, intros)
-    if not tables:
-        raise ValueError(f"nothing to run: {settings.get('left out', 'no op asked for has such a provider')}")
-    report.write(stem, tables, record, intros, _plots(tables, stem))
+    tables = _measure(plans, device, rounds, arguments.providers, stem, record)
     failures = [
         f"{table.title}: {row.provider}: {row.status} ({row.note})"
         for table in tables
@@ -112,12 +106,47 @@ def run(arguments: Namespace) -> list[str]:
     return failures
 
 
+def _measure(
+    plans: Sequence[_Plan],
+    device: torch.device,
+    rounds: int,
+    providers: Sequence[str] | None,
+    stem: Path,
+    record: dict[str, dict],
+) -> list[Table]:
+    """Run the planned cases; writes the results after each case, so that an interrupted run keeps what it has."""
+    tables: list[Table] = []
+    left_out: dict[str, str] = {}
+    start = time.monotonic()
+    intros = {plan.op: _module(plan.op).__doc__ or "" for plan in plans}
+    for index, plan in enumerate(plans, 1):
+        progress = f"{index}/{len(plans)}, {time.monotonic() - start:.0f} s"
+        print(f"[{progress}] {plan.op} {plan.size} {plan.mode} {plan.dtype}", file=sys.stderr, flush=True)
+        try:
+            case = _case(plan, device, providers)
+        except ImportError as error:  # something that all providers of the op need
+            print(f"left out: {error}", file=sys.stderr)
+            left_out[plan.op] = str(error)
+            record["settings"]["left out"] = ", ".join(f"{op} ({reason})" for op, reason in left_out.items())
+            continue
+        if not case.providers:
+            continue
+        tables.append(Table(case.title, *plan[:4], plan.shape._asdict(), compare(case, rounds)))
+        print(report.markdown(case.title, tables[-1].rows), flush=True)
+        report.write(stem, tables, record, intros)
+    if not tables:
+        reason = record["settings"].get("left out", "no selected op has such a provider")
+        raise ValueError(f"nothing to run: {reason}")
+    report.write(stem, tables, record, intros, _plots(tables, stem))
+    return tables
+
+
 def _saved(path: str, record: dict[str, dict]) -> list[Table]:
-    """The tables of a saved run; says what it was measured on where that was something else."""
+    """The tables of a saved run; prints how its machine and versions differ from this one."""
     tables, differences = report.read(path), report.differences(path, record)
     if "device" in differences:
         before, now = differences["device"]
-        raise ValueError(f"compare must be a run on {now}, {path} is one on {before}")
+        raise ValueError(f"compare must be a run on {now}, but {path} was measured on {before}")
     for name, (before, now) in differences.items():
         print(f"{path}: {name} {before}, now {now}", file=sys.stderr)
     return tables
@@ -125,17 +154,17 @@ def _saved(path: str, record: dict[str, dict]) -> list[Table]:
 
 def _compare(tables: Sequence[Table], saved: Sequence[Table], arguments: Namespace) -> list[str]:
     lines, compared = regressions.regressions(tables, saved, arguments.threshold)
-    print(f"{len(lines)} regressions in {compared} rows that {arguments.compare} has too")
+    print(f"{len(lines)} regressions in {compared} rows that are also in {arguments.compare}")
     if not compared:
         return [f"nothing to compare: {arguments.compare} has no case of this run"]
     return [f"regression: {line}" for line in lines]
 
 
 def _case(plan: _Plan, device: torch.device, names: Sequence[str] | None) -> Case:
-    """The case with the providers asked for; a sweep goes without the compiler, which starts anew at each shape."""
+    """The case with the selected providers; sweeps leave out torch.compile, which recompiles for each shape."""
     torch.manual_seed(0)
-    torch.compiler.reset()  # a limited number of shapes and dtypes would be compiled
-    case = _module(plan.op).case(plan.shape, plan.kind, getattr(torch, plan.dtype), device)
+    torch.compiler.reset()  # recompilations are limited
+    case = _module(plan.op).case(plan.shape, plan.mode, getattr(torch, plan.dtype), device)
     kept = [each for each in case.providers if names is None or each.name.startswith(tuple(names))]
     if plan.size in sizes.AXES:
         kept = [each for each in kept if not each.name.startswith("torch.compile")]
@@ -146,14 +175,14 @@ def _plans(arguments: Namespace, device: str) -> Iterator[_Plan]:
     for op in arguments.ops:
         names = arguments.sizes or (sizes.SHORT[op] if arguments.short else sizes.names(op, device))
         for size in names:
-            kinds = ["step"] if size in sizes.AXES else _module(op).KINDS
+            modes = ["step"] if size in sizes.AXES else _module(op).MODES
             if arguments.short:
-                kinds = sizes.SHORT_KINDS.get(op, kinds)
-            for kind in kinds:
+                modes = sizes.SHORT_MODES.get(op, modes)
+            for mode in modes:
                 for dtype in arguments.dtypes:
                     for shape in sizes.shapes(op, size, arguments.short):
-                        if kind in arguments.kinds:
-                            yield _Plan(op, size, kind, dtype, shape)
+                        if mode in arguments.kinds:
+                            yield _Plan(op, size, mode, dtype, shape)
 
 
 def _plots(tables: Sequence[Table], stem: Path) -> list[str]:
@@ -166,7 +195,7 @@ def _plots(tables: Sequence[Table], stem: Path) -> list[str]:
         return []
 
 
-def _module(op: str):
+def _module(op: str) -> ModuleType:
     return importlib.import_module(f"atk.bench.{op}")
 
 
@@ -175,19 +204,19 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be 'auto' or 'cpu' where there is no CUDA GPU, got 'cuda'")
+        raise ValueError("device must be 'auto' or 'cpu' without a CUDA GPU, got 'cuda'")
     return torch.device(name)
 
 
 def _check_providers(names: Sequence[str] | None) -> None:
     for name in names or ():
         if not any(name.startswith(family) or family.startswith(name) for family in PROVIDERS):
-            raise ValueError(f"providers must start as one of {', '.join(PROVIDERS)}, got {name!r}")
+            raise ValueError(f"providers must start with one of {', '.join(PROVIDERS)}, got {name!r}")
 
 
 def _command_line(arguments: Namespace) -> str:
-    """The command that gives this run, without options at their default."""
-    defaults = {"ops": list(OPS), "kinds": list(KINDS), "dtypes": ["float32"], "device": "auto", "threshold": THRESHOLD}
+    """The command line of this run, without options at their default."""
+    defaults = {"ops": list(OPS), "kinds": list(MODES), "dtypes": ["float32"], "device": "auto", "threshold": THRESHOLD}
     parts = ["atk", "bench"]
     for name, value in vars(arguments).items():
         if value in (None, False) or value == defaults.get(name) or name.startswith("_"):

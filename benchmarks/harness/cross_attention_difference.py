@@ -1,7 +1,7 @@
-"""Cross-attention difference of N inputs and their references: `nn.MultiheadAttention` plus the mask, and the fused op.
+"""Cross-attention difference of N inputs and references: `nn.MultiheadAttention` plus the mask, and the fused op.
 
-Forward and backward of the whole block, input projections included, with one set of weights and a key mask.
-Operations are those of the projections and the attention over valid frames alone, three times the forward's.
+Forward and backward of the whole block, including the input projections, with shared weights and a key mask.
+Operations are those of the projections and of the attention over valid frames only, three times the forward's.
 """
 
 import copy
@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import atk
+from atk.bench.accuracy import rounded_inputs
 from atk.bench.measure import Case, Provider
 from atk.bench.sizes import Attention
-from atk.ops.backend import OPS, unavailable
+from atk.ops.backend import BACKENDS, unavailable
 
-KINDS = {"step": "forward and backward"}
-SHORTEST = 0.5  # valid share of the shortest reference; the others lie evenly between it and the whole length
+MODES = {"step": "forward and backward"}
+SHORTEST = 0.5  # valid fraction of the shortest reference; the others are spread evenly up to the full length
 
 
-def case(shape: Attention, kind: str, dtype: torch.dtype, device: torch.device) -> Case:
+def case(shape: Attention, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
     """The table of one shape."""
     n, length, d, heads = shape
     attention = nn.MultiheadAttention(d, heads, batch_first=True, device=device, dtype=dtype)
@@ -31,10 +32,10 @@ def case(shape: Attention, kind: str, dtype: torch.dtype, device: torch.device) 
     valid = int(mask.sum())
     precise = copy.deepcopy(attention).double()
     weights = sum(parameter.nbytes for parameter in attention.parameters())
-    shares = f"references {100 * SHORTEST:.0f} to 100 % valid"
-    counts = f"{n} inputs, {length} frames, {d} channels, {heads} heads, {shares}"
+    fractions = f"references {100 * SHORTEST:.0f} to 100 % valid"
+    counts = f"{n} inputs, {length} frames, {d} channels, {heads} heads, {fractions}"
     return Case(
-        title=f"cross_attention_difference, {KINDS[kind]}: {counts}, {str(dtype).removeprefix('torch.')}",
+        title=f"cross_attention_difference, {MODES[mode]}: {counts}, {str(dtype).removeprefix('torch.')}",
         inputs=(frames, reference, mask, grad),
         truth=lambda: _step(_multihead(precise, False), precise)(
             frames.double(), reference.double(), mask, grad.double()
@@ -47,8 +48,8 @@ def case(shape: Attention, kind: str, dtype: torch.dtype, device: torch.device) 
 
 
 def _providers(attention: nn.MultiheadAttention, dtype: torch.dtype, device: torch.device) -> list[Provider]:
-    """Who computes the block, `nn.MultiheadAttention(need_weights=False)` first."""
-    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    """All implementations of the block, `nn.MultiheadAttention(need_weights=False)` first."""
+    tolerance = rounded_inputs(dtype, gradient=5e-2)
     blocks = {
         "nn.MultiheadAttention, need_weights=False": _multihead(attention, False),
         "nn.MultiheadAttention, default call": _multihead(attention, True),
@@ -56,7 +57,7 @@ def _providers(attention: nn.MultiheadAttention, dtype: torch.dtype, device: tor
         "SDPA": _attention(attention),
     }
     providers = [Provider(name, _step(block, attention), tolerance) for name, block in blocks.items()]
-    for backend in OPS["cross_attention_difference"]:
+    for backend in BACKENDS["cross_attention_difference"]:
         block = atk.nn.CrossAttentionDifference.from_multihead_attention(attention, backend)
         missing = unavailable(backend, device, dtype)
         providers.append(Provider(f"atk {backend}", _step(block, block), tolerance, missing=missing))
@@ -64,9 +65,9 @@ def _providers(attention: nn.MultiheadAttention, dtype: torch.dtype, device: tor
 
 
 def _multihead(attention: nn.MultiheadAttention, need_weights: bool) -> Callable[..., Tensor]:
-    """The block as a user of PyTorch writes it."""
+    """The block as a PyTorch user would write it."""
 
-    def call(frames, reference, mask):
+    def call(frames: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
         similar, _ = attention(frames, reference, reference, key_padding_mask=~mask, need_weights=need_weights)
         return (1 - torch.sigmoid(similar)) * frames
 
@@ -74,14 +75,14 @@ def _multihead(attention: nn.MultiheadAttention, need_weights: bool) -> Callable
 
 
 def _attention(attention: nn.MultiheadAttention) -> Callable[..., Tensor]:
-    """The same by hand: keys and values in one projection, `F.scaled_dot_product_attention`."""
+    """The block written out: keys and values in one projection, then `F.scaled_dot_product_attention`."""
     d, heads = attention.embed_dim, attention.num_heads
 
-    def call(frames, reference, mask):
+    def call(frames: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         q = F.linear(frames, weight[:d], bias[:d])
         k, v = F.linear(reference, weight[d:], bias[d:]).chunk(2, -1)
-        q, k, v = (side.unflatten(-1, (heads, -1)).transpose(1, 2) for side in (q, k, v))
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
         similar = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
         return torch.sigmoid(-attention.out_proj(similar.transpose(1, 2).flatten(2))) * frames
 
@@ -89,9 +90,9 @@ def _attention(attention: nn.MultiheadAttention) -> Callable[..., Tensor]:
 
 
 def _step(block: Callable[..., Tensor], module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """Forward and backward: the result, and the gradients of input, reference and all weights."""
+    """Forward and backward: the output, and the gradients of the input, the reference and all weights."""
 
-    def call(frames, reference, mask, grad):
+    def call(frames: Tensor, reference: Tensor, mask: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         frames, reference = frames.detach().requires_grad_(), reference.detach().requires_grad_()
         out = block(frames, reference, mask)
         return out.detach(), *torch.autograd.grad(out, (frames, reference, *module.parameters()), grad)

@@ -1,7 +1,7 @@
-"""Symmetric InfoNCE of N clips and their captions, forward and backward: all logits held, and streamed.
+"""Symmetric InfoNCE of N clips and their captions, forward and backward: with all logits in memory, and streamed.
 
-Operations are those of three products of all pairs, what the logits and the two gradients need; streaming computes the
-logits twice, so it spends a third more.
+Operations are those of three products of all pairs, for the logits and the two gradients. Streaming computes the
+logits twice, so it does a third more.
 """
 
 from collections.abc import Callable
@@ -12,24 +12,26 @@ from torch import Tensor
 
 import atk
 from atk.bench import peers
+from atk.bench.accuracy import rounded_inputs
 from atk.bench.measure import Case, Provider
 from atk.bench.sizes import Vectors
-from atk.ops.backend import OPS, unavailable
+from atk.ops.backend import BACKENDS, unavailable
 
-KINDS = {"step": "forward and backward"}
+MODES = {"step": "forward and backward"}
 SCALE = 20.0  # of the cosines
-HELD = 3  # matrices of logits that eager PyTorch has at once, at least
+LOGIT_COPIES = 3  # matrices of logits that eager PyTorch holds at once, at least
 
 
-def case(shape: Vectors, kind: str, dtype: torch.dtype, device: torch.device) -> Case:
+def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
     """The table of one shape."""
     n, d = shape
     with torch.device(device):
         audio, noise = torch.randn(n, d), torch.randn(n, d)
-        inputs = *(F.normalize(side, dim=-1).to(dtype) for side in (audio, audio + 3 * noise)), torch.tensor(SCALE)
+        vectors = (F.normalize(x, dim=-1).to(dtype) for x in (audio, audio + 3 * noise))
+        inputs = *vectors, torch.tensor(SCALE)
     width = f"{n} pairs, {d} channels, {str(dtype).removeprefix('torch.')}"
     return Case(
-        title=f"info_nce, {KINDS[kind]}: {width}",
+        title=f"info_nce, {MODES[mode]}: {width}",
         inputs=inputs,
         truth=lambda: gradients(_atk("chunked"))(*(value.double() for value in inputs)),
         providers=_providers(n, dtype, device),
@@ -40,29 +42,32 @@ def case(shape: Vectors, kind: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def _providers(n: int, dtype: torch.dtype, device: torch.device) -> list[Provider]:
-    """Who computes the loss, the one that a user writes first."""
-    tolerance, logits = (1e-4 if dtype == torch.float32 else 5e-2), dtype.itemsize * n * n
-    held = HELD * logits
+    """All implementations of the loss, the one a user would write first."""
+    tolerance = rounded_inputs(dtype, gradient=5e-2)
+    logits = dtype.itemsize * n * n
+    eager = LOGIT_COPIES * logits
     compiled = torch.compile(_cross_entropies, fullgraph=True, dynamic=False)
-    found = [
-        Provider("naive F.cross_entropy", gradients(_cross_entropies), tolerance, held),
+    providers = [
+        Provider("naive F.cross_entropy", gradients(_cross_entropies), tolerance, eager),
         Provider("torch.compile of the naive", gradients(compiled), tolerance, logits),
     ]
     for name, loss, missing in peers.losses(device):
-        found.append(Provider(name, gradients(loss), tolerance, held if name == "open_clip" else 0, missing))
-    for backend in OPS["info_nce"]:
-        missing, needs = unavailable(backend, device, dtype), held if backend == "reference" else 0
-        found.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs, missing))
-    return found
+        needs = eager if name == "open_clip" else 0
+        providers.append(Provider(name, gradients(loss), tolerance, needs, missing))
+    for backend in BACKENDS["info_nce"]:
+        missing = unavailable(backend, device, dtype)
+        needs = eager if backend == "reference" else 0
+        providers.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs, missing))
+    return providers
 
 
-def gradients(loss: Callable[..., Tensor], leaves: int = 3) -> Callable[..., tuple[Tensor, ...]]:
-    """Forward and backward: the loss, and its gradients to the first `leaves` inputs."""
+def gradients(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Forward and backward: the loss, and its gradients with respect to the first three inputs."""
 
-    def call(*inputs):
-        wanted = [value.detach().requires_grad_() for value in inputs[:leaves]]
-        value = loss(*wanted, *inputs[leaves:])
-        return value.detach(), *torch.autograd.grad(value, wanted)
+    def call(audio: Tensor, text: Tensor, scale: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
+        leaves = [value.detach().requires_grad_() for value in (audio, text, scale)]
+        value = loss(*leaves, *mask)
+        return value.detach(), *torch.autograd.grad(value, leaves)
 
     return call
 
@@ -72,4 +77,4 @@ def _cross_entropies(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def _atk(backend: str) -> Callable[..., Tensor]:
-    return lambda *sides: atk.info_nce(*sides, backend=backend)
+    return lambda audio, text, scale: atk.info_nce(audio, text, scale, backend=backend)

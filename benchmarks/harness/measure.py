@@ -1,51 +1,52 @@
-"""Times callables beside their error and their memory.
+"""Times callables, and reports their error and peak memory.
 
-A provider's result is compared with a float64 truth first: a wrong one is reported and not timed. Providers then take
-turns in one process, each call on another copy of the inputs; together the copies exceed the cache. Missing and failing
-providers, and those that run out of memory, keep their row. The limit comes last: the same work at the machine's matmul
-and copy rates.
+Each provider's result is first compared with a float64 reference; an incorrect provider is reported but not timed. The
+others take turns in one process. Each call gets a different copy of the inputs, and the copies together exceed the
+cache. A provider that is missing, fails or runs out of memory keeps its row. The last row is the hardware limit: the
+same work at the machine's matmul and copy rates.
 """
 
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from atk.bench.accuracy import Tolerance, largest_error, mistake
 from atk.bench.memory import ceiling, free_bytes, peak_bytes
 
 BEYOND_CACHE = 256 << 20  # bytes of distinct inputs, several times a last-level cache
-MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}  # large enough to reach the rate
+MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}  # large enough to reach the peak rate
 OK, WRONG, OUT_OF_MEMORY, FAILED, MISSING = "ok", "wrong", "out of memory", "failed", "missing"
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Something to time: `call` takes one set of inputs and returns the tensors to compare."""
+    """An implementation to time: `call` takes one set of inputs and returns the tensors to compare."""
 
     name: str
     call: Callable[..., Sequence[Tensor]]
-    tolerance: float = 1e-4  # largest error that is right
-    needs_bytes: int = 0  # known demand: not tried where less memory is free
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    needs_bytes: int = 0  # known lower bound; the provider is not tried if less memory is free
     missing: str | None = None  # why the provider cannot run here
 
 
 @dataclass(frozen=True)
 class Case:
-    """One table: a task at one shape and dtype, and who does it."""
+    """One table: a task at one shape and dtype, and the providers that compute it."""
 
     title: str
     inputs: tuple[Tensor, ...]
-    truth: Callable[[], Sequence[Tensor]]  # float64
+    truth: Callable[[], Sequence[Tensor]]  # float64 results: the value, then the gradients
     providers: Sequence[Provider]
-    flops: float  # operations that the task needs, however many a provider spends
-    nbytes: float  # bytes of inputs and results, which have to be read and written once
+    flops: float  # floating-point operations the task needs; extra work of a provider does not count
+    nbytes: float  # bytes of inputs and results, each read or written once
     dtype: torch.dtype = torch.float32  # of the products
-    part: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple  # of a result, the part that `truth` has
+    select: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple  # from a full result, what `truth` returns
 
 
 @dataclass
@@ -58,21 +59,33 @@ class Row:
     median_ms: float | None = None
     p20_ms: float | None = None
     p80_ms: float | None = None
-    gflops: float | None = None  # 1e9 operations a second
-    of_limit: float | None = None  # time of the limit over this time
+    gflops: float | None = None  # 1e9 operations per second
+    of_limit: float | None = None  # time of the limit divided by this time
     ratio: float | None = None  # speed relative to the first provider
-    peak_mib: float | None = None  # extra memory of one call, its result included
+    peak_mib: float | None = None  # extra memory of one call, including its result
     error: float | None = None
+
+    @property
+    def quantiles(self) -> tuple[float, float, float]:
+        """The 20th, 50th and 80th percentile of the times; only for a row that was timed."""
+        assert self.p20_ms is not None and self.median_ms is not None and self.p80_ms is not None
+        return self.p20_ms, self.median_ms, self.p80_ms
+
+    @property
+    def ms(self) -> float:
+        """The median time; only for a row that was timed."""
+        assert self.median_ms is not None
+        return self.median_ms
 
 
 def compare(case: Case, rounds: int = 7) -> list[Row]:
-    """One row for each provider, in order, and the limit; `ratio` is the speed relative to the first."""
+    """One row for each provider, in order, then the limit. `ratio` is the speed relative to the first provider."""
     device = case.inputs[0].device
     limit = _Limit(device, case.dtype)
     truth = case.truth()
     rows = [check(provider, case, truth) for provider in case.providers]
     pending = [(row, provider, []) for row, provider in zip(rows, case.providers, strict=True) if row.status == OK]
-    untimed = int(device.type == "cuda")  # the checks left the allocator empty
+    untimed = int(device.type == "cuda")  # the checks left the allocator's cache empty
     copies = _copies(case.inputs, (rounds + untimed) * len(pending))
     for _ in range(rounds + untimed):
         for row, provider, times in pending:
@@ -85,14 +98,15 @@ def compare(case: Case, rounds: int = 7) -> list[Row]:
     for row in rows:
         if row.median_ms:
             row.gflops = case.flops / row.median_ms / 1e6
-            row.of_limit = rows[-1].median_ms / row.median_ms
+            row.of_limit = rows[-1].ms / row.median_ms
             row.ratio = rows[0].median_ms / row.median_ms if rows[0].median_ms and row is not rows[-1] else None
     return rows
 
 
 def check(provider: Provider, case: Case, truth: Sequence[Tensor]) -> Row:
-    """The provider's first calls: warm-up, comparison with the truth, memory."""
-    row, device = Row(provider.name), case.inputs[0].device
+    """Run the provider's first calls: warmup, comparison with the truth, peak memory."""
+    row = Row(provider.name)
+    device = case.inputs[0].device
     if provider.missing:
         row.status, row.note = MISSING, provider.missing
         return row
@@ -103,20 +117,21 @@ def check(provider: Provider, case: Case, truth: Sequence[Tensor]) -> Row:
         return row
     try:
         with ceiling(device):
-            result = case.part(provider.call(*case.inputs))
-            row.error = max(_error(got, want) for got, want in zip(result, truth, strict=True))
-            del result
+            results = case.select(provider.call(*case.inputs))
+            row.error = max(largest_error(result, true) for result, true in zip(results, truth, strict=True))
+            row.note = mistake(results, truth, provider.tolerance)
+            del results
             row.peak_mib = peak_bytes(provider.call, case.inputs, device) / 2**20
-    except Exception as error:  # one provider's failure must not lose the others' results
-        _failed(row, error)
+    except Exception as error:  # noqa: BLE001 (one provider's failure must not lose the results of the others)
+        _set_failed(row, error)
         return row
-    if not row.error <= provider.tolerance:  # NaN is wrong too
-        row.status, row.note = WRONG, f"error above {provider.tolerance:g}"
+    if row.note:
+        row.status = WRONG
     return row
 
 
 def _copies(inputs: tuple[Tensor, ...], calls: int) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs in turn with copies of them: no call finds in the cache what the one before it read."""
+    """Cycle through the inputs and copies of them, so that no call finds its inputs in the cache."""
     count = min(calls, math.ceil(BEYOND_CACHE / max(1, sum(x.nbytes for x in inputs))))
     return itertools.cycle([inputs, *(tuple(x.clone() for x in inputs) for _ in range(count - 1))])
 
@@ -125,21 +140,15 @@ def _time(row: Row, provider: Provider, inputs: Sequence[Tensor], device: torch.
     try:
         with ceiling(device):
             times.append(_milliseconds(lambda: provider.call(*inputs), device))
-    except Exception as error:
-        _failed(row, error)
+    except Exception as error:  # noqa: BLE001 (as in `check`)
+        _set_failed(row, error)
 
 
-def _failed(row: Row, error: Exception) -> None:
+def _set_failed(row: Row, error: Exception) -> None:
     # On the CPU torch raises a plain RuntimeError.
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     row.status, row.note = (OUT_OF_MEMORY, f"tried: {reason}") if memory else (FAILED, reason)
-
-
-def _error(got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape:
-        raise ValueError(f"result has shape {list(got.shape)}, not {list(want.shape)}")
-    return ((got.double() - want).abs().max() / want.abs().max()).item()
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
@@ -156,30 +165,32 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _fastest(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """`dtype`, or float32 where a CPU multiplies faster in it: many have no product in half types."""
+    """`dtype`, or float32 on a CPU that multiplies faster in it; many have no matmul in half types."""
     if device.type == "cuda" or dtype == torch.float32:
         return dtype
 
-    def duration(kind: torch.dtype) -> float:
-        a = torch.ones(256, 256, dtype=kind)
+    def duration(candidate: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=candidate)
         return min(_milliseconds(lambda: torch.mm(a, a), device) for _ in range(5))  # other processes interrupt
 
     return min((dtype, torch.float32), key=duration)
 
 
 class _Limit:
-    """The rates of the library's own matrix product and copy, measured beside the providers."""
+    """The rates of PyTorch's own matmul and copy, measured in the same rounds as the providers."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, _fastest(dtype, device)
+        self.device = device
+        self.dtype = _fastest(dtype, device)
         self.size = MATMUL_SIZE[device.type]
         self.a, self.b = (torch.randn(self.size, self.size, device=device).to(self.dtype) for _ in range(2))
         self.out = torch.empty_like(self.a)
         self.source = torch.zeros(BEYOND_CACHE // 2, dtype=torch.uint8, device=device)
         self.target = torch.ones_like(self.source)
-        self._matmul()  # warm-up
+        self._matmul()  # warmup
         self._copy()
-        self.matmul_ms, self.copy_ms = [], []
+        self.matmul_ms: list[float] = []
+        self.copy_ms: list[float] = []
 
     def _matmul(self) -> None:
         torch.mm(self.a, self.b, out=self.out)
@@ -192,7 +203,7 @@ class _Limit:
         self.copy_ms.append(_milliseconds(self._copy, self.device))
 
     def row(self, flops: float, nbytes: float) -> Row:
-        """The time of so many operations or bytes, whichever takes longer, at the measured rates."""
+        """The time of `flops` operations or of copying `nbytes`, whichever takes longer, at the measured rates."""
         matmul = flops / (2.0 * self.size**3) * np.percentile(self.matmul_ms, (20, 50, 80))
         copy = nbytes / (2.0 * self.source.nbytes) * np.percentile(self.copy_ms, (20, 50, 80))
         p20, median, p80 = np.maximum(matmul, copy).tolist()

@@ -1,11 +1,11 @@
-"""Memory of one call: what is free before it, a ceiling while it is tried, the most it held."""
+"""Memory of one call: what is free before it, a ceiling while it runs, and its peak."""
 
 import contextlib
 import ctypes
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,37 +15,38 @@ CONTAINER = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a call may take on the device."""
+    """Memory that a call may allocate on the device."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what earlier calls left there is free too
+        torch.cuda.empty_cache()  # memory cached by earlier calls is free too
         return torch.cuda.mem_get_info(device)[0]
     try:
-        return min(_proc_bytes("/proc/meminfo", "MemAvailable"), _container_bytes())  # both with the page cache
+        # Both include the page cache, which the system gives up on demand.
+        return int(min(_proc_bytes("/proc/meminfo", "MemAvailable"), _container_bytes()))
     except OSError:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _container_bytes() -> float:
-    """What is left of a container's limit (cgroup 2); infinity where there is none."""
+    """Memory left within the container's limit (cgroup 2); infinity without a limit."""
     try:
-        most, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
         counts = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such file, or "max"
         return math.inf
-    return max(0, most - used + int(counts["inactive_file"]))
+    return max(0, limit - used + int(counts["inactive_file"]))
 
 
 @contextlib.contextmanager
-def ceiling(device: torch.device) -> Iterator[None]:
-    """Makes allocations beyond what is free fail, so that an attempt ends with an error and not with the machine."""
+def ceiling(device: torch.device) -> Generator[None, None, None]:
+    """Limit allocations to the memory that is free, so that a call that needs more fails instead of swapping."""
     if device.type == "cuda" or not Path("/proc/self/status").exists():
         yield
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = _proc_bytes("/proc/self/status", "VmSize") + free_bytes(device)
-    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    limit = _proc_bytes("/proc/self/status", "VmSize") + free_bytes(device)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
     finally:
@@ -53,7 +54,7 @@ def ceiling(device: torch.device) -> Iterator[None]:
 
 
 def peak_bytes(call: Callable, inputs: Sequence[Tensor], device: torch.device) -> float:
-    """Most memory that one call held above what was there before it; NaN where the system does not tell."""
+    """Peak memory of one call beyond what was allocated before it; NaN if the system does not report it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -62,8 +63,8 @@ def peak_bytes(call: Callable, inputs: Sequence[Tensor], device: torch.device) -
         return torch.cuda.max_memory_allocated(device) - before
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
-    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator kept would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+    ctypes.CDLL(None).malloc_trim(0)  # memory kept by the allocator would hide what the call allocates
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark to the current resident size
     before = _proc_bytes("/proc/self/status", "VmHWM")
     call(*inputs)
     return _proc_bytes("/proc/self/status", "VmHWM") - before
@@ -73,4 +74,4 @@ def _proc_bytes(path: str, field: str) -> int:
     for line in Path(path).read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) << 10
-    raise OSError(f"{path} has no {field}")
+    raise OSError(f"{path} has no field {field}")

@@ -1,12 +1,13 @@
-"""Other libraries, where they can be imported: each as name, function, and why it cannot run here or None.
+"""Other libraries: for each its name, a function, and why it cannot run here (None if it can).
 
-`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` makes them
-available. SigLIP's kernels are left out: they compute another loss.
+`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them.
+SigLIP's kernels are left out because they compute another loss.
 """
 
 import importlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +19,29 @@ Peer = tuple[str, Callable[..., Tensor], str | None]
 
 
 def similarities(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> list[Peer]:
-    """Functions of (audio, text, mask) that return the similarity; they call frames queries and tokens documents."""
+    """Functions of (audio, text, mask) that return the similarity; they call clips queries and captions documents."""
     return [_late_interaction_kernels(), _flash_maxsim(device), _maxsim_cpu(device, dtype, masks, backward)]
 
 
 def losses(device: torch.device) -> list[Peer]:
-    """Functions of (audio, text, scale) that return the sum of both directions of InfoNCE."""
+    """Functions of (audio, text, scale) that return InfoNCE summed over both directions."""
     return [_inf_cl(device), _cut_cross_entropy(device), _open_clip()]
 
 
-def _load(name: str, module: str) -> tuple[object, str | None]:
+def _load(name: str, module: str) -> tuple[Any, str | None]:
     """The module, or why it cannot be imported."""
     try:
         return importlib.import_module(module), None
     except ImportError as error:
         return None, f"{name}: {error}"
-    except Exception as error:  # a library that breaks while it is imported is absent too
+    except Exception as error:  # noqa: BLE001 (a library that fails while it is imported counts as missing)
         return None, f"{name} fails when imported: {error or type(error).__name__}"
 
 
 def _late_interaction_kernels() -> Peer:
     library, missing = _load(NAMES[0], "late_interaction_kernels")
 
-    def call(audio, text, mask=None):
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="late-interaction-kernels")  # asks for unit vectors
             scorer = library.MaxSimScorer(normalize=False)
@@ -52,7 +53,7 @@ def _late_interaction_kernels() -> Peer:
 def _flash_maxsim(device: torch.device) -> Peer:
     library, missing = _load(NAMES[1], "flash_maxsim")
 
-    def call(audio, text, mask=None):
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         lengths = None if mask is None else mask.sum(1)
         return library.flash_maxsim_batched_train(audio, text, doc_lengths=lengths) / audio.shape[1]
 
@@ -62,12 +63,12 @@ def _flash_maxsim(device: torch.device) -> Peer:
 def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> Peer:
     library, missing = _load(NAMES[2], "maxsim_cpu")
 
-    def call(audio, text, mask=None):
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         documents = text.detach().numpy()
-        # Longer queries need a BLAS that its wheel is not linked with: the scores come out wrong (0.1.0).
+        # Longer queries need a BLAS that the wheel of 0.1.0 is not linked with, and give wrong scores.
         pieces = audio.detach().split(32, dim=1)
         scores = [
-            sum(torch.from_numpy(library.maxsim_scores(x.numpy(), documents)) for x in clip)
+            sum((torch.from_numpy(library.maxsim_scores(x.numpy(), documents)) for x in clip), torch.zeros(()))
             for clip in zip(*pieces, strict=True)
         ]
         return torch.stack(scores) / audio.shape[1]
@@ -84,7 +85,7 @@ def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward:
 def _inf_cl(device: torch.device) -> Peer:
     library, missing = _load(NAMES[3], "inf_cl")
 
-    def call(audio, text, scale):
+    def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         rows = library.cal_flash_loss(audio, text, scale=scale).mean()
         return rows + library.cal_flash_loss(text, audio, scale=scale).mean()
 
@@ -94,10 +95,10 @@ def _inf_cl(device: torch.device) -> Peer:
 def _cut_cross_entropy(device: torch.device) -> Peer:
     library, missing = _load(NAMES[4], "cut_cross_entropy")
 
-    def call(audio, text, scale):
+    def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         target = torch.arange(len(audio), device=audio.device)
         scaled = (audio * scale).to(audio.dtype)
-        exact = {"impl": "cce", "filter_eps": None}  # by default it skips small gradients
+        exact = {"impl": "cce", "filter_eps": None}  # by default small gradients are skipped
         rows = library.linear_cross_entropy(scaled, text, target, **exact)
         return rows + library.linear_cross_entropy(text, scaled, target, **exact)
 
@@ -106,11 +107,15 @@ def _cut_cross_entropy(device: torch.device) -> Peer:
 
 def _open_clip() -> Peer:
     library, missing = _load(NAMES[5], "open_clip.loss")
-    return NAMES[5], lambda audio, text, scale: 2 * library.ClipLoss()(audio, text, scale), missing
+
+    def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        return 2 * library.ClipLoss()(audio, text, scale)
+
+    return NAMES[5], call, missing
 
 
 def cross_entropies(logits: Tensor) -> Tensor:
-    """Symmetric InfoNCE of held logits `[N, N]`, as a user of PyTorch writes it."""
+    """Symmetric InfoNCE of logits `[N, N]`, as a PyTorch user would write it."""
     target = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
 

@@ -2,42 +2,46 @@
 
 from collections.abc import Sequence
 
-from atk.bench.measure import OK
+from atk.bench.measure import OK, Row
 from atk.bench.report import Table
 
-SLACK_MIB = 8.0  # memory below which a growth is the allocator's
+SLACK_MIB = 8.0  # smaller growth of memory is the allocator's
 
 
 def regressions(tables: Sequence[Table], saved: Sequence[Table], threshold: float) -> tuple[list[str], int]:
-    """What atk's own rows have lost, a line each, and how many rows were compared.
+    """Regressions of atk's own rows, one line each, and the count of compared rows.
 
-    A row has lost when it no longer runs or is right, when its time has grown by more than the factor `threshold`,
-    absolutely and relative to the limit measured beside it (a busy or slower machine slows both), or its memory has.
+    A row is a regression if it no longer runs or is no longer correct, if its time has grown by more than the factor
+    `threshold` both in milliseconds and relative to the limit measured with it (a busy or slower machine slows both),
+    or if its memory has grown by more than that factor.
     """
-    old = {(table.key, row.provider): (row, table.rows[-1]) for table in saved for row in table.rows}
+    saved_rows = {(table.key, row.provider): (row, table.rows[-1]) for table in saved for row in table.rows}
     lines, compared = [], 0
     for table in tables:
         for row in table.rows:
-            before, limit = old.get((table.key, row.provider), (None, None))
-            if before is None or not row.provider.startswith("atk ") or before.status != OK:
+            if not row.provider.startswith("atk ") or (table.key, row.provider) not in saved_rows:
+                continue
+            before, limit = saved_rows[table.key, row.provider]
+            if before.status != OK:
                 continue
             compared += 1
-            loss = _loss(row, before, table.rows[-1].median_ms / limit.median_ms, threshold)
-            if loss:
+            slowdown = table.rows[-1].ms / limit.ms
+            if loss := _loss(row, before, slowdown, threshold):
                 lines.append(f"{table.title}: {row.provider}: {loss}")
     return lines, compared
 
 
-def _loss(row, before, machine: float, threshold: float) -> str:
-    """What was lost, or an empty string; `machine`: factor by which the limit takes longer."""
+def _loss(row: Row, before: Row, slowdown: float, threshold: float) -> str:
+    """What got worse, or an empty string; `slowdown` is the factor by which the limit takes longer."""
     if row.status != OK:
         return f"{row.status} ({row.note})"
     losses = []
-    slower = row.median_ms / before.median_ms
-    if min(slower, slower / machine) > threshold:
-        losses.append(f"{before.median_ms:.2f} ms before, {row.median_ms:.2f} ms now ({slower:.2f}x)")
+    now_ms, before_ms = row.ms, before.ms
+    factor = now_ms / before_ms
+    if min(factor, factor / slowdown) > threshold:
+        losses.append(f"{before_ms:.2f} ms before, {now_ms:.2f} ms now ({factor:.2f}x)")
     if row.peak_mib is not None and before.peak_mib is not None:
-        more = row.peak_mib - before.peak_mib
-        if more > SLACK_MIB and row.peak_mib > threshold * before.peak_mib:
+        growth = row.peak_mib - before.peak_mib
+        if growth > SLACK_MIB and row.peak_mib > threshold * before.peak_mib:
             losses.append(f"{before.peak_mib:.1f} MiB before, {row.peak_mib:.1f} MiB now")
     return ", ".join(losses)

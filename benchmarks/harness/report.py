@@ -1,6 +1,6 @@
-"""What a run of the benchmarks leaves: the environment, its tables as Markdown and JSON."""
+"""The results of a benchmark run: the environment, and the tables as Markdown and JSON."""
 
-import datetime
+import datetime as dt
 import json
 import platform
 import shutil
@@ -18,15 +18,16 @@ _LIBRARIES = (
     "late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open-clip-torch",
 )  # fmt: skip
 LEGEND = """\
-Times are medians of the rounds, in milliseconds, with their spread; providers took turns. `of the limit` is the time of
-the last row over the provider's, `speed` is relative to the first row, `peak MiB` is what one call held above what was
-there before, `error` is the largest difference from float64 relative to the largest true value.
+Times are medians over the rounds, in milliseconds, with their spread; providers took turns. `of the limit` is the time
+of the last row divided by the provider's. `speed` is relative to the first row. `peak MiB` is the peak memory of one
+call beyond what was allocated before it. `error` is the largest difference from float64, relative to the largest true
+value.
 """
 
 
 @dataclass
 class Table:
-    """The rows of one case, and what identifies it among others."""
+    """The rows of one case, and what identifies the case."""
 
     title: str
     op: str
@@ -37,17 +38,17 @@ class Table:
     rows: list[Row]
 
     @property
-    def key(self) -> tuple:
-        """The same in another run of the same case."""
+    def key(self) -> tuple[object, ...]:
+        """Identifies the case; equal in another run of the same case."""
         return self.op, self.size, self.kind, self.dtype, tuple(self.shape.items())
 
 
 def environment() -> dict[str, str | int]:
-    """What the numbers depend on: machine, versions, commit, date."""
-    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
+    """What the measurements depend on: machine, versions, commit and date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "cpu": names[0] if names else platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -59,7 +60,7 @@ def environment() -> dict[str, str | int]:
 
 
 def _commit() -> str:
-    """Of the checkout that this file is in, if any; an installed file may lie in the folder of another project."""
+    """Commit of the checkout this file is in, or "". An installed file may be inside another project's checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -71,19 +72,19 @@ def _commit() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the other libraries, those that are there."""
+    """Versions of the other libraries that are installed."""
     versions = _versions()
     return {name: versions[name] for name in _LIBRARIES if name in versions}
 
 
 def _versions() -> dict[str, str]:
-    """Of all that is installed; what an interrupted pip left there has no name."""
-    found = metadata.distributions()
-    return {d.metadata["Name"].replace("_", "-").lower(): d.version for d in found if d.metadata["Name"]}
+    """Version of every installed package; remains of an interrupted pip have no name."""
+    packages = metadata.distributions()
+    return {p.metadata["Name"].replace("_", "-").lower(): p.version for p in packages if p.metadata["Name"]}
 
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
-    """The rows as a table under a heading, and under it what the limit is made of."""
+    """The rows as a table under a heading, followed by the rates behind the limit."""
     lines = [
         f"### {title}\n",
         "| provider | median ms | p20 to p80 | GFLOP/s | of the limit | speed | peak MiB | error |",
@@ -110,8 +111,8 @@ def _document(
     parts = ["".join(f"- {name}: {value}\n" for part in record.values() for name, value in part.items()), LEGEND]
     for op in dict.fromkeys(table.op for table in tables):
         parts.append(f"## {op}\n\n{intros.get(op, '').strip()}\n")
-        own = [name for name in plots if name.startswith(f"{prefix}_{op}_")]
-        parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in own]
+        plots_of_op = [name for name in plots if name.startswith(f"{prefix}_{op}_")]
+        parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in plots_of_op]
         parts += [markdown(table.title, table.rows) for table in tables if table.op == op]
     return "\n".join(parts)
 
@@ -119,15 +120,15 @@ def _document(
 def write(
     stem: Path, tables: Sequence[Table], record: dict[str, dict], intros: dict[str, str], plots: Sequence[str] = ()
 ) -> None:
-    """Writes `stem`.json and `stem`.md; `record` holds named groups of facts, `intros` a text for each op."""
+    """Write `stem`.json and `stem`.md; `record` holds named groups of facts, `intros` a text for each op."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     content = record | {"tables": [asdict(table) for table in tables]}
     stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2) + "\n")
     stem.with_name(stem.name + ".md").write_text(_document(stem.name, record, tables, intros, plots))
 
 
-def differences(path: str | Path, record: dict[str, dict]) -> dict[str, tuple]:
-    """Of what times depend on, what differs between the run saved at `path` and `record`: both values."""
+def differences(path: str | Path, record: dict[str, dict]) -> dict[str, tuple[object, object]]:
+    """What times depend on and differs between the run saved at `path` and `record`, as pairs of values."""
     saved = json.loads(Path(path).read_text())
     groups = {"settings": ("device",), "environment": ("cpu", "threads", "gpu", "torch", "triton")}
     facts = [(group, name) for group, names in groups.items() for name in names]
@@ -136,14 +137,14 @@ def differences(path: str | Path, record: dict[str, dict]) -> dict[str, tuple]:
 
 
 def read(path: str | Path) -> list[Table]:
-    """The tables of a JSON file that `write` wrote.
+    """The tables of a JSON file written by `write`.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it holds no such tables.
+        OSError: the file cannot be read.
+        ValueError: the file has no such tables.
     """
     try:
         tables = json.loads(Path(path).read_text())["tables"]
         return [Table(**table | {"rows": [Row(**row) for row in table["rows"]]}) for table in tables]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no tables of `atk bench`: {error}") from None
+        raise ValueError(f"{path} has no tables of `atk bench`: {error}") from None

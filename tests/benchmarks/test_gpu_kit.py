@@ -243,7 +243,7 @@ def test_the_profile_goes_on_after_an_op_that_fails(tmp_path, monkeypatch):
 def test_small_calls_go_on_after_one_that_fails(monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed")
     called = []
-    monkeypatch.setattr("atk.ops.info_nce", lambda *sides, **options: called.append("info_nce"))  # None has no backward
+    monkeypatch.setattr("atk.info_nce", lambda *sides, **options: called.append("info_nce"))  # None has no backward
     monkeypatch.setattr("atk.cross_attention_difference", lambda *sides, **options: called.append("difference"))
     with pytest.raises(SystemExit, match=r"failed: (max_mean, )?info_nce, difference"):
         gpu_kit.calls(torch.device("cpu"))
