@@ -1,6 +1,7 @@
-"""Every test starts from the same seed, and uninitialised memory is poisoned: NaN, or the largest integer.
+"""Marks and fixtures of all tests.
 
-`tiny_data` is a data folder of tones, `tiny_run` the finished run folder of a tiny model trained on it.
+Every test starts from the same seed, and uninitialized memory is filled with NaN or the largest integer. `tiny_data` is
+a data folder of tones, `tiny_run` the finished run folder of a tiny model trained on it.
 """
 
 import csv
@@ -11,8 +12,25 @@ import pytest
 import torch
 from support.runs import CONFIG, arguments
 
-# What cuBLAS needs to be deterministic, on machines with a GPU.
+# cuBLAS is deterministic only with a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if runs_triton_backend(item):
+            item.add_marker("triton")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+def runs_triton_backend(item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is not None and case.params.get("backend") == "triton"
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +44,7 @@ def seeded_and_poisoned():
 
 @pytest.fixture(autouse=True)
 def triton_cases_run_on_the_gpu(request):
-    case = getattr(request.node, "callspec", None)
-    if case is None or case.params.get("backend") != "triton" or not torch.cuda.is_available():
+    if not runs_triton_backend(request.node) or not torch.cuda.is_available():
         yield
         return
     with torch.device("cuda"):
@@ -49,12 +66,12 @@ def tiny_data(tmp_path_factory):
         with (folder / f"{split}.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["file_name", "caption"])
-            for number in range(count):
-                name = list(NOTES)[number % 3]
+            for index in range(count):
+                name = list(NOTES)[index % 3]
                 samples = np.arange(int(16000 * draw.uniform(0.4, 0.9)))
                 tone = 0.5 * np.sin(2 * np.pi * NOTES[name] * draw.uniform(0.9, 1.1) / 16000 * samples)
-                soundfile.write(folder / f"{split} {number}.wav", tone, 16000)
-                rows.writerow([f"{split} {number}.wav", f"a {name} tone number {number}"])
+                soundfile.write(folder / f"{split} {index}.wav", tone, 16000)
+                rows.writerow([f"{split} {index}.wav", f"a {name} tone number {index}"])
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 

@@ -1,15 +1,17 @@
-"""Cross-attention difference in Triton against the formula in float64, on a GPU or in Triton's interpreter."""
+"""The cross-attention difference in Triton against the formula in float64, on a GPU or in Triton's interpreter."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.triton_cases import DEVICE, DTYPES, assert_equal, here
+from support.triton_cases import DEVICE, DTYPES, assert_equal, needs_gpu_or_interpreter
+
+pytestmark = pytest.mark.triton
 
 NAMES = ("out", "source", "q", "k", "v", "out_weight", "out_bias")
-# N, L_a, L_ref, heads, width: several tiles of frames and of keys with tails; widths that are padded; one row of each;
-# the widest head; odd channels.
+# (N, L_a, L_ref, heads, head width): several tiles of frames and keys with partial last tiles; padded widths; a single
+# row of each; the widest head; odd channels; random sizes.
 SHAPES = [(3, 70, 150, 2, 8), (2, 150, 37, 2, 20), (2, 33, 70, 1, 64), (2, 1, 1, 1, 1), (2, 20, 40, 1, 256)]
 SHAPES += [(4, 17, 65, 3, 5)]
 RANDOM = torch.Generator().manual_seed(7)
@@ -17,10 +19,10 @@ SHAPES += [tuple(int(torch.randint(1, high, (), generator=RANDOM)) for high in (
 
 
 def inputs(shape, dtype=torch.float32, valid=0.7, scale=1.0):
-    """Random source, q, k, v, out_weight, out_bias, key_mask, H; and a gradient. q and k are `scale` times as large.
+    """Random arguments of `forward`, and a gradient of its output. q and k are multiplied by `scale`.
 
-    The mask has holes; the first clip's first valid keys lie behind a whole tile of padding, the last clip's are none.
-    valid > 1: every key is valid.
+    The mask has gaps. In the first clip a full tile of padding precedes the valid keys, and the last clip has none.
+    With valid > 1 every key is valid.
     """
     N, L_a, L_ref, H, width = shape
     D = H * width
@@ -31,13 +33,15 @@ def inputs(shape, dtype=torch.float32, valid=0.7, scale=1.0):
     weight = torch.randn(D, D, generator=draw) / D**0.5
     mask = torch.rand(N, L_ref, generator=draw) < valid
     if valid <= 1:
-        mask[0, : min(66, L_ref // 2)], mask[0, -1], mask[-1] = False, True, False
+        mask[0, : min(66, L_ref // 2)] = False
+        mask[0, -1] = True
+        mask[-1] = False
     tensors = (x.to(dtype).to(DEVICE) for x in (source, q * scale, k * scale, v, weight, bias))
     return (*tensors, mask.to(DEVICE), H), grad.to(dtype).to(DEVICE)
 
 
 def plain(arguments, grad, dtype=torch.float64):
-    """The formula and its gradients by autograd, computed in `dtype`."""
+    """The output by the formula in `dtype`, and its gradients by autograd."""
     *tensors, mask, H = arguments
     tensors = [x.detach().cpu().to(dtype).requires_grad_() for x in tensors]
     source, q, k, v, weight, bias = tensors
@@ -51,15 +55,15 @@ def plain(arguments, grad, dtype=torch.float64):
 
 
 def fused(arguments, grad):
-    """The same by the kernels; conftest fills what they allocate with NaN."""
+    """The output and its gradients from the kernels. conftest fills what they allocate with NaN."""
     from atk.kernels.cross_attention import backward, forward
 
-    out, *kept = forward(*arguments)
-    return out, *backward(grad, *arguments, *kept)
+    out, *saved = forward(*arguments)
+    return out, *backward(grad, *arguments, *saved)
 
 
 def poisoned(arguments):
-    """The same arguments with NaN, inf and -inf in k and v where keys are padded."""
+    """The arguments with NaN, inf and -inf in k and v at padded keys."""
     source, q, k, v, weight, bias, mask, H = arguments
     poison = torch.tensor([float("nan"), float("inf"), float("-inf")])[torch.arange(k.shape[2]) % 3].to(k)
     k, v = (torch.where(mask[..., None], x, poison) for x in (k, v))
@@ -67,27 +71,27 @@ def poisoned(arguments):
 
 
 def largest_terms(wanted):
-    """By name the largest value; the gradients of q and k are differences of terms as large as that of v."""
-    largest = {name: truth.abs().max().item() for name, truth in zip(NAMES, wanted, strict=True)}
+    """{name: largest value}; the gradients of q and k are differences of terms as large as the gradient of v."""
+    largest = {name: target.abs().max().item() for name, target in zip(NAMES, wanted, strict=True)}
     return largest | {name: max(largest[name], largest["v"]) for name in ("q", "k")}
 
 
 def assert_as_good_as_eager(values, clean, grad):
-    """No error is larger than twice that of eager PyTorch in the same dtype, and a unit in the last place."""
+    """Checks errors against twice those of eager PyTorch in the same dtype, plus one unit in the last place."""
     wanted, eager = plain(clean, grad), plain(clean, grad, grad.dtype)
     largest = largest_terms(wanted)
-    for name, value, other, truth in zip(NAMES, values, eager, wanted, strict=True):
+    for name, value, eager_value, target in zip(NAMES, values, eager, wanted, strict=True):
         assert value.dtype == grad.dtype and value.isfinite().all(), name
-        error, usual = ((x.double().cpu() - truth).abs().max().item() for x in (value, other))
+        error, eager_error = ((x.double().cpu() - target).abs().max().item() for x in (value, eager_value))
         unit = torch.finfo(grad.dtype).eps * largest[name]
-        assert error <= 2 * usual + unit, f"{name}: {error}, eager {usual}, unit {unit}"
+        assert error <= 2 * eager_error + unit, f"{name}: {error}, eager {eager_error}, unit {unit}"
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize(
-    "shape, dtype", [(s, torch.float32) for s in SHAPES] + [(s, d) for d in DTYPES[1:] for s in SHAPES[:6]]
+    ("shape", "dtype"), [(s, torch.float32) for s in SHAPES] + [(s, d) for d in DTYPES[1:] for s in SHAPES[:6]]
 )
-def test_values_and_gradients_match_float64_whatever_the_padding_holds(shape, dtype):
+def test_values_and_gradients_match_float64_for_any_padding_values(shape, dtype):
     clean, grad = inputs(shape, dtype)
     values = fused(poisoned(clean), grad)
     assert_as_good_as_eager(values, clean, grad)
@@ -96,35 +100,40 @@ def test_values_and_gradients_match_float64_whatever_the_padding_holds(shape, dt
         assert (padded == 0).all()
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_mask_is_a_mask_of_ones_and_no_bias_one_of_zeros(dtype):
+def test_no_mask_equals_a_mask_of_ones_and_no_bias_equals_zeros(dtype):
     (*tensors, bias, mask, H), grad = inputs((2, 40, 70, 2, 8), dtype, valid=1.1)
     zeros = (*tensors, torch.zeros_like(bias), mask, H)
-    values, masked = fused((*tensors, None, None, H), grad), fused(zeros, grad)
+    values = fused((*tensors, None, None, H), grad)
+    masked = fused(zeros, grad)
     assert values[-1] is None
     assert_equal(values[:-1], masked[:-1])
     assert_as_good_as_eager(masked, zeros, grad)
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_repeat_bit_for_bit_and_do_not_depend_on_other_clips(dtype):
+def test_results_are_reproducible_and_independent_of_other_clips(dtype):
     (source, q, k, v, weight, bias, mask, H), grad = inputs((2, 70, 80, 2, 8), dtype)
     first = fused((source, q, k, v, weight, bias, mask, H), grad)
     assert_equal(fused((source, q, k, v, weight, bias, mask, H), grad), first)
     clip = slice(0, 1)
-    alone = fused((source[clip], q[clip], k[clip], v[clip], weight, bias, mask[clip], H), grad[clip])
-    assert_equal(alone[:1], [first[0][clip]])
+    single = fused((source[clip], q[clip], k[clip], v[clip], weight, bias, mask[clip], H), grad[clip])
+    assert_equal(single[:1], [first[0][clip]])
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [True, False])
 def test_clips_without_a_reference_keep_their_source(masked, dtype):
     (source, q, k, v, weight, bias, mask, H), grad = inputs((2, 70, 30, 2, 8), dtype)
-    source[:, 0, 0], source[:, 1, 1], grad[:, 2, 2] = -0.0, float("inf"), float("-inf")
-    q[:], k[:], v[:] = float("nan"), float("nan"), float("inf")
+    source[:, 0, 0] = -0.0
+    source[:, 1, 1] = float("inf")
+    grad[:, 2, 2] = float("-inf")
+    q[:] = float("nan")
+    k[:] = float("nan")
+    v[:] = float("inf")
     if masked:
         mask[:] = False
     else:
@@ -135,26 +144,27 @@ def test_clips_without_a_reference_keep_their_source(masked, dtype):
     assert all((value == 0).all() for value in values[2:])
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [50, 1e-3])
 def test_huge_and_tiny_logits(scale, dtype):
     arguments, grad = inputs((2, 40, 70, 2, 16), dtype, scale=scale)
     logits = arguments[1][0].double() @ arguments[2][0].double().T / 4
     assert logits.abs().max() > 1e4 if scale > 1 else logits.abs().max() < 1e-4
-    values, wanted = fused(arguments, grad), plain(arguments, grad)
+    values = fused(arguments, grad)
+    wanted = plain(arguments, grad)
     largest = largest_terms(wanted)
-    for name, value, truth in zip(NAMES, values, wanted, strict=True):
-        # One unit in the last place of a logit of 1e4 is 1e-3, so much of a weight; half precision rounds it besides.
-        error = (value.double().cpu() - truth).abs().max()
+    for name, value, target in zip(NAMES, values, wanted, strict=True):
+        # One unit in the last place of a logit of 1e4 is a relative error of 1e-3 in a weight, before rounding to half.
+        error = (value.double().cpu() - target).abs().max()
         assert error <= 0.01 * largest[name], f"{name}: {error}, largest term {largest[name]}"
 
 
-@here
-@pytest.mark.parametrize("place", ["q", "k", "v"])
-def test_nan_at_valid_places_propagates_and_stays_in_its_clip(place):
+@needs_gpu_or_interpreter
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_nan_at_valid_positions_propagates_and_stays_in_its_clip(name):
     arguments, grad = inputs((3, 40, 70, 2, 8), valid=1.1)
-    tensor = arguments[NAMES.index(place) - 1]
+    tensor = arguments[NAMES.index(name) - 1]
     tensor[1, 20, 3] = float("nan")
     values = fused(arguments, grad)
     wanted = plain(arguments, grad)
@@ -164,8 +174,8 @@ def test_nan_at_valid_places_propagates_and_stays_in_its_clip(place):
         assert value[1].isnan().any() and value[[0, 2]].isfinite().all()
 
 
-@here
-@pytest.mark.parametrize("N, L_a", [(0, 5), (2, 0)])
+@needs_gpu_or_interpreter
+@pytest.mark.parametrize(("N", "L_a"), [(0, 5), (2, 0)])
 def test_no_frames(N, L_a):
     arguments, grad = inputs((2, 5, 30, 2, 8))
     source, q, k, v, weight, bias, mask, H = arguments
@@ -175,8 +185,8 @@ def test_no_frames(N, L_a):
     assert all((value == 0).all() for value in values[1:])
 
 
-@here
-def test_heads_that_do_not_fit_are_refused():
+@needs_gpu_or_interpreter
+def test_invalid_head_counts_are_rejected():
     from atk.kernels.cross_attention import forward
 
     for heads, width, given in ((1, 8, 3), (1, 8, 0), (1, 264, 1)):
@@ -185,8 +195,7 @@ def test_heads_that_do_not_fit_are_refused():
             forward(*tensors, given)
 
 
-@here
-@pytest.mark.skipif(DEVICE == "cpu", reason="memory is measured on a GPU")
+@pytest.mark.gpu
 def test_memory_is_linear_in_the_lengths():
     peaks = []
     for length in (4096, 8192):

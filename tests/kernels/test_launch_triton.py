@@ -1,4 +1,4 @@
-"""Launch numbers of the Triton kernels: the table that overrides the heuristics, and the tuner that writes it."""
+"""Launch configurations of the Triton kernels: the launch table, which overrides heuristics, and the tuner."""
 
 import json
 
@@ -7,10 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.triton_cases import DEVICE, here
+from support.triton_cases import DEVICE, needs_gpu_or_interpreter
 
 from atk.kernels import launch
 from atk.kernels.launch import Device, Launch, max_mean_launch
+
+pytestmark = pytest.mark.triton
 
 H200 = Device((9, 0), 132, "NVIDIA H200")
 ENTRY = {
@@ -20,24 +22,25 @@ ENTRY = {
 
 
 def use(entries, tmp_path, monkeypatch):
+    """Writes a launch table with these entries and selects it."""
     path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
     path.write_text(json.dumps({"entries": entries}))
     monkeypatch.setenv("ATK_LAUNCH_TABLE", str(path))
 
 
-def test_an_entry_overrides_the_heuristic_for_its_class_alone(tmp_path, monkeypatch):
-    usual = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
+def test_an_entry_overrides_the_heuristic_for_its_class_only(tmp_path, monkeypatch):
+    default = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
     use([ENTRY], tmp_path, monkeypatch)
     tuned = Launch(128, 128, 8, 4, True)
-    assert usual != tuned
+    assert default != tuned
     assert max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200) == tuned
     for D, tokens, dtype in ((64, 32, torch.bfloat16), (128, 16, torch.bfloat16), (128, 32, torch.float16)):
         assert max_mean_launch("forward", dtype, tokens, False, D, H200) != tuned
-    assert max_mean_launch("forward", torch.bfloat16, 32, False, 128, Device((9, 0), 132, "NVIDIA H100")) == usual
+    assert max_mean_launch("forward", torch.bfloat16, 32, False, 128, Device((9, 0), 132, "NVIDIA H100")) == default
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"kernel": "backward"}, r"entry 1: kernel must be one of 'forward', .*; got 'backward'"),
         ({"chunked": 0}, r"entry 1: chunked must be one of False, True; got 0"),
@@ -45,18 +48,18 @@ def test_an_entry_overrides_the_heuristic_for_its_class_alone(tmp_path, monkeypa
         ({"launch": {}}, r"entry 1: must have exactly frames, .*; got \{\}"),
         ({"launch": ENTRY["launch"] | {"warps": 5}}, r"entry 1: warps must be one of 1, 2, .*; got 5"),
         ({"D": 64}, r"entry 1: channels must divide D = 64; got 128"),
-        ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary captions must fit one tile"),
-        ({"chunked": True}, r"entry 1: stationary captions must fit one tile"),
+        ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary needs captions that fit one tile"),
+        ({"chunked": True}, r"entry 1: stationary needs captions that fit one tile"),
     ],
 )
-def test_unusable_entries_are_refused(change, message, tmp_path, monkeypatch):
+def test_invalid_entries_are_rejected(change, message, tmp_path, monkeypatch):
     use([ENTRY, ENTRY | change], tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=message):
         max_mean_launch("forward", torch.float32, 8, False, 16, H200)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": []}'])
-def test_unreadable_tables_are_refused(content, tmp_path, monkeypatch):
+def test_unreadable_tables_are_rejected(content, tmp_path, monkeypatch):
     path = tmp_path / "table.json"
     if content is not None:
         path.write_text(content)
@@ -65,21 +68,21 @@ def test_unreadable_tables_are_refused(content, tmp_path, monkeypatch):
         max_mean_launch("forward", torch.float32, 8, False, 16, H200)
 
 
-@pytest.mark.parametrize("capability, works", [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_old_gpus_are_refused(capability, works, monkeypatch):
+@pytest.mark.parametrize(("capability", "works"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_old_gpus_are_rejected(capability, works, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     reason = launch.unavailable("cuda")
     assert reason is None if works else "needs a GPU of compute capability 8.0 or newer, this one has 7.5" in reason
 
 
-@here
+@needs_gpu_or_interpreter
 def test_the_tuner_writes_a_table_that_is_used(tmp_path, monkeypatch):
     from atk.kernels.tune import tune
 
     def choose(kernel, D, chunked):
         stationary = {"stationary": False} if kernel == "forward" else {}
-        return [Launch(frames, 16, 4, 2, **stationary) for frames in (48, 16, 128)]  # 48 is no power of two
+        return [Launch(frames, 16, 4, 2, **stationary) for frames in (48, 16, 128)]  # 48 is not a power of two
 
     lines = []
     path = tmp_path / "table.json"
@@ -94,30 +97,30 @@ def test_the_tuner_writes_a_table_that_is_used(tmp_path, monkeypatch):
         assert max_mean_launch(entry["kernel"], torch.float32, 8, False, 32, device) == Launch(**entry["launch"])
 
 
-def test_the_tuner_begins_near_the_usual_numbers():
+def test_the_tuner_tries_candidates_near_the_default_first():
     from atk.kernels.tune import _nearest_first, candidates
 
-    usual = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
-    order = _nearest_first(candidates("forward", 128, False), usual)
-    assert set(order) == set(candidates("forward", 128, False)) and order[0] == usual
+    default = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
+    order = _nearest_first(candidates("forward", 128, False), default)
+    assert set(order) == set(candidates("forward", 128, False)) and order[0] == default
     fields = ("frames", "channels", "warps", "stages", "stationary")
-    distances = [sum(getattr(launch, name) != getattr(usual, name) for name in fields) for launch in order]
+    distances = [sum(getattr(launch, name) != getattr(default, name) for name in fields) for launch in order]
     assert distances == sorted(distances) and distances[:7] == [0, 1, 1, 1, 1, 1, 2]
 
 
-@here
-def test_the_tuner_skips_candidates_that_compute_something_else(tmp_path, monkeypatch):
+@needs_gpu_or_interpreter
+def test_the_tuner_skips_candidates_with_wrong_results(tmp_path, monkeypatch):
     from atk.kernels import tune
 
     wrong = Launch(64, 16, 8, 3, stationary=False)
 
-    class Spoilt(tune.Problem):
+    class Faulty(tune.Problem):
         def forward(self, group, sim, index, weights=None):
             super().forward(group, sim, index, weights)
             if self.launches.get("forward") is wrong:
                 sim += 1
 
-    monkeypatch.setattr(tune, "Problem", Spoilt)
+    monkeypatch.setattr(tune, "Problem", Faulty)
     tuned = tune.tune(
         [(2, 2, 3, 3, 16)], [torch.float32], tmp_path / "table.json", device=DEVICE, repeats=1, report=str,
         choose=lambda kernel, D, chunked: [wrong] if kernel == "forward" else [],

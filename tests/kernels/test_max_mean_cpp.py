@@ -1,7 +1,7 @@
-"""The C++ launchers on padded batches against float64 NumPy, on every instruction set that this CPU runs.
+"""The C++ launchers on padded batches against float64 NumPy, on every instruction set that this CPU supports.
 
-Most inputs are small integers: exact in every dtype, so the scores are exact, ties are many, and the winning tokens
-must agree one by one.
+Most inputs are small integers. They are exact in every dtype, so scores are exact, ties are frequent, and every winning
+token must agree.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def test_random_shapes(dtype):
 
 
 @pytest.mark.parametrize(
-    "n_a, n_t, l_a, l_t, d",
+    ("n_a", "n_t", "l_a", "l_t", "d"),
     [(2, 2, 2000, 5, 16), (2, 3, 150, 300, 1024), (1, 40, 33, 12, 24), (40, 1, 17, 13, 7)],
     ids=["long clips", "wide embeddings", "one clip", "one caption"],
 )
@@ -158,8 +158,8 @@ def test_instruction_sets_can_be_forced(isa):  # noqa: F811
 
 
 @pytest.mark.parametrize("exponent", [-126, -100, -64, -50, -40])
-def test_bfloat16_rows_of_any_size_find_their_winners(exponent):
-    """One chunk holds ordinary and tiny frames, and the scores of neither are rounded to zero."""
+def test_bfloat16_rows_of_any_scale(exponent):
+    """A chunk holds both normal and tiny frames, and no scores are flushed to zero."""
     audio, text = torch.randn(1, 40, 33), torch.randn(1, 26, 33)
     audio[0, ::2] *= 2.0**exponent
     text[0, 3] *= 2.0 ** (exponent / 2)

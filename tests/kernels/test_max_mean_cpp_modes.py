@@ -1,4 +1,4 @@
-"""The C++ launchers on packed batches and pairs, without a saved index, with sparse gradients, and on many threads."""
+"""The C++ launchers on packed batches and pairs, without a saved index, with sparse gradients, on many threads."""
 
 import multiprocessing
 
@@ -44,31 +44,31 @@ def test_packed_equals_padded_with_a_mask(dtype):
     audio_mask = torch.arange(90) < torch.tensor([[90], [3], [0], [41]])
     text_mask = torch.arange(20) < torch.tensor([[20], [1], [12], [0], [7]])
     grad = torch.randn(4, 5)
-    whole = launch(padded(audio, audio_mask), padded(text, text_mask), grad)
-    short = launch(
+    with_mask = launch(padded(audio, audio_mask), padded(text, text_mask), grad)
+    without_padding = launch(
         packed(audio[audio_mask], audio_mask.sum(1).tolist()), packed(text[text_mask], text_mask.sum(1).tolist()), grad
     )
-    same(short[0], whole[0])
-    same(short[2], whole[2][audio_mask.view(-1)])
-    same(short[3], whole[3][text_mask.view(-1)])
+    same(without_padding[0], with_mask[0])
+    same(without_padding[2], with_mask[2][audio_mask.view(-1)])
+    same(without_padding[3], with_mask[3][text_mask.view(-1)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairs_equal_the_diagonal(dtype):
     audio, text = padded(torch.randn(9, 300, 40).to(dtype), holes(9, 300)), padded(torch.randn(9, 17, 40).to(dtype))
     grad = torch.randn(9)
-    whole, pairs = launch(audio, text, grad.diag()), launch(audio, text, grad, pairs=True)
-    same(pairs[0], whole[0].diag())
-    own = torch.arange(9).repeat_interleave(300)
-    assert torch.equal(pairs[1][0], whole[1][own, torch.arange(2700)])
-    same(pairs[2], whole[2])
-    same(pairs[3], whole[3])
+    matrix, pairs = launch(audio, text, grad.diag()), launch(audio, text, grad, pairs=True)
+    same(pairs[0], matrix[0].diag())
+    caption_of_frame = torch.arange(9).repeat_interleave(300)
+    assert torch.equal(pairs[1][0], matrix[1][caption_of_frame, torch.arange(2700)])
+    same(pairs[2], matrix[2])
+    same(pairs[3], matrix[3])
 
 
 @pytest.mark.parametrize("workspace", [1, 700, 2000, 1 << 20])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_recomputed_winners_give_the_same_bits(dtype, workspace):
-    """`launch` compares: 13 captions, in groups of 1, 1, 4 and 13 at 470 bytes each."""
+    """13 captions at 470 bytes each, in groups of 1, 1, 4 and 13; `launch` compares the bits."""
     audio = packed(torch.randn(470, 40).to(dtype), [300, 20, 0, 150])
     text = padded(torch.randn(13, 20, 40).to(dtype), holes(13, 20))
     launch(audio, text, torch.randn(4, 13), workspace=workspace)
@@ -99,7 +99,7 @@ def test_sparse_gradients(keep):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "audio_lengths, text_lengths, pairs",
+    ("audio_lengths", "text_lengths", "pairs"),
     [
         ([300] * 13, [20] * 11, False),
         ([3000], [12] * 40, False),
@@ -113,14 +113,14 @@ def test_results_do_not_depend_on_threads(dtype, audio_lengths, text_lengths, pa
     text = packed(torch.randn(sum(text_lengths), 100).to(dtype), text_lengths, holes(sum(text_lengths)))
     grad = torch.randn(len(text_lengths)) if pairs else torch.randn(len(audio_lengths), len(text_lengths))
     threads(1)
-    alone = launch(audio, text, grad, pairs)
+    single_threaded = launch(audio, text, grad, pairs)
     for count in (1, 2, 5, 32):
         threads(count)
-        for a, b in zip(launch(audio, text, grad, pairs), alone, strict=True):
+        for a, b in zip(launch(audio, text, grad, pairs), single_threaded, strict=True):
             assert torch.equal(a, b)
 
 
-def test_long_sums_keep_their_digits():
+def test_long_sums_stay_accurate():
     audio, text = padded(torch.rand(1000, 250, 3)), padded(torch.randn(1, 1, 3))
     grad = torch.rand(1000, 1)
     truth = (audio.rows.view(1000, 250, 3).double().mean(1) * grad).sum(0)
@@ -134,7 +134,7 @@ def test_works_after_fork(threads):  # noqa: F811
     cpp.max_mean_forward(audio, text, sim[0], None, False)
     sim.share_memory_()
 
-    def child():  # nothing but the launcher: torch's own threads do not survive a fork
+    def child():  # only the launcher: torch's threads do not survive a fork
         cpp.max_mean_forward(audio, text, sim[1], None, False)
 
     process = multiprocessing.get_context("fork").Process(target=child, daemon=True)

@@ -1,4 +1,4 @@
-"""int8 screening in the C++ forward: the winners are those of float32 scores, whatever the data look like."""
+"""int8 screening in the C++ forward: the winners are those of float32 scores for any data."""
 
 import math
 
@@ -10,7 +10,7 @@ from atk import _C
 from atk.kernels import cpp
 
 if "avx512_bf16" not in _C.available_isas():
-    pytest.skip("this CPU has no avx512_vnni and avx512_bf16, which the screening needs", allow_module_level=True)
+    pytest.skip("screening needs a CPU with avx512_vnni and avx512_bf16", allow_module_level=True)
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -25,7 +25,7 @@ def isa():
 
 
 def forward(mode, audio, text, audio_mask=None, text_mask=None):
-    """sim and index [N_a, N_t, L_a], positions in the caption (-1 at padded frames and empty captions)."""
+    """sim and index [N_a, N_t, L_a], positions in the caption (-1 for padded frames and empty captions)."""
     _C.set_screening(mode)
     (n_a, l_a), (n_t, l_t) = audio.shape[:2], text.shape[:2]
     audio, text = padded(audio, audio_mask), padded(text, text_mask)
@@ -36,23 +36,23 @@ def forward(mode, audio, text, audio_mask=None, text_mask=None):
 
 
 def check(audio, text, audio_mask=None, text_mask=None, mode="always"):
-    """Every winner is a maximum up to float32 rounding of a score, the first of tokens that are equal bit by bit."""
+    """Every winner is a maximum up to the float32 rounding of a score, and the first of bitwise equal tokens."""
     sim, index = forward(mode, audio, text, audio_mask, text_mask)
     d = audio.shape[2]
     frames = torch.ones(audio.shape[:2], dtype=torch.bool) if audio_mask is None else audio_mask
     tokens = torch.ones(text.shape[:2], dtype=torch.bool) if text_mask is None else text_mask
     audio, text = audio.double().masked_fill(~frames[..., None], 0), text.double().masked_fill(~tokens[..., None], 0)
     scores = torch.einsum("atd,bld->abtl", audio, text).masked_fill(~tokens[None, :, None], -math.inf)
-    # d roundings at most; the other half of the bound is for the score that it is compared with
+    # up to D roundings in each of the two scores compared
     rounding = 2 * d * 2**-24 * torch.einsum("at,b->abt", audio.norm(dim=-1), text.norm(dim=-1).amax(1))
     valid = frames[:, None] & tokens.any(1)[None, :, None]
-    chosen = scores.gather(3, index.clamp(min=0).long()[..., None])[..., 0]
-    assert (scores.amax(3) - chosen)[valid].le(rounding[valid]).all()
+    winning = scores.gather(3, index.clamp(min=0).long()[..., None])[..., 0]
+    assert (scores.amax(3) - winning)[valid].le(rounding[valid]).all()
     gap = scores.topk(2, dim=3).values.diff(dim=3)[..., 0].neg() if text.shape[1] > 1 else torch.full(valid.shape, 1.0)
     clear = valid & (gap > rounding)
     assert torch.equal(index[clear].long(), scores.argmax(3)[clear])
     equal = (text[:, :, None] == text[:, None]).all(-1) & tokens[:, :, None] & tokens[:, None]
-    first = equal.int().argmax(2)  # of the tokens equal to each
+    first = equal.int().argmax(2)  # the first token equal to each token
     representative = first[None].expand(len(audio), -1, -1).gather(2, index.clamp(min=0).long())
     assert torch.equal(index[valid].long(), representative[valid])
     count = frames.sum(1).clamp(min=1)[:, None]
@@ -83,7 +83,7 @@ def test_unit_vectors():
     check(normalize(torch.randn(4, 250, 128), dim=-1), normalize(torch.randn(4, 32, 128), dim=-1))
 
 
-@pytest.mark.parametrize("l_t", [12, 64, 65, 200])  # with and without the pairwise distances
+@pytest.mark.parametrize("l_t", [12, 64, 65, 200])  # up to 64 tokens are compared pairwise
 def test_many_tokens(l_t):
     check(torch.randn(2, 100, 48), torch.randn(3, l_t, 48))
 
@@ -92,7 +92,7 @@ def test_integers_give_exact_winners():
     audio, text = torch.randint(-2, 3, (4, 200, 60)).float(), torch.randint(-2, 3, (5, 40, 60)).float()
     sim, index = forward("always", audio, text)
     scores = torch.einsum("atd,bld->abtl", audio, text)
-    assert torch.equal(index.long(), scores.argmax(3))  # ties are many; the first wins
+    assert torch.equal(index.long(), scores.argmax(3))  # ties are frequent; the first token wins
     torch.testing.assert_close(sim, scores.amax(3).mean(2))
 
 
@@ -136,7 +136,7 @@ def test_frames_of_very_different_sizes():
 
 
 def test_rounding_of_frames_at_its_worst():
-    """The loser gains all that rounding can give, the winner loses it: half a quantum in every component."""
+    """Rounding raises the loser and lowers the winner by the maximum, half a quantum in every component."""
     audio, text = torch.zeros(1, 20, 64), torch.zeros(1, 12, 64)
     audio[..., 0] = 127  # the quantum is 1
     audio[..., 1:32], audio[..., 32:61] = 0.49, 0.51
@@ -144,7 +144,7 @@ def test_rounding_of_frames_at_its_worst():
     assert check(audio, text)[1].eq(1).all()
 
 
-@pytest.mark.parametrize("repeats", [1, 11])  # with and without the pairwise distances
+@pytest.mark.parametrize("repeats", [1, 11])  # up to 64 tokens are compared pairwise
 def test_rounding_of_tokens_at_its_worst(repeats):
     audio, text = torch.zeros(1, 20, 64), torch.zeros(1, 6, 64)
     audio[..., 1:] = 1
@@ -170,25 +170,25 @@ def test_zero_rows():
 def test_non_finite_values_take_the_direct_path(value):
     for poisoned in ("audio", "text"):
         audio, text = torch.randn(3, 70, 20), torch.randn(4, 20, 20)
-        audio[2, 4, 5] = text[2, 7, 5] = 0  # times infinity: a NaN beside infinite scores
+        audio[2, 4, 5] = text[2, 7, 5] = 0  # 0 * infinity: a NaN among infinite scores
         (audio if poisoned == "audio" else text)[1, 13, 5] = value
         for got, want in zip(forward("always", audio, text), forward("never", audio, text), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def mixed(n):
-    """Clips and captions that auto treats differently: some are easy to screen, some are not."""
+    """Clips and captions that mode "auto" treats differently: some are easy to screen, others are not."""
     audio, text = torch.randn(n, 200, 64), torch.randn(n, 32, 64)
     text[::3], audio[1, ::2] = text[::3, :2].repeat(1, 16, 1), 0
     text[4::5, :, 3] *= 300
     return audio, text
 
 
-def test_auto_is_right_too():
+def test_auto_mode():
     audio, text = mixed(20)
     sim, _ = check(audio, text, mode="auto")
     direct, _ = forward("never", audio, text)
-    assert not torch.equal(sim, direct)  # some blocks were screened: the order of summation tells
+    assert not torch.equal(sim, direct)  # screened blocks sum in another order
 
 
 @pytest.mark.parametrize("mode", ["auto", "always"])
@@ -197,22 +197,22 @@ def test_results_do_not_depend_on_threads(n_a, mode, threads):  # noqa: F811
     audio, text = mixed(40)
     audio = audio[:n_a].repeat(1, 6, 1)
     threads(1)
-    alone = forward(mode, audio, text)
+    single_threaded = forward(mode, audio, text)
     for count in (2, 3, 16):
         threads(count)
-        for a, b in zip(forward(mode, audio, text), alone, strict=True):
+        for a, b in zip(forward(mode, audio, text), single_threaded, strict=True):
             assert torch.equal(a, b)
 
 
 def near_ties(n_t, frames):
-    """Frames, and captions: ordinary ones and (40 %) ones of two tokens repeated, which screening cannot tell apart.
+    """Frames, and captions of which 40% repeat two tokens that screening cannot separate.
 
-    Every token comes with its halves swapped, and the halves of the frames are equal: which of the two wins hangs on
-    the rounding of the score, and with it on whether the frame was screened.
+    Each token also occurs with its halves swapped, and the two halves of a frame are equal. Which of the two tokens
+    wins depends on the rounding of the score, and therefore on whether the frame was screened.
     """
     token = torch.randn(n_t, 16, 64)
-    hostile = torch.rand(n_t) < 0.4
-    token[hostile] = token[hostile, :1]
+    repeated = torch.rand(n_t) < 0.4
+    token[repeated] = token[repeated, :1]
     return torch.randn(frames, 32).repeat(1, 2), torch.cat([token, token.roll(32, dims=2)], 1)
 
 
@@ -220,7 +220,7 @@ def near_ties(n_t, frames):
 @pytest.mark.parametrize("keep", [0.02, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("mode", ["auto", "always"])
 def test_recomputed_winners_are_those_of_the_forward(dtype, keep, mode, threads):  # noqa: F811
-    """`launch` compares the bits: neither workspace groups nor pairs without gradient change what is screened."""
+    """Neither workspace groups nor pairs without gradient change what is screened; `launch` compares the bits."""
     _C.set_screening(mode)
     lengths = [200, 801, 37, 0, 120]  # 801: two chunks
     rows, text = near_ties(45, sum(lengths))
@@ -232,7 +232,7 @@ def test_recomputed_winners_are_those_of_the_forward(dtype, keep, mode, threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_captions_do_not_depend_on_their_neighbours(dtype):
+def test_captions_do_not_depend_on_their_neighbors(dtype):
     rows, text = near_ties(48, 1800)
     audio, text = rows.view(6, 300, 64).to(dtype), text.to(dtype)
     kept = torch.rand(48) < 0.5
@@ -241,8 +241,8 @@ def test_captions_do_not_depend_on_their_neighbours(dtype):
         assert torch.equal(got[:, kept], want[:, kept])
 
 
-def test_near_ties_hang_on_what_is_screened():
-    """Otherwise the two tests above would show nothing."""
+def test_near_ties_depend_on_what_is_screened():
+    """Otherwise the two tests above would prove nothing."""
     rows, text = near_ties(48, 1800)
     winners = [forward(mode, rows.view(6, 300, 64), text)[1] for mode in ("auto", "always", "never")]
     assert not torch.equal(winners[0], winners[1]) and not torch.equal(winners[0], winners[2])
@@ -264,13 +264,13 @@ def test_packed_equals_padded_with_a_mask(dtype):
     audio_lengths, text_lengths = torch.tensor([400, 33, 0, 390, 250, 64]), torch.randint(0, 33, (20,))
     audio_mask, text_mask = (torch.arange(n) < x[:, None] for n, x in ((400, audio_lengths), (32, text_lengths)))
     grad = torch.randn(6, 20)
-    whole = launch(padded(audio, audio_mask), padded(text, text_mask), grad)
-    short = launch(
+    with_mask = launch(padded(audio, audio_mask), padded(text, text_mask), grad)
+    without_padding = launch(
         packed(audio[audio_mask], audio_lengths.tolist()), packed(text[text_mask], text_lengths.tolist()), grad
     )
-    same(short[0], whole[0])
-    same(short[2], whole[2][audio_mask.view(-1)])
-    same(short[3], whole[3][text_mask.view(-1)])
+    same(without_padding[0], with_mask[0])
+    same(without_padding[2], with_mask[2][audio_mask.view(-1)])
+    same(without_padding[3], with_mask[3][text_mask.view(-1)])
 
 
 def test_longest_captions_are_not_screened():
@@ -291,5 +291,5 @@ def test_bfloat16_is_not_screened(mode):
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="'sometimes' is none of: auto, always, never"):
+    with pytest.raises(ValueError, match="must be 'auto', 'always' or 'never', got 'sometimes'"):
         _C.set_screening("sometimes")

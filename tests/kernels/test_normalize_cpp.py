@@ -1,4 +1,4 @@
-"""Row normalisation of the C++ extension against float64, on every instruction set that this CPU runs."""
+"""Row normalization of the C++ extension against float64, on every instruction set that this CPU supports."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_against_float64(dtype, d):
     )
 
 
-@pytest.mark.parametrize("dtype, size", [(DTYPES[0], 1e15), (DTYPES[1], 1e15), (DTYPES[2], 3e4)])
+@pytest.mark.parametrize(("dtype", "size"), [(DTYPES[0], 1e15), (DTYPES[1], 1e15), (DTYPES[2], 3e4)])
 def test_large_and_small_rows(dtype, size):
     direction = torch.randn(20, 300).clamp(-1, 1).double()
     large = (direction * size).to(dtype)

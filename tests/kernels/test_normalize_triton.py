@@ -1,13 +1,15 @@
-"""Rows over their norm in Triton against float64."""
+"""L2 normalization of rows in Triton against float64."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.triton_cases import DEVICE, DTYPES, assert_close, here
+from support.triton_cases import DEVICE, DTYPES, assert_close, needs_gpu_or_interpreter
 
-# Half of one unit in the last place, relative to a unit row; float32 sums D squares.
+pytestmark = pytest.mark.triton
+
+# Half a unit in the last place relative to a unit row; more in float32, where D squares are summed.
 ERROR = {torch.float32: 5e-7, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 RANGES = {torch.float32: (1e-10, 1e15), torch.float16: (1e-3, 3e4), torch.bfloat16: (1e-10, 1e15)}
 
@@ -21,7 +23,7 @@ def normalize(rows, mask=None):
     return unit, inverse_norm
 
 
-@here
+@needs_gpu_or_interpreter
 @pytest.mark.parametrize("D", [1, 24, 300, 1500])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_and_gradients_match_float64(dtype, D):
@@ -47,15 +49,17 @@ def test_rows_and_gradients_match_float64(dtype, D):
     g, u = grad[mask].double(), unit[mask].double()
     wanted = (g - (g * u).sum(1, keepdim=True) * u) * inverse_norm[mask, None].double()
     error = (grad_rows[mask].double() - wanted).abs() * norm
-    tiny = torch.finfo(dtype).smallest_normal * norm  # outputs below it round in absolute terms
+    tiny = torch.finfo(dtype).smallest_normal * norm  # smaller outputs have an absolute rounding error
     assert (error <= 4 * ERROR[dtype] * g.norm(dim=1, keepdim=True) + tiny).all()
     assert (grad_rows[~mask] == 0).all()
 
 
-@here
+@needs_gpu_or_interpreter
 def test_tiny_rows_are_zero_and_nan_stays():
     rows = torch.ones(4, 3, device=DEVICE)
-    rows[0], rows[1], rows[2, 1] = 0, 5e-13, float("nan")
+    rows[0] = 0
+    rows[1] = 5e-13
+    rows[2, 1] = float("nan")
     unit, inverse_norm = normalize(rows)
     assert (unit[:2] == 0).all() and (inverse_norm[:2] == 0).all()
     assert unit[2].isnan().all() and inverse_norm[2].isnan()

@@ -149,13 +149,13 @@ def test_figures_of_the_kernels_page_are_those_measured():
         return f"| {label} | {cells[0]} | | {cells[1]} |"
 
     steps, ragged_steps = times("step"), times("ragged_step")
-    assert row("forward and backward, speed over the einsum's", steps, "naive einsum", steps, "atk cpp") in page
+    assert row("forward and backward, speedup over the einsum", steps, "naive einsum", steps, "atk cpp") in page
     again = "atk cpp, winners computed again"
-    assert row("the same with the winners computed again", steps, "naive einsum", steps, again) in page
+    assert row("the same with recomputed winners", steps, "naive einsum", steps, again) in page
     assert row("forward and backward on them", steps, "atk cpp", ragged_steps, "atk cpp, masks") in page
     forwards, label = (
         times("forward"),
-        "forward on captions of 6 to 32 tokens, 12 in the mean, speed over 32 tokens each",
+        "forward on captions of 6 to 32 tokens (mean 12), speedup over 32 tokens each",
     )
     assert row(label, forwards, "atk cpp", times("ragged_forward"), "atk cpp, masks") in page
     rates = forwards[0]["atk cpp"], forwards[0]["atk cpp, int8 screening off"], forwards[1]["atk cpp"]

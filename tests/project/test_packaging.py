@@ -1,6 +1,5 @@
-"""Installing where there is no compiler, running where packages are missing, and what the library then says."""
+"""Installing without a compiler, running without optional packages, and the messages in both cases."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
-def test_the_build_goes_on_without_a_working_compiler_and_says_why(tmp_path, compiler):
+def test_the_build_continues_without_a_working_compiler_and_records_why(tmp_path, compiler):
     pytest.importorskip("setuptools")
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "tmp"]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"CXX": compiler}, check=True, capture_output=True)
@@ -24,17 +23,18 @@ def test_the_build_goes_on_without_a_working_compiler_and_says_why(tmp_path, com
     assert (tmp_path / "atk" / "_build_error.txt").read_text().strip()
 
 
-def test_a_missing_extension_is_explained_and_auto_goes_on(tmp_path, monkeypatch):
+def test_a_missing_extension_is_explained_and_auto_falls_back(tmp_path, monkeypatch):
     monkeypatch.setattr(cpp, "_C", None)
-    monkeypatch.setattr(cpp, "_IMPORT_ERROR", "cannot import name '_C'", raising=False)
+    monkeypatch.setattr(cpp, "_IMPORT_ERROR", "No module named 'atk._C'")
     monkeypatch.setattr(cpp, "_BUILD_ERROR", tmp_path / "_build_error.txt")
     assert "cannot be imported" in atk.backends()["cpu float32"]["cpp"]
-    (tmp_path / "_build_error.txt").write_text("no C++ compiler: CXX=/no/such/compiler does not run\n")
+    (tmp_path / "_build_error.txt").write_text("compiler not found: CXX=/no/such/compiler\n")
     row = atk.backends()["cpu float32"]
-    assert row["auto"] == "reference" and "no C++ compiler" in row["cpp"] and "install a C++17 compiler" in row["cpp"]
+    assert row["auto"] == "reference"
+    assert "compiler not found" in row["cpp"] and "install a C++17 compiler" in row["cpp"]
     audio, text = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     assert atk.max_mean_similarity(audio, text).shape == (2, 2)
-    with pytest.raises(atk.BackendError, match=r"no C\+\+ compiler"):
+    with pytest.raises(atk.BackendError, match="compiler not found"):
         atk.max_mean_similarity(audio, text, backend="cpp")
 
 
@@ -51,7 +51,7 @@ loss = loss + atk.cross_attention_difference(audio, audio, text, text, weight, n
 assert audio.grad.isfinite().all() and text.grad.abs().sum() > 0
 row = atk.backends()["cpu float32"]
 try:
-    atk.max_mean_similarity(audio, text, backend={refused!r})
+    atk.max_mean_similarity(audio, text, backend={unavailable!r})
 except atk.BackendError as error:
     print(row["auto"], error)
 """
@@ -59,37 +59,17 @@ PACKAGES = "triton torchaudio transformers tokenizers safetensors soundfile skle
 
 
 @pytest.mark.parametrize(
-    ("missing", "refused", "auto", "advice"),
+    ("missing", "unavailable", "auto", "advice"),
     [
         (f"{PACKAGES} tensorboard tqdm matplotlib", "triton", ("cpp", "reference"), "pip install"),
         ("atk._C", "cpp", ("reference",), "install a C++17 compiler"),
     ],
     ids=["only torch and numpy", "no extension"],
 )
-def test_the_ops_run_where_packages_are_missing(missing, refused, auto, advice):
-    code = OPS.format(missing=missing.split(), refused=refused)
+def test_the_ops_run_where_packages_are_missing(missing, unavailable, auto, advice):
+    code = OPS.format(missing=missing.split(), unavailable=unavailable)
     environment = {name: value for name, value in os.environ.items() if name not in ("ATK_BACKEND", "TRITON_INTERPRET")}
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(auto) and advice in result.stdout
-
-
-def test_the_public_names_and_keywords_are_frozen():
-    assert set(atk.__all__) == {
-        "BackendError",
-        "aligned_info_nce",
-        "backends",
-        "cross_attention_difference",
-        "info_nce",
-        "max_mean_similarity",
-        "max_mean_similarity_pairs",
-        "max_mean_similarity_varlen",
-        "nn",
-        "pairwise_logsumexp",
-    }
-    parameters = inspect.signature(atk.cross_attention_difference).parameters
-    assert " ".join(parameters) == "source q k v out_weight out_bias key_mask num_heads backend"
-    assert [name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY] == ["num_heads", "backend"]
-    assert " ".join(inspect.signature(atk.nn.CrossAttentionDifference).parameters) == "dim num_heads bias backend"
-    for block in (atk.nn.CrossAttentionDifference, atk.nn.SubtractionDifference):
-        assert " ".join(inspect.signature(block.forward).parameters) == "self input reference reference_mask"

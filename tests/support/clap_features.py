@@ -1,4 +1,4 @@
-"""Noise, and the features that transformers makes of it."""
+"""Noise clips and their features as computed by transformers."""
 
 import torch
 
@@ -6,12 +6,12 @@ RATE = 48000
 
 
 def clips(*lengths, rate=RATE):
-    """Noise, zero-padded to the longest, and the lengths in samples."""
+    """Noise clips of the given lengths in seconds, zero-padded, and their lengths in samples."""
     lengths = torch.tensor([int(length * rate) for length in lengths])
     audio = torch.randn(len(lengths), int(lengths.max())) * 0.1
     return audio * (torch.arange(audio.shape[1]) < lengths[:, None]), lengths
 
 
-def their_features(extractor, audio, lengths):
+def transformers_features(extractor, audio, lengths):
     rows = [row[:length].numpy() for row, length in zip(audio, lengths.tolist(), strict=True)]
     return extractor(rows, sampling_rate=RATE, return_tensors="pt")["input_features"].float()

@@ -1,4 +1,4 @@
-"""What the tests of the C++ launchers share: every output poisoned, every mode, and the truth in float64 NumPy."""
+"""Helpers of the C++ launcher tests: launches in every mode with poisoned outputs, and a float64 NumPy reference."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atk.kernels import cpp
-from atk.kernels.sequences import Sequences, from_padded
+from atk.kernels.sequences import Sequences, from_padded, index_dtype
 
 if cpp.unavailable():
     pytest.skip(cpp.unavailable(), allow_module_level=True)
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True, params=_C.available_isas())
 def isa(request):
-    """Every test of a module that imports this runs on every instruction set of this CPU."""
+    """Runs every test of the importing module on each instruction set that this CPU supports."""
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(_C.available_isas()[0])
@@ -33,26 +33,26 @@ def threads():
 
 
 def valid_rows(sequences):
-    """For every sequence, its rows that are not masked."""
-    cu = sequences.cu_seqlens.tolist()
-    kept = np.ones(cu[-1], bool) if sequences.mask is None else sequences.mask.numpy()
-    return [np.flatnonzero(kept[a:b]) + a for a, b in itertools.pairwise(cu)]
+    """The indices of the valid rows of each sequence."""
+    cu_seqlens = sequences.cu_seqlens.tolist()
+    valid = np.ones(cu_seqlens[-1], bool) if sequences.mask is None else sequences.mask.numpy()
+    return [np.flatnonzero(valid[begin:end]) + begin for begin, end in itertools.pairwise(cu_seqlens)]
 
 
 def expected(audio, text, grad, pairs=False):
-    """sim, winners [N_t, T_a] (rows of text, -1 where there is none) and both gradients in float64, pair by pair."""
+    """sim, winners [N_t, T_a] (rows of text, -1 if there is none) and both gradients in float64, pair by pair."""
     frames, tokens = valid_rows(audio), valid_rows(text)
     a, t, g = audio.rows.double().numpy(), text.rows.double().numpy(), grad.double().numpy()
-    sim, winners = np.zeros(g.shape), np.full((1 if pairs else text.number, len(a)), -1)
+    sim, winners = np.zeros(g.shape), np.full((1 if pairs else text.num_sequences, len(a)), -1)
     grad_audio, grad_text = np.zeros(a.shape), np.zeros(t.shape)
-    for i in range(audio.number):
-        for j in [i] if pairs else range(text.number):
+    for i in range(audio.num_sequences):
+        for j in [i] if pairs else range(text.num_sequences):
             if not len(frames[i]) or not len(tokens[j]):
                 continue
             pair = i if pairs else (i, j)
             with np.errstate(invalid="ignore"):
                 scores = a[frames[i]] @ t[tokens[j]].T
-                best = scores.argmax(1)  # the first of equals, and the first NaN before any number
+                best = scores.argmax(1)  # the first maximum; NaN counts as the largest
                 sim[pair] = scores[np.arange(len(best)), best].mean()
                 winners[0 if pairs else j, frames[i]] = tokens[j][best]
                 if g[pair] == 0:
@@ -64,11 +64,10 @@ def expected(audio, text, grad, pairs=False):
 
 
 def launch(audio, text, grad=None, pairs=False, workspace=300):
-    """sim, winners, grad_audio, grad_text; the modes without a saved index must give the same bits."""
-    total = len(audio.rows)
-    kind = torch.uint8 if text.longest <= 256 else torch.int16 if text.longest <= 32768 else torch.int32
-    index = torch.full((total,) if pairs else (text.number, total), torch.iinfo(kind).max, dtype=kind)
-    shape = (text.number,) if pairs else (audio.number, text.number)
+    """sim, winners, grad_audio, grad_text; checks that the modes without a saved index give the same bits."""
+    T_a, dtype = len(audio.rows), index_dtype(text.longest)
+    index = torch.full((T_a,) if pairs else (text.num_sequences, T_a), torch.iinfo(dtype).max, dtype=dtype)
+    shape = (text.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
     sim, without_index = torch.full(shape, NAN), torch.full(shape, NAN)
     cpp.max_mean_forward(audio, text, sim, index, pairs)
     cpp.max_mean_forward(audio, text, without_index, None, pairs)
@@ -88,16 +87,16 @@ def launch(audio, text, grad=None, pairs=False, workspace=300):
 
 
 def winners_of(audio, text, index, pairs):
-    """The launchers' index as rows of `text` [N_t, T_a], -1 where there is no winner."""
+    """Converts the launchers' `index` to rows of `text` [N_t, T_a], -1 if there is no winner."""
     frames, tokens = valid_rows(audio), valid_rows(text)
     index = index.view(-1, len(audio.rows)).long().numpy()
     winners = np.full(index.shape, -1)
     begin = 0
     for i, rows in enumerate(frames):
-        for j in [i] if pairs else range(text.number):
+        for j in [i] if pairs else range(text.num_sequences):
             if len(tokens[j]) and len(rows):
-                line = 0 if pairs else j
-                winners[line, rows] = tokens[j][index[line, begin : begin + len(rows)]]
+                caption_row = 0 if pairs else j
+                winners[caption_row, rows] = tokens[j][index[caption_row, begin : begin + len(rows)]]
         begin += len(rows)
     return torch.from_numpy(winners)
 
@@ -107,7 +106,8 @@ def same(a, b):
 
 
 def check(audio, text, pairs=False, grad=None):
-    shape = (text.number,) if pairs else (audio.number, text.number)
+    """Compares a launch with `expected`, the winners exactly."""
+    shape = (text.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
     grad = torch.randn(shape) if grad is None else grad
     got, want = launch(audio, text, grad, pairs), expected(audio, text, grad, pairs)
     torch.testing.assert_close(got[0].double(), want[0], rtol=1e-6, atol=1e-6, equal_nan=True)

@@ -1,8 +1,12 @@
-"""What each of K ranks checks of the losses; `distributed_ranks` runs these. Comparisons come after collectives."""
+"""Checks of the losses that run on each of K ranks; `distributed_ranks` starts them.
+
+All ranks run the same collectives, so a case compares its results only after the last of them.
+"""
 
 from functools import partial
 from itertools import product
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,14 +24,18 @@ def case(function):
     return function
 
 
-def own(counts, rank):
+def local_slice(counts, rank):
+    """The pairs of one rank among those of all ranks."""
     return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
 
 
-def pairs(number, dtype=torch.float64, width=8):
-    """Clips and captions of unequal lengths with holes, and NaN in the padding; the last caption has no token."""
-    frames, tokens = (torch.randn(number, length, width, dtype=dtype) for length in (7, 5))
-    frame_mask, token_mask = (torch.rand(number, length) < 0.7 for length in (7, 5))
+def pairs(count, dtype=torch.float64, width=8):
+    """Clips and captions of random lengths, with masks that have holes and NaN at masked positions.
+
+    The last caption has no token.
+    """
+    frames, tokens = (torch.randn(count, length, width, dtype=dtype) for length in (7, 5))
+    frame_mask, token_mask = (torch.rand(count, length) < 0.7 for length in (7, 5))
     frame_mask[:, 0] = True
     token_mask[:, 1] = True
     token_mask[-1] = False
@@ -36,13 +44,13 @@ def pairs(number, dtype=torch.float64, width=8):
 
 
 def trimmed(value, mask):
-    """As a rank pads its own clips: no longer than the longest of them."""
+    """Sequences as a rank pads them: to the longest of its own."""
     length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
     return value[:, :length], mask[:, :length]
 
 
 def gradients(loss, inputs, scale):
-    """Loss and gradients of `loss(*inputs, scale)`."""
+    """The value of `loss(*inputs, scale)` and its gradients."""
     leaves = [value.clone().requires_grad_() for value in (*inputs, scale)]
     value = loss(*leaves)
     value.backward()
@@ -50,8 +58,8 @@ def gradients(loss, inputs, scale):
 
 
 def same_as_whole(whole, share, inputs, counts, rank, close=assert_close, scale=5.0):
-    """The shares add up to the loss of the whole batch, and so do the gradients."""
-    part = own(counts, rank)
+    """Checks that the losses and gradients of all ranks add up to those of the whole batch on one process."""
+    part = local_slice(counts, rank)
     scale = torch.tensor(scale, dtype=inputs[0].dtype)
     value, *grads, grad_scale = gradients(share, [x[part] for x in inputs], scale)
     value, grad_scale = distributed.total(value), distributed.total(grad_scale)
@@ -76,13 +84,13 @@ def aligned_case(gather, rank, size, masked=True, **options):
         frames, tokens, *masks = pairs(sum(counts))
         if not masked:
             frames, tokens = torch.randn_like(frames), torch.randn_like(tokens)
-        part = own(counts, rank)
+        part = local_slice(counts, rank)
 
         def share(frames, tokens, scale, part=part, masks=masks):
             if not masked:
                 return distributed.aligned_info_nce(frames, tokens, scale, gather=gather, **options)
-            sides = [trimmed(side, mask[part]) for side, mask in zip((frames, tokens), masks, strict=True)]
-            values, masks = zip(*sides, strict=True)
+            local = [trimmed(value, mask[part]) for value, mask in zip((frames, tokens), masks, strict=True)]
+            values, masks = zip(*local, strict=True)
             return distributed.aligned_info_nce(*values, scale, *masks, gather=gather, **options)
 
         def whole(frames, tokens, scale, masks=masks):
@@ -106,15 +114,15 @@ def modules_learn_the_temperature(rank, size):
     for counts, gather in product(COUNTS[size], distributed.GATHERS):
         globals_ = torch.randn(2, sum(counts), 8, dtype=torch.float64)
         frames, tokens, *masks = pairs(sum(counts))
-        part = own(counts, rank)
-        found = {}
+        part = local_slice(counts, rank)
+        results = {}
         for name, chosen in ((gather, part), (None, slice(None))):
             loss = atk.nn.AlignedContrastiveLoss(0.2, True, global_weight=0.5, gather=name).double()
             inputs = [x[chosen].clone().requires_grad_() for x in (*globals_, frames, tokens)]
             value = loss(*inputs, *(mask[chosen] for mask in masks))
             value.backward()
-            found[name] = value.detach(), loss.log_logit_scale.grad, [x.grad for x in inputs]
-        (value, grad, grads), (whole, whole_grad, whole_grads) = found[gather], found[None]
+            results[name] = value.detach(), loss.log_logit_scale.grad, [x.grad for x in inputs]
+        (value, grad, grads), (whole, whole_grad, whole_grads) = results[gather], results[None]
         value, grad = distributed.total(value), distributed.total(grad)
         assert_close(value, whole)
         assert_close(grad, whole_grad)
@@ -148,7 +156,7 @@ def bfloat16_under_autocast(rank, size):
 
 
 @case
-def the_ring_computes_again_under_the_same_autocast(rank, size):
+def the_ring_recomputes_under_the_same_autocast(rank, size):
     seen, similarity = [], distributed.losses.similarity
 
     def spy(*args, **kwargs):
@@ -169,7 +177,7 @@ def the_ring_computes_again_under_the_same_autocast(rank, size):
 @case
 def two_runs_give_the_same_bits(rank, size):
     counts = COUNTS[size][0]
-    part = own(counts, rank)
+    part = local_slice(counts, rank)
     vectors = [x[part] for x in torch.randn(2, sum(counts), 8)]
     sequences = [x[part].nan_to_num() for x in pairs(sum(counts), torch.float32)[:2]]
     for gather in distributed.GATHERS:
@@ -179,9 +187,9 @@ def two_runs_give_the_same_bits(rank, size):
 
 
 @case
-def a_rank_without_pairs_or_gradients_takes_part(rank, size):
+def a_rank_without_pairs_or_gradients_joins_the_collectives(rank, size):
     counts = COUNTS[size][1]
-    part = own(counts, rank)
+    part = local_slice(counts, rank)
     for gather in distributed.GATHERS:
         vectors = torch.randn(2, sum(counts), 8, dtype=torch.float64)
         frames, tokens = (x.nan_to_num() for x in pairs(sum(counts))[:2])
@@ -214,7 +222,7 @@ def gradients_averaged_by_ddp_are_those_of_the_whole_batch(rank, size):
             return self.loss(frames.mean(1), tokens.mean(1), frames, tokens)
 
     for counts, gather in product(COUNTS[size], distributed.GATHERS):
-        part = own(counts, rank)
+        part = local_slice(counts, rank)
         frames, tokens = (x.nan_to_num() for x in pairs(sum(counts))[:2])
         model, whole = Towers(gather).double(), Towers(None).double()
         replica = DistributedDataParallel(model)
@@ -246,9 +254,5 @@ def without_gradients_and_without_second_derivatives(rank, size):
             assert not share.requires_grad
         share = distributed.info_nce(*vectors, 5.0, gather=gather, backend="reference")
         (grad,) = torch.autograd.grad(share, vectors, create_graph=True)
-        try:
+        with pytest.raises(RuntimeError, match="twice"):
             grad.sum().backward()
-        except RuntimeError as error:
-            assert "twice" in str(error)
-        else:
-            raise AssertionError("a second derivative was given")

@@ -1,8 +1,7 @@
-"""Starts K processes joined by gloo, has them run every case, and collects what failed."""
+"""Runs every case on K processes joined by gloo, and collects the errors."""
 
 import json
 import os
-import sys
 import traceback
 from datetime import timedelta
 from functools import cache
@@ -11,39 +10,42 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from support.distributed_cases import CASES as LOSS_CASES
 from support.distributed_wire_cases import CASES as WIRE_CASES
+from support.processes import start_ranks
 
 CASES = LOSS_CASES | WIRE_CASES
-PATIENCE = timedelta(seconds=60)  # after which a collective that some rank does not join fails
+TIMEOUT = timedelta(seconds=60)  # of a collective that some rank does not join
 
 
 @cache
 def failures(size: int) -> dict[str, str]:
-    """What each of `CASES` said on `size` ranks, "" when it passed on all."""
+    """The error messages of each of `CASES` on `size` ranks; "" for a case that passed on all."""
     with TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_work, (size, folder), size)
-        said = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
-    return {name: "".join(f"rank {rank}: {found[name]}\n" for rank, found in enumerate(said) if found[name])
-            for name in said[0]}  # fmt: skip
+        job = start_ranks(size, "support.distributed_ranks:run_cases", size, folder)
+        assert job.wait(600) == 0, job.output
+        errors = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
+    return {
+        name: "".join(f"rank {rank}: {of_rank[name]}\n" for rank, of_rank in enumerate(errors) if of_rank[name])
+        for name in errors[0]
+    }
 
 
-def _work(rank: int, size: int, folder: str) -> None:
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+def run_cases(size: int, folder: str) -> None:
+    """Run all cases on this rank and write their errors to `folder`."""
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # and uninitialised memory holds NaN
-    said = {}
-    for number, (name, case) in enumerate(CASES.items()):
-        meeting = f"file://{folder}/{number}"  # a new one for every case: one that fails does not break the next
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
+    torch.use_deterministic_algorithms(True)  # also fills uninitialized memory with NaN
+    errors = {}
+    for index, (name, case) in enumerate(CASES.items()):
+        store = f"file://{folder}/{index}"  # a new group for every case: an error does not break the next case
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
         try:
-            dist.barrier()  # until all are joined: a case that talks to nobody would leave while others still connect
+            dist.barrier()  # a case without collectives would leave the group while other ranks still connect
             torch.manual_seed(0)
-            said[name] = case(rank, size) or ""
-        except Exception:
-            said[name] = traceback.format_exc()
+            errors[name] = case(rank, size) or ""
+        except Exception:  # noqa: BLE001 (the test reports it)
+            errors[name] = traceback.format_exc()
         finally:
             dist.destroy_process_group()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(said))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(errors))

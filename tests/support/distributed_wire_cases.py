@@ -1,11 +1,12 @@
-"""What each of K ranks checks of gathers, groups, refusals and bytes; `distributed_ranks` runs these."""
+"""Checks of gathers, groups, errors and traffic that run on each of K ranks; `distributed_ranks` starts them."""
 
 from functools import partial
 from itertools import product
 
+import pytest
 import torch
 import torch.distributed as dist
-from support.distributed_cases import COUNTS, assert_close, gradients, own
+from support.distributed_cases import COUNTS, assert_close, gradients, local_slice
 
 import atk
 from atk import distributed
@@ -23,13 +24,13 @@ def case(function):
 @case
 def gather_sums_gradients_of_all_ranks(rank, size):
     for counts in COUNTS[size]:
-        part = own(counts, rank)
+        part = local_slice(counts, rank)
         every = torch.randn(sum(counts), 3, dtype=torch.float64)
         weights = torch.randn(size, sum(counts), 3, dtype=torch.float64)
         rows = every[part].clone().requires_grad_()
-        gathered, mine = distributed.gather(rows)
+        gathered, local = distributed.gather(rows)
         (gathered * weights[rank]).sum().backward()
-        assert torch.equal(gathered.detach(), every) and mine == part
+        assert torch.equal(gathered.detach(), every) and local == part
         assert_close(rows.grad, weights.sum(0)[part])
 
 
@@ -37,16 +38,16 @@ def gather_sums_gradients_of_all_ranks(rank, size):
 def gather_of_packed_captions(rank, size):
     counts = COUNTS[size][0]
     lengths = torch.randint(0, 4, (sum(counts),), dtype=torch.int32)
-    every, part = torch.randn(int(lengths.sum()), 3).bfloat16(), own(counts, rank)
+    every, part = torch.randn(int(lengths.sum()), 3).bfloat16(), local_slice(counts, rank)
     rows = every[int(lengths[: part.start].sum()) : int(lengths[: part.stop].sum())].clone().requires_grad_()
     cu_seqlens = torch.tensor([0, *lengths[part].cumsum(0)], dtype=torch.int32)
-    gathered, cu_gathered, mine = distributed.gather_packed(rows, cu_seqlens)
+    gathered, cu_gathered, local = distributed.gather_packed(rows, cu_seqlens)
     weights = torch.randn(size, *every.shape)
     (gathered * weights[rank]).sum().backward()
     wanted = torch.zeros_like(every, dtype=torch.float32)
     for weight in weights.bfloat16():
         wanted += weight
-    assert torch.equal(gathered.detach(), every) and mine == part and cu_gathered.dtype == torch.int32
+    assert torch.equal(gathered.detach(), every) and local == part and cu_gathered.dtype == torch.int32
     assert cu_gathered.tolist() == [0, *lengths.cumsum(0).tolist()]
     start = int(lengths[: part.start].sum())
     assert rows.grad.dtype == torch.bfloat16
@@ -56,13 +57,13 @@ def gather_of_packed_captions(rank, size):
 @case
 def ring_sums_gradients_in_float32(rank, size):
     counts = COUNTS[size][0]
-    every, part = torch.randn(sum(counts), 3).bfloat16(), own(counts, rank)
+    every, part = torch.randn(sum(counts), 3).bfloat16(), local_slice(counts, rank)
     weights, of_local = torch.randn(size, sum(counts), 3).bfloat16(), torch.randn(size, 3).bfloat16()
     rows, local = every[part].clone().requires_grad_(), torch.zeros(3).bfloat16().requires_grad_()
 
     def score(source, block, local):
-        assert torch.equal(block.detach(), every[own(counts, source)])
-        return block * weights[rank, own(counts, source)], local * of_local[source]
+        assert torch.equal(block.detach(), every[local_slice(counts, source)])
+        return block * weights[rank, local_slice(counts, source)], local * of_local[source]
 
     sum(value.sum() for block in ring(score, rows, (local,), counts, None) for value in block).backward()
     assert torch.equal(rows.grad, weights[:, part].float().sum(0).bfloat16())
@@ -70,7 +71,7 @@ def ring_sums_gradients_in_float32(rank, size):
 
 
 @case
-def what_does_not_fit_is_said_on_every_rank(rank, size):
+def inputs_that_differ_between_ranks_are_refused_on_every_rank(rank, size):
     calls = {
         "text must have the same width D on all ranks": lambda: torch.randn(2, 1, 4 + (rank == 0)),
         "text must have the same dtype on all ranks": lambda: torch.randn(2, 1, 4).to(
@@ -79,13 +80,9 @@ def what_does_not_fit_is_said_on_every_rank(rank, size):
         "at least one pair on some rank, got 0 on all of them": lambda: torch.randn(2, 0, 4),
     }
     for (message, make), gather in product(calls.items(), distributed.GATHERS):
-        try:
+        with pytest.raises((ValueError, TypeError), match=message):
             distributed.info_nce(*make(), 1.0, gather=gather)
-        except (ValueError, TypeError) as error:
-            assert message in str(error), error
-        else:
-            raise AssertionError(f"not refused: {message}")
-    distributed.info_nce(torch.randn(2, 4), torch.randn(2, 4), 1.0)  # the group is as good as before
+    distributed.info_nce(torch.randn(2, 4), torch.randn(2, 4), 1.0)  # the group still works
 
 
 @case
@@ -111,41 +108,43 @@ def a_group_of_some_ranks(rank, size):
 def logsumexp_of_infinite_and_undefined_values(rank, size):
     table = torch.randn(size, 5)
     table[:, 0], table[0, 1], table[-1, 2], table[-1, 3] = -torch.inf, -torch.inf, torch.inf, torch.nan
-    found = LogSumExp.apply(table[rank], None)
-    torch.testing.assert_close(found, table.logsumexp(0), equal_nan=True)
+    result = LogSumExp.apply(table[rank], None)
+    torch.testing.assert_close(result, table.logsumexp(0), equal_nan=True)
 
 
 class Meter:
-    """Bytes of floating rows that come to this rank from others, and of the largest message."""
+    """Counts the bytes of floating-point rows that this rank receives, in total and in the largest message."""
 
     def __enter__(self):
-        self.received, self.largest, self.kept = 0, 0, {}
+        self.received = 0
+        self.largest = 0
+        self.collectives = {}
         for name in ("all_gather", "all_to_all_single", "batch_isend_irecv"):
-            self.kept[name] = getattr(dist, name)
+            self.collectives[name] = getattr(dist, name)
             setattr(dist, name, partial(self.count, name))
         return self
 
     def count(self, name, *args, **kwargs):
         if name == "batch_isend_irecv":
-            came = [op.tensor for op in args[0] if op.op is dist.irecv]
-        else:  # this rank's own part stays here
-            came = (args[0] if name == "all_gather" else args[0].chunk(dist.get_world_size()))[1:]
-        came = [part.nbytes for part in came if part.is_floating_point()]
-        self.received += sum(came)
-        self.largest = max(self.largest, *came, 0)
-        return self.kept[name](*args, **kwargs)
+            received = [op.tensor for op in args[0] if op.op is dist.irecv]
+        else:  # the local part is not sent
+            received = (args[0] if name == "all_gather" else args[0].chunk(dist.get_world_size()))[1:]
+        received = [part.nbytes for part in received if part.is_floating_point()]
+        self.received += sum(received)
+        self.largest = max(self.largest, *received, 0)
+        return self.collectives[name](*args, **kwargs)
 
     def __exit__(self, *_):
-        for name, function in self.kept.items():
+        for name, function in self.collectives.items():
             setattr(dist, name, function)
 
 
 @case
-def bytes_on_the_wire_are_those_of_the_page(rank, size):
-    number, length, width = 2, 3, 4
-    frames, tokens = (torch.randn(number, each, width, requires_grad=True) for each in (50, 2 * length))
-    mask = torch.arange(2 * length).expand(number, -1) % 2 == 0
-    captions = (size - 1) * number * length * width * 4
+def traffic_is_as_documented(rank, size):
+    count, length, width = 2, 3, 4
+    frames, tokens = (torch.randn(count, each, width, requires_grad=True) for each in (50, 2 * length))
+    mask = torch.arange(2 * length).expand(count, -1) % 2 == 0
+    captions = (size - 1) * count * length * width * 4
     for gather, passes in (("all", 2), ("ring", 3)):
         with Meter() as meter:
             distributed.aligned_info_nce(frames, tokens, 5.0, None, mask, gather=gather).backward()

@@ -1,4 +1,4 @@
-"""A model whose embeddings are known: the loudness of a frame says which of three sounds it is, and words name them."""
+"""A model with known embeddings: the level of a frame encodes one of three sounds, and words are their names."""
 
 import re
 
@@ -10,20 +10,23 @@ from torch import nn
 from atk.models.clap import AudioEmbedding, TextEmbedding
 
 RATE = 8000
-FRAME = 800  # samples of a frame: 0.1 s
+FRAME = 800  # samples per frame: 0.1 s
 SOUNDS = ("dog", "bell", "engine")
-OTHER = len(SOUNDS)  # the axis of every other word and of silence
+OTHER = len(SOUNDS)  # axis of silence and of all other words
 
 
 def sound(*names):
-    """A waveform: 0.1 s for each name, "" = silence."""
+    """A waveform with 0.1 s per name; "" = silence."""
     levels = [0.0 if not name else (SOUNDS.index(name) + 1) / 4 for name in names]
     return np.repeat(np.array(levels, dtype=np.float32), FRAME)
 
 
 class FakeModel(nn.Module):
-    """Frames and tokens are unit vectors along the axis of their sound; pooled vectors are their means, silence and
-    other words counting a tenth. Words are cut into tokens of three letters, between two special tokens."""
+    """Frames and tokens are unit vectors along the axis of their sound.
+
+    Pooled vectors are their means, in which silence and other words have a weight of 0.1. Words are split into tokens
+    of three letters, between two special tokens.
+    """
 
     sample_rate = RATE
     frame_seconds = FRAME / RATE
@@ -63,7 +66,8 @@ class FakeModel(nn.Module):
             for t, (start, end, word) in enumerate(row, 1):
                 axis = SOUNDS.index(word) if word in SOUNDS else OTHER
                 vectors[n, t] = F.one_hot(torch.tensor(axis), OTHER + 1).float()
-                mask[n, t], offsets[n, t] = True, torch.tensor([start, end])
+                mask[n, t] = True
+                offsets[n, t] = torch.tensor([start, end])
         return TextEmbedding(_pool(vectors, mask), vectors, mask, offsets)
 
     def log_mel(self, audio, lengths):

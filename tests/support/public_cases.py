@@ -1,6 +1,6 @@
-"""What the tests of max-mean similarity share: the backends that run here, ragged inputs, the definition in loops.
+"""Shared by the tests of max-mean similarity: the available backends, ragged inputs, the definition as loops.
 
-Cases of the Triton backend make their tensors on the GPU where there is one; see `conftest.py`.
+Cases of the Triton backend create their tensors on the GPU if there is one; see `conftest.py`.
 """
 
 import itertools
@@ -21,11 +21,11 @@ BACKENDS = [
     )
     for name in ("reference", "cpp", "triton")
 ]
-no_bf16 = "the interpreter's bfloat16 products are wrong (triton 3.7.1)"
+no_bf16 = "the interpreter computes wrong bfloat16 products (triton 3.7.1)"
 
 
 def loop_similarity(audio, text, audio_mask, text_mask):
-    """(3.6) by Python loops in float64: independent of the einsum."""
+    """(3.6) as Python loops in float64, independent of the einsum."""
     sim = torch.zeros(len(audio), len(text), dtype=torch.float64)
     for i, j in itertools.product(range(len(audio)), range(len(text))):
         frames, tokens = audio[i][audio_mask[i]].double(), text[j][text_mask[j]].double()
@@ -35,13 +35,18 @@ def loop_similarity(audio, text, audio_mask, text_mask):
 
 
 def ragged(clips=4, captions=5, frames=9, tokens=7, width=6, dtype=torch.float32):
-    audio, text = torch.randn(clips, frames, width), torch.randn(captions, tokens, width)
-    audio_mask, text_mask = torch.rand(clips, frames) > 0.4, torch.rand(captions, tokens) > 0.4
-    audio_mask[1:2], text_mask[2:3] = False, False
+    """Random embeddings and masks with gaps; clip 1 and caption 2 are empty."""
+    audio = torch.randn(clips, frames, width)
+    text = torch.randn(captions, tokens, width)
+    audio_mask = torch.rand(clips, frames) > 0.4
+    text_mask = torch.rand(captions, tokens) > 0.4
+    audio_mask[1:2] = False
+    text_mask[2:3] = False
     return audio.to(dtype), text.to(dtype), audio_mask, text_mask
 
 
 def gradients(function, *values):
+    """The output of `function` and the gradients of its arguments, for a fixed weighted sum of the output."""
     leaves = [value.detach().clone().requires_grad_() for value in values]
     out = function(*leaves)
     weight = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)

@@ -1,12 +1,11 @@
 """Command lines of tiny runs, and what such a run left behind."""
 
 import json
-import subprocess
-import sys
 import time
 
 import torch
 from safetensors.torch import load_file
+from support.processes import Job
 
 from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
 
@@ -49,22 +48,16 @@ def training_state(out):
 
 
 def killed_at_a_random_moment(command, out, draw):
-    """Start the run in a process of its own and SIGKILL it after a random number of steps and a random wait."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from atk.cli.main import main; main(sys.argv[1:])",
-        *command,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    steps = draw.randrange(3, 8)  # past the first checkpoint, far from the end
-    while process.poll() is None:
+    """Start the run in another process and SIGKILL it after a random number of steps and a random wait."""
+    job = Job("atk.cli.main:main", command)
+    steps = draw.randrange(3, 8)  # after the first checkpoint and long before the end
+    while job.poll() is None:
         if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= steps:
             time.sleep(draw.random() * 0.05)
             break
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    job.kill()
+    job.wait()
 
 
 def semisupervised_arguments(data, noises, out, *more):

@@ -22,6 +22,6 @@ def tiny(**changes):
 
 
 def clips(lengths, samples=32000):
-    """Waveforms that are NaN beyond their ends."""
+    """Noise `[..., samples]` with NaN after each of `lengths [...]`."""
     audio = torch.randn(*lengths.shape, samples)
     return audio.masked_fill(torch.arange(samples) >= lengths[..., None], float("nan"))

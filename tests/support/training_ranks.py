@@ -1,4 +1,4 @@
-"""One step of every trainer on K processes joined by gloo, beside one process with the whole batch.
+"""One step of every trainer on K processes joined by gloo, compared with one process that has the whole batch.
 
 Errors are collected for the test that started the processes.
 """
@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import traceback
 from dataclasses import fields
 from datetime import timedelta
@@ -42,21 +41,20 @@ WAYS = [
 ]
 
 
-def work(rank: int, size: int, folder: str, commands: list[list[str]]) -> None:
-    """Run every way of every command on this rank; what failed goes to `folder`."""
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+def run_steps(size: int, folder: str, commands: list[list[str]]) -> None:
+    """Run every way of every command on this rank and write the errors to `folder`."""
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    said = []
-    for number, (command, way) in enumerate(itertools.product(commands, WAYS if size == 2 else WAYS[1:4])):
+    errors = []
+    for index, (command, way) in enumerate(itertools.product(commands, WAYS if size == 2 else WAYS[1:4])):
         try:
-            _step(rank, size, f"file://{folder}/{number}", command, way)
-        except Exception:
-            said.append(f"{command[1]} {way}: {traceback.format_exc()}")
+            _step(rank, size, f"file://{folder}/{index}", command, way)
+        except Exception:  # noqa: BLE001 (the test reports it)
+            errors.append(f"{command[1]} {way}: {traceback.format_exc()}")
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(said))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(errors))
 
 
 def _step(rank: int, size: int, meeting: str, command: list[str], way: dict) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the Triton kernels share: where they run, inputs, results in float64, calls."""
+"""Shared by the tests of the Triton kernels: where they run, inputs, float64 results, calls."""
 
 import os
 
@@ -9,35 +9,38 @@ from atk.kernels.sequences import Sequences, from_padded, index_dtype
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS_HERE = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-# The interpreter's bfloat16 products are wrong (triton 3.7.1).
+# The interpreter computes wrong bfloat16 products (triton 3.7.1).
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-# Half of one unit in the last place of the result, and as much for the weights of grad_audio.
+# Half a unit in the last place for the result, and the same again for the weights of grad_audio.
 GRADIENT_ERROR = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-here = pytest.mark.skipif(not RUNS_HERE, reason="no GPU: runs in the subprocess of test_cases_pass_in_the_interpreter")
+needs_gpu_or_interpreter = pytest.mark.skipif(
+    not RUNS_HERE, reason="no GPU; test_interpreter.py runs it in another process"
+)
 
 
 def inputs(N_a, N_t, L_a, L_t, D, dtype=torch.float32, valid=0.7):
-    """Random embeddings [N, L, D], and masks with holes in which the first clip and the last caption are empty.
+    """Random embeddings [N, L, D] and masks [N, L] with gaps. The first clip and the last caption are empty.
 
-    valid > 1: nothing is masked out.
+    With valid > 1 nothing is masked.
     """
     generator = torch.Generator().manual_seed(N_a + 7 * L_a + 31 * L_t + D)
     audio, text = (torch.randn(n, length, D, generator=generator).to(dtype) for n, length in ((N_a, L_a), (N_t, L_t)))
     audio_mask, text_mask = (torch.rand(x.shape[:2], generator=generator) < valid for x in (audio, text))
     if valid <= 1:
-        audio_mask[0], text_mask[-1] = False, False
+        audio_mask[0] = False
+        text_mask[-1] = False
     return tuple(x.to(DEVICE) for x in (audio, text, audio_mask, text_mask))
 
 
 def gradient(*shape, zeros=0.0):
-    """A random gradient of `sim`, a share of it exactly zero."""
+    """A random gradient of `sim`; a fraction `zeros` of it is exactly 0."""
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < zeros, 0.0, grad).to(DEVICE)
 
 
 def ragged(lengths, D, dtype=torch.float32):
-    """Packed sequences of the given lengths, without a mask."""
+    """Packed random sequences of the given lengths, without a mask."""
     generator = torch.Generator().manual_seed(sum(lengths) + D)
     rows = torch.randn(sum(lengths), D, generator=generator).to(dtype)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
@@ -45,7 +48,7 @@ def ragged(lengths, D, dtype=torch.float32):
 
 
 def padded(sequences):
-    """The same sequences padded with NaN to the longest, with a mask; and where each row went [T]."""
+    """The sequences padded with NaN to the longest, with a mask; and the padded position of each row, [T]."""
     lengths = sequences.cu_seqlens.diff().cpu()
     mask = torch.arange(sequences.longest) < lengths[:, None]
     value = torch.full((*mask.shape, sequences.rows.shape[1]), float("nan")).to(sequences.rows)
@@ -54,7 +57,7 @@ def padded(sequences):
 
 
 def expected(audio, text, audio_mask, text_mask, grad=None):
-    """Similarities by torch.max in float64; with `grad` the two gradients by gathering as well."""
+    """Similarities computed by torch.max in float64; with `grad` also both gradients, computed by gathering."""
     audio, text = (x.double().cpu() for x in (audio, text))
     audio_mask, text_mask = audio_mask.cpu(), text_mask.cpu()
     scores = torch.einsum("atd,bld->abtl", audio, text).masked_fill(~text_mask[None, :, None], -torch.inf)
@@ -72,20 +75,20 @@ def expected(audio, text, audio_mask, text_mask, grad=None):
 
 
 def forward(audio, text, pairs=False, with_index=True):
-    """Similarities and winners by the kernels, into buffers that hold rubbish, plausible winners among it."""
+    """Similarities and winner indices from the kernels, written to buffers prefilled with NaN and a valid index."""
     from atk.kernels.max_mean import max_mean_forward
 
-    shape = (audio.number,) if pairs else (audio.number, text.number)
-    sim = torch.full(shape, float("nan"), device=DEVICE)
-    shape = (len(audio.rows),) if pairs else (text.number, len(audio.rows))
+    sim_shape = (audio.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
+    sim = torch.full(sim_shape, float("nan"), device=DEVICE)
+    index_shape = (len(audio.rows),) if pairs else (text.num_sequences, len(audio.rows))
     dtype = index_dtype(text.longest)
-    index = torch.full(shape, min(3, text.longest - 1), dtype=dtype, device=DEVICE) if with_index else None
+    index = torch.full(index_shape, min(3, text.longest - 1), dtype=dtype, device=DEVICE) if with_index else None
     max_mean_forward(audio, text, sim, index, pairs)
     return sim, index
 
 
 def backward(grad, audio, text, index, pairs=False, sparse=False, **options):
-    """The gradients by the kernels, into buffers of NaN."""
+    """The gradients from the kernels, written to buffers of NaN."""
     from atk.kernels.max_mean import max_mean_backward
 
     grad_audio, grad_text = (torch.full_like(x.rows, float("nan")) for x in (audio, text))
@@ -94,11 +97,11 @@ def backward(grad, audio, text, index, pairs=False, sparse=False, **options):
 
 
 def assert_close(value, wanted, relative):
-    """The largest error, relative to the largest value."""
+    """Checks the largest error relative to the largest value."""
     error = (value.double().cpu() - wanted.double().cpu()).abs().max()
     assert error <= relative * max(wanted.abs().max(), 1e-30), f"error {error}, largest value {wanted.abs().max()}"
 
 
 def assert_equal(values, wanted):
-    """Bit for bit."""
-    assert all(torch.equal(value, other) for value, other in zip(values, wanted, strict=True))
+    """Checks bitwise equality."""
+    assert all(torch.equal(value, target) for value, target in zip(values, wanted, strict=True))

@@ -1,4 +1,4 @@
-"""Folders and shards of made-up clips, and batches of them."""
+"""Folders and shards of synthetic clips, and batches of them."""
 
 import io
 import itertools
@@ -14,16 +14,16 @@ RATE = 1000
 
 
 def ramps(folder, count, seconds=2.0, first=0):
-    """Clips whose sample values tell clip and place: clip number plus the share of a thousand seconds."""
+    """Write clips whose samples identify clip and time: the clip index plus time / 1000 s."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(first, first + count):
-        wave = number + np.arange(round(seconds * RATE)) / (1000 * RATE)
-        soundfile.write(folder / f"{number:03d}.wav", wave, RATE, subtype="DOUBLE")
+    for index in range(first, first + count):
+        wave = index + np.arange(round(seconds * RATE)) / (1000 * RATE)
+        soundfile.write(folder / f"{index:03d}.wav", wave, RATE, subtype="DOUBLE")
     return folder
 
 
 def tar(path, members, form=tarfile.PAX_FORMAT):
-    """A tar of (name, bytes)."""
+    """Write a tar file with members given as (name, bytes)."""
     with tarfile.open(path, "w", format=form) as file:
         for name, content in members:
             member = tarfile.TarInfo(name)
@@ -33,19 +33,23 @@ def tar(path, members, form=tarfile.PAX_FORMAT):
 
 
 def audio_bytes(seed=0, form="WAV"):
+    """Three seconds of noise as the content of an audio file."""
     file = io.BytesIO()
     soundfile.write(file, np.random.default_rng(seed).standard_normal(3 * 8000) / 10, 8000, format=form)
     return file.getvalue()
 
 
 def take(pool, count, **options):
+    """The first `count` batches of a pool."""
     options = {"sample_rate": 800, "clip_seconds": 0.5, "batch_size": 4, "seed": 3} | options
     return list(itertools.islice(unlabeled_loader(pool, **options), count))
 
 
 def names(pool):
+    """Names of all clips of a pool."""
     return [pool.name(index) for index in range(len(pool))]
 
 
 def below(pool, folder):
+    """Names of all clips of a pool, relative to `folder`."""
     return [os.path.relpath(name, folder) for name in names(pool)]

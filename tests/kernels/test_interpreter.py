@@ -1,0 +1,45 @@
+"""Without a GPU, the Triton cases of all tests run in Triton's interpreter, in processes of their own.
+
+The interpreter has to be selected before triton is imported, and other tests need the compiler.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.triton_cases import RUNS_HERE
+
+TESTS = Path(__file__).parents[1]
+# A name in tests/ for each process, and the smallest number of cases that must pass.
+LEAST = {
+    "kernels/test_normalize_triton.py": 9,
+    "kernels/test_max_mean_triton.py": 25,
+    "kernels/test_packing_triton.py": 12,
+    "kernels/test_launch_triton.py": 18,
+    "kernels/test_info_nce_triton.py": 60,
+    "kernels/test_cross_attention_triton.py": 30,
+    "ops nn": 100,
+}
+QUICK = "kernels/test_normalize_triton.py"
+CASES = [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LEAST if name != QUICK)]
+
+
+def test_every_file_of_kernel_tests_has_a_process():
+    files = {f"kernels/{path.name}" for path in TESTS.glob("kernels/test_*_triton.py")}
+    assert files == {name for name in LEAST if name.startswith("kernels/")}
+
+
+@pytest.mark.skipif(RUNS_HERE, reason="the cases run in this process")
+@pytest.mark.parametrize("name", CASES)
+def test_cases_pass(name):
+    pytest.importorskip("triton", reason="triton is not installed")
+    command = [sys.executable, "-m", "pytest", "-m", "triton", "-p", "no:cacheprovider", "-p", "no:warnings"]
+    command += [str(TESTS / part) for part in name.split()]
+    # Padding repeats a token and must tie with it, but OpenBLAS kernels for AVX2 round equal columns differently.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OPENBLAS_CORETYPE": "Sandybridge"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert run.returncode == 0 and passed and int(passed[1]) >= LEAST[name], f"\n{run.stdout}\n{run.stderr}"
