@@ -1,19 +1,42 @@
-"""Runs the op forward and backward through the C++ extension, in an environment with only the wheel installed.
+"""Runs the ops and losses of an installed wheel, in an environment with torch and numpy only.
 
 Each instruction set that this CPU supports is forced in turn, down to the x86-64 baseline.
 """
 
+import importlib.metadata
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 import atk
 from atk.kernels import cpp
 
-if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
-    sys.exit(f"not a clean environment: atk comes from {atk.__file__}, C++ compiler: {shutil.which('c++')}")
-for dtype in (torch.float32, torch.bfloat16, torch.float16):
+OPTIONAL = ("transformers", "torchaudio", "soundfile", "jsonargparse", "PyYAML", "triton", "matplotlib", "pytest")
+
+
+def main() -> None:
+    check_environment()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        check_instruction_sets(dtype)
+    print("atk.max_mean_similarity agrees with the reference under", ", ".join(cpp._C.available_isas()))
+    check_ops_and_losses()
+    check_missing_extra()
+
+
+def check_environment() -> None:
+    """Exit unless atk comes from the wheel, and there is neither a compiler nor an optional package."""
+    if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
+        sys.exit(f"not a clean environment: atk comes from {atk.__file__}, C++ compiler: {shutil.which('c++')}")
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    if present := sorted(installed.intersection(OPTIONAL)):
+        sys.exit(f"the base installation must not bring {', '.join(present)}")
+
+
+def check_instruction_sets(dtype: torch.dtype) -> None:
+    """Compare forward and backward of the max-mean similarity under every instruction set with the reference."""
     row = atk.backends()[f"cpu {dtype}".replace("torch.", "")]
     if row["auto"] != "cpp":
         sys.exit(f"the C++ extension does not work: {row}")
@@ -27,4 +50,37 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         results.append((similarity, *torch.autograd.grad(similarity.square().mean(), inputs)))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
-print("atk.max_mean_similarity agrees with the reference under", ", ".join(cpp._C.available_isas()))
+
+
+def check_ops_and_losses() -> None:
+    """Run forward and backward of every other op, and of the losses and modules."""
+    frames, tokens = torch.randn(5, 40, 64, requires_grad=True), torch.randn(5, 9, 64, requires_grad=True)
+    vectors = frames.mean(1), tokens.mean(1)
+    parts = {
+        "atk.info_nce": atk.info_nce(*vectors, 5.0),
+        "atk.aligned_info_nce": atk.aligned_info_nce(frames, tokens, 5.0, normalize=True),
+        "atk.cross_attention_difference": atk.cross_attention_difference(
+            frames, frames, tokens, tokens, torch.randn(64, 64), num_heads=4
+        ).sum(),
+        "atk.nn.InfoNCELoss": atk.nn.InfoNCELoss(learnable=True)(*vectors),
+        "atk.nn.AlignedContrastiveLoss": atk.nn.AlignedContrastiveLoss()(*vectors, frames, tokens),
+        "atk.nn.CrossAttentionDifference": atk.nn.CrossAttentionDifference(64, 4)(frames, tokens).sum(),
+        "atk.nn.TransformerMapper": atk.nn.TransformerMapper(64, 32, heads=4)(frames).sum(),
+    }
+    for name, value in parts.items():
+        gradients = torch.autograd.grad(value, (frames, tokens), retain_graph=True, allow_unused=True)
+        if gradients[0] is None or not gradients[0].isfinite().all():
+            sys.exit(f"{name} has no finite gradient")
+        print(f"{name} runs forward and backward")
+
+
+def check_missing_extra() -> None:
+    """Exit unless `atk train` ends with code 2 and one line that names the extra to install."""
+    command = [Path(sys.executable).with_name("atk"), "train", "aligned", "--data", "DIR", "--out", "RUN"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 2 or result.stderr.count("\n") != 1 or "audio-text-kernels[train]" not in result.stderr:
+        sys.exit(f"atk train must name the extra in one line and exit with 2, got {result.returncode}: {result.stderr}")
+    print(result.stderr.strip())
+
+
+main()

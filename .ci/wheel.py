@@ -81,7 +81,7 @@ def try_wheel(wheel: Path) -> None:
     scripts = CLEAN / "bin"
     python = scripts / "python"
     options = ["--disable-pip-version-check", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    run([python, "-m", "pip", "install", *options, wheel])
+    run([python, "-m", "pip", "install", *options, wheel])  # brings torch and numpy only
     env = {"PATH": str(scripts)}  # hides the compiler; the working directory hides the repository
     run([python, "-I", "-c", "import atk; atk.backends()"], CLEAN, env)
     run([python, "-I", ROOT / ".ci" / "try_wheel.py"], CLEAN, env)

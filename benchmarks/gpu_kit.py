@@ -108,7 +108,7 @@ def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> 
         try:
             rows = _profiled(step_of(op, tiny, device), device)
         except ImportError as error:  # the model of the training step needs more than torch
-            page.append(f"{title}: not here\n\n{error}")
+            page.append(f"{title}: not available\n\n{error}")
         except Exception as error:  # noqa: BLE001 (the other ops are still profiled)
             traceback.print_exc()
             failed.append(op)

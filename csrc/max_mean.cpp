@@ -20,16 +20,14 @@ constexpr int64_t kGradSums = 256 << 10;       // largest block in floats, unles
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// The captions [begin, end) packed for the forward, and prepared for screening if the call screens.
+// The captions [begin, end), packed for the forward in rows of `words`, and prepared for screening if the call screens.
 struct CaptionPack {
   const int64_t begin, end;
-  const int64_t words;  // per row
   Buffer<float> tokens;
   Buffer<Magnitudes> magnitudes;
   Buffer<char> screened;
 
-  CaptionPack(const Problem& problem, int64_t begin, int64_t end, int64_t words, int workers)
-      : begin(begin), end(end), words(words) {
+  CaptionPack(const Problem& problem, int64_t begin, int64_t end, int64_t words, int workers) : begin(begin), end(end) {
     const MaxMean& op = problem.op;
     const RowLists& rows = problem.tokens;
     const ScreenKernels* screen = problem.screen;

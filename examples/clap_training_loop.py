@@ -1,6 +1,6 @@
 """The aligned loss on a `transformers.ClapModel`, in an ordinary training loop.
 
-    python examples/clap_training_loop.py       # a small model of random weights on synthetic scenes, offline
+    python examples/clap_training_loop.py       # a small model with random weights on synthetic scenes, offline
     python examples/clap_training_loop.py --pretrained laion/clap-htsat-unfused --data DIR --batch-size 32 --lr 1e-5
 
 Needs transformers, as atk does.
@@ -8,6 +8,7 @@ Needs transformers, as atk does.
 
 import argparse
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from atk.models.text import train_tokenizer
 from atk.models.tokenizer import import_transformers
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-transformers = import_transformers()  # `import transformers`, also beside a torchaudio built for another torch
+transformers = (
+    import_transformers()
+)  # like `import transformers`, but also works with a torchaudio built for another torch
 
 
-def small_model(captions: list[str]):
-    """A ClapModel of few layers and large patches, with a tokenizer of `captions` and the usual features."""
+def small_model(captions: list[str]) -> tuple[Any, Any, Any]:
+    """A ClapModel with few layers and large patches, a tokenizer trained on `captions`, and the usual features."""
     tokenizer = train_tokenizer(captions, 500)
     audio = {
         "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4,
@@ -36,16 +39,18 @@ def small_model(captions: list[str]):
     return transformers.ClapModel(config), tokenizer, transformers.ClapFeatureExtractor(truncation="rand_trunc")
 
 
-def pretrained_model(name: str):
-    """A checkpoint with its tokenizer and its features."""
-    kinds = transformers.ClapModel, transformers.AutoTokenizer, transformers.ClapFeatureExtractor
-    return tuple(kind.from_pretrained(name) for kind in kinds)
+def pretrained_model(name: str) -> tuple[Any, Any, Any]:
+    """A checkpoint with its tokenizer and feature extractor."""
+    model = transformers.ClapModel.from_pretrained(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return model, tokenizer, transformers.ClapFeatureExtractor.from_pretrained(name)
 
 
-def embed(model, tokenizer, extractor, batch: Batch) -> dict[str, Tensor]:
-    """What `atk.nn.AlignedContrastiveLoss` takes: global vectors, frames and tokens in one space, and their masks.
+def embed(model: Any, tokenizer: Any, extractor: Any, batch: Batch) -> dict[str, Tensor]:
+    """Inputs of `atk.nn.AlignedContrastiveLoss`: global vectors, frames and tokens in one space, and their masks.
 
-    The extractor repeats a short clip and fills the rest of its ten seconds with silence: only the first time counts.
+    The extractor repeats a short clip and fills the rest of its ten seconds with silence. Only the frames of the first
+    repetition are valid in the mask.
     """
     clips = [clip[:length].numpy() for clip, length in zip(batch.audio, batch.lengths, strict=True)]
     features = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(model.device)
@@ -56,22 +61,24 @@ def embed(model, tokenizer, extractor, batch: Batch) -> dict[str, Tensor]:
     audio = model.audio_model(**features)
     text = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     frames = audio.last_hidden_state.mean(2).transpose(1, 2)  # [N, C, bands, L_a] -> [N, L_a, C]
-    heard = (batch.lengths * frames.shape[1] // extractor.nb_max_samples).clamp(min=1)  # frames of each clip
+    frame_counts = (batch.lengths * frames.shape[1] // extractor.nb_max_samples).clamp(min=1)
     return {
         "audio": model.audio_projection(audio.pooler_output),
         "text": model.text_projection(text.pooler_output),
         "frames": model.audio_projection(frames),
         "tokens": model.text_projection(text.last_hidden_state),
-        "frame_mask": (torch.arange(frames.shape[1]) < heard[:, None]).to(model.device),
+        "frame_mask": (torch.arange(frames.shape[1]) < frame_counts[:, None]).to(model.device),
         "token_mask": tokens["attention_mask"].bool() & ~special,
     }
 
 
 def main(argv: list[str] | None = None) -> list[float]:
-    """Train; return the loss of every step."""
+    """Train; returns the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained", help="local folder or hub name of a ClapModel")
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
+    parser.add_argument(
+        "--pretrained", help="local folder or hub name of a ClapModel (default: a small model with random weights)"
+    )
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes in runs/")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)

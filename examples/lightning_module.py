@@ -1,4 +1,4 @@
-"""Aligned contrastive learning as a Lightning module: the model, the data and the loss of atk, Lightning's trainer.
+"""Aligned contrastive learning as a Lightning module: atk's model, data and loss in Lightning's trainer.
 
     python examples/lightning_module.py                              # a small model on synthetic scenes, offline
     python examples/lightning_module.py --data DIR --steps 10000 --batch-size 256 --devices 4
@@ -13,45 +13,49 @@ import torch
 from torch import Tensor
 
 import atk
+import atk.distributed
 from atk.data import Batch, Clip, Loader, read_split, train_loader
 from atk.models.clap import CLAP, ModelConfig
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 
 class AlignedCLAP(L.LightningModule):
-    """A model with frames and tokens in one space, and `L_total = L_global + L_align` over the pairs of all ranks."""
+    """A model with frames and tokens in one space, trained with `L_total = L_global + L_align` over all ranks."""
 
     def __init__(self, model: CLAP, clips: list[Clip], batch_size: int, lr: float = 1e-3):
         super().__init__()
-        self.model, self.clips, self.batch_size, self.lr = model, clips, batch_size, lr
+        self.model = model
+        self.clips = clips
+        self.batch_size = batch_size
+        self.lr = lr
         self.criterion = atk.nn.AlignedContrastiveLoss(temperature=0.2, learnable=True, gather="all")
 
     def train_dataloader(self) -> Loader:
-        """Endless batches, of which each rank reads its share."""
+        """An endless loader; each rank reads its part of every batch."""
         return train_loader(
             self.clips, sample_rate=self.model.sample_rate, clip_seconds=5, batch_size=self.batch_size,
             rank=self.trainer.global_rank, world_size=self.trainer.world_size,
         )  # fmt: skip
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss that Lightning differentiates."""
+        """The loss for Lightning's backward."""
         audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
         share = self.criterion(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
         values = {"loss": atk.distributed.total(share), "logit_scale": self.criterion.logit_scale}
         self.log_dict(values, prog_bar=True, batch_size=len(batch))
-        return share * atk.distributed.ddp_factor()  # DDP averages the gradients of the ranks, whose sum is the whole
+        return share * atk.distributed.ddp_factor()  # DDP averages gradients, but the shares need their sum
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over the model and the temperature."""
+        """AdamW for the model and the temperature."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
 def main(argv: list[str] | None = None) -> float:
-    """Train; return the loss of the last step."""
+    """Train; returns the loss of the last step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes in runs/")
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--batch-size", type=int, default=16, help="of all devices together")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips per step on all devices")
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args(argv)
 

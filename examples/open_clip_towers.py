@@ -1,13 +1,14 @@
-"""The aligned loss on the towers of an open_clip CLAP: frames and tokens are taken by hooks, open_clip stays as it is.
+"""The aligned loss on the towers of an open_clip CLAP: hooks capture frames and tokens, open_clip is unchanged.
 
     python examples/open_clip_towers.py --model CLAP-HTSAT-tiny-Roberta-base --data DIR --batch-size 32 --steps 1000
 
-Needs an open_clip with CLAP, from its repository (no release up to 3.3.0 has it), and torchlibrosa. The text tower's
-weights and tokenizer come from the hub unless the model's configuration names local folders.
+Needs torchlibrosa, and open_clip from its repository (releases up to 3.3.0 have no CLAP). The weights and tokenizer of
+the text tower come from the hub, unless the model's configuration names local folders.
 """
 
 import argparse
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +18,32 @@ import atk
 from atk.data import read_split, train_loader
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this often, back to the rate of the spectrogram
+HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this often, to match the rate of the spectrogram
 
 
 class Towers(nn.Module):
     """Global vectors, frames and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower.
 
-    `special_ids` are the ids of padding, `<s>`, `</s>` and their like, which would else match every frame.
+    `special_ids` are the ids of padding, `<s>`, `</s>` and other special tokens, which would match every frame.
     """
 
-    def __init__(self, clap: nn.Module, special_ids: list[int]):
+    clap: Any
+
+    def __init__(self, clap: Any, special_ids: list[int]):
         super().__init__()
-        self.clap, self._caught = clap, {}
+        self.clap = clap
+        self._captured: dict[str, Any] = {}
         self.register_buffer("special_ids", torch.tensor(special_ids), persistent=False)
-        clap.audio.encoder.register_forward_hook(lambda *call: self._caught.update(audio=call[-1]))
-        clap.text.transformer.register_forward_hook(lambda *call: self._caught.update(text=call[-1]))
+        clap.audio.encoder.register_forward_hook(lambda *call: self._captured.update(audio=call[-1]))
+        clap.text.transformer.register_forward_hook(lambda *call: self._captured.update(text=call[-1]))
 
     def forward(self, waveforms: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-        """What `atk.nn.AlignedContrastiveLoss` takes, of waveforms `[N, S]` and their captions `[N, L_t]`."""
+        """Inputs of `atk.nn.AlignedContrastiveLoss` for waveforms `[N, S]` and the token ids of captions `[N, L_t]`."""
         audio, text = self.clap.encode_audio({"waveform": waveforms}), self.clap.encode_text(input_ids)
-        frames = self._caught.pop("audio")["fine_grained_embedding"][:, ::HTSAT_REPEAT]
-        if self.clap.audio.pre_norm:  # as the tower does before it projects
+        frames = self._captured.pop("audio")["fine_grained_embedding"][:, ::HTSAT_REPEAT]
+        if self.clap.audio.pre_norm:  # the tower normalizes before it projects
             frames = F.normalize(frames, dim=-1)
-        tokens = self._caught.pop("text").last_hidden_state
+        tokens = self._captured.pop("text").last_hidden_state
         return {
             "audio": audio,
             "text": text,
@@ -50,17 +54,19 @@ class Towers(nn.Module):
 
 
 def fill(waveforms: Tensor, lengths: Tensor, samples: int) -> Tensor:
-    """Clips repeated until they are `samples` long, as CLAP hears short ones: `[N, samples]`, every frame valid."""
+    """Repeat clips to `samples` samples, as CLAP does with short clips; returns `[N, samples]`, all frames valid."""
     index = torch.arange(samples) % lengths[:, None]
     return waveforms.gather(1, index)
 
 
 def main(argv: list[str] | None = None) -> list[float]:
-    """Train; return the loss of every step."""
+    """Train; returns the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="CLAP-HTSAT-tiny-Roberta-base", help="name of open_clip's configuration")
-    parser.add_argument("--pretrained", help="open_clip's name of the weights; default: random, text tower pretrained")
-    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: scenes written to runs/")
+    parser.add_argument("--model", default="CLAP-HTSAT-tiny-Roberta-base", help="name of an open_clip configuration")
+    parser.add_argument(
+        "--pretrained", help="open_clip's name of the weights (default: random; the text tower is pretrained)"
+    )
+    parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes in runs/")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -75,7 +81,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(device)
     optimizer = torch.optim.AdamW([*towers.parameters(), *criterion.parameters()], lr=args.lr)
     data = args.data or write_soundscapes("runs/example_scenes", SoundscapeConfig(train=16, test=0))
-    samples, rate = clap.audio.cfg.clip_samples, clap.audio.cfg.sample_rate
+    samples = clap.audio.cfg.clip_samples
+    rate = clap.audio.cfg.sample_rate
     clips = read_split(data, "train").clips
     loader = train_loader(clips, sample_rate=rate, clip_seconds=samples / rate, batch_size=args.batch_size)
     losses = []

@@ -58,8 +58,8 @@ def compile_report(arch: str, cases: Iterable[Case], workers: int = 1, progress:
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: `arch` is not of the form sm_NN.
-        RuntimeError: triton is not installed, or TRITON_INTERPRET=1 is set.
+        ValueError: `arch` is not of the form sm_NN, or TRITON_INTERPRET=1 is set.
+        ImportError: triton is not installed.
     """
     match = re.fullmatch(r"sm_(\d+)(\d)a?", arch)
     if match is None:
@@ -95,9 +95,9 @@ def _check_triton() -> None:
     try:
         from triton import knobs
     except ImportError as error:
-        raise RuntimeError("triton is not installed; pip install 'audio-text-kernels[triton]'") from error
+        raise ImportError("needs triton; pip install 'audio-text-kernels[triton]'") from error
     if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler with the interpreter; unset it to compile kernels")
+        raise ValueError("TRITON_INTERPRET=1 replaces the compiler with the interpreter; unset it to compile kernels")
 
 
 def _compile(job: tuple[Case, Capability]) -> Row:

@@ -207,7 +207,7 @@ def grad_key_kernel(
         total_k = tl.dot(grad_logits.to(q.dtype.element_ty), queries, total_k, input_precision="ieee")
     # Padded keys accumulated arbitrary values from k and v.
     valid = _valid_keys(key_mask, clip, keys, end, L_ref)[:, None]
-    total_k = tl.where(valid, total_k * (1 / WIDTH**0.5), 0.0)
-    total_v = tl.where(valid, total_v, 0.0)
-    _store(grad_k + tile_offset, total_k, keys < L_ref, D, WIDTH, ROWS, HEAD)
-    _store(grad_v + tile_offset, total_v, keys < L_ref, D, WIDTH, ROWS, HEAD)
+    grad_k += tile_offset
+    grad_v += tile_offset
+    _store(grad_k, tl.where(valid, total_k * (1 / WIDTH**0.5), 0.0), keys < L_ref, D, WIDTH, ROWS, HEAD)
+    _store(grad_v, tl.where(valid, total_v, 0.0), keys < L_ref, D, WIDTH, ROWS, HEAD)

@@ -101,8 +101,8 @@ def place_kernel(mask, cu_seqlens, slots, source_row, text_tiles, N, W: tl.const
         repeated = tl.where(packed_end > packed, -2 - first_valid, -1).to(tl.int32)
         packed += tl.load(slots + SLOT_NUM_ROWS * N + slot)
         for r0 in range(0, (packed - packed_end).to(tl.int32), BLOCK):
-            padding = packed_end + r0 + lane
-            tl.store(source_row + padding, tl.zeros((BLOCK,), tl.int32) + repeated, mask=padding < packed)
+            value = tl.zeros((BLOCK,), tl.int32) + repeated
+            tl.store(source_row + packed_end + r0 + lane, value, mask=packed_end + r0 + lane < packed)
 
 
 @triton.jit(do_not_specialize=["R"])

@@ -36,7 +36,7 @@ class MixConfig:
             at another time, "diff/diff" another recording of its class; "multi/same", "multi/diff" add several sounds.
         rate: fraction of the training clips that are mixed; the others are captioned as they are.
         snr_db: power of the clip relative to all added sound, in dB, (lowest, highest).
-        sources: largest count of added sounds in the "multi" conditions; at least 2.
+        sources: most added sounds in the "multi" conditions; at least 2.
         test_folds: folds of the ESC-50 layout that are held out for evaluation.
     """
 

@@ -99,7 +99,7 @@ def name_event(event: Event, style: str, rng: Generator) -> str:
 
 
 def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first: float) -> str:
-    """Write one caption. The count of random draws depends on the event counts alone, so that twins match."""
+    """Write one caption. The number of random draws depends on the event counts alone, so twins stay in sync."""
     overlap = _pick(rng, _OVERLAP[style])
     parts = [overlap.format(*group) if len(group) == 2 else group[0] for group in phrases]
     if len(parts) == 2 and max(map(len, phrases)) == 1 and rng.random() < max(later_first, 0.4):

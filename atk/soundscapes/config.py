@@ -22,13 +22,13 @@ class SoundscapeConfig:
     """
 
     train: int = 2000
-    """Count of training scenes."""
+    """Number of training scenes."""
     val: int = 0
-    """Count of validation scenes; 0 writes no val.csv."""
+    """Number of validation scenes; 0 writes no val.csv."""
     test: int = 200
-    """Count of test scenes, including twins."""
+    """Number of test scenes, including twins."""
     twins: int = 0
-    """Count of pairs of test scenes with the same sounds in opposite order and captions that differ only in order."""
+    """Number of pairs of test scenes with the same sounds in opposite order and captions that differ only in order."""
     seed: int = 0
     """Seed of all random draws."""
     sample_rate: int = 16000
@@ -38,7 +38,7 @@ class SoundscapeConfig:
     captions_per_clip: int = 1
     """Captions per clip, 1 to 5; if more than 1, the columns are caption_1, caption_2, ..."""
     classes: int = 24
-    """Count of event classes, 2 to 36; the most distinct ones come first."""
+    """Number of event classes, 2 to 36; the most distinct ones come first."""
     similar: bool = False
     """Add near-identical partners of the classes (flute and recorder, rain and shower, ...)."""
     events: tuple[int, int] = (1, 3)

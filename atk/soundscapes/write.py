@@ -146,7 +146,7 @@ def _work(
 
 
 def _cpus() -> int:
-    """Count of CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

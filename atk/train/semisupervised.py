@@ -1,6 +1,5 @@
 """Semi-supervised training (thesis ch. 5): `L_total = L_labeled + L_mix + L_unlabeled` (5.16)."""
 
-import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atk.data import Batch, Loader, UnlabeledAudio, unlabeled_loader
+from atk.data import Loader, UnlabeledAudio, unlabeled_loader
 from atk.distributed.collectives import world_size
 from atk.models.clap import AudioEmbedding
 from atk.nn import InfoNCELoss
@@ -21,6 +20,7 @@ from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import fields_at_least
 from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, train_contrastive
 from atk.train.grad_cache import Embeddings
+from atk.train.semisupervised_batch import SemiSupervisedBatch, mixture
 
 MapperKind = Literal["mlp", "transformer"]
 _LISTING = "unlabeled.npz"
@@ -118,46 +118,6 @@ class SemiSupervisedConfig(ContrastiveConfig):
     def uses_unlabeled(self) -> bool:
         """Whether a term of the loss needs unlabeled audio."""
         return self.loss.mix_weight > 0 or self.loss.unlabeled_weight > 0
-
-
-@dataclass
-class SemiSupervisedBatch:
-    """Captioned clips, and unlabeled clips if the loss uses them.
-
-    Attributes:
-        labeled: captioned clips.
-        unlabeled: unlabeled clips, or None.
-    """
-
-    labeled: Batch
-    unlabeled: Batch | None
-
-    @property
-    def files(self) -> list[str]:
-        """The names of all files in the batch."""
-        return self.labeled.files + ([] if self.unlabeled is None else self.unlabeled.files)
-
-    @property
-    def sizes(self) -> list[int]:
-        """The number of clips of each data set that the loss uses; if one is 0, the batch is skipped."""
-        return [len(self.labeled)] + ([] if self.unlabeled is None else [len(self.unlabeled)])
-
-    def pairs(self) -> "SemiSupervisedBatch":
-        """The first clips, equally many captioned and unlabeled ones."""
-        if self.unlabeled is None:
-            return self
-        count = min(self.sizes)
-        return SemiSupervisedBatch(self.labeled.rows(0, count), self.unlabeled.rows(0, count))
-
-    def split(self, size: int) -> "list[SemiSupervisedBatch]":
-        """Parts of at most `size` captioned and `size` unlabeled clips."""
-        labeled = self.labeled.split(size)
-        unlabeled = [] if self.unlabeled is None else self.unlabeled.split(size)
-        empty = self.labeled.rows(0, 0)
-        return [
-            SemiSupervisedBatch(empty if captioned is None else captioned, uncaptioned)
-            for captioned, uncaptioned in itertools.zip_longest(labeled, unlabeled)
-        ]
 
 
 class SemiSupervisedCriterion(nn.Module):
@@ -304,19 +264,6 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
     def readings(self) -> dict[str, Tensor]:
         """The inverse of the temperature."""
         return {"logit_scale": self.criterion.info_nce.logit_scale}
-
-
-def mixture(first: Batch, second: Batch, pairs: int) -> tuple[Tensor, Tensor]:
-    """Mix the first `pairs` clips of two batches: `(x_a + x_un) / 2` (5.6), as long as the longer of the two clips.
-
-    Returns:
-        Waveforms `[pairs, S]`, zero-padded, and their lengths `[pairs]`.
-    """
-    samples = max(first.audio.shape[1], second.audio.shape[1])
-    audio = first.audio.new_zeros(pairs, samples)
-    for batch in (first, second):
-        audio[:, : batch.audio.shape[1]] += batch.audio[:pairs] / 2
-    return audio, torch.maximum(first.lengths[:pairs], second.lengths[:pairs])
 
 
 def train(config: SemiSupervisedConfig, resume: bool = False) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The benchmark harness reports wrong, failing, missing and too large providers, and finds what a run has lost."""
+"""The benchmark harness: statuses of providers, the limit, sweeps, regressions, plots and pages."""
 
 import copy
 import functools
@@ -60,17 +60,17 @@ def test_providers_that_cannot_be_timed_keep_their_row():
     )
     rows = {row.provider: row for row in rows}
     states = {name: (row.status, row.note) for name, row in rows.items()}
-    assert states.pop("right") == ("ok", "") and rows["right"].error < 1e-6 and rows["right"].median_ms > 0
+    assert states.pop("right") == ("ok", "")
+    assert rows["right"].error < 1e-6 and rows["right"].median_ms > 0
     assert states.pop("wrong")[0] == states.pop("nan")[0] == "wrong"
     tried, by_shape = states.pop("no memory"), states.pop("large")
     assert tried[0] == by_shape[0] == "out of memory"
     assert tried[1].startswith("tried: ") and by_shape[1].startswith("not tried: needs 1099511627776 MiB by its shapes")
-    fits = ("failed", "tile does not fit |x|")
-    shape = ("failed", "result has shape [1], not [64]")
+    tile = ("failed", "tile does not fit |x|")
     assert states == {
-        "broken": fits,
-        "broken later": fits,
-        "other shape": shape,
+        "broken": tile,
+        "broken later": tile,
+        "other shape": ("failed", "result has shape [1], expected [64]"),
         "absent": ("missing", "not installed"),
     }
     assert all(row.median_ms is None for name, row in rows.items() if name != "right")
@@ -79,8 +79,8 @@ def test_providers_that_cannot_be_timed_keep_their_row():
     assert all(f"| {name} | {rows[name].status}: {note}" in page for name, note in notes.items())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell its memory")
-def test_an_attempt_beyond_free_memory_fails_alone(monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report its memory")
+def test_a_call_beyond_free_memory_fails_alone(monkeypatch):
     def greedy(x):
         return (x * 2 + torch.ones(1 << 26).sum() * 0,)
 
@@ -91,7 +91,7 @@ def test_an_attempt_beyond_free_memory_fails_alone(monkeypatch):
     assert rows_of(Provider("256 MiB", greedy))[0].status == "ok"
 
 
-def test_rates_are_shared_out_to_the_limit_and_the_first_provider():
+def test_rates_are_relative_to_the_limit_and_the_first_provider():
     slow, fast, limit = rows_of(
         Provider("slow", lambda x: (sum(x for _ in range(200)) / 100,)), Provider("fast", right), flops=1e9
     )
@@ -101,7 +101,7 @@ def test_rates_are_shared_out_to_the_limit_and_the_first_provider():
     assert f"matmul {limit.gflops:.0f} GFLOP/s" in limit.note and limit.note.endswith("bound by matmul")
 
 
-def test_the_limit_of_much_data_is_the_copy_rate():
+def test_the_copy_rate_limits_large_data():
     limit = rows_of(nbytes=1e12)[-1]
     rate = float(limit.note.partition("copy ")[2].split()[0])
     assert limit.note.endswith("bound by copy") and limit.median_ms == pytest.approx(1e6 / rate, rel=0.1)
@@ -116,7 +116,7 @@ def test_the_limit_multiplies_in_the_faster_type(half_ms, product, monkeypatch):
     assert limit.row(1e9, 0.0).note.startswith(f"64 x 64 {product} matmul ")
 
 
-def test_a_compiler_that_gives_up_is_no_result(monkeypatch):
+def test_a_compiler_that_gives_up_fails(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     states = []
@@ -131,40 +131,40 @@ def test_a_compiler_that_gives_up_is_no_result(monkeypatch):
 
 def test_peak_memory_is_that_of_the_call():
     row = rows_of(Provider("large", lambda x: (torch.ones(1 << 24).sum() * 0 + x * 2,)))[0]
-    assert row.peak_mib != row.peak_mib or 60 < row.peak_mib < 70  # NaN where the system does not tell
+    assert row.peak_mib != row.peak_mib or 60 < row.peak_mib < 70  # NaN if the system does not report it
 
 
-def test_no_call_finds_in_the_cache_what_the_one_before_it_read():
-    read = []
+def test_timed_calls_get_different_copies_of_the_inputs():
+    pointers = []
 
     def recorded(x):
-        read.append(x.data_ptr())
+        pointers.append(x.data_ptr())
         return right(x)
 
     rows_of(Provider("first", recorded), Provider("second", recorded))
-    timed = read[-4:]  # two rounds of two
+    timed = pointers[-4:]  # two rounds of two providers
     assert len(set(timed)) == 4
 
 
-def test_operations_of_the_cross_attention_are_those_of_valid_frames():
+def test_operations_of_the_cross_attention_count_valid_frames_only():
     case = cross_attention_difference.case(sizes.Attention(3, 8, 16, 2), "step", torch.float32, CPU)
     frames, reference, mask, _ = case.inputs
     attention = nn.MultiheadAttention(16, 2, batch_first=True)
     assert not mask.all()
     with FlopCounterMode(display=False) as counter:
-        for one, other, valid in zip(frames, reference, mask, strict=True):
-            attention(one[None], other[None, valid], other[None, valid])
+        for queries, keys, valid in zip(frames, reference, mask, strict=True):
+            attention(queries[None], keys[None, valid], keys[None, valid])
     assert case.flops == 3 * counter.get_total_flops()
 
 
-def test_a_sampled_truth_is_that_of_the_whole():
+def test_a_sampled_truth_equals_rows_of_the_full_one():
     shape = sizes.Pairs(7, 6, 5, 4, 8)
     audio, text, mask = max_mean_similarity.embeddings(shape, torch.float32, torch.device("cpu"))
     grad, sample = torch.randn(7, 6), (torch.tensor([0, 6]), torch.tensor([1, 5]))
     sampled = max_mean_similarity.true_step(audio, text, grad, mask, sample)
-    whole = max_mean_similarity.part(max_mean_similarity.true_step(audio, text, grad, mask), sample)
+    full = max_mean_similarity.select_sample(max_mean_similarity.true_step(audio, text, grad, mask), sample)
     assert [value.shape[0] for value in sampled] == [2, 2, 2]
-    for got, want in zip(sampled, whole, strict=True):
+    for got, want in zip(sampled, full, strict=True):
         torch.testing.assert_close(got, want)
 
 
@@ -177,14 +177,8 @@ def test_a_sweep_varies_one_axis(op, short):
         varied = {
             field for shape in shapes for field, value in shape._asdict().items() if value != shapes[0]._asdict()[field]
         }
-        assert not shapes or varied in (
-            {"clips", "captions"},
-            {"frames"},
-            {"channels"},
-            {"pairs"},
-            {"batch"},
-            {"seconds"},
-        )
+        axes = ({"clips", "captions"}, {"frames"}, {"channels"}, {"pairs"}, {"batch"}, {"seconds"})
+        assert not shapes or varied in axes
 
 
 def table(clips=16, size="batch", **times):
@@ -195,7 +189,7 @@ def table(clips=16, size="batch", **times):
     return Table(f"{clips} clips", "max_mean_similarity", size, "step", "float32", shape, rows)
 
 
-def test_a_regression_is_found_and_a_slower_machine_is_none():
+def test_a_slower_row_is_a_regression_and_a_slower_machine_is_not():
     saved = [table(naive=10.0, atk_cpp=2.0, limit=1.0)]
     assert regressions([table(naive=30.0, atk_cpp=2.4, limit=1.0)], saved, 1.3) == ([], 1)
     lines, compared = regressions([table(naive=10.0, atk_cpp=2.8, limit=1.0)], saved, 1.3)
@@ -212,7 +206,7 @@ def test_a_regression_is_found_and_a_slower_machine_is_none():
         ({"peak_mib": 60.0}, "40.0 MiB before, 60.0 MiB now"),
     ],
 )
-def test_lost_rows_and_grown_memory_are_regressions(change, loss):
+def test_failing_rows_and_more_memory_are_regressions(change, loss):
     saved = [table(atk_cpp=2.0, limit=1.0)]
     now = copy.deepcopy(saved)
     now[0].rows[0] = replace(now[0].rows[0], **change)
@@ -229,7 +223,7 @@ def test_plots_of_a_sweep(tmp_path):
     assert (tmp_path / names[0]).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_plots_stand_under_their_own_op(tmp_path):
+def test_plots_are_listed_under_their_op(tmp_path):
     tables = [replace(table(), op=op, rows=[]) for op in ("info_nce", "aligned_info_nce")]
     plots = ["bench_info_nce_step_float32_batch.png", "bench_aligned_info_nce_step_float32_batch.png"]
     write(tmp_path / "bench", tables, {}, {}, plots)
@@ -237,13 +231,13 @@ def test_plots_stand_under_their_own_op(tmp_path):
     assert [[name for name in plots if name in part] for part in parts if ".png" in part] == [plots[:1], plots[1:]]
 
 
-def test_a_loss_has_as_many_clips_as_captions():
+def test_shapes_of_the_loss_have_equal_counts_of_clips_and_captions():
     named = [*sizes.NAMED["aligned_info_nce"], *sizes.AXES]
     shapes = [shape for name in named for shape in sizes.shapes("aligned_info_nce", name)]
     assert shapes and all(shape.clips == shape.captions for shape in shapes)
 
 
-def test_what_an_interrupted_pip_left_does_not_end_a_run(tmp_path, monkeypatch):
+def test_remains_of_an_interrupted_pip_are_ignored(tmp_path, monkeypatch):
     (tmp_path / "gone-1.0.dist-info").mkdir()
     (tmp_path / "inf_cl-9.9.dist-info").mkdir()
     (tmp_path / "inf_cl-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: inf_cl\nVersion: 9.9\n")

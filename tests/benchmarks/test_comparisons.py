@@ -1,4 +1,4 @@
-"""The comparisons of training runs: what they plan, which finished runs they report, their pages."""
+"""Comparisons of training runs: planned runs, reported runs, and pages."""
 
 import json
 import sys
@@ -11,21 +11,21 @@ import difference_captioning
 import runs
 
 
-def test_the_comparison_of_objectives_tells_a_run_with_other_settings(tmp_path):
+def test_a_run_with_other_settings_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
     runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
     with pytest.raises(SystemExit, match=r"was made with optim\.lr 0\.001, not 0\.1"):
         runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
 
 
-def test_results_go_to_a_folder_that_is_not_there_yet(tmp_path):
+def test_results_go_to_a_new_folder(tmp_path):
     runs.write_results(tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['reading']}.", "why")
     assert (tmp_path / "new" / "page.md").read_text() == "why."
 
 
-def test_a_report_takes_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch):
-    way = dict.fromkeys(("R@1", "R@5", "R@10", "mAP@10", "MedR"), 10.0)
-    metrics = {"text_to_audio": way, "audio_to_text": way, "twins": {"global": 50.0, "max_mean": 60.0}}
+def test_a_report_uses_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch):
+    scores = dict.fromkeys(("R@1", "R@5", "R@10", "mAP@10", "MedR"), 10.0)
+    metrics = {"text_to_audio": scores, "audio_to_text": scores, "twins": {"global": 50.0, "max_mean": 60.0}}
     metrics["alignment"] = {"right": 40.0, "chance": 20.0}
     for key, (out, _) in aligned_vs_global.plan(tmp_path, 2, 10).items():
         if key != ("global", 1):
@@ -41,7 +41,7 @@ def test_a_report_takes_the_seeds_that_every_arm_has_finished(tmp_path, monkeypa
     assert "| twins, max-mean | 60.0 | 60.0 | 60.0 |" in (tmp_path / "page" / "aligned_vs_global.md").read_text()
 
 
-def test_the_tables_of_objectives_have_a_column_each():
+def test_the_tables_have_a_column_per_objective_or_condition():
     def row(objective, condition, seed):
         shares = {"target": 50.0, "added": 5.0}
         scores = {"CIDEr": 0.1 * seed}

@@ -1,4 +1,4 @@
-"""The commands on a finished run: what they print, write and refuse."""
+"""The commands on a finished run: what they print and write, their help and their error messages."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
 
 def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "tagged")
-    rows = "".join(f"test {number}.wav,{int(number % 3 == 0)},{int(number % 3 == 1)}\n" for number in range(6))
+    rows = "".join(f"test {index}.wav,{int(index % 3 == 0)},{int(index % 3 == 1)}\n" for index in range(6))
     (folder / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
     result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", folder, "--tags", "--zero-shot"))
     assert result["tags"]["tags"] == 2 and 0 <= result["tags"]["ROC-AUC"] <= 100
@@ -61,12 +61,12 @@ def test_soundscapes_and_a_second_call(capsys, tmp_path):
     assert printed(capsys, *arguments).strip() == str(tmp_path / "scenes")
     assert len((tmp_path / "scenes" / "train.csv").read_text().splitlines()) == 4
     main([str(argument) for argument in arguments])
-    assert "already holds" in capsys.readouterr().err
+    assert "already contains" in capsys.readouterr().err
 
 
 def test_doctor_names_versions_and_backends(capsys):
     report = printed(capsys, "doctor")
-    assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto takes" in report
+    assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto uses" in report
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "kernels", "doctor"])
@@ -76,10 +76,10 @@ def test_help_describes_every_option(command, capsys):
         main(arguments)
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    bare = re.findall(r"^  (--[a-z_.]+)[^\n]*\n(?=  -|\n)", text, re.MULTILINE)
+    bare = re.findall(r"^  (--[a-z.-]+)[^\n]*\n(?=  -|\n)", text, re.MULTILINE)
     assert [option for option in bare if not re.search(rf"^  {option}\b.*?  +\w", text, re.MULTILINE)] == []
     if command == "train":
-        for option in ("--optim.lr", "--batch_size", "--model.text.pretrained", "--loss.aligned_weight", "--resume"):
+        for option in ("--optim.lr", "--batch-size", "--model.text.pretrained", "--loss.aligned-weight", "--resume"):
             assert option in text
         assert "peak learning rate" in " ".join(text.split())
 
@@ -96,7 +96,10 @@ def test_help_describes_every_option(command, capsys):
         (["search", "{run}", "{data}", " "], "at least one word"),
         (["soundscapes", "{data}"], "not empty"),
         (["soundscapes", "{run}/x", "--classes", "1"], "classes"),
-        (["soundscapes", "{run}/x", "--preset", "harder"], "preset must be one of"),
+        (
+            ["soundscapes", "{run}/x", "--preset", "harder"],
+            "--preset must be one of 'easy', 'medium', 'hard', got 'harder'",
+        ),
         (["kernels"], "--arch sm_90"),
         pytest.param(
             ["kernels", "--tune", "table.json"],

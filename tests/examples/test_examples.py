@@ -1,4 +1,4 @@
-"""Every example runs at a small size, against the library it names; its losses and scores are the plain formulae."""
+"""Every example runs at a small size with its library, and its losses and scores equal the plain formulas."""
 
 import math
 from itertools import islice
@@ -11,7 +11,7 @@ from support.example_cases import example, naive_info_nce, naive_similarity, nai
 
 
 def scenes(folder, sample_rate, count=4):
-    """A batch of synthetic scenes, and their captions."""
+    """The clips of synthetic scenes, and a batch of them."""
     from atk.data import read_split, train_loader
     from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
@@ -28,17 +28,17 @@ def test_op_in_a_script():
 
     generator = torch.Generator().manual_seed(1)
     pairs = script.draw_pairs(6, torch.eye(16), generator)
-    wanted = naive_info_nce(naive_similarity(*pairs), 10.0)
-    assert script.atk.aligned_info_nce(*pairs[:2], 10.0, *pairs[2:], normalize=True) == pytest.approx(wanted.item())
+    expected = naive_info_nce(naive_similarity(*pairs), 10.0)
+    assert script.atk.aligned_info_nce(*pairs[:2], 10.0, *pairs[2:], normalize=True) == pytest.approx(expected.item())
 
 
 def test_clap_training_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     losses = example("clap_training_loop").main(["--steps", "12"])
-    assert losses[-1] < 4 * math.log(16) < losses[0]  # 16 pairs that cannot be told apart: log 16 in each direction
+    assert losses[-1] < 4 * math.log(16) < losses[0]  # two terms in two directions, log 16 each if nothing is learned
 
 
-def test_clap_training_loop_takes_the_plain_loss(tmp_path):
+def test_clap_training_loop_computes_the_plain_loss(tmp_path):
     loop = example("clap_training_loop")
     clips, batch = scenes(tmp_path, 48000)
     parts = loop.small_model([caption for clip in clips for caption in clip.captions])
@@ -47,21 +47,19 @@ def test_clap_training_loop_takes_the_plain_loss(tmp_path):
     with torch.no_grad():
         embeddings = loop.embed(*parts, batch)
         assert criterion(**embeddings).item() == pytest.approx(naive_total(embeddings, 1 / 0.07).item(), rel=1e-5)
-        heard = parts[2]([batch.audio[0, : batch.lengths[0]].numpy()], sampling_rate=48000, return_tensors="pt")
-        audio = parts[0].get_audio_features(**heard)
+        features = parts[2]([batch.audio[0, : batch.lengths[0]].numpy()], sampling_rate=48000, return_tensors="pt")
+        audio = parts[0].get_audio_features(**features)
     audio = getattr(audio, "pooler_output", audio)  # transformers 5 wraps it
     torch.testing.assert_close(F.normalize(embeddings["audio"][:1], dim=-1), F.normalize(audio, dim=-1))
     assert not embeddings["token_mask"][:, 0].any() and embeddings["token_mask"].any(1).all()
 
 
-def test_clap_training_loop_counts_no_frame_of_silence_or_of_a_repetition():
+def test_clap_training_loop_masks_silence_and_repetitions():
     from atk.data import Batch
 
     loop = example("clap_training_loop")
-    parts, samples = (
-        loop.small_model(["rain"]),
-        torch.tensor([288000, 96000, 10, 480000]),
-    )  # 6 s, 2 s, next to none, 10 s
+    parts = loop.small_model(["rain"])
+    samples = torch.tensor([288000, 96000, 10, 480000])  # 6 s, 2 s, 0.2 ms, 10 s
     batch = Batch(torch.randn(4, 480000), samples, ["rain"] * 4, [""] * 4, torch.arange(4), [])
     with torch.no_grad():
         mask = loop.embed(*parts, batch)["frame_mask"]
@@ -70,7 +68,7 @@ def test_clap_training_loop_counts_no_frame_of_silence_or_of_a_repetition():
     assert (mask[:, :-1] >= mask[:, 1:]).all()
 
 
-def test_clap_training_loop_goes_on_from_a_checkpoint(tmp_path, capsys):
+def test_clap_training_loop_starts_from_a_checkpoint(tmp_path, capsys):
     loop = example("clap_training_loop")
     clips, _ = scenes(tmp_path, 48000)
     for part in loop.small_model([caption for clip in clips for caption in clip.captions]):
@@ -88,7 +86,7 @@ def test_lightning_module(tmp_path, monkeypatch):
     assert main(["--steps", "15"]) < 0.8 * main(["--steps", "1"])
 
 
-def test_lightning_module_takes_the_plain_loss(tmp_path):
+def test_lightning_module_computes_the_plain_loss(tmp_path):
     pytest.importorskip("lightning", reason="optional extra examples")
     script = example("lightning_module")
     clips, batch = scenes(tmp_path, 16000)
@@ -97,7 +95,7 @@ def test_lightning_module_takes_the_plain_loss(tmp_path):
     shares = []
     for rank in range(2):
         module._trainer = SimpleNamespace(global_rank=rank, world_size=2)
-        shares.append([drawn.files for drawn in islice(module.train_dataloader(), 2)])
+        shares.append([each.files for each in islice(module.train_dataloader(), 2)])
     for first, second in zip(*shares, strict=True):
         assert len(first) == len(second) == 2 and {*first, *second} == {clip.file_name for clip in clips}
     module._trainer = None
@@ -105,8 +103,8 @@ def test_lightning_module_takes_the_plain_loss(tmp_path):
         audio, text = model(batch.audio, batch.lengths, model.tokenize(batch.captions))
         loss = module.training_step(batch, 0)
     embeddings = {"audio": audio.pooled, "text": text.pooled, "frames": audio.frames, "tokens": text.tokens}
-    wanted = naive_total(embeddings | {"frame_mask": audio.mask, "token_mask": text.mask}, 5.0)
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    expected = naive_total(embeddings | {"frame_mask": audio.mask, "token_mask": text.mask}, 5.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_exported_encoders_equal_the_model(tmp_path):

@@ -1,4 +1,4 @@
-"""The example on open_clip's CLAP: on a stand-in of its layout, and on open_clip itself where that has CLAP."""
+"""The open_clip example on a stand-in with its structure, and on open_clip itself if it is installed with CLAP."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class ClapStandIn(nn.Module):
-    """The parts of open_clip's CLAP that the example touches, laid out as there: its text tower is a real RoBERTa."""
+    """The parts of open_clip's CLAP that the example uses, with the same structure and a real RoBERTa as text tower."""
 
     def __init__(self, pad_token_id=1):
         from atk.models.tokenizer import import_transformers
@@ -42,7 +42,7 @@ class ClapStandIn(nn.Module):
         return self.text.proj(self.text.transformer(input_ids=text, attention_mask=mask).pooler_output)
 
 
-def test_open_clip_hooks_catch_frames_and_tokens_of_a_stand_in():
+def test_open_clip_hooks_capture_frames_and_tokens():
     script = example("open_clip_towers")
     clap = ClapStandIn().eval()
     towers, waveforms = script.Towers(clap, [0, 1, 2]), torch.randn(4, 100)
@@ -60,7 +60,7 @@ def test_open_clip_hooks_catch_frames_and_tokens_of_a_stand_in():
     assert clap.text.transformer.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
-def test_open_clip_frames_are_normalised_where_the_tower_does():
+def test_open_clip_frames_are_normalized_if_the_tower_does_so():
     clap = ClapStandIn().eval()
     towers = example("open_clip_towers").Towers(clap, [0, 1, 2])
     waveforms, input_ids = torch.randn(1, 100), torch.tensor([[0, 5, 2]])

@@ -1,6 +1,6 @@
 """`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask (4.12), on every backend available.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest

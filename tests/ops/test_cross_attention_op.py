@@ -1,6 +1,6 @@
 """The autograd ops of the cross-attention difference: derivatives, compilation, memory, and the calls of the kernels.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The backends of InfoNCE: values and gradients against the reference, logits of any magnitude, blocks of ranks.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest

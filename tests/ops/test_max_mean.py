@@ -1,6 +1,6 @@
 """`atk.max_mean_similarity`: values, gradients and errors, on every backend that runs on this machine.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`. The
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`. The
 kernels have their own tests there.
 """
 

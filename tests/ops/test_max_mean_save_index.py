@@ -1,6 +1,6 @@
 """`save_index` of max-mean similarity: saved and recomputed winning tokens, results and memory.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import subprocess

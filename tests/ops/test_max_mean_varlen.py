@@ -1,6 +1,6 @@
 """`atk.max_mean_similarity_varlen` and `_pairs`: packed sequences, and clip i against caption i only.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_max_mean_triton.py`.
+Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The plan: what a trace counts, how it is scaled, the bytes of each part, and the command."""
+"""The plan: what a trace counts, how it is extrapolated, the bytes of each part, and the command."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ TINY = ModelConfig(
     TextEncoderConfig(width=32, layers=1, heads=2, vocabulary=500),
 )
 GIVEN = Encoders(
-    parameters=10**6, put_together=2 * 10**5, cost=None, forward=0, waveform_bytes=4, embedding_bytes=4.0,
+    parameters=10**6, gathered_parameters=2 * 10**5, cost=None, forward=0, waveform_bytes=4, embedding_bytes=4.0,
     aligned_bytes=0.0, itemsize=2, frames=250, tokens=14, valid_tokens=12, dim=512, terms=0,
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ def given_step(devices, cpu=False, **options):
     return Step(aligned(**options), Resources(RATES, cpu, devices), GIVEN)
 
 
-def test_a_trace_counts_products_bytes_and_what_lives():
+def test_a_trace_counts_products_and_bytes_moved_and_alive():
     x, w = torch.randn(8, 16), torch.randn(16, 4)
     with Trace() as trace:
         y = (x @ w).T  # [4, 8]
@@ -74,14 +74,14 @@ def test_a_trace_counts_random_numbers():
     assert trace.cost().drawn.sum() == 21
 
 
-def test_seconds_are_those_of_the_tightest_limit():
+def test_the_tightest_limit_sets_the_seconds():
     cost = Cost(*(torch.tensor(v).numpy() for v in ([2e12, 0.0, 0.0, 0.0], [False] * 4, [0.0, 3e10, 0.0, 0.0],
                                                     [0.0, 0.0, 5e8, 0.0], [0.0] * 4)))  # fmt: skip
     assert cost.seconds(RATES) == pytest.approx(2 + 3 + 5 + 1e-6)
 
 
 @pytest.mark.parametrize("config", [aligned(), aligned(activation_checkpointing=True), semisupervised()])
-def test_the_cost_of_many_clips_follows_from_that_of_few(config):
+def test_the_cost_of_many_clips_is_extrapolated_from_few(config):
     encoders, task = trace_encoders(config, 5), _task(config)
     _, cost, forward = _run(task, _batch(task, 9, 5), bf16=False)
     scaled = encoders.cost.of(9)
@@ -91,10 +91,10 @@ def test_the_cost_of_many_clips_follows_from_that_of_few(config):
     assert encoders.forward == forward
 
 
-def test_a_model_that_does_other_things_for_more_clips_is_refused():
-    one, other = (Cost(*torch.zeros(5, count).numpy()) for count in (3, 4))
+def test_a_model_with_more_operations_for_more_clips_is_refused():
+    cost, next_cost = (Cost(*torch.zeros(5, count).numpy()) for count in (3, 4))
     with pytest.raises(ValueError, match="3 operations for 2 clips and 4 for 3"):
-        LinearCost(2, one, other)
+        LinearCost(2, cost, next_cost)
 
 
 def test_activation_checkpointing_holds_less_and_takes_longer():
@@ -107,22 +107,22 @@ def test_activation_checkpointing_holds_less_and_takes_longer():
 
 def test_the_vocabulary_is_counted():
     larger = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocabulary=700))
-    few = planned(aligned()).facts["parameters"]
-    assert planned(dataclasses.replace(aligned(), model=larger)).facts["parameters"] - few == 200 * 32
+    parameters = planned(aligned()).facts["parameters"]
+    assert planned(dataclasses.replace(aligned(), model=larger)).facts["parameters"] - parameters == 200 * 32
 
 
-def test_unlabelled_audio_is_encoded_too():
-    with_it = planned(semisupervised())
+def test_unlabeled_audio_is_encoded_too():
+    with_unlabeled = planned(semisupervised())
     without = planned(semisupervised(mix_weight=0.0, unlabeled_weight=0.0))
-    ratio = parts_of(with_it)["waveforms"].bytes / parts_of(without)["waveforms"].bytes
+    ratio = parts_of(with_unlabeled)["waveforms"].bytes / parts_of(without)["waveforms"].bytes
     assert ratio == 2
     flops = [trace_encoders(c, 5).cost.of(4).flops.sum() for c in (
         semisupervised(), semisupervised(mix_weight=0.0, unlabeled_weight=0.0))]  # fmt: skip
     assert flops[0] > 2.5 * flops[1]
-    assert parts_of(with_it)["op"].bytes == 0 and with_it.einsum_bytes == 0
+    assert parts_of(with_unlabeled)["op"].bytes == 0 and with_unlabeled.einsum_bytes == 0
 
 
-def test_micro_batches_hold_the_encoders_down_and_cost_a_forward():
+def test_micro_batches_bound_the_encoders_memory_and_cost_a_forward():
     at_once, small, large = (
         planned(aligned(batch_size=batch, micro_batch=micro)) for batch, micro in ((256, None), (256, 16), (1024, 16))
     )
@@ -142,21 +142,21 @@ def test_a_micro_batch_as_large_as_the_batch_changes_nothing():
 
 def test_winners_are_saved_up_to_the_budget():
     step = given_step(1)
-    saved, again = step._op(1024), step._op(4096)
+    saved, recomputed = step._op(1024), step._op(4096)
     assert saved.name == "op: winners saved" and saved.bytes == 1024 * 1024 * 250
-    assert again.name == "op: winners computed again" and again.bytes == WORKSPACE_BYTES
+    assert recomputed.name == "op: winners recomputed" and recomputed.bytes == WORKSPACE_BYTES
     product = 2 * 4096 * 4096 * 250 * 12 * 512
-    assert again.seconds == pytest.approx(4 * product / RATES.matmul)
+    assert recomputed.seconds == pytest.approx(4 * product / RATES.matmul)
     assert saved.seconds == pytest.approx(3 * product / 16 / RATES.matmul)
 
 
-def test_both_directions_look_twice():
+def test_both_directions_save_winners_of_frames_and_tokens():
     both = given_step(1, loss=LossConfig(direction="both"))._op(64)
     assert both.bytes == 64 * 64 * (250 + 12)
 
 
 @pytest.mark.parametrize(("gather", "received", "held"), [("all", 88.1, 150.9), ("ring", 176.2, 37.7)])
-def test_captions_that_travel_are_those_of_the_documentation(gather, received, held):
+def test_the_bytes_of_the_gather_match_the_documentation(gather, received, held):
     part = given_step(8, gather=gather)._gather(4096 // 8)
     columns = 3 * 2 * 7 / 8 * 4096 * 4
     assert (part.seconds * RATES.interconnect - columns) / 1e6 == pytest.approx(received, abs=0.06)
@@ -164,7 +164,7 @@ def test_captions_that_travel_are_those_of_the_documentation(gather, received, h
     assert given_step(1, gather=gather)._gather(4096).bytes == 0
 
 
-def test_weights_are_whole_or_shared():
+def test_weights_are_replicated_or_sharded():
     alone, replicated = given_step(1)._weights(4), given_step(4)._weights(4)
     sharded = given_step(4, shard=True)._weights(4)
     assert alone.bytes == replicated.bytes == STATE_BYTES * 10**6
@@ -200,7 +200,7 @@ def test_bf16_halves_embeddings():
     assert ratio == pytest.approx(2, rel=0.1)
 
 
-def test_a_gpu_by_its_name_and_by_its_numbers():
+def test_rates_of_a_gpu_by_name():
     by_name = Rates.of("NVIDIA H200", bf16=True)
     assert by_name.matmul == pytest.approx(989e12 / 2) and by_name.single < by_name.matmul
     assert Rates.of("h200", bf16=False).matmul == by_name.single
@@ -218,24 +218,24 @@ def test_the_command_takes_the_configuration_of_a_run(tiny_run, capsys):
     lines = capsys.readouterr().out.splitlines()
     mib = {line[:38].strip(): line[38:].split()[0] for line in lines if line[:1].isalpha() and len(line) > 49}
     assert float(mib["waveforms"]) == round(32 * 8000 * 4 / 2**20, 1)
-    assert float(mib["together, at the highest moment"]) == round(result["peak_bytes"] / 2**20, 1)
+    assert float(mib["total (memory: at the peak)"]) == round(result["peak_bytes"] / 2**20, 1)
 
 
-def test_rates_that_the_user_counts_on(capsys):
+def test_rates_given_by_the_user(capsys):
     tiny = ["--model.audio.width", "16", "--model.audio.layers", "1", "--model.text.layers", "1", "--clip-seconds", "1"]
     rates = ["--matmul-tflops", "2", "--bandwidth-gb", "3", "--interconnect-gb", "4", "--json"]
     main(["plan", "--method", "semisupervised", "--device", "new", *tiny, *rates])
-    found = json.loads(capsys.readouterr().out)["facts"]["rates"]
-    assert (found["matmul"], found["bandwidth"], found["interconnect"]) == (2e12, 3e9, 4e9)
+    rates_used = json.loads(capsys.readouterr().out)["facts"]["rates"]
+    assert (rates_used["matmul"], rates_used["bandwidth"], rates_used["interconnect"]) == (2e12, 3e9, 4e9)
     main(["plan", "--device", "cpu", *tiny, *rates])
-    found = json.loads(capsys.readouterr().out)["facts"]["rates"]
-    assert found["matmul"] == found["single"] == 2e12 and found["random"] < 1e12
+    rates_used = json.loads(capsys.readouterr().out)["facts"]["rates"]
+    assert rates_used["matmul"] == rates_used["single"] == 2e12 and rates_used["random"] < 1e12
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "text"),
     [
-        (["--method", "difference"], "--method must be aligned or semisupervised, got 'difference'"),
+        (["--method", "difference"], "--method must be one of 'aligned', 'semisupervised', got 'difference'"),
         (["--device", "tpu"], "got 'tpu'"),
         (["--device", "h100", "--devices", "0"], "devices must be at least 1, got 0"),
         (["--device", "h100", "--devices", "64"], "batch_size must be at least devices, 64, got 32"),
@@ -244,11 +244,11 @@ def test_rates_that_the_user_counts_on(capsys):
         (["--device", "h100", "--bandwidth-gb", "0"], "bandwidth_gb must be above 0, got 0.0"),
     ],
 )
-def test_mistakes_are_named_in_one_line(flags, words, capsys):
+def test_mistakes_end_with_one_line_and_code_2(flags, text, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", *flags])
     message = capsys.readouterr().err
-    assert stop.value.code == 2 and words in message and message.count("\n") == 1
+    assert stop.value.code == 2 and text in message and message.count("\n") == 1
 
 
 def test_the_check_runs_real_steps(tiny_data):
@@ -261,5 +261,5 @@ def test_the_check_runs_real_steps(tiny_data):
     assert "| batch_size 4, micro_batch 2 |" in check_plan.document(record)
 
 
-def test_the_check_refuses_neither_side():
+def test_the_factor_of_the_check_is_symmetric():
     assert check_plan.factor(2.0, 1.0) == check_plan.factor(1.0, 2.0) == 2.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atk.cli import main as main_module
+from atk.cli.commands import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,8 +55,7 @@ def test_commands_of_the_pages_parse(argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "config.yaml").write_text("seed: 1\n")
-    argv = [main_module._underscores(word) for word in argv]
-    main_module._parser(argv)[0].parse_args(argv)
+    parse(argv)
 
 
 def test_flags_of_the_examples_exist():

@@ -9,8 +9,8 @@ import torch
 from atk.kernels import cpp
 from atk.kernels.sequences import Sequences, from_padded, index_dtype
 
-if cpp.unavailable():
-    pytest.skip(cpp.unavailable(), allow_module_level=True)
+if reason := cpp.unavailable():
+    pytest.skip(reason, allow_module_level=True)
 from atk import _C
 
 NAN, INF = float("nan"), float("inf")

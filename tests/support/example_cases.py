@@ -1,8 +1,9 @@
-"""Opening an example, and the plain formulae of its losses."""
+"""Loading an example, and the plain formulas of its losses."""
 
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def example(name):
-    """The module of `examples/NAME.py`."""
+def example(name: str) -> Any:
+    """Import `examples/NAME.py` as a module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,7 +20,7 @@ def example(name):
 
 
 def naive_similarity(frames, tokens, frame_mask=None, token_mask=None):
-    """(3.6) as an einsum over unit vectors, every clip and caption with valid places."""
+    """(3.6) as an einsum over unit vectors; every clip and caption has a valid position."""
     scores = torch.einsum("iad,jtd->ijat", F.normalize(frames, dim=-1), F.normalize(tokens, dim=-1))
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask[None, :, None], -math.inf)
@@ -34,7 +35,7 @@ def naive_info_nce(sim, logit_scale):
 
 
 def naive_total(embeddings, logit_scale):
-    """`L_total` (3.7) of what `AlignedContrastiveLoss` takes."""
-    rest = dict(embeddings)
-    cosine = F.normalize(rest.pop("audio"), dim=-1) @ F.normalize(rest.pop("text"), dim=-1).T
-    return naive_info_nce(cosine, logit_scale) + naive_info_nce(naive_similarity(**rest), logit_scale)
+    """`L_total` (3.7) of the inputs of `AlignedContrastiveLoss`."""
+    local = dict(embeddings)
+    cosine = F.normalize(local.pop("audio"), dim=-1) @ F.normalize(local.pop("text"), dim=-1).T
+    return naive_info_nce(cosine, logit_scale) + naive_info_nce(naive_similarity(**local), logit_scale)

@@ -1,4 +1,4 @@
-"""Peak memory of a forward and backward, in a process of its own."""
+"""Peak memory of a forward and backward, measured in a new process."""
 
 import subprocess
 import sys
@@ -17,6 +17,6 @@ print(peak() - before)
 
 
 def peak_growth(step: str, size: int, backend: str) -> float:
-    """MB that `step(size)` takes beyond `step(64)`; `step` is its source, in which `sys.argv[2]` is the backend."""
+    """Peak memory of `step(size)` beyond `step(64)`, in MB; `step` is source code and `sys.argv[2]` its backend."""
     command = [sys.executable, "-c", _PROGRAM.format(step=step), str(size), backend]
     return float(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""Command lines of tiny runs, and what such a run left behind."""
+"""Command lines of tiny runs, and the files that they write."""
 
 import json
 import time
@@ -29,7 +29,7 @@ CONFIG = {
 
 
 def arguments(folder, out, *more):
-    """Command line of a run of 8 steps on `tiny_data`."""
+    """Command line of a run of 12 steps on `tiny_data`."""
     return [
         "train", "aligned", "--config", str(folder / "tiny.yaml"), "--data", str(folder), "--out", str(out), *more,
     ]  # fmt: skip
@@ -48,7 +48,7 @@ def training_state(out):
 
 
 def killed_at_a_random_moment(command, out, draw):
-    """Start the run in another process and SIGKILL it after a random number of steps and a random wait."""
+    """Start the run in another process and SIGKILL it after a random number of steps and a random delay."""
     job = Job("atk.cli.main:main", command)
     steps = draw.randrange(3, 8)  # after the first checkpoint and long before the end
     while job.poll() is None:
@@ -67,13 +67,17 @@ def semisupervised_arguments(data, noises, out, *more):
     ]  # fmt: skip
 
 
-def semisupervised_config(tiny_data, noises, out, **options):
-    from atk.cli.main import _parser
+def parsed_config(command):
+    """The arguments that `atk train METHOD ...` passes on to the configuration of the method, by name."""
+    from atk.cli.commands import parse
 
-    parser, _ = _parser(["train"])
+    _, _, parsed = parse([str(word) for word in command])
+    return parsed[parsed.method]
+
+
+def semisupervised_config(tiny_data, noises, out, **options):
     flags = [text for name, value in options.items() for text in (f"--{name.replace('__', '.')}", str(value))]
-    parsed = parser.instantiate(parser.parse_args(semisupervised_arguments(tiny_data, noises, out, *flags))).train
-    values = parsed.semisupervised
+    values = parsed_config(semisupervised_arguments(tiny_data, noises, out, *flags))
     return SemiSupervisedConfig(**{name: values[name] for name in SemiSupervisedConfig.__dataclass_fields__})
 
 

@@ -9,13 +9,13 @@ from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 @pytest.fixture(scope="session")
 def noises(tmp_path_factory):
-    """A folder of nine short recordings without captions, two of them in a sub-folder."""
+    """A folder of nine short recordings without captions, two of them in a subfolder."""
     folder = tmp_path_factory.mktemp("noises")
     (folder / "more").mkdir()
-    draw = np.random.default_rng(1)
-    for number in range(9):
-        samples = 0.1 * draw.standard_normal(int(16000 * draw.uniform(0.3, 0.8)))
-        soundfile.write(folder / ("more" if number > 6 else "") / f"{number}.wav", samples, 16000)
+    rng = np.random.default_rng(1)
+    for index in range(9):
+        samples = 0.1 * rng.standard_normal(int(16000 * rng.uniform(0.3, 0.8)))
+        soundfile.write(folder / ("more" if index > 6 else "") / f"{index}.wav", samples, 16000)
     return folder
 
 

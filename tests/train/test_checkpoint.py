@@ -1,6 +1,6 @@
-"""Checkpoints: whole after a kill at any moment, and only those that are still needed."""
+"""Checkpoints are complete after a kill at any moment, and only the needed ones are kept."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,28 +8,36 @@ import torch
 from atk.train import checkpoint
 
 
-def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    class Model(torch.nn.Module):
-        def save_pretrained(self, folder):
-            folder.mkdir()
-            (folder / "weights").write_text("whole")
+class Model(torch.nn.Module):
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        (folder / "weights").write_text("complete")
 
+
+def killed_at(patch, name, calls_before):
+    """Make the method of `Path` raise after so many calls."""
+    original = getattr(Path, name)
+    calls = []
+
+    def killed(*paths):
+        calls.append(paths)
+        if len(calls) > calls_before:
+            raise KeyboardInterrupt
+        return original(*paths)
+
+    patch.setattr(Path, name, killed)
+
+
+# Killed when the folder is renamed, when the best checkpoint is linked, and between that link and the one to the last.
+@pytest.mark.parametrize(("name", "calls_before"), [("rename", 0), ("replace", 0), ("replace", 1)])
+def test_an_interrupted_save_leaves_the_last_checkpoint_complete(tmp_path, name, calls_before):
     checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
-    # Killed at the rename of the folder, at the link to the best, and between that link and the one to the last.
-    for name, passes in (("rename", 0), ("replace", 0), ("replace", 1)):
-        whole, calls = getattr(os, name), []
-
-        def killed(*paths, passes=passes, whole=whole, calls=calls):
-            calls.append(paths)
-            if len(calls) > passes:
-                raise KeyboardInterrupt
-            whole(*paths)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, name, killed)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, name, calls_before)
+        with pytest.raises(KeyboardInterrupt):
             checkpoint.save_checkpoint(tmp_path, 2, Model(), {"step": 2}, best=True)
-        assert checkpoint.load_state(tmp_path) == {"step": 1}
-        assert (tmp_path / "best" / "weights").read_text() == "whole"
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+    assert (tmp_path / "best" / "weights").read_text() == "complete"
     checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
     checkpoint.save_checkpoint(tmp_path, 2, Model(), {"step": 2}, best=False)
     assert checkpoint.load_state(tmp_path) == {"step": 2}

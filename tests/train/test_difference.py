@@ -1,4 +1,4 @@
-"""Difference learning end to end on tiny scenes: the four objectives, exact resume, evaluation, captions, refusals."""
+"""Difference learning end to end on tiny scenes: the four objectives, exact resume, evaluation, captions, errors."""
 
 import csv
 import json
@@ -55,8 +55,8 @@ def weights(out):
     return load_file(out / "checkpoints" / "last" / "model.safetensors")
 
 
-def same_weights(one, two):
-    return all(torch.equal(weights(one)[name], value) for name, value in weights(two).items())
+def same_weights(run, expected):
+    return all(torch.equal(weights(run)[name], value) for name, value in weights(expected).items())
 
 
 def test_run_folder_is_complete(mask_run):
@@ -97,9 +97,9 @@ def test_learning_lowers_the_loss(scenes, tmp_path):
 
 
 def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
-    kept = [argument for argument in difference_arguments(scenes, tmp_path / "run") if "pool" not in argument]
-    kept.remove("--mix.references")
-    main([*kept, "--steps", "2"])
+    command = [argument for argument in difference_arguments(scenes, tmp_path / "run") if "pool" not in argument]
+    command.remove("--mix.references")
+    main([*command, "--steps", "2"])
     with (tmp_path / "run" / "captions_test.csv").open() as file:
         listing = list(csv.DictReader(file))
     assert all(row["added"].startswith("audio/test/") and row["added"] != row["file_name"] for row in listing)
@@ -118,10 +118,10 @@ def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
     options = ["--objective", "subtraction", "--init", mask_run, "--steps", 1, "--optim.lr", 1e-9]
     main(difference_arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 998))
     best = load_file(mask_run / "checkpoints" / "best" / "model.safetensors")
-    begun = {name: value for name, value in best.items() if not name.startswith("difference_block")}
+    expected = {name: value for name, value in best.items() if not name.startswith("difference_block")}
     after = weights(tmp_path / "run")
-    assert set(after) == set(begun)
-    for name, value in begun.items():
+    assert set(after) == set(expected)
+    for name, value in expected.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], value)
 
@@ -133,7 +133,7 @@ def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_pa
     main(difference_arguments(scenes, out, *options))
     best = load_file(start / "checkpoints" / "best" / "model.safetensors")
     block = {name: value for name, value in weights(out).items() if name.startswith("difference_block")}
-    assert block  # of the same kind, so it is kept
+    assert block  # the same Diff block, so it is kept
     for name, value in block.items():
         torch.testing.assert_close(value, best[name])
     shutil.rmtree(start)
@@ -141,7 +141,7 @@ def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_pa
     main(["train", "difference", "--out", str(out), "--resume"])
     assert (out / "summary.json").is_file()
     with pytest.raises(SystemExit):
-        main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # not started: needs it
+        main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # a new run needs it
 
 
 def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
@@ -159,7 +159,7 @@ def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
     assert printed[end:].count("minus_input") == 2
 
 
-def test_evaluate_writes_captions_only_where_it_is_told_to(mask_run, scenes, tmp_path, capsys):
+def test_evaluate_writes_captions_only_to_out(mask_run, scenes, tmp_path, capsys):
     before = {path: path.read_bytes() for path in mask_run.iterdir() if path.is_file()}
     command = ["evaluate", str(mask_run), "--data", str(scenes), "--split", "val", "--workers", "0", "--beams", "1"]
     main([*command, "--condition", "diff/diff", "--out", str(tmp_path / "captions.csv")])
@@ -177,12 +177,13 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
     main(["caption", str(mask_run), audio])
     assert capsys.readouterr().out.count("\n") == 1
     other = str(scenes / "audio" / "test" / "00001.wav")
-    whole, given = atk.eval.captioning.caption_file, []
+    original = atk.eval.captioning.caption_file
+    calls = []
     monkeypatch.setattr(
-        atk.eval.captioning, "caption_file", lambda *all_of, **more: given.append(all_of) or whole(*all_of, **more)
+        atk.eval.captioning, "caption_file", lambda *args, **options: calls.append(args) or original(*args, **options)
     )
     main(["caption", str(mask_run), "--reference", other, audio, "--reference", audio])
-    assert given[0][1:] == (audio, [other, audio]) and capsys.readouterr().out.count("\n") == 1
+    assert calls[0][1:] == (audio, [other, audio]) and capsys.readouterr().out.count("\n") == 1
     main(["caption", str(mask_run), audio, "--clip-seconds", "0.5"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[1].startswith("0.5-1.0 s  ")
@@ -193,7 +194,7 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
     [
         (["caption", "RUN", "missing.wav"], "missing.wav: no such file"),
         (["align", "RUN", "missing.wav", "a dog"], "this command needs a CLAP"),
-        (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "condition must be one of"),
+        (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "--condition must be one of 'same/same', "),
         (["evaluate", "RUN", "--data", "SCENES", "--references", "nowhere"], "nowhere"),
         (["evaluate", "RUN", "--data", "SCENES", "--tags"], "tags: "),
         (["evaluate", "RUN", "--data", "SCENES", "--zero-shot"], "zero_shot: "),
@@ -215,11 +216,11 @@ def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
         (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the requested folds; its folds are"),
         (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder has no classes"),
         (["--objective", "plain"], "references: none of 1 can be mixed into audio/test/00000.wav"),
-        (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask', as objective"),
+        (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask' for objective"),
         (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),
     ],
 )
-def test_faults_of_the_held_out_split_are_told_before_training(scenes, tmp_path, capsys, options, message):
+def test_errors_in_the_held_out_split_show_before_training(scenes, tmp_path, capsys, options, message):
     data = shutil.copytree(scenes, tmp_path / "data")
     (data / "test.csv").write_text("".join((data / "test.csv").read_text().splitlines(keepends=True)[:2]))
     options = [str(data / "pool") if word == "POOL" else word for word in options]
@@ -241,25 +242,25 @@ def test_faults_of_the_held_out_split_are_told_before_training(scenes, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_weighs_every_token_alike(scenes, tmp_path):
+def test_validation_weighs_all_tokens_equally(scenes, tmp_path):
     config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
     task = DifferenceTask(config, torch.device("cpu"))
     losses, counts = [], []
     with torch.no_grad(), evaluating(task.model):
-        for item in (task.validation[number, 0] for number in range(len(task.validation))):
+        for item in (task.validation[index, 0] for index in range(len(task.validation))):
             batch = task.validation.collate([item])
             losses.append(float(task.loss_of(task.encode(batch))[0]))
             counts.append(int(task.model.tokenize(batch.captions)["attention_mask"].sum()))
     assert len(set(counts)) > 1
-    wanted = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    assert task.validate()["log_likelihood"] == pytest.approx(wanted, rel=1e-5)
+    expected = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert task.validate()["log_likelihood"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
     bad = shutil.copytree(scenes, tmp_path / "data") / "audio" / "val" / "00001.wav"
     soundfile.write(bad, np.full(8000, np.nan), 16000, subtype="FLOAT")
     config = DifferenceConfig(str(tmp_path / "data"), str(tmp_path), objective="plain", workers=0, **SMALL_MODEL)
-    with pytest.raises(AudioError, match=r"00001\.wav: holds NaN"):
+    with pytest.raises(AudioError, match=r"00001\.wav: contains NaN"):
         DifferenceTask(replace(config, on_error="raise"), torch.device("cpu")).validate()
     for path in set(bad.parent.iterdir()) - {bad}:
         shutil.copy(bad, path)
@@ -267,7 +268,7 @@ def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
         DifferenceTask(config, torch.device("cpu")).validate()
 
 
-def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, capsys):
+def test_a_captioner_without_a_diff_block_takes_no_references(scenes, tmp_path, capsys):
     main(difference_arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))
     audio = str(scenes / "audio" / "test" / "00000.wav")
     with pytest.raises(SystemExit):
@@ -276,13 +277,14 @@ def test_a_captioner_without_a_diff_block_refuses_references(scenes, tmp_path, c
 
 
 def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
-    whole, calls = DifferenceTask.encode, []
+    original = DifferenceTask.encode
+    calls = []
 
     def interrupted(self, batch):
         calls.append(batch)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, batch)
+        return original(self, batch)
 
     monkeypatch.setattr(DifferenceTask, "encode", interrupted)
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Gradient caching: the step of the whole batch from parts of it, with dropout and noise, under autocast, resumed."""
+"""Gradient caching: a batch in parts gives the step of the whole batch, with dropout, noise, autocast and resume."""
 
 import contextlib
 import json
@@ -33,25 +33,25 @@ def aligned_task(data, out, options=None, **loss):
 
 def gradients(task):
     parameters = [*task.model.named_parameters(), *task.criterion.named_parameters()]
-    found = {name: None if value.grad is None else value.grad.clone() for name, value in parameters}
+    grads = {name: None if value.grad is None else value.grad.clone() for name, value in parameters}
     task.model.zero_grad()
     task.criterion.zero_grad()
-    return found
+    return grads
 
 
 def with_one_graph(task, parts, autocast=contextlib.nullcontext):
-    """The same parts and random numbers, all graphs kept at once."""
+    """The same parts and random numbers, with the graphs of all parts kept."""
     torch.manual_seed(5)
     with autocast():
         encoded = [task.encode(part) for part in parts]
-    whole = {}
+    joined = {}
     for name in dict.fromkeys(name for part in encoded for name in part):
         values = [part[name] for part in encoded if name in part]
         longest = max(value.shape[1] for value in values)
         padded = [torch.cat([v, v.new_zeros(len(v), longest - v.shape[1], *v.shape[2:])], 1) for v in values]
-        whole[name] = torch.cat(padded)
+        joined[name] = torch.cat(padded)
     with autocast():
-        loss, _ = task.loss_of(whole)
+        loss, _ = task.loss_of(joined)
     loss.backward()
     return loss.detach(), gradients(task)
 
@@ -67,14 +67,15 @@ def check(task, batch, size, dtype):
     task.criterion.to(dtype).train()
     parts = batch.split(size)
     assert len(parts) > 1
-    (loss, found), (wanted_loss, wanted) = cached(task, parts), with_one_graph(task, parts)
+    loss, grads = cached(task, parts)
+    expected_loss, expected = with_one_graph(task, parts)
     tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 2e-5}
-    torch.testing.assert_close(loss, wanted_loss, **tolerance)
-    for name, value in wanted.items():
-        assert (found[name] is None) == (value is None), name
+    torch.testing.assert_close(loss, expected_loss, **tolerance)
+    for name, value in expected.items():
+        assert (grads[name] is None) == (value is None), name
         if value is not None:
-            torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
-    assert sum(value is not None and bool(value.any()) for value in found.values()) > 20
+            torch.testing.assert_close(grads[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+    assert sum(value is not None and bool(value.any()) for value in grads.values()) > 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -91,7 +92,7 @@ def test_semisupervised_gradients_are_those_of_the_whole_batch(tiny_data, noises
     check(task, next(iter(task.batches(0))), 3, dtype)
 
 
-def test_sides_of_unequal_size(tiny_data, noises, tmp_path):
+def test_fewer_captioned_than_unlabeled_clips(tiny_data, noises, tmp_path):
     task = semi_task(tiny_data, noises, tmp_path)
     batch = next(iter(task.batches(0)))
     batch.labeled = batch.labeled.rows(0, 2)
@@ -104,13 +105,13 @@ def test_parts_equal_the_whole_without_dropout(tiny_data, tmp_path):
     task.criterion.double()
     task.model.eval()
     batch = next(iter(task.batches(0)))
-    loss, found = cached(task, batch.split(3))
-    whole, _ = task.loss_of(task.encode(batch))
-    whole.backward()
-    torch.testing.assert_close(loss, whole.detach(), rtol=1e-6, atol=0)  # spectrograms are float32
+    loss, grads = cached(task, batch.split(3))
+    expected_loss, _ = task.loss_of(task.encode(batch))
+    expected_loss.backward()
+    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-6, atol=0)  # spectrograms are float32
     for name, value in gradients(task).items():
         if value is not None:
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(grads[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_reach_every_weight_under_autocast(tiny_data, tmp_path):
@@ -120,14 +121,14 @@ def test_gradients_reach_every_weight_under_autocast(tiny_data, tmp_path):
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    _, found = cached(task, batch.split(3), autocast)
-    _, wanted = with_one_graph(task, batch.split(3), autocast)
-    for name, value in wanted.items():
+    _, grads = cached(task, batch.split(3), autocast)
+    _, expected = with_one_graph(task, batch.split(3), autocast)
+    for name, value in expected.items():
         if value is not None:
-            assert (found[name] - value).norm() <= 0.02 * value.norm() + 1e-6, name
+            assert (grads[name] - value).norm() <= 0.02 * value.norm() + 1e-6, name
 
 
-def test_batch_normalisation_counts_each_part_once():
+def test_batch_normalization_counts_each_part_once():
     class Task:
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         criterion = nn.Identity()
@@ -142,17 +143,17 @@ def test_batch_normalisation_counts_each_part_once():
     grad_cache.backward(task, parts, CPU, contextlib.nullcontext)
     norm = task.model[1]
     assert norm.num_batches_tracked == 2
-    found = norm.running_mean.clone()
+    running_mean = norm.running_mean.clone()
     norm.reset_running_stats()
     for part in parts:
         task.model(part)
-    torch.testing.assert_close(found, norm.running_mean)
+    torch.testing.assert_close(running_mean, norm.running_mean)
 
 
 def test_a_run_with_micro_batches_is_the_run_without(tiny_data, tmp_path):
-    still = ["--model.audio.dropout", "0", "--model.text.dropout", "0", "--steps", "4"]
-    main(arguments(tiny_data, tmp_path / "whole", *still))
-    main(arguments(tiny_data, tmp_path / "parts", *still, "--micro-batch", "3"))
+    no_dropout = ["--model.audio.dropout", "0", "--model.text.dropout", "0", "--steps", "4"]
+    main(arguments(tiny_data, tmp_path / "whole", *no_dropout))
+    main(arguments(tiny_data, tmp_path / "parts", *no_dropout, "--micro-batch", "3"))
     losses = [[row["loss"] for row in rows(tmp_path / run) if "loss" in row] for run in ("whole", "parts")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert json.loads((tmp_path / "parts" / "summary.json").read_text())["steps"] == 4
@@ -164,29 +165,29 @@ def test_a_killed_run_with_micro_batches_resumes_to_the_same_bits(tiny_data, noi
     out = tmp_path / "killed"
     killed_at_a_random_moment(semi_arguments(tiny_data, noises, out, *more), out, random.Random(4))
     main(["train", "semisupervised", "--out", str(out), "--resume"])
-    whole = weights(tmp_path / "whole")
-    assert {name for name, value in weights(out).items() if not torch.equal(value, whole[name])} == set()
+    expected = weights(tmp_path / "whole")
+    assert {name for name, value in weights(out).items() if not torch.equal(value, expected[name])} == set()
 
 
 def test_activation_checkpointing_changes_no_bit(tiny_data, tmp_path):
     main(arguments(tiny_data, tmp_path / "whole", "--steps", "3"))
     main(arguments(tiny_data, tmp_path / "again", "--steps", "3", "--activation-checkpointing", "true"))
-    whole = weights(tmp_path / "whole")
-    assert all(torch.equal(whole[name], value) for name, value in weights(tmp_path / "again").items())
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(expected[name], value) for name, value in weights(tmp_path / "again").items())
 
 
-def test_activation_checkpointing_keeps_less(tiny_data, tmp_path):
-    def kept(**options):
+def test_activation_checkpointing_saves_less(tiny_data, tmp_path):
+    def saved_elements(**options):
         task = aligned_task(tiny_data, tmp_path / "run", options=options)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nelement()) or x, lambda x: x):
             task.loss_of(task.encode(next(iter(task.batches(0)))))
         return sum(sizes)
 
-    assert kept(activation_checkpointing=True) < 0.7 * kept()
+    assert saved_elements(activation_checkpointing=True) < 0.7 * saved_elements()
 
 
-def test_captioners_refuse_it(tmp_path, capsys):
+def test_captioners_do_not_support_it(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "difference", "--data", "x", "--out", str(tmp_path / "run"), "--micro-batch", "2"])
-    assert stop.value.code == 2 and "micro_batch: captions do not meet" in capsys.readouterr().err
+    assert stop.value.code == 2 and "micro_batch: gradient caching needs a contrastive loss" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that an earlier version stopped at step 6 of 12: it resumes, evaluates and searches."""
+"""A run that version 0.1.0 stopped at step 6 of 12 still resumes, evaluates and searches."""
 
 import json
 import tarfile
@@ -17,7 +17,7 @@ def older_run(tmp_path):
     return tmp_path / "run"
 
 
-def test_it_resumes_as_the_uninterrupted_run_went_on(older_run, tiny_data):
+def test_it_resumes_like_the_uninterrupted_run(older_run, tiny_data):
     lines = (older_run / "metrics_uninterrupted.jsonl").read_text().splitlines()
     expected = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     main(["train", "aligned", "--data", str(tiny_data), "--out", str(older_run), "--resume"])

@@ -1,4 +1,4 @@
-"""The learning rate over the steps."""
+"""The learning-rate schedule."""
 
 from atk.train.config import OptimConfig
 from atk.train.optimizer import lr_factor

@@ -1,4 +1,4 @@
-"""Training on several ranks: steps equal to one process's, runs that are killed, go on elsewhere, or end."""
+"""Training on several ranks: the same steps as one process; jobs that are killed, resumed elsewhere, or fail."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from atk.train import ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 
-STILL = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # dropout is drawn anew on every rank
+NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # ranks draw their own
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_step_on_ranks_is_that_of_one_process(tiny_data, noises, scenes, tmp_path, size):
+def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, scenes, tmp_path, size):
     batch = ("--batch_size", str(BATCH))
     commands = [
         arguments(tiny_data, tmp_path / "a", *batch),
         semi_arguments(tiny_data, noises, tmp_path / "s", *batch, "--mapper.noise", "0"),
         difference_arguments(scenes, tmp_path / "d", *batch),
     ]
-    main(commands[1] + ["--steps", "1"])  # lists the audio without captions, as the first rank does
+    main(commands[1] + ["--steps", "1"])  # writes the list of unlabeled audio, as the first rank does
     job = start_ranks(size, "support.training_ranks:run_steps", size, str(tmp_path), commands)
     assert job.wait(600) == 0, job.output
     errors = [line for rank in range(size) for line in json.loads((tmp_path / f"{rank}.json").read_text())]
@@ -41,12 +41,12 @@ def test_a_step_on_ranks_is_that_of_one_process(tiny_data, noises, scenes, tmp_p
 
 
 def start(ranks, command):
-    """Start `command` of atk on `ranks` processes."""
+    """Start an `atk` command on `ranks` processes."""
     return start_ranks(ranks, "atk.cli.main:main", command)
 
 
 def torchrun(ranks, command, *options):
-    """The same by torchrun, which ends the other ranks when one fails."""
+    """The same with torchrun, which ends the other ranks when one fails."""
     launch = ["--standalone", "--nproc-per-node", str(ranks), *options, "-m", "atk", *command]
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return Job("torch.distributed.run:main", launch, environments=(environment,))
@@ -63,7 +63,7 @@ def wait_for_step(job, out, step):
 
 
 def ranks_of(launcher):
-    """Process ids of the ranks that torchrun started, in the order of their start."""
+    """Process ids of the ranks, in the order in which torchrun started them."""
     (pid,) = launcher.pids
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children]
@@ -74,9 +74,9 @@ def curve(out):
 
 
 @pytest.mark.parametrize(("shard", "then"), [("false", "true"), ("true", "false")])
-def test_killed_on_two_ranks_it_goes_on_on_four_as_one_process_would(tiny_data, tmp_path, shard, then):
-    more = (*STILL, "--micro-batch", "2", "--shard", shard, "--batch-size", "6")
-    main(arguments(tiny_data, tmp_path / "whole", *STILL, "--batch-size", "6"))
+def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, then):
+    more = (*NO_DROPOUT, "--micro-batch", "2", "--shard", shard, "--batch-size", "6")
+    main(arguments(tiny_data, tmp_path / "whole", *NO_DROPOUT, "--batch-size", "6"))
     out = tmp_path / "run"
     job = start(2, arguments(tiny_data, out, *more))
     wait_for_step(job, out, 5)
@@ -89,21 +89,21 @@ def test_killed_on_two_ranks_it_goes_on_on_four_as_one_process_would(tiny_data, 
     assert summary["ranks"] == 4 and summary["steps"] == 12
 
 
-def test_a_rank_that_dies_ends_the_job_and_a_restart_goes_on(tiny_data, tmp_path):
+def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_path):
     out = tmp_path / "run"
     job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1"))
     wait_for_step(job, out, 5)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
-    assert job.wait() != 0 and "SIGKILL" in job.output  # and rank 0's own line, where torchrun lets it live so long
-    kept = len(rows(out))
+    assert job.wait() != 0 and "SIGKILL" in job.output  # also the error of rank 0, unless torchrun ends it first
+    steps_before = len(rows(out))
     job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--resume"), "--max-restarts=1")
-    wait_for_step(job, out, kept + 5)
+    wait_for_step(job, out, steps_before + 5)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     assert job.wait() == 0, job.output
     assert json.loads((out / "summary.json").read_text())["steps"] == 60
 
 
-def test_a_rank_that_hangs_is_given_up(tiny_data, tmp_path):
+def test_a_rank_that_hangs_ends_the_job(tiny_data, tmp_path):
     out = tmp_path / "run"
     job = start(2, arguments(tiny_data, out, "--steps", "2000", "--eval-every", "0", "--timeout", "10"))
     wait_for_step(job, out, 3)
@@ -132,12 +132,12 @@ def is_running(pid):
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )
-def test_errors_of_the_network_are_those_of_a_lost_rank(monkeypatch, text, reason):
+def test_network_errors_become_lost_ranks(monkeypatch, text, reason):
     def fail():
         with ranks.naming_lost_ranks():
             raise RuntimeError(text)
 
-    with pytest.raises(RuntimeError, match=re.escape(text)):  # alone there is no rank to lose
+    with pytest.raises(RuntimeError, match=re.escape(text)):  # a single rank cannot lose another
         fail()
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "rank", lambda: 1)
@@ -175,20 +175,20 @@ def test_a_bad_file_on_one_rank(tiny_data, tmp_path, on_error):
 
 
 def test_more_ranks_than_clips_in_a_batch(tiny_data, noises, tmp_path):
-    more = (*STILL, "--batch-size", "3", "--steps", "11", "--mapper.noise", "0", "--mapper.dropout", "0")
+    more = (*NO_DROPOUT, "--batch-size", "3", "--steps", "11", "--mapper.noise", "0", "--mapper.dropout", "0")
     main(semi_arguments(tiny_data, noises, tmp_path / "whole", *more))
     job = start(4, semi_arguments(tiny_data, noises, tmp_path / "run", *more))
     assert job.wait() == 0, job.output
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
 
 
-def test_a_side_that_only_some_ranks_have(tiny_data, noises, tmp_path):
-    few = tmp_path / "few"
-    few.mkdir()
-    for number in range(2):
-        shutil.copy(noises / f"{number}.wav", few)
-    more = (*STILL, "--batch-size", "6", "--steps", "3", "--mapper.noise", "0", "--mapper.dropout", "0")
-    main(semi_arguments(tiny_data, few, tmp_path / "whole", *more))
-    job = start(3, semi_arguments(tiny_data, few, tmp_path / "run", *more, "--micro-batch", "1"))
+def test_unlabeled_clips_on_some_ranks_only(tiny_data, noises, tmp_path):
+    two_noises = tmp_path / "two"
+    two_noises.mkdir()
+    for index in range(2):
+        shutil.copy(noises / f"{index}.wav", two_noises)
+    more = (*NO_DROPOUT, "--batch-size", "6", "--steps", "3", "--mapper.noise", "0", "--mapper.dropout", "0")
+    main(semi_arguments(tiny_data, two_noises, tmp_path / "whole", *more))
+    job = start(3, semi_arguments(tiny_data, two_noises, tmp_path / "run", *more, "--micro-batch", "1"))
     assert job.wait() == 0, job.output
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)

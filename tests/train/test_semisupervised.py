@@ -1,4 +1,4 @@
-"""Semi-supervised training: the three losses, what reaches what, the unlabelled stream, whole and resumed runs."""
+"""Semi-supervised training: the three loss terms, their gradients, unlabeled audio, complete and resumed runs."""
 
 import itertools
 import json
@@ -30,18 +30,18 @@ TERMS = ("labeled", "mix", "unlabeled")
 
 
 @pytest.fixture(scope="module")
-def whole_run(tiny_data, noises, tmp_path_factory):
+def finished_run(tiny_data, noises, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     main(semisupervised_arguments(tiny_data, noises, out))
     return out
 
 
-def test_run_folder_is_complete(whole_run):
-    summary = json.loads((whole_run / "summary.json").read_text())
+def test_run_folder_is_complete(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["method"] == "semisupervised" and summary["steps"] == 12 and summary["skipped"] == 0
     for direction in ("text_to_audio", "audio_to_text"):
         assert set(summary["metrics"][direction]) == {"R@1", "R@5", "R@10", "mAP@10", "MedR"}
-    training = [row for row in rows(whole_run) if "loss" in row]
+    training = [row for row in rows(finished_run) if "loss" in row]
     assert [row["step"] for row in training] == list(range(1, 13))
     for row in training:
         assert row["loss"] == pytest.approx(sum(row[term] for term in TERMS), rel=1e-5)
@@ -51,41 +51,41 @@ def test_run_folder_is_complete(whole_run):
 @pytest.mark.parametrize("mapper", ["mlp", "transformer"])
 def test_gradients_reach_encoders_and_mapper_from_each_term_alone(tiny_data, noises, tmp_path, term, mapper):
     off = {f"loss__{name}_weight": 0.0 for name in TERMS if name != term}
-    made = semisupervised_task(tiny_data, noises, tmp_path, mapper__kind=mapper, **off)
-    loss, parts = made.loss_of(made.encode(next(iter(made.batches(0)))))
+    task = semisupervised_task(tiny_data, noises, tmp_path, mapper__kind=mapper, **off)
+    loss, parts = task.loss_of(task.encode(next(iter(task.batches(0)))))
     assert set(parts) == {term}
     loss.backward()
 
     def reached(module):
         return sum(weight.grad is not None and bool(weight.grad.any()) for weight in module.parameters())
 
-    model = made.model
+    model = task.model
     for module in (model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection):
         assert reached(module) > 0
     word_embeddings = model.text_encoder.model.get_input_embeddings()
     assert reached(word_embeddings)
     if term == "labeled":
-        assert "mapper" not in made.criterion
+        assert task.criterion.mapper is None
     else:
-        assert reached(made.criterion["mapper"]) == len(list(made.criterion["mapper"].parameters()))
+        assert reached(task.criterion.mapper) == len(list(task.criterion.mapper.parameters()))
 
 
 def test_terms_are_the_equations(tiny_data, noises, tmp_path):
-    made = semisupervised_task(tiny_data, noises, tmp_path, mapper__kind="mlp", mapper__noise=0.0, loss__mix_weight=0.5)
-    made.model.eval()
-    made.criterion.eval()
-    batch = next(iter(made.batches(0)))
-    total, parts = made.loss_of(made.encode(batch))
-    model, labeled, unlabeled = made.model, batch.labeled, batch.unlabeled
+    task = semisupervised_task(tiny_data, noises, tmp_path, mapper__kind="mlp", mapper__noise=0.0, loss__mix_weight=0.5)
+    task.model.eval()
+    task.criterion.eval()
+    batch = next(iter(task.batches(0)))
+    total, parts = task.loss_of(task.encode(batch))
+    model, labeled, unlabeled = task.model, batch.labeled, batch.unlabeled
 
     def info_nce(audio, text):
         unit = [torch.nn.functional.normalize(value, dim=-1) for value in (audio, text)]
-        return atk.info_nce(*unit, made.criterion["info_nce"].logit_scale)
+        return atk.info_nce(*unit, task.criterion.info_nce.logit_scale)
 
-    pseudo = made.criterion["mapper"](model.encode_audio(unlabeled.audio, unlabeled.lengths).pooled)
+    pseudo = task.criterion.mapper(model.encode_audio(unlabeled.audio, unlabeled.lengths).pooled)
     captions, prompts = (model.tokenize(text) for text in (labeled.captions, ["A sound of"] * len(unlabeled)))
     audio, lengths = mixture(labeled, unlabeled, len(labeled))
-    wanted = {
+    expected = {
         "labeled": info_nce(
             model.encode_audio(labeled.audio, labeled.lengths).pooled, model.encode_text(captions).pooled
         ),
@@ -94,35 +94,36 @@ def test_terms_are_the_equations(tiny_data, noises, tmp_path):
             model.encode_audio(unlabeled.audio, unlabeled.lengths).pooled, model.encode_text(prompts, pseudo).pooled
         ),
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         torch.testing.assert_close(parts[name], value)
-    torch.testing.assert_close(total, wanted["labeled"] + 0.5 * wanted["mix"] + wanted["unlabeled"])
+    torch.testing.assert_close(total, expected["labeled"] + 0.5 * expected["mix"] + expected["unlabeled"])
 
 
 def test_pseudo_tokens_go_before_the_end_token(tiny_data, noises, tmp_path, monkeypatch):
-    made = semisupervised_task(tiny_data, noises, tmp_path, mapper__tokens=2, loss__labeled_weight=0.0)
+    task = semisupervised_task(tiny_data, noises, tmp_path, mapper__tokens=2, loss__labeled_weight=0.0)
     seen = []
-    bert = made.model.text_encoder.model
-    monkeypatch.setattr(bert, "forward", lambda whole=bert.forward, **inputs: seen.append(inputs) or whole(**inputs))
-    batch = next(iter(made.batches(0)))
-    made.loss_of(made.encode(batch))
-    words, tokenizer = bert.get_input_embeddings(), made.model.text_encoder.tokenizer
+    bert = task.model.text_encoder.model
+    forward = bert.forward
+    monkeypatch.setattr(bert, "forward", lambda **inputs: seen.append(inputs) or forward(**inputs))
+    batch = next(iter(task.batches(0)))
+    task.loss_of(task.encode(batch))
+    words, tokenizer = bert.get_input_embeddings(), task.model.text_encoder.tokenizer
     for inputs, texts in zip(seen, (batch.labeled.captions, ["A sound of"] * len(batch.unlabeled)), strict=True):
-        for number, text in enumerate(texts):
+        for row, text in enumerate(texts):
             ids = torch.tensor(tokenizer(text)["input_ids"])
-            embedded, length = inputs["inputs_embeds"][number], len(ids)
+            embedded, length = inputs["inputs_embeds"][row], len(ids)
             torch.testing.assert_close(embedded[: length - 1], words(ids[:-1]))
             torch.testing.assert_close(embedded[length + 1], words(ids[-1]))
-            assert not any(torch.equal(embedded[place], words(ids[-1])) for place in (length - 1, length))
-            assert inputs["attention_mask"][number].sum() == length + 2
-            assert inputs["attention_mask"][number, : length + 2].all()
+            assert not any(torch.equal(embedded[position], words(ids[-1])) for position in (length - 1, length))
+            assert inputs["attention_mask"][row].sum() == length + 2
+            assert inputs["attention_mask"][row, : length + 2].all()
 
 
 def batch_of(*lengths, value=1.0):
     audio = torch.zeros(len(lengths), max(lengths))
     for row, length in zip(audio, lengths, strict=True):
         row[:length] = value
-    names = [f"{value} {number}" for number in range(len(lengths))]
+    names = [f"{value} {index}" for index in range(len(lengths))]
     return Batch(audio, torch.tensor(lengths), names, names, torch.arange(len(lengths)), [])
 
 
@@ -133,25 +134,26 @@ def test_mixture_is_half_of_each():
     assert audio[1].tolist() == [2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_fewer_captioned_clips_than_unlabelled_ones(tiny_data, noises, tmp_path):
-    made = semisupervised_task(tiny_data, noises, tmp_path)
-    first = next(iter(made.batches(0)))
+def test_fewer_captioned_than_unlabeled_clips(tiny_data, noises, tmp_path):
+    task = semisupervised_task(tiny_data, noises, tmp_path)
+    first = next(iter(task.batches(0)))
     labeled = Batch(
         first.labeled.audio[:2], first.labeled.lengths[:2], first.labeled.captions[:2], first.labeled.files[:2],
         first.labeled.clips[:2], [],
     )  # fmt: skip
-    loss, _ = made.loss_of(made.encode(SemiSupervisedBatch(labeled, first.unlabeled)))
+    loss, _ = task.loss_of(task.encode(SemiSupervisedBatch(labeled, first.unlabeled)))
     assert torch.isfinite(loss)
     assert SemiSupervisedBatch(batch_of(2), batch_of(3)).files == ["1.0 0", "1.0 0"]
 
 
-def test_a_few_unreadable_batches_are_passed_over(tiny_data, noises, tmp_path, monkeypatch):
-    whole, loads = UnlabeledAudio.load, itertools.count()
+def test_a_few_unreadable_batches_are_skipped(tiny_data, noises, tmp_path, monkeypatch):
+    original = UnlabeledAudio.load
+    loads = itertools.count()
 
     def outage(self, index, *rest):
         if next(loads) in range(4, 40):
             raise AudioError(self.name(index), "stale handle")
-        return whole(self, index, *rest)
+        return original(self, index, *rest)
 
     monkeypatch.setattr(UnlabeledAudio, "load", outage)
     main(semisupervised_arguments(tiny_data, noises, tmp_path / "run"))
@@ -160,30 +162,30 @@ def test_a_few_unreadable_batches_are_passed_over(tiny_data, noises, tmp_path, m
 
 
 def test_a_small_pool_fills_no_batch_twice(tiny_data, noises, tmp_path, capsys):
-    made = semisupervised_task(tiny_data, noises / "more", tmp_path)
-    batch = next(iter(made.batches(0)))
+    task = semisupervised_task(tiny_data, noises / "more", tmp_path)
+    batch = next(iter(task.batches(0)))
     assert len(batch.labeled) == 4 and len(set(batch.unlabeled.files)) == len(batch.unlabeled) == 2
     assert "unlabeled: 2 clips, fewer than batch_size 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [("--optim.name", "schedulefree"), ("--mapper.tokens", "4"), ("--mapper.kind", "mlp")])
-def test_resuming_with_another_optimiser_or_mapper_is_refused_and_harmless(whole_run, tmp_path, capsys, more):
-    run = shutil.copytree(whole_run, tmp_path / "run", symlinks=True)
+def test_resuming_with_another_optimizer_or_mapper_fails_and_changes_nothing(finished_run, tmp_path, capsys, more):
+    run = shutil.copytree(finished_run, tmp_path / "run", symlinks=True)
     line = ["train", "semisupervised", "--out", str(run), "--resume", "--steps", "13"]
     with pytest.raises(SystemExit) as stop:
         main([*line, *more])
-    assert stop.value.code == 2 and "another optimiser, loss or mapper" in capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "another optimizer, loss or mapper" in capsys.readouterr().err.splitlines()[-1]
     main(line)
     assert json.loads((run / "summary.json").read_text())["steps"] == 13
 
 
-def test_a_folder_in_a_file_may_be_a_single_name(noises):
+def test_a_configuration_file_may_name_a_single_folder(noises):
     assert SemiSupervisedConfig("x", "y", unlabeled=str(noises)).unlabeled == [str(noises)]
     with pytest.raises(ValueError, match="names of folders or tar shards, got 2024"):
         SemiSupervisedConfig("x", "y", unlabeled=[2024])
 
 
-def test_without_unlabelled_terms_no_folder_is_needed(tiny_data, tmp_path):
+def test_without_unlabeled_terms_no_folder_is_needed(tiny_data, tmp_path):
     out = tmp_path / "run"
     off = ["--loss.mix_weight", "0", "--loss.unlabeled_weight", "0", "--steps", "2"]
     main(["train", "semisupervised", "--config", str(tiny_data / "tiny.yaml"), "--data", str(tiny_data), "--out",
@@ -191,7 +193,7 @@ def test_without_unlabelled_terms_no_folder_is_needed(tiny_data, tmp_path):
     assert "mix" not in rows(out)[0] and not (out / "unlabeled.npz").exists()
 
 
-def test_unlabelled_audio_must_be_named(tiny_data, tmp_path, capsys):
+def test_unlabeled_audio_must_be_given(tiny_data, tmp_path, capsys):
     line = ["train", "semisupervised", "--config", str(tiny_data / "tiny.yaml"), "--data", str(tiny_data)]
     with pytest.raises(SystemExit) as stop:
         main([*line, "--out", str(tmp_path / "run")])
@@ -199,8 +201,8 @@ def test_unlabelled_audio_must_be_named(tiny_data, tmp_path, capsys):
 
 
 def test_several_folders_follow_the_flag(tiny_data, noises, tmp_path):
-    made = semisupervised_config(tiny_data, noises, tmp_path / "run", unlabeled=f"{noises / 'more'}")
-    assert made.unlabeled == [str(noises / "more")]
+    task = semisupervised_config(tiny_data, noises, tmp_path / "run", unlabeled=f"{noises / 'more'}")
+    assert task.unlabeled == [str(noises / "more")]
     main(
         semisupervised_arguments(
             tiny_data, noises, tmp_path / "run", "--unlabeled", str(noises), str(noises / "more"), "--steps", "1"
@@ -223,40 +225,41 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_data, noises, tmp_path, opti
     assert {
         name for name, value in weights(out).items() if not torch.equal(value, weights(tmp_path / "whole")[name])
     } == set()
-    one, other = (training_state(run)["criterion"] for run in (out, tmp_path / "whole"))
-    assert all(torch.equal(one[name], other[name]) for name in one) and len(one) > 10
+    resumed, expected = (training_state(run)["criterion"] for run in (out, tmp_path / "whole"))
+    assert all(torch.equal(resumed[name], expected[name]) for name in resumed) and len(resumed) > 10
 
 
-def test_schedule_free_keeps_an_average_and_goes_on_from_the_trained_weights(tiny_data, noises, tmp_path):
+def test_schedule_free_saves_an_average_and_the_trained_weights(tiny_data, noises, tmp_path):
     pytest.importorskip("schedulefree")
     main(semisupervised_arguments(tiny_data, noises, tmp_path / "run", "--optim.name", "schedulefree"))
-    kept, trained = weights(tmp_path / "run"), training_state(tmp_path / "run")["trained"]
-    assert not torch.equal(trained[0], next(iter(kept.values())))
+    saved = weights(tmp_path / "run")
+    trained = training_state(tmp_path / "run")["trained"]
+    assert not torch.equal(trained[0], next(iter(saved.values())))
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
     assert len(losses) == 12 and losses[-1] < losses[0]
 
 
-def test_starts_from_another_run(whole_run, tiny_data, noises, tmp_path):
+def test_starts_from_another_run(finished_run, tiny_data, noises, tmp_path):
     main(
         semisupervised_arguments(
-            tiny_data, noises, tmp_path / "run", "--init", str(whole_run), "--steps", "1", "--optim.lr", "1e-9"
+            tiny_data, noises, tmp_path / "run", "--init", str(finished_run), "--steps", "1", "--optim.lr", "1e-9"
         )
     )
-    before = load_file(model_folder(whole_run) / "model.safetensors")
+    before = load_file(model_folder(finished_run) / "model.safetensors")
     assert all(torch.allclose(before[name], value, atol=1e-6) for name, value in weights(tmp_path / "run").items())
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["model"]["dim"] == CONFIG["model"]["dim"] and saved["init"] == str(whole_run)
+    assert saved["model"]["dim"] == CONFIG["model"]["dim"] and saved["init"] == str(finished_run)
 
 
-def test_resumes_without_the_run_it_started_from(whole_run, tiny_data, noises, tmp_path):
-    first = shutil.copytree(whole_run, tmp_path / "first", symlinks=True)
+def test_resumes_without_the_run_that_it_started_from(finished_run, tiny_data, noises, tmp_path):
+    first = shutil.copytree(finished_run, tmp_path / "first", symlinks=True)
     main(semisupervised_arguments(tiny_data, noises, tmp_path / "run", "--init", str(first), "--steps", "1"))
     shutil.rmtree(first)
     main(["train", "semisupervised", "--out", str(tmp_path / "run"), "--resume", "--steps", "2"])
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
-def test_bad_unlabelled_files_are_named_counted_and_replaced(tiny_data, noises, tmp_path, capsys):
+def test_bad_unlabeled_files_are_named_counted_and_replaced(tiny_data, noises, tmp_path, capsys):
     folder = shutil.copytree(noises, tmp_path / "noises")
     (folder / "broken.wav").write_text("no audio")
     main(semisupervised_arguments(tiny_data, folder, tmp_path / "run"))
@@ -267,18 +270,18 @@ def test_bad_unlabelled_files_are_named_counted_and_replaced(tiny_data, noises, 
     with pytest.raises(SystemExit) as stop:
         main(semisupervised_arguments(tiny_data, folder, tmp_path / "none"))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and "in 10 batches no file could be read" in error
+    assert stop.value.code == 2 and "no file of 10 batches in a row is readable" in error
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--unlabeled", "/no/such/folder"], "/no/such/folder"),
-        (["--mapper.kind", "linear"], "kind must be one of"),
+        (["--mapper.kind", "linear"], "--mapper.kind must be one of 'mlp', 'transformer', got 'linear'"),
         (["--mapper.noise", "-1"], "noise must be at least 0"),
         (["--mapper.heads", "5"], "num_heads must"),
         (["--loss.mix_weight", "-1"], "mix_weight must be at least 0"),
-        (["--optim.name", "sgd"], "name must be one of"),
+        (["--optim.name", "sgd"], "--optim.name must be one of 'adam', 'schedulefree', got 'sgd'"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(tiny_data, noises, tmp_path, capsys, more, message):

