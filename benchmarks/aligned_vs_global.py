@@ -71,7 +71,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def document(record: dict) -> str:
+def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     settings = ", ".join(f"{name} {value}" for name, value in run.items())
@@ -115,7 +115,7 @@ def main() -> None:
         "rows": rows,
     }
     write_results(
-        options.results / "aligned_vs_global", record, document, options.reading, options.jobs, options.report
+        options.results / "aligned_vs_global", record, render_page, options.reading, options.jobs, options.report
     )
     print(table(rows))
 

@@ -100,7 +100,7 @@ def row(case: dict, predicted: dict, measured: dict) -> dict:
     }
 
 
-def document(record: dict) -> str:
+def render_page(record: dict) -> str:
     """The Markdown page."""
     lines = [HEADS]
     for line in record["rows"]:
@@ -166,7 +166,7 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
         "worst_memory": max(line["memory_factor"] for line in rows),
         "worst_time": max(line["time_factor"] for line in rows),
     }
-    write_results(options.results / "plan", record, document, options.reading)
+    write_results(options.results / "plan", record, render_page, options.reading)
     print((options.results / "plan.md").read_text())
 
 

@@ -55,7 +55,9 @@ def main() -> None:
     torch.manual_seed(0)
     shape = sizes.PAIRS["batch_128"]
     case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))
-    case = replace(case, providers=[each for each in case.providers if each.name in ("naive einsum", "atk cpp")])
+    case = replace(
+        case, providers=[provider for provider in case.providers if provider.name in ("naive einsum", "atk cpp")]
+    )
     print("\nRetrieval\n" + retrieval_table(json.loads((arguments.run / "summary.json").read_text())["metrics"]))
     print("\n" + markdown(case.title, compare(case, rounds=3)))
     print(f"{picture}: {clip.captions[0]}")

@@ -104,7 +104,7 @@ def tables(rows: list[dict]) -> dict[str, str]:
     }
 
 
-def document(record: dict) -> str:
+def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     seeds = len({row["seed"] for row in rows})
@@ -161,7 +161,7 @@ def main() -> None:
         "rows": rows,
     }
     write_results(
-        options.results / "difference_captioning", record, document, options.reading, options.jobs, options.report
+        options.results / "difference_captioning", record, render_page, options.reading, options.jobs, options.report
     )
     print("\n\n".join(record["tables"].values()))
 

@@ -89,7 +89,7 @@ def step_of(op: str, tiny: bool, device: torch.device) -> Callable[[], Sequence[
     size, mode = STEPS[op]
     shape = sizes.NAMED[op]["tiny" if tiny else size]
     case = importlib.import_module(f"atk.bench.{op}").case(shape, mode, _dtype(device), device)
-    provider = next(each for each in case.providers if each.name.startswith("atk triton"))
+    provider = next(provider for provider in case.providers if provider.name.startswith("atk triton"))
     if provider.missing:
         raise RuntimeError(f"{op}: {provider.missing}")
     return lambda: provider.call(*case.inputs)

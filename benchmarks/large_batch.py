@@ -21,7 +21,7 @@ from atk.bench import environment
 from atk.data.captions import read_split
 from atk.models.clap import CLAP, ModelConfig
 from atk.ops.max_mean_op import INDEX_BUDGET
-from large_batch_page import document, draw
+from large_batch_page import draw, render_page
 from runs import atk, flags, write_results
 
 SERIES = {  # name: backend, and whether gradients are cached
@@ -256,7 +256,7 @@ def main() -> None:
         parts[name] = {"environment": environment()} | measured(name, options, batches)
         if name == "steps":
             draw(stem.with_suffix(".png"), parts["steps"])
-        write_results(stem, {"setting": setting, "parts": parts}, document, options.reading)
+        write_results(stem, {"setting": setting, "parts": parts}, render_page, options.reading)
     print(stem.with_suffix(".md").read_text())
 
 

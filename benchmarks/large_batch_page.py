@@ -16,7 +16,7 @@ STYLES = {  # series: color, line
 }
 
 
-def document(record: dict) -> str:
+def render_page(record: dict) -> str:
     """The Markdown page: what was measured, the tables, their interpretation, and the environment."""
     setting, parts = record["setting"], record["parts"]
     scenes, run = setting["scenes"], setting["run"]

@@ -67,7 +67,7 @@ def check_settings(out: Path, wanted: dict) -> None:
         for part in name.split("."):
             saved = saved[part]
         if saved != yaml.safe_load(str(value)):
-            raise SystemExit(f"{out} was made with {name} {saved}, not {value}: remove it or choose another --runs")
+            raise SystemExit(f"{out} was trained with {name} {saved}, not {value}: remove it or choose another --runs")
 
 
 def finished(runs: dict[Any, tuple[Path, dict]]) -> dict[Any, dict]:
@@ -84,11 +84,12 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
 
 
 def write_results(
-    stem: Path, record: dict, document: Callable[[dict], str], reading: str, jobs: int = 1, report: bool = False
+    stem: Path, record: dict, render_page: Callable[[dict], str], reading: str, jobs: int = 1, report: bool = False
 ) -> None:
-    """Write `stem`.json and `stem`.md; without a `reading` the page keeps the one it has.
+    """Write `stem`.json and `stem`.md.
 
-    `report`: the runs were made by an earlier call, so its environment and number of jobs are kept.
+    `reading` interprets the results; if it is empty, the page keeps its previous one. With `report`, the runs
+    come from an earlier call, so its environment and number of jobs are kept too.
     """
     path = stem.with_suffix(".json")
     previous = json.loads(path.read_text()) if path.is_file() else {}
@@ -98,4 +99,4 @@ def write_results(
     record = measured | record | {"reading": reading or previous.get("reading", "")}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(document(record))
+    stem.with_suffix(".md").write_text(render_page(record))

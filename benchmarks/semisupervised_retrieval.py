@@ -122,7 +122,7 @@ def table(rows: list[dict], first: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def document(record: dict) -> str:
+def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes = record["scenes"]
     seconds = [row["seconds"] for row in record["rows"]]
@@ -169,7 +169,7 @@ def main() -> None:
         "rows": rows,
     }
     write_results(
-        options.results / "semisupervised_retrieval", record, document, options.reading, options.jobs, options.report
+        options.results / "semisupervised_retrieval", record, render_page, options.reading, options.jobs, options.report
     )
     print(record["table"])
 

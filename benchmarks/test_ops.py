@@ -36,7 +36,7 @@ def cases():
 @pytest.mark.parametrize(("op", "size", "mode", "name"), cases())
 def test_provider(benchmark, op, size, mode, name):
     case, truth = case_and_truth(op, size, mode)
-    (provider,) = (each for each in case.providers if each.name == name)
+    (provider,) = (provider for provider in case.providers if provider.name == name)
     row = check(provider, case, truth)
     if row.status in (MISSING, OUT_OF_MEMORY):
         pytest.skip(f"{row.status}: {row.note}")

@@ -75,7 +75,7 @@ inline void narrow_channels(const float* row, int64_t channels, T* out) {
 
 inline int64_t span_channels(int64_t D, int64_t span) { return min(kSpan, D - span * kSpan); }
 
-// Packs the spans [span_begin, span_end) of rows[source_row[r]], r < count, as [spans, stride].
+// Packs the spans [span_begin, span_end) of rows[source_row[r]], r < count, into `out` [spans, stride].
 template <class T, class Span>
 inline void pack_rows_in_spans(const T* rows, int64_t D, const int32_t* source_row, int64_t count, int64_t span_begin,
                                int64_t span_end, int64_t stride, Span* out) {

@@ -21,7 +21,7 @@ from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 transformers = (
     import_transformers()
-)  # like `import transformers`, but also works with a torchaudio built for another torch
+)  # like `import transformers`, but also works if torchaudio was built for a different torch
 
 
 def small_model(captions: list[str]) -> tuple[Any, Any, Any]:
@@ -88,14 +88,14 @@ def main(argv: list[str] | None = None) -> list[float]:
     data = args.data or write_soundscapes("runs/example_scenes", SoundscapeConfig(train=16, test=0))
     clips = read_split(data, "train").clips
     captions = [caption for clip in clips for caption in clip.captions]
-    parts = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
-    model = parts[0].to("cuda" if torch.cuda.is_available() else "cpu").train()
+    model, tokenizer, extractor = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(model.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=args.lr)
     loader = train_loader(clips, sample_rate=48000, clip_seconds=10, batch_size=args.batch_size)
     losses = []
     for step, batch in enumerate(islice(loader, args.steps)):
-        loss = criterion(**embed(*parts, batch))
+        loss = criterion(**embed(model, tokenizer, extractor, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

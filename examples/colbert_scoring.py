@@ -18,7 +18,7 @@ from atk.models.tokenizer import import_transformers
 
 transformers = (
     import_transformers()
-)  # like `import transformers`, but also works with a torchaudio built for another torch
+)  # like `import transformers`, but also works if torchaudio was built for a different torch
 
 QUERIES = ["a dog barks in the park", "how loud is a jet engine?"]
 DOCUMENTS = [

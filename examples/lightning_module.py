@@ -20,7 +20,7 @@ from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 
 class AlignedCLAP(L.LightningModule):
-    """A model with frames and tokens in one space, trained with `L_total = L_global + L_align` over all ranks."""
+    """A CLAP model trained with `L_total = L_global + L_align` on the pairs of all ranks."""
 
     def __init__(self, model: CLAP, clips: list[Clip], batch_size: int, lr: float = 1e-3):
         super().__init__()
@@ -38,12 +38,12 @@ class AlignedCLAP(L.LightningModule):
         )  # fmt: skip
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss for Lightning's backward."""
+        """This rank's share of the loss, scaled for DDP."""
         audio, text = self.model(batch.audio, batch.lengths, self.model.tokenize(batch.captions))
         share = self.criterion(audio.pooled, text.pooled, audio.frames, text.tokens, audio.mask, text.mask)
         values = {"loss": atk.distributed.total(share), "logit_scale": self.criterion.logit_scale}
         self.log_dict(values, prog_bar=True, batch_size=len(batch))
-        return share * atk.distributed.ddp_factor()  # DDP averages gradients, but the shares need their sum
+        return share * atk.distributed.ddp_factor()  # DDP averages gradients, but those of the shares must be summed
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW for the model and the temperature."""

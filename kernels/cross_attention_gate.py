@@ -38,11 +38,11 @@ def gate_kernel(
     if key_end is not None:
         keys = tl.load(key_end + row // L_a, mask=row < T, other=0)
     gate_tile = tl.where((keys > 0)[:, None], tl.sigmoid(-total), 1.0)
-    at = start.to(tl.int64) * D + lane + c[None, :]
+    offsets = start.to(tl.int64) * D + lane + c[None, :]
     ok = (row < T)[:, None] & (c < D)[None, :]
-    out_tile = tl.load(source + at, mask=ok, other=0.0).to(tl.float32) * gate_tile
-    tl.store(gate + at, gate_tile.to(gate.dtype.element_ty), mask=ok)
-    tl.store(out + at, out_tile.to(out.dtype.element_ty), mask=ok)
+    out_tile = tl.load(source + offsets, mask=ok, other=0.0).to(tl.float32) * gate_tile
+    tl.store(gate + offsets, gate_tile.to(gate.dtype.element_ty), mask=ok)
+    tl.store(out + offsets, out_tile.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["L_a", "L_ref"])
@@ -55,12 +55,12 @@ def gate_backward_kernel(grad, source, gate, key_end, grad_source, grad_sim, L_a
     tiles = tl.cdiv(size, SIZE)
     clip = (tl.program_id(0) // tiles).to(tl.int64)
     element = tl.program_id(0) % tiles * SIZE + tl.arange(0, SIZE)
-    at = clip * L_a * D + element
+    offsets = clip * L_a * D + element
     ok = element < size
     has_keys = key_count(key_end, clip, L_ref) > 0
-    g = tl.load(grad + at, mask=ok, other=0.0).to(tl.float32)
-    gate_value = tl.load(gate + at, mask=ok, other=0.0).to(tl.float32)
-    x = tl.load(source + at, mask=ok, other=0.0).to(tl.float32)
-    tl.store(grad_source + at, (g * gate_value).to(grad_source.dtype.element_ty), mask=ok)
+    g = tl.load(grad + offsets, mask=ok, other=0.0).to(tl.float32)
+    gate_value = tl.load(gate + offsets, mask=ok, other=0.0).to(tl.float32)
+    x = tl.load(source + offsets, mask=ok, other=0.0).to(tl.float32)
+    tl.store(grad_source + offsets, (g * gate_value).to(grad_source.dtype.element_ty), mask=ok)
     sim = tl.where(has_keys, -g * x * gate_value * (1 - gate_value), 0.0)
-    tl.store(grad_sim + at, sim.to(grad_sim.dtype.element_ty), mask=ok)
+    tl.store(grad_sim + offsets, sim.to(grad_sim.dtype.element_ty), mask=ok)

@@ -118,15 +118,15 @@ def attend_kernel(
     for key0 in range(0, end, COLUMNS):
         keys = key0 + tl.arange(0, COLUMNS)
         valid = _valid_keys(key_mask, clip, keys, end, L_ref)
-        at = keys_offset + tl.cast(key0, tl.int64) * D
-        logits = _products(queries, q, row_ok, k + at, keys < end, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
+        block_offset = keys_offset + tl.cast(key0, tl.int64) * D
+        logits = _products(queries, q, row_ok, k + block_offset, keys < end, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
         logits = tl.where(valid[None, :], logits * (_LOG2_E / WIDTH**0.5), float("-inf"))
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # before the first valid key, -inf - -inf = NaN
         weights = tl.exp2(logits - shift[:, None])
         decay = tl.exp2(peak - shift)
         denominator = denominator * decay + tl.sum(weights, 1)
-        values = _load(v + at, valid, D, WIDTH, COLUMNS, HEAD)
+        values = _load(v + block_offset, valid, D, WIDTH, COLUMNS, HEAD)
         total = tl.dot(weights.to(v.dtype.element_ty), values, total * decay[:, None], input_precision="ieee")
         peak = new_peak
     mean = tl.where(end > 0, total / denominator[:, None], 0.0)
@@ -162,12 +162,12 @@ def grad_query_kernel(
     for key0 in range(0, end, COLUMNS):
         keys = key0 + tl.arange(0, COLUMNS)
         valid = _valid_keys(key_mask, clip, keys, end, L_ref)
-        at = keys_offset + tl.cast(key0, tl.int64) * D
-        logits = _products(queries, q, row_ok, k + at, valid, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
+        block_offset = keys_offset + tl.cast(key0, tl.int64) * D
+        logits = _products(queries, q, row_ok, k + block_offset, valid, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
         weights = tl.exp2(logits * (_LOG2_E / WIDTH**0.5) - lse_rows[:, None])
-        inner = _products(grads, grad, row_ok, v + at, keys < end, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
+        inner = _products(grads, grad, row_ok, v + block_offset, keys < end, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
         grad_logits = tl.where(valid[None, :], weights * (inner - delta_rows[:, None]), 0.0)
-        rows = _load(k + at, valid, D, WIDTH, COLUMNS, HEAD)
+        rows = _load(k + block_offset, valid, D, WIDTH, COLUMNS, HEAD)
         total = tl.dot(grad_logits.to(k.dtype.element_ty), rows, total, input_precision="ieee")
     _store(grad_q + tile_offset, total * (1 / WIDTH**0.5), row_ok, D, WIDTH, ROWS, HEAD)
 
@@ -194,16 +194,16 @@ def grad_key_kernel(
     for row0 in range(0, steps, COLUMNS):
         row = row0 + tl.arange(0, COLUMNS)
         row_ok = row < L_a
-        at = clip_offset + tl.cast(row0, tl.int64) * D
-        logits = _products(rows, k, keys < end, q + at, row_ok, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
+        block_offset = clip_offset + tl.cast(row0, tl.int64) * D
+        logits = _products(rows, k, keys < end, q + block_offset, row_ok, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
         lse_rows = tl.load(lse + rows_offset + row, mask=row_ok, other=float("inf"))  # weight 0 past the last query
         weights = tl.exp2(logits * (_LOG2_E / WIDTH**0.5) - lse_rows[None, :])  # [ROWS, COLUMNS], keys by queries
-        grads = _load(grad + at, row_ok, D, WIDTH, COLUMNS, HEAD)
+        grads = _load(grad + block_offset, row_ok, D, WIDTH, COLUMNS, HEAD)
         total_v = tl.dot(weights.to(grad.dtype.element_ty), grads, total_v, input_precision="ieee")
-        inner = _products(values, v, keys < end, grad + at, row_ok, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
+        inner = _products(values, v, keys < end, grad + block_offset, row_ok, D, WIDTH, HEAD, ROWS, COLUMNS, CHANNELS)
         delta_rows = tl.load(delta + rows_offset + row, mask=row_ok, other=0.0)
         grad_logits = weights * (inner - delta_rows[None, :])
-        queries = _load(q + at, row_ok, D, WIDTH, COLUMNS, HEAD)
+        queries = _load(q + block_offset, row_ok, D, WIDTH, COLUMNS, HEAD)
         total_k = tl.dot(grad_logits.to(q.dtype.element_ty), queries, total_k, input_precision="ieee")
     # Padded keys accumulated arbitrary values from k and v.
     valid = _valid_keys(key_mask, clip, keys, end, L_ref)[:, None]

@@ -89,23 +89,23 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, columns: bool = True) ->
     with on_device(audio.device):
         N_a = len(audio)
         N_t = len(text)
-        rows = torch.full((N_a,), -torch.inf, device=audio.device)
+        row_lse = torch.full((N_a,), -torch.inf, device=audio.device)
         column_lse = torch.full((N_t,), -torch.inf, device=audio.device) if columns else None
         if N_a == 0 or N_t == 0:
-            return rows, column_lse
+            return row_lse, column_lse
         audio = _packed(audio)
         text = _packed(text)
         launch = info_nce_launch(audio.dtype, audio.shape[1], Device.of(audio.device))
         tiles = max(1, PART_BYTES // (4 * N_t)) if columns else triton.cdiv(N_a, launch.rows)
         for chunk in _chunks(N_a, tiles * launch.rows):
             if column_lse is None:
-                _lse(audio[chunk], text, scale, rows[chunk], None)
+                _lse(audio[chunk], text, scale, row_lse[chunk], None)
                 continue
-            parts = rows.new_empty(triton.cdiv(len(rows[chunk]), launch.rows), N_t)
-            _lse(audio[chunk], text, scale, rows[chunk], parts)
+            parts = row_lse.new_empty(triton.cdiv(len(row_lse[chunk]), launch.rows), N_t)
+            _lse(audio[chunk], text, scale, row_lse[chunk], parts)
             # The result of the earlier chunks counts as one more part.
             _merge(parts if chunk.start == 0 else torch.cat((parts, column_lse[None])), column_lse)
-    return rows, column_lse
+    return row_lse, column_lse
 
 
 def backward(

@@ -107,15 +107,15 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
                 best = tl.where(better, chunk_best, best)
                 winner = tl.where(better, chunk_winner, winner)
         if index is not None:
-            at = index[None, :] + (row + lane)[:, None]
-            tl.store(at, winner.to(index.dtype.element_ty), mask=(lane < rows)[:, None] & (slot < high)[None, :])
+            pointers = index[None, :] + (row + lane)[:, None]
+            tl.store(pointers, winner.to(index.dtype.element_ty), mask=(lane < rows)[:, None] & (slot < high)[None, :])
         if sim is not None:
             last = tl.load(entry + TILE_IS_LAST) != 0
             total += tl.sum(tl.where((lane < rows)[:, None], best, 0.0), 0)
             frames_seen += rows
             mean = tl.where(length > 0, total / tl.maximum(frames_seen, 1).to(tl.float32), 0.0)
-            at = sim + tl.load(entry + TILE_CLIP).to(tl.int64) * sim_clip + caption.to(tl.int64) * sim_caption
-            tl.store(at, mean, mask=(slot < high) & last)
+            pointers = sim + tl.load(entry + TILE_CLIP).to(tl.int64) * sim_clip + caption.to(tl.int64) * sim_caption
+            tl.store(pointers, mean, mask=(slot < high) & last)
             total = tl.where(last, 0.0, total)
             frames_seen = tl.where(last, 0, frames_seen)
 
@@ -170,8 +170,8 @@ def grad_audio_kernel(
     d = d0 + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
     if carry is not None:
-        at = carry + (row + lane)[:, None] * D + d[None, :]
-        total = tl.load(at, mask=(lane < rows)[:, None] & (first == 0), other=0.0)
+        pointers = carry + (row + lane)[:, None] * D + d[None, :]
+        total = tl.load(pointers, mask=(lane < rows)[:, None] & (first == 0), other=0.0)
     for step in range(steps):
         text_tile = begin + (step if active is None else tl.load(active + step))
         slot0, position0 = tile_slot(text_tiles, text_tile, begin, low, C)
@@ -197,8 +197,8 @@ def grad_audio_kernel(
     out_row = row + lane
     if source_row is not None:
         out_row = tl.load(source_row + out_row, mask=lane < rows, other=0).to(tl.int64)
-    at = grad_audio + out_row[:, None] * D + d[None, :]
-    tl.store(at, (total * largest).to(grad_audio.dtype.element_ty), mask=ok)
+    pointers = grad_audio + out_row[:, None] * D + d[None, :]
+    tl.store(pointers, (total * largest).to(grad_audio.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["N_a", "N_t", "T_t", "index_row", "grad_clip", "grad_slot", "active_row", "class_index",
@@ -253,5 +253,5 @@ def grad_text_kernel(
     row = text_tile.to(tl.int64) * (C * LT) + tl.arange(0, C * LT)
     out_row = tl.load(source_row + row)
     d = d0 + tl.arange(0, BLOCK_D)
-    at = (tl.program_id(1).to(tl.int64) * T_t + out_row)[:, None] * D + d[None, :]
-    tl.store(grad_text + at, total.to(grad_text.dtype.element_ty), mask=(out_row >= 0)[:, None])
+    offsets = (tl.program_id(1).to(tl.int64) * T_t + out_row)[:, None] * D + d[None, :]
+    tl.store(grad_text + offsets, total.to(grad_text.dtype.element_ty), mask=(out_row >= 0)[:, None])

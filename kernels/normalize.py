@@ -27,11 +27,11 @@ def normalize_kernel(rows, mask, unit, inverse_norm, T, D, ROWS: tl.constexpr, B
     tl.store(inverse_norm + r, inverse, mask=r < T)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
-        at = r[:, None] * D + d[None, :]
-        x = tl.load(rows + at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        offsets = r[:, None] * D + d[None, :]
+        x = tl.load(rows + offsets, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
         small = (norm < _MIN_NORM)[:, None]
         value = tl.where(small, 0.0, x * inverse[:, None]).to(unit.dtype.element_ty)
-        tl.store(unit + at, value, mask=(r < T)[:, None] & (d < D)[None, :])
+        tl.store(unit + offsets, value, mask=(r < T)[:, None] & (d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -43,18 +43,18 @@ def normalize_backward_kernel(grad, unit, inverse_norm, grad_rows, T, D, ROWS: t
     products = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
-        at = r[:, None] * D + d[None, :]
+        offsets = r[:, None] * D + d[None, :]
         ok = nonzero[:, None] & (d < D)[None, :]
-        g = tl.load(grad + at, mask=ok, other=0.0).to(tl.float32)
-        products += g * tl.load(unit + at, mask=ok, other=0.0).to(tl.float32)
+        g = tl.load(grad + offsets, mask=ok, other=0.0).to(tl.float32)
+        products += g * tl.load(unit + offsets, mask=ok, other=0.0).to(tl.float32)
     projection = tl.sum(products, 1)[:, None]
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
-        at = r[:, None] * D + d[None, :]
+        offsets = r[:, None] * D + d[None, :]
         ok = nonzero[:, None] & (d < D)[None, :]
-        g = tl.load(grad + at, mask=ok, other=0.0).to(tl.float32)
-        value = inverse[:, None] * (g - projection * tl.load(unit + at, mask=ok, other=0.0).to(tl.float32))
-        tl.store(grad_rows + at, value.to(grad_rows.dtype.element_ty), mask=(r < T)[:, None] & (d < D)[None, :])
+        g = tl.load(grad + offsets, mask=ok, other=0.0).to(tl.float32)
+        value = inverse[:, None] * (g - projection * tl.load(unit + offsets, mask=ok, other=0.0).to(tl.float32))
+        tl.store(grad_rows + offsets, value.to(grad_rows.dtype.element_ty), mask=(r < T)[:, None] & (d < D)[None, :])
 
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, unit: Tensor, inverse_norm: Tensor) -> None:

@@ -83,9 +83,9 @@ def place_kernel(mask, cu_seqlens, slots, source_row, text_tiles, N, W: tl.const
     if text_tiles is not None and packed % W == 0:
         chunks = tl.cdiv(tl.maximum(tl.load(slots + SLOT_LENGTH * N + slot), 1), W)
         for t0 in range(0, chunks, BLOCK):
-            at = text_tiles + (packed // W + t0 + lane) * TEXT_TILE_FIELDS
-            tl.store(at + TEXT_TILE_SLOT, tl.zeros((BLOCK,), tl.int32) + slot, mask=t0 + lane < chunks)
-            tl.store(at + TEXT_TILE_POSITION, (t0 + lane) * W, mask=t0 + lane < chunks)
+            fields = text_tiles + (packed // W + t0 + lane) * TEXT_TILE_FIELDS
+            tl.store(fields + TEXT_TILE_SLOT, tl.zeros((BLOCK,), tl.int32) + slot, mask=t0 + lane < chunks)
+            tl.store(fields + TEXT_TILE_POSITION, (t0 + lane) * W, mask=t0 + lane < chunks)
     first_valid = begin + rows
     packed_end = packed
     for r0 in range(0, rows, BLOCK):
@@ -130,9 +130,9 @@ def frame_tiles_kernel(start, length, first_tile, tiles, SIZE: tl.constexpr, BLO
     end = tl.load(first_tile + clip + 1)
     for t0 in range(0, end - tile, BLOCK):
         t = t0 + tl.arange(0, BLOCK)
-        at = tiles + (tile + t).to(tl.int64) * TILE_FIELDS
+        fields = tiles + (tile + t).to(tl.int64) * TILE_FIELDS
         inside = tile + t < end
-        tl.store(at + TILE_FIRST_ROW, row + t * SIZE, mask=inside)
-        tl.store(at + TILE_NUM_ROWS, tl.minimum(rows - t * SIZE, SIZE), mask=inside)
-        tl.store(at + TILE_CLIP, tl.zeros((BLOCK,), tl.int32) + clip, mask=inside)
-        tl.store(at + TILE_IS_LAST, (tile + t + 1 == end).to(tl.int32), mask=inside)
+        tl.store(fields + TILE_FIRST_ROW, row + t * SIZE, mask=inside)
+        tl.store(fields + TILE_NUM_ROWS, tl.minimum(rows - t * SIZE, SIZE), mask=inside)
+        tl.store(fields + TILE_CLIP, tl.zeros((BLOCK,), tl.int32) + clip, mask=inside)
+        tl.store(fields + TILE_IS_LAST, (tile + t + 1 == end).to(tl.int32), mask=inside)

@@ -31,20 +31,20 @@ def load_rows(base, row_ok, d0, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
 
     Rows where `row_ok` is False load as 0; None loads every row.
     """
-    at = base + tl.arange(0, ROWS)[:, None] * D + (d0 + tl.arange(0, BLOCK_D))[None, :]
-    return tl.load(at) if row_ok is None else tl.load(at, mask=row_ok[:, None], other=0.0)
+    pointers = base + tl.arange(0, ROWS)[:, None] * D + (d0 + tl.arange(0, BLOCK_D))[None, :]
+    return tl.load(pointers) if row_ok is None else tl.load(pointers, mask=row_ok[:, None], other=0.0)
 
 
 @triton.jit
 def slot_range(bounds, class_index, offset, size):
-    """First slot and end of the slots `offset` to `offset + size` of a length class, cut at the end of the class."""
+    """Range of the slots from `offset` to `offset + size` within a length class, clipped to the class: (begin, end)."""
     low = tl.load(bounds + class_index) + offset
     return low, tl.minimum(tl.load(bounds + class_index + 1), low + size)
 
 
 @triton.jit
 def text_tile_range(slots, low, high, N_t, W: tl.constexpr):
-    """First tile and end of the tiles of packed text for slots low to high; equal if there are no slots."""
+    """Range of the tiles of packed text for slots low to high: (begin, end), equal if there are no slots."""
     last = tl.maximum(high - 1, low)
     nonempty = low < high
     begin = tl.load(slots + SLOT_FIRST_ROW * N_t + low, mask=nonempty, other=0) // W

@@ -22,8 +22,8 @@ from atk.kernels.weights import slot_weights
 
 # (N_a, N_t, L_a, L_t, D): captions of every length class; within a shape all have the same length.
 SHAPES = tuple((1024, 1024, 256, L_t, D) for L_t in (8, 16, 32, 64, 128) for D in (128, 256, 512))
-# Largest allowed difference from the default's result, relative to its largest value: products are summed in another
-# order.
+# Largest allowed difference from the default's result, relative to its largest value: products are summed in a
+# different order.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 

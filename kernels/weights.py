@@ -124,7 +124,7 @@ def slot_weights(grad: Tensor, frames: Frames, captions: Captions, pairs: bool) 
 
 
 def active_text_tiles(weights: Weights, captions: Captions, group: SlotGroup) -> ActiveTiles:
-    """The tiles of packed text that each clip has a nonzero weight with, among the slots of `group`."""
+    """For each clip, the tiles of packed text with a nonzero weight, among the slots of `group`."""
     clips = len(weights.peak)
     out = captions.bounds.new_empty(clips, group.length_class.tile_bound)
     count = captions.bounds.new_empty(clips)
@@ -137,7 +137,7 @@ def active_text_tiles(weights: Weights, captions: Captions, group: SlotGroup) ->
 
 
 def active_frame_tiles(weights: Weights, captions: Captions, tiles: FrameTiles, group: SlotGroup) -> ActiveTiles:
-    """The frame tiles that each tile of captions has a nonzero weight with, for the slots of `group`."""
+    """For each tile of captions, the frame tiles with a nonzero weight, among the slots of `group`."""
     items = group.caption_tiles
     out = captions.bounds.new_empty(items, tiles.bound)
     count = captions.bounds.new_empty(items)

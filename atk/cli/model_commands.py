@@ -17,18 +17,18 @@ _CAPTIONER_OPTIONS = ("beams", "references", "condition", "out")  # of `atk eval
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def _add_run(parser: ArgumentParser) -> None:
+def _add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument(
         "--clip_seconds",
         type=float | None,
         default=None,
-        help="length of the windows that longer clips are cut into; null takes the length the run was trained with",
+        help="length of the windows that longer clips are cut into; null uses the length the run was trained with",
     )
 
 
-def _add_reading(parser: ArgumentParser) -> None:
+def _add_reading_arguments(parser: ArgumentParser) -> None:
     from atk.data.captions import OnError
 
     parser.add_argument("--batch_size", type=int, default=32, help="windows embedded at a time")
@@ -47,8 +47,8 @@ def add_evaluate(parser: ArgumentParser) -> None:
     """Add the arguments of `atk evaluate`."""
     from atk.data.mixtures import Condition
 
-    _add_run(parser)
-    _add_reading(parser)
+    _add_run_arguments(parser)
+    _add_reading_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="data folder")
     parser.add_argument(
         "--split", type=str, default="test", help="split to evaluate on: the CSV file of this name in the data folder"
@@ -56,19 +56,19 @@ def add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--tags", action="store_true", help="also score retrieval by tag, from the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classify the clips that have exactly one tag")
     parser.add_argument(
-        "--beams", type=int | None, default=None, help="captioners: width of the beam search; null takes the run's"
+        "--beams", type=int | None, default=None, help="captioners: width of the beam search; null uses the run's"
     )
     parser.add_argument(
         "--references",
         type=str | None,
         default=None,
-        help="captioners: folder of recordings to mix into the clips; null takes the run's",
+        help="captioners: folder of recordings to mix into the clips; null uses the run's",
     )
     parser.add_argument(
         "--condition",
         type=Condition,
         default=None,
-        help="captioners: which recording is the reference, as source/time; null takes the run's",
+        help="captioners: which recording is the reference, as source/time; null uses the run's",
     )
     parser.add_argument("--examples", type=int, default=5, help="captioners: number of clips to list with captions")
     parser.add_argument(
@@ -78,17 +78,17 @@ def add_evaluate(parser: ArgumentParser) -> None:
 
 def add_caption(parser: ArgumentParser) -> None:
     """Add the arguments of `atk caption`."""
-    _add_run(parser)
+    _add_run_arguments(parser)
     parser.add_argument("audio", type=str, help="audio file")
     parser.add_argument(
         "--reference", type=str, action="append", default=[], help="audio file to subtract; may be given several times"
     )
-    parser.add_argument("--beams", type=int | None, default=None, help="width of the beam search; null takes the run's")
+    parser.add_argument("--beams", type=int | None, default=None, help="width of the beam search; null uses the run's")
 
 
 def add_align(parser: ArgumentParser) -> None:
     """Add the arguments of `atk align`."""
-    _add_run(parser)
+    _add_run_arguments(parser)
     parser.add_argument("audio", type=str, help="audio file")
     parser.add_argument("text", type=str, help="caption, or words to look for")
     parser.add_argument(
@@ -104,8 +104,8 @@ def add_align(parser: ArgumentParser) -> None:
 
 def add_search(parser: ArgumentParser) -> None:
     """Add the arguments of `atk search`."""
-    _add_run(parser)
-    _add_reading(parser)
+    _add_run_arguments(parser)
+    _add_reading_arguments(parser)
     parser.add_argument("folder", type=str, help="folder of audio files, searched recursively")
     parser.add_argument("query", type=str, help="text to look for")
     parser.add_argument("--top", type=int, default=10, help="number of files to print")
@@ -114,11 +114,11 @@ def add_search(parser: ArgumentParser) -> None:
 def _load(arguments: Namespace, *classes: type[_Model]) -> _Model:
     """Load the model of a run folder (its best checkpoint) or of a folder with a saved model.
 
-    Fills in the options that the user left open: `clip_seconds` from the run, so that windows are as long as in
+    Fills in the options that the user did not set: `clip_seconds` from the run, so that windows are as long as in
     training, and `workers`.
 
     Raises:
-        ValueError: the model is of none of these classes.
+        ValueError: the model is not an instance of any of `classes`.
     """
     from atk.device import default_workers, pick_device
     from atk.models import from_pretrained
@@ -138,15 +138,15 @@ def _load(arguments: Namespace, *classes: type[_Model]) -> _Model:
         arguments.clip_seconds = _saved_config(run).get("clip_seconds", TrainConfig.clip_seconds)
     model = from_pretrained(model_folder(run))
     if not isinstance(model, classes):
-        wanted = " or ".join(each.__name__ for each in classes)
-        raise ValueError(f"{run} holds a {type(model).__name__}, this command needs a {wanted}")
+        wanted = " or ".join(model_class.__name__ for model_class in classes)
+        raise ValueError(f"{run} holds a {type(model).__name__}, but this command needs a {wanted}")
     if isinstance(model, CLAP) and (note := model.describe_cut(arguments.clip_seconds)):
         sys.stderr.write(note + "\n")
     return model.to(device).eval()
 
 
 def _beams(arguments: Namespace) -> int:
-    """The width of the beam search: the user's, else the run's."""
+    """The beam width from the command line, else the run's."""
     from atk.train.difference import DifferenceConfig
 
     if arguments.beams is not None:
@@ -159,7 +159,7 @@ def _saved_config(run: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
-def _reading(arguments: Namespace) -> dict[str, Any]:
+def _reading_arguments(arguments: Namespace) -> dict[str, Any]:
     return {name: arguments[name] for name in ("clip_seconds", "batch_size", "workers", "on_error")}
 
 
@@ -182,7 +182,7 @@ def evaluate(arguments: Namespace) -> None:
 def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
 
-    split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading(arguments))
+    split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading_arguments(arguments))
     result = evaluate_retrieval(model, split)
     if arguments.tags:
         result["tags"] = evaluate_tags(model, split)
@@ -202,7 +202,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         arguments.split,
         sample_rate=model.sample_rate,
         mix=MixConfig(**{**saved, **given}),
-        **_reading(arguments),
+        **_reading_arguments(arguments),
     )
     result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
     print(json.dumps(result, indent=2))
@@ -252,7 +252,7 @@ def search(arguments: Namespace) -> None:
     from atk.models.clap import CLAP
 
     model = _load(arguments, CLAP)
-    result = rank(model, arguments.folder, arguments.query, progress="search", **_reading(arguments))
+    result = rank(model, arguments.folder, arguments.query, progress="search", **_reading_arguments(arguments))
     if result.skipped:
         sys.stderr.write(describe_skipped(result.skipped) + "\n")
     for score, path in result.hits[: arguments.top]:

@@ -130,7 +130,7 @@ def load_crop(
     """
     if sample_rate <= 0 or not seconds > 0 or not 0 <= position <= 1:
         raise ValueError(
-            "sample_rate and seconds must be above 0 and position in 0 .. 1, "
+            "sample_rate and seconds must be above 0 and position in [0, 1], "
             f"got {sample_rate}, {seconds} and {position}"
         )
     with _opened(path, content) as file:

@@ -21,7 +21,7 @@ CONDITIONS = get_args(Condition)
 _QUIET = 1e-4  # power at -40 dB of full scale
 _SILENT = 1e-7  # power at -70 dB of full scale; 16-bit dither is below -90 dB
 _WINDOWS = 4  # windows of a recording to try before it counts as quiet
-_SHORTEST_SHIFT = 0.05  # least time shift of a reference, as a fraction of the clip
+_SHORTEST_SHIFT = 0.05  # smallest time shift of a reference, as a fraction of the clip
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ class MixConfig:
             at another time, "diff/diff" another recording of its class; "multi/same", "multi/diff" add several sounds.
         rate: fraction of the training clips that are mixed; the others are captioned as they are.
         snr_db: power of the clip relative to all added sound, in dB, (lowest, highest).
-        sources: most added sounds in the "multi" conditions; at least 2.
+        sources: maximum number of added sounds in the "multi" conditions; at least 2.
         test_folds: folds of the ESC-50 layout that are held out for evaluation.
     """
 
@@ -52,9 +52,9 @@ class MixConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         one_of("condition", self.condition, CONDITIONS)
         if not 0 <= self.rate <= 1:
-            raise ValueError(f"rate must be in 0 .. 1, got {self.rate}")
+            raise ValueError(f"rate must be in [0, 1], got {self.rate}")
         if len(self.snr_db) != 2 or not -60 <= self.snr_db[0] <= self.snr_db[1] <= 60:
-            raise ValueError(f"snr_db must be (lowest, highest) within -60 .. 60 dB, got {self.snr_db}")
+            raise ValueError(f"snr_db must be (lowest, highest) within [-60, 60] dB, got {self.snr_db}")
         if self.sources < 2:
             raise ValueError(f"sources must be at least 2, got {self.sources}")
 
@@ -65,7 +65,7 @@ class MixtureBatch(Batch):
 
     Attributes:
         references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 if no clip has a reference.
-        reference_lengths: valid samples of each reference `[N, R]`, int64; 0 beyond the references of a clip.
+        reference_lengths: valid samples of each reference `[N, R]`, int64; 0 where a clip has fewer than R.
         inputs: clips before mixing `[N, S]`, float32; `[N, 0]` in training.
         added: names of the recordings mixed into each clip; empty if nothing was mixed in.
     """

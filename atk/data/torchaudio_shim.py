@@ -1,4 +1,4 @@
-"""Import `torchaudio.functional` and `torchaudio.transforms` even if torchaudio's compiled part doesn't fit this torch.
+"""Import `torchaudio.functional` and `torchaudio.transforms` even if its compiled part doesn't match this torch.
 
 Import this module inside the functions that need it, not at the top level, so that torchaudio loads on demand.
 """
@@ -21,7 +21,7 @@ class _Missing:
         return False
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise RuntimeError(f"torchaudio's compiled part does not fit this torch build ({self.__name__})")
+        raise RuntimeError(f"torchaudio's compiled part does not match this torch build ({self.__name__})")
 
 
 class _ExtensionStub(ModuleType):

@@ -94,7 +94,7 @@ def gather_packed(
         `[T, D]` and `[N + 1]` of all ranks, and the slice of this rank's captions among the N.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `gather`, or `cu_seqlens_text` does not fit `text`.
+        ValueError, TypeError, RuntimeError: as `gather`, or `cu_seqlens_text` does not match `text`.
     """
     checks.embeddings("text", text, "T, D")
     checks.cu_seqlens("cu_seqlens_text", cu_seqlens_text, "text", text, None)
@@ -147,9 +147,9 @@ def info_nce(
     if gather == "all":
         text = Gather.apply(join_graph(text, layout.rows_differentiable), layout.rows, group)
         positive = local_index + layout.local.start
-        rows, columns, paired = dispatch(audio, text, logit_scale, positive, True, backend)
-        assert columns is not None and paired is not None
-        return _share(rows, columns, paired, layout, reduction, group)
+        row_lse, column_lse, positive_logits = dispatch(audio, text, logit_scale, positive, True, backend)
+        assert column_lse is not None and positive_logits is not None
+        return _share(row_lse, column_lse, positive_logits, layout, reduction, group)
 
     def score(source: int, block: Tensor, audio: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         positive = local_index if source == layout.rank else None
@@ -226,8 +226,8 @@ def aligned_info_nce(
     if skip_below > 0:
         sim = torch.where(_gradient_magnitude(sim, logit_scale, layout, group) < skip_below, sim.detach(), sim)
     logits = sim * logit_scale  # [N_r, N]
-    paired = logits.diagonal(layout.local.start)
-    return _share(logits.logsumexp(1), logits.logsumexp(0), paired, layout, reduction, group)
+    positive_logits = logits.diagonal(layout.local.start)
+    return _share(logits.logsumexp(1), logits.logsumexp(0), positive_logits, layout, reduction, group)
 
 
 def _only_local(gather: str | None, group: "dist.ProcessGroup | None") -> bool:
@@ -272,18 +272,23 @@ def _gradient_magnitude(
 
 
 def _share(
-    rows: Tensor, columns: Tensor, paired: Tensor, layout: Layout, reduction: str, group: "dist.ProcessGroup | None"
+    row_lse: Tensor,
+    column_lse: Tensor,
+    positive_logits: Tensor,
+    layout: Layout,
+    reduction: str,
+    group: "dist.ProcessGroup | None",
 ) -> Tensor:
     """This rank's share of the loss.
 
     Args:
-        rows: log-sum-exps of the rows of this rank's clips over all captions `[N_r]`.
-        columns: log-sum-exps of all columns over this rank's clips `[N]`.
-        paired: logits of this rank's pairs `[N_r]`.
+        row_lse: log-sum-exps over all captions for each clip of this rank `[N_r]`.
+        column_lse: log-sum-exps over this rank's clips for each caption `[N]`.
+        positive_logits: logits of this rank's pairs `[N_r]`.
         layout: from `_exchange_layout`.
         reduction: `"sum"` or `"mean"`.
         group: the ranks; None: all.
     """
-    columns = LogSumExp.apply(join_graph(columns, layout.differentiable), group)[layout.local]
-    share = ((rows - paired).sum() + (columns - paired).sum()) / sum(layout.items)
+    column_lse = LogSumExp.apply(join_graph(column_lse, layout.differentiable), group)[layout.local]
+    share = ((row_lse - positive_logits).sum() + (column_lse - positive_logits).sum()) / sum(layout.items)
     return share if reduction == "sum" else share / 2

@@ -117,7 +117,7 @@ class _ConvBlock(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Waveforms to frame features: log-mel, four convolutions that halve time twice, Transformer with `[CLS]`."""
+    """Waveforms to frame features: log-mel, four convolutions that downsample time by 4, Transformer with `[CLS]`."""
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()

@@ -74,7 +74,7 @@ class Captioner(nn.Module):
             captions: training data of the tokenizer, unless the decoder is pretrained.
 
         Raises:
-            ValueError: a checkpoint cannot be loaded or does not fit, or `captions` is empty but needed.
+            ValueError: a checkpoint cannot be loaded or does not match `config`, or `captions` is empty but needed.
         """
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 

@@ -62,7 +62,7 @@ def create_encoders(
         captions: training data of the tokenizer, if the checkpoint has none.
 
     Raises:
-        ValueError: the ClapModel cannot be loaded, or its weights or its tokenizer do not fit.
+        ValueError: the ClapModel cannot be loaded, or its weights or its tokenizer do not match it.
     """
     transformers = import_transformers()
     clap = _model(transformers, config).float()

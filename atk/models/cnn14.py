@@ -190,7 +190,7 @@ class Cnn14(nn.Module):
         """Create an encoder with the weights of `config.pretrained`, or random weights if that is None.
 
         Raises:
-            ValueError: the checkpoint cannot be read or does not fit the configuration.
+            ValueError: the checkpoint cannot be read or does not match the configuration.
         """
         encoder = cls(config)
         if config.pretrained is not None:
@@ -252,7 +252,7 @@ def _published_weights(path: str, encoder: Cnn14) -> dict[str, Tensor]:
     state = {name: value for name, value in state.items() if not name.startswith(_UNUSED_PREFIXES)}
     if faults := _mismatches(state, encoder):
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise ValueError(f"audio.pretrained: {path} does not fit: {'; '.join(faults[:4])}{more}")
+        raise ValueError(f"audio.pretrained: {path} does not match the configuration: {'; '.join(faults[:4])}{more}")
     fresh = encoder.state_dict()
     return {name: state.get(name, fresh[name]) for name in fresh}
 

@@ -87,34 +87,34 @@ class Projection(nn.Module):
 def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
     """Create the audio encoder, the text encoder and their projections with the published weights.
 
-    Omitted are the temperature, as every trainer has its own, the classifier of sound events, and SpecAugment.
+    The temperature (every trainer has its own), the sound-event classifier, and SpecAugment are left out.
 
     Args:
         config: where the weights are.
         text: only `max_tokens` and `token_layer` apply.
 
     Raises:
-        ValueError: the file or the tokenizer cannot be loaded or does not fit.
+        ValueError: the file or the tokenizer cannot be loaded or does not match the model.
     """
     transformers = import_transformers()
     assert config.weights is not None  # `config.enabled`
     state = _read(config.weights)
-    audio = _with_prefix(state, _HTSAT)
-    gpt2 = _with_prefix(state, _GPT2)
+    htsat_state = _with_prefix(state, _HTSAT)
+    gpt2_state = _with_prefix(state, _GPT2)
     try:
         audio_projection = _projection(_with_prefix(state, "audio_encoder.projection."))
         text_projection = _projection(_with_prefix(state, "caption_encoder.projection."))
         dim = audio_projection.linear1.out_features
-        htsat = transformers.ClapAudioModel(_audio_config(transformers, audio, dim))
-        encoder = HTSAT(htsat, _extractor(transformers, audio), audio[_FILTERS])
-        words = transformers.GPT2Model(_text_config(transformers, gpt2))
-        htsat.audio_encoder.load_state_dict(_renamed(audio))
-        words.load_state_dict({name: value for name, value in gpt2.items() if not _MASKS.match(name)})
+        htsat = transformers.ClapAudioModel(_audio_config(transformers, htsat_state, dim))
+        encoder = HTSAT(htsat, _extractor(transformers, htsat_state), htsat_state[_FILTERS])
+        gpt2 = transformers.GPT2Model(_text_config(transformers, gpt2_state))
+        htsat.audio_encoder.load_state_dict(_renamed(htsat_state))
+        gpt2.load_state_dict({name: value for name, value in gpt2_state.items() if not _MASKS.match(name)})
     except (KeyError, RuntimeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise ValueError(f"msclap.weights: {config.weights} is not MS-CLAP 2023: {reason}") from error
-    tokenizer = _tokenizer(transformers, config.tokenizer, words.config.vocab_size)
-    return encoder, TextEncoder(replace(text, pooling="last"), words, tokenizer), audio_projection, text_projection
+    tokenizer = _tokenizer(transformers, config.tokenizer, gpt2.config.vocab_size)
+    return encoder, TextEncoder(replace(text, pooling="last"), gpt2, tokenizer), audio_projection, text_projection
 
 
 def _projection(weights: dict[str, Tensor]) -> Projection:
@@ -160,7 +160,7 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of HTS-AT under the names of transformers."""
+    """The weights of HTS-AT under the names that transformers uses."""
     renamed = {}
     for name, value in state.items():
         if _UNUSED.match(name):
@@ -201,14 +201,14 @@ def _audio_config(transformers: ModuleType, state: dict[str, Tensor], dim: int) 
 
 def _text_config(transformers: ModuleType, state: dict[str, Tensor]) -> "GPT2Config":
     """The configuration that matches the shapes of GPT-2's weights."""
-    words = state["wte.weight"]
-    positions = state["wpe.weight"]
+    word_embeddings = state["wte.weight"]
+    position_embeddings = state["wpe.weight"]
     return transformers.GPT2Config(
-        vocab_size=words.shape[0],
-        n_embd=words.shape[1],
-        n_positions=positions.shape[0],
+        vocab_size=word_embeddings.shape[0],
+        n_embd=word_embeddings.shape[1],
+        n_positions=position_embeddings.shape[0],
         n_layer=sum(name.endswith(".ln_1.weight") for name in state),
-        n_head=words.shape[1] // _HEAD_WIDTH,
+        n_head=word_embeddings.shape[1] // _HEAD_WIDTH,
         use_cache=False,
     )
 

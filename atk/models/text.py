@@ -124,7 +124,7 @@ class TextEncoder(nn.Module):
     def load(cls, config: TextEncoderConfig, folder: Path) -> "TextEncoder":
         """Load the architecture and tokenizer saved by `save`. The weights are loaded with those of the whole model."""
         transformers = import_transformers()
-        # Otherwise transformers may pick another attention than the saved model's, equal only up to rounding.
+        # Otherwise transformers may pick a different attention implementation, equal only up to rounding.
         saved = transformers.AutoConfig.from_pretrained(folder, _attn_implementation_autoset=False)
         model = transformers.AutoModel.from_config(saved)
         return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
@@ -189,7 +189,7 @@ class TextEncoder(nn.Module):
             `[N, L_t + P, 2]`. "mean" pooling includes the pseudo-tokens.
 
         Raises:
-            TypeError, ValueError: `pseudo_tokens` do not fit the captions or the encoder, or padding is on the left.
+            TypeError, ValueError: `pseudo_tokens` do not match the captions or the encoder, or padding is on the left.
         """
         words = self._word_embeddings()
         inputs = {name: value.to(words.weight.device) for name, value in tokens.items()}

@@ -52,7 +52,7 @@ class CrossAttentionDifference(nn.Module):
         without a valid reference frame are returned unchanged, and so is the whole input if `reference` is None.
 
         Raises:
-            ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+            ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
             RuntimeError: when a second derivative is taken, except with the backend `"reference"`.
         """
         checks.embeddings("input", input, "N, L_a, D", like=("in_proj_weight", self.in_proj_weight))
@@ -79,7 +79,7 @@ class CrossAttentionDifference(nn.Module):
         """A block with a copy of the weights of `attention`, on its device and in its dtype.
 
         Raises:
-            ValueError: `attention` has dropout, keys or values of other widths, `add_bias_kv` or `add_zero_attn`.
+            ValueError: `attention` has dropout, keys or values of a different width, `add_bias_kv` or `add_zero_attn`.
         """
         same_width = attention.in_proj_weight is not None
         if attention.dropout or not same_width or attention.bias_k is not None or attention.add_zero_attn:
@@ -123,7 +123,7 @@ class SubtractionDifference(nn.Module):
         values they hold. If `reference` is None the input is returned unchanged.
 
         Raises:
-            ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+            ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
         """
         checks.embeddings("input", input, "N, L, D")
         if reference is None:

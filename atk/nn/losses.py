@@ -17,8 +17,8 @@ from atk.ops.reference import normalize
 MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
 
 
-class _Temperature(nn.Module):
-    """Options shared by the losses: the temperature, fixed or learnable, the reduction, and the pairs of other ranks.
+class _ContrastiveLoss(nn.Module):
+    """Options shared by the losses: temperature (fixed or learnable), reduction, and gathering of other ranks' pairs.
 
     A learnable temperature is stored as the logarithm of its inverse, as in CLIP.
     """
@@ -49,7 +49,7 @@ class _Temperature(nn.Module):
         return self.log_logit_scale.exp()
 
 
-class InfoNCELoss(_Temperature):
+class InfoNCELoss(_ContrastiveLoss):
     """Symmetric InfoNCE (3.3)-(3.5) on the cosine similarity of global vectors.
 
     Args:
@@ -88,7 +88,7 @@ class InfoNCELoss(_Temperature):
         )
 
 
-class AlignedContrastiveLoss(_Temperature):
+class AlignedContrastiveLoss(_ContrastiveLoss):
     """`L_total = L_global + L_align` (3.7): InfoNCE on global cosine plus InfoNCE on max-mean similarity (3.6).
 
     Args:

@@ -51,7 +51,7 @@ def cross_attention_difference(
         autocast dtype, as for a matrix product, and the result has that dtype.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """

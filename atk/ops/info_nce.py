@@ -37,7 +37,7 @@ def info_nce(
     Args:
         audio: clip embeddings `[N, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N, D]`, same dtype and device; row i belongs to clip i.
-        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
+        logit_scale: `1 / temperature`, a number or a scalar tensor; a tensor receives a gradient.
         positive: int64 `[N_a]`: the caption of clip i is row `positive[i]` of `text` `[N_t, D]`, with any N_t, for
             example the captions gathered from all ranks. The loss is then the audio-to-text direction only, averaged
             over the N_a clips, because no rank has complete columns. For the other direction swap audio and text, or
@@ -52,7 +52,7 @@ def info_nce(
         also under autocast. NaN propagates. Results are bitwise reproducible on one machine.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
@@ -68,11 +68,11 @@ def info_nce(
     symmetric = positive is None
     if positive is None:
         positive = torch.arange(len(audio), device=audio.device)
-    rows, columns, paired = dispatch(audio, text, logit_scale, positive, symmetric, backend)
-    assert paired is not None
-    loss = (rows - paired).mean()
-    if columns is not None:
-        loss = loss + (columns - paired).mean()
+    row_lse, column_lse, positive_logits = dispatch(audio, text, logit_scale, positive, symmetric, backend)
+    assert positive_logits is not None
+    loss = (row_lse - positive_logits).mean()
+    if column_lse is not None:
+        loss = loss + (column_lse - positive_logits).mean()
     return loss if reduction == "sum" else loss / 2
 
 
@@ -87,7 +87,7 @@ def pairwise_logsumexp(
     Args:
         audio: clip embeddings `[N_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N_t, D]`, same dtype and device.
-        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
+        logit_scale: `1 / temperature`, a number or a scalar tensor; a tensor receives a gradient.
         columns: whether to return the columns; without them the pass is cheaper.
         backend: as in `atk.info_nce`.
 
@@ -96,13 +96,13 @@ def pairwise_logsumexp(
         gradients to all three inputs. -inf where the other input is empty.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or option does not fit; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
     check_vectors(audio, text, logit_scale)
-    rows, column_lse, _ = dispatch(audio, text, logit_scale, None, columns, choose_backend(audio, backend))
-    return rows, column_lse
+    row_lse, column_lse, _ = dispatch(audio, text, logit_scale, None, columns, choose_backend(audio, backend))
+    return row_lse, column_lse
 
 
 def aligned_info_nce(
@@ -127,7 +127,7 @@ def aligned_info_nce(
     Args:
         audio: frame embeddings `[N, L_a, D]`.
         text: token embeddings `[N, L_t, D]`, same dtype and device; caption i belongs to clip i.
-        logit_scale: `1 / temperature`, a number or a scalar tensor, which then gets a gradient.
+        logit_scale: `1 / temperature`, a number or a scalar tensor; a tensor receives a gradient.
         audio_mask, text_mask, normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
         reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`.
         skip_below: the backward skips pairs whose weight `|P_ij + Q_ij - 2 [i = j]|` is below this value, where P and
@@ -141,7 +141,7 @@ def aligned_info_nce(
         Scalar loss in float32 (float64 for float64 input).
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device, mask or option does not fit; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, mask or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken.
     """

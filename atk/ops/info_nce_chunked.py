@@ -36,10 +36,10 @@ def forward(
         text: [N_t, D], N_t >= 1, of the same dtype.
         scale: scalar tensor, float32 (float64 for float64 inputs).
         positive: [N_a] int64 caption of each clip, or None.
-        columns: whether to return the second result.
+        columns: whether to compute the log-sum-exps of the columns.
 
     Returns:
-        [N_a], [N_t] (None if not `columns`) and [N_a] (None without `positive`), in the dtype of `scale`.
+        [N_a], [N_t] (None unless `columns`), and [N_a] (None if `positive` is None), in the dtype of `scale`.
     """
     text = text.to(scale.dtype)
     results = _shared_exponentials(audio, text, scale, positive, columns)
@@ -115,7 +115,7 @@ def _pairs(positive: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
     return row, column[row]
 
 
-class _PairedEntries:
+class _PositiveEntries:
     """Collects the entries `[i, positive_i]` of a matrix that is visited in chunks; none if `positive` is None."""
 
     def __init__(self, positive: Tensor | None, scale: Tensor):
@@ -123,7 +123,7 @@ class _PairedEntries:
         self.values = scale.new_full((0 if positive is None else len(positive),), torch.nan)
 
     def collect(self, i: slice, j: slice, chunk: Tensor) -> None:
-        """Store the paired entries of one chunk."""
+        """Store the entries of the positives in one chunk."""
         if self.positive is not None:
             row, column = _pairs(self.positive, i, j)
             self.values[i][row] = chunk[row, column]
@@ -140,10 +140,10 @@ def _shared_exponentials(
     if not math.isfinite(shift):
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
-    paired, exponentials = _PairedEntries(positive, scale), _PairedEntries(positive, scale)
+    positive_logits, exponentials = _PositiveEntries(positive, scale), _PositiveEntries(positive, scale)
     for i, _, chunks in _row_chunks(audio, text, scale):
         for j, logits in chunks:
-            paired.collect(i, j, logits)
+            positive_logits.collect(i, j, logits)
             if shift:
                 logits.sub_(shift)
             logits.exp_()
@@ -155,37 +155,37 @@ def _shared_exponentials(
             return None
     if columns and column_sums.min() < SMALLEST_SUM:
         return None
-    rows = row_sums.log() + shift
+    row_lse = row_sums.log() + shift
     column_lse = column_sums.log() + shift if columns else None
     if positive is None:
-        return rows, column_lse, None
-    rows = _relative_to_positive(rows, row_sums, paired.values, exponentials.values)
+        return row_lse, column_lse, None
+    row_lse = _relative_to_positive(row_lse, row_sums, positive_logits.values, exponentials.values)
     if column_lse is not None:
         lse, sums = column_lse[positive], column_sums[positive]
-        column_lse[positive] = _relative_to_positive(lse, sums, paired.values, exponentials.values)
-    return rows, column_lse, paired.values
+        column_lse[positive] = _relative_to_positive(lse, sums, positive_logits.values, exponentials.values)
+    return row_lse, column_lse, positive_logits.values
 
 
-def _relative_to_positive(lse: Tensor, sums: Tensor, paired: Tensor, exponentials: Tensor) -> Tensor:
+def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, exponentials: Tensor) -> Tensor:
     """`lse` as the logit of the positive plus a small logarithm: no digits are lost where the positive dominates."""
     ratio = sums / exponentials
-    return torch.where(ratio < 1e3, paired + ratio.log(), lse)
+    return torch.where(ratio < 1e3, positive_logits + ratio.log(), lse)
 
 
 def _separate_exponentials(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The result of `forward`, for logits of any magnitude."""
-    rows = scale.new_full((len(audio),), -math.inf)
+    row_lse = scale.new_full((len(audio),), -math.inf)
     column_lse = scale.new_full((len(text),), -math.inf) if columns else None
-    paired = _PairedEntries(positive, scale)
+    positive_logits = _PositiveEntries(positive, scale)
     for i, _, chunks in _row_chunks(audio, text, scale):
         for j, logits in chunks:
-            paired.collect(i, j, logits)
-            rows[i] = torch.logaddexp(rows[i], logits.logsumexp(1))
+            positive_logits.collect(i, j, logits)
+            row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))
             if column_lse is not None:
                 column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(0))
-    return rows, column_lse, None if positive is None else paired.values
+    return row_lse, column_lse, None if positive is None else positive_logits.values
 
 
 class _LogitGradients:

@@ -12,7 +12,7 @@ from torch import Tensor
 from atk.ops import info_nce_chunked, reference
 from atk.ops.once_differentiable import refuse
 
-_PAIRS_AT_A_TIME = 4096  # widened to float32 at once for the logits of the positives
+_PAIRS_AT_A_TIME = 4096  # widened to float32 together, for the logits of the positives
 _NO_SECOND_DERIVATIVE = "atk.info_nce has no second derivative: use backend='reference', which has one"
 
 
@@ -24,17 +24,17 @@ def dispatch(
     Args:
         audio: `[N_a, D]`.
         text: `[N_t, D]`.
-        logit_scale: factor of the products in S.
+        logit_scale: factor of the inner products in S.
         positive: int64 `[N_a]`, the caption of each clip, or None.
-        columns: whether to return the second result.
+        columns: whether to compute the log-sum-exps of the columns.
         backend: as returned by `choose`.
 
     Returns:
-        `rows_i = logsumexp_j(S_ij)` [N_a], `columns_j = logsumexp_i(S_ij)` [N_t] (None if not `columns`) and
-        `S[i, positive_i]` [N_a] (None without `positive`); float32, or float64 for float64 input. Products of 16-bit
+        `rows_i = logsumexp_j(S_ij)` [N_a], `columns_j = logsumexp_i(S_ij)` [N_t] (None unless `columns`), and
+        `S[i, positive_i]` [N_a] (None if `positive` is None); float32, or float64 for float64 input. Products of 16-bit
         embeddings are accumulated in float32.
     """
-    if audio.dtype != text.dtype:  # passes the checks only under autocast
+    if audio.dtype != text.dtype:  # the checks allow this only under autocast
         audio, text = audio.float(), text.float()
     dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
     if isinstance(logit_scale, Tensor):
@@ -44,15 +44,15 @@ def dispatch(
     if backend == "reference":
         with torch.autocast(audio.device.type, enabled=False):
             return reference.pairwise_logsumexp(audio.to(dtype), text.to(dtype), scale, positive, columns)
-    rows, column_lse, paired = _forward(audio, text, scale, positive, columns, backend)
-    return rows, column_lse if columns else None, None if positive is None else paired
+    row_lse, column_lse, positive_logits = _forward(audio, text, scale, positive, columns, backend)
+    return row_lse, column_lse if columns else None, None if positive is None else positive_logits
 
 
 @torch.library.custom_op("atk::info_nce_forward", mutates_args=())
 def _forward(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """rows [N_a], columns [N_t] ([0] if not requested) and the logits of the positives [N_a] ([0] without)."""
+    """Row and column log-sum-exps [N_a], [N_t] and the logits of the positives [N_a]; [0] for what is not requested."""
     outputs = _empty_outputs(audio, text, scale, positive, columns, backend)
     if len(audio) == 0 or len(text) == 0:
         for output in outputs:
@@ -62,24 +62,28 @@ def _forward(
         if backend == "triton":
             from atk.kernels import info_nce
 
-            rows, column_lse = info_nce.forward(audio.contiguous(), text.contiguous(), scale, columns)
-            paired = None if positive is None else _paired_logits(audio, text, scale, positive)
+            row_lse, column_lse = info_nce.forward(audio.contiguous(), text.contiguous(), scale, columns)
+            positive_logits = None if positive is None else _positive_logits(audio, text, scale, positive)
         else:
-            rows, column_lse, paired = info_nce_chunked.forward(audio, text, scale, positive, columns)
-    return rows, outputs[1] if column_lse is None else column_lse, outputs[2] if paired is None else paired
+            row_lse, column_lse, positive_logits = info_nce_chunked.forward(audio, text, scale, positive, columns)
+    return (
+        row_lse,
+        outputs[1] if column_lse is None else column_lse,
+        outputs[2] if positive_logits is None else positive_logits,
+    )
 
 
 @_forward.register_fake
 def _empty_outputs(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = scale.new_empty(len(audio))
+    row_lse = scale.new_empty(len(audio))
     column_lse = scale.new_empty(len(text) if columns else 0)
-    paired = scale.new_empty(0 if positive is None else len(audio))
-    return rows, column_lse, paired
+    positive_logits = scale.new_empty(0 if positive is None else len(audio))
+    return row_lse, column_lse, positive_logits
 
 
-def _paired_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
+def _positive_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
     """`S[i, positive_i]` [N_a] in float32."""
     chunks = zip(audio.split(_PAIRS_AT_A_TIME), positive.split(_PAIRS_AT_A_TIME), strict=True)
     return scale * torch.cat([(clips.float() * text[captions].float()).sum(1) for clips, captions in chunks])
@@ -116,15 +120,17 @@ def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tup
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     audio, text, scale, positive, columns, ctx.backend = inputs
-    rows, column_lse, _ = output
-    ctx.save_for_backward(audio, text, scale, rows, column_lse if columns else None, positive)
+    row_lse, column_lse, _ = output
+    ctx.save_for_backward(audio, text, scale, row_lse, column_lse if columns else None, positive)
 
 
-def _differentiate(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_positive: Tensor
+) -> tuple[Tensor | None, ...]:
     audio, text, scale, rows, columns, positive = ctx.saved_tensors
     grads = _backward(
         audio, text, scale, rows, columns, grad_rows, None if columns is None else grad_columns, positive,
-        None if positive is None else grad_paired, ctx.backend,
+        None if positive is None else grad_positive, ctx.backend,
     )  # fmt: skip
     return *grads, None, None, None
 

@@ -56,7 +56,7 @@ def max_mean_similarity(
         the autocast dtype, as for a matrix product.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or mask does not fit; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken.
     """

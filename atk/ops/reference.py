@@ -2,6 +2,7 @@
 
 Shapes, with the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels; L_ref
 frames of a reference, H heads. Masks are boolean, True = valid. Padding contributes nothing, whatever values it holds.
+Numbers such as (3.6) are equations of the thesis (see CITATION.cff).
 """
 
 import torch
@@ -20,7 +21,7 @@ def max_mean_similarity(
     *,
     pairs: bool = False,
 ) -> Tensor:
-    """Frame-token max-mean similarity (3.6) by an einsum that holds all `N_a * N_t * L_a * L_t` scores.
+    """Frame-token max-mean similarity (3.6), by an einsum that materializes all `N_a * N_t * L_a * L_t` scores.
 
     `sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>`, as `[N_a, N_t]`,
     0 for a clip without a valid frame or a caption without a valid token. `pairs`: only i = j, as `[N]`.
@@ -98,7 +99,7 @@ def cross_attention_difference(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
 ) -> Tensor:  # fmt: skip
-    """`(1 - sigmoid(Z_sim)) * source` (4.12), holding all attention weights; twice differentiable.
+    """`(1 - sigmoid(Z_sim)) * source` (4.12), with all attention weights materialized; twice differentiable.
 
     `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias` (4.11) over valid keys; source, q
     `[N, L_a, D]`, k, v `[N, L_ref, D]`, key_mask `[N, L_ref]`. A clip without a valid key returns its source.
@@ -131,12 +132,12 @@ def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "
 def pairwise_logsumexp(
     audio: Tensor, text: Tensor, logit_scale: Tensor, positive: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-sum-exps along rows and columns of all logits `S = logit_scale * audio @ text^T`, held at once.
+    """Log-sum-exps along rows and columns of the materialized logits `S = logit_scale * audio @ text^T`.
 
     Returns:
-        `logsumexp_j S_ij` [N_a], `logsumexp_i S_ij` [N_t] (None if not `columns`) and `S[i, positive_i]` [N_a] (None
-        without `positive`).
+        `logsumexp_j S_ij` [N_a], `logsumexp_i S_ij` [N_t] (None unless `columns`), and `S[i, positive_i]` [N_a]
+        (None if `positive` is None).
     """
     logits = (audio @ text.T) * logit_scale  # [N_a, N_t]
-    paired = None if positive is None else logits.gather(1, positive[:, None]).squeeze(1)
-    return logits.logsumexp(1), logits.logsumexp(0) if columns else None, paired
+    positive_logits = None if positive is None else logits.gather(1, positive[:, None]).squeeze(1)
+    return logits.logsumexp(1), logits.logsumexp(0) if columns else None, positive_logits

@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser, method: str) -> None:
         ("bandwidth_gb", "memory bandwidth, in GB/s"),
         ("interconnect_gb", "rate at which a rank receives data, in GB/s"),
     ):
-        help_text = f"assumed {unit}; null takes that of --device"
+        help_text = f"assumed {unit}; null uses that of --device"
         parser.add_argument(f"--{name}", type=float | None, default=None, help=help_text)
     parser.add_argument("--json", action="store_true", help="print JSON")
     for name in _IGNORED:

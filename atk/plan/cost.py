@@ -56,7 +56,7 @@ class LinearCost:
     Args:
         count: a small number of items.
         cost: cost of `count` items.
-        next_cost: cost of one item more.
+        next_cost: cost of one more item.
 
     Raises:
         ValueError: the two computations have different numbers of operations.
@@ -73,7 +73,7 @@ class LinearCost:
         self.next_cost = next_cost
 
     def of(self, items: float) -> Cost:
-        """The cost of so many items."""
+        """The cost of `items` items."""
         added = items - self.count
 
         def scaled(name: str) -> npt.NDArray[np.float64]:
@@ -116,8 +116,8 @@ class Trace(TorchDispatchMode):
         flops = formula(*args, **kwargs, out_val=result) if formula else 0
         is_view = not new and not func._schema.is_mutable
         moved = 0 if is_view else sum(tensor.nbytes for tensor in (*inputs, *outputs))
-        random = torch.Tag.nondeterministic_seeded in func.tags and not flops
-        drawn = outputs[0].numel() if random else 0
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and not flops
+        drawn = outputs[0].numel() if is_random else 0
         half = bool(outputs) and outputs[0].itemsize == 2
         self._rows.append((flops, half, moved, drawn, self._held))
         return result

@@ -101,7 +101,7 @@ class Step:
         return parts, peak
 
     def largest_batch(self, micro_batch: int | None, device_memory: float) -> int:
-        """The largest batch that fits into so many GiB per device, a multiple of the ranks; 0 if none fits."""
+        """The largest batch that fits into `device_memory` GiB per device, a multiple of the ranks; 0 if none fits."""
         limit = USABLE * device_memory * 2**30
 
         def fits(pairs: int) -> bool:

@@ -50,7 +50,7 @@ def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[li
     Twins draw from the same generator: their captions have the same template and phrases, in opposite order.
 
     Returns:
-        `config.captions_per_clip` different captions, and the phrase of each event, by group.
+        `config.captions_per_clip` distinct captions, and the phrase of each event, by group.
     """
     rng = scene.rng(config, 4)
     style, phrases = name_events(scene, rng)

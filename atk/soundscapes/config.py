@@ -110,20 +110,20 @@ class SoundscapeConfig:
         }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be in {low} .. {high}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
         if 0 < self.pool < POOL_FOLDS:
             raise ValueError(f"pool must be 0 or at least {POOL_FOLDS}, one recording per fold, got {self.pool}")
         if not (self.events[0] >= 1 and self.events[1] <= min(4, self.classes)):
-            raise ValueError(f"events must be in 1 .. 4 and at most classes ({self.classes}), got {self.events}")
+            raise ValueError(f"events must be in [1, 4] and at most classes ({self.classes}), got {self.events}")
         if self.twins and self.events[1] < 2:
             raise ValueError(f"events must include 2 because twins need scenes of two events, got {self.events}")
         shortest = _SECONDS_PER_EVENT * self.events[1]
         if not (self.seconds[0] >= shortest and self.seconds[1] <= 600):
             raise ValueError(
-                f"seconds must be in {shortest:g} .. 600 ({_SECONDS_PER_EVENT} per event), got {self.seconds}"
+                f"seconds must be in [{shortest:g}, 600] ({_SECONDS_PER_EVENT} per event), got {self.seconds}"
             )
         if not (self.snr_db[0] >= -60 and self.snr_db[1] <= 100):
-            raise ValueError(f"snr_db must be in -60 .. 100, got {self.snr_db}")
+            raise ValueError(f"snr_db must be in [-60, 100], got {self.snr_db}")
         if unknown := set(self.backgrounds) - set(BACKGROUNDS):
             raise ValueError(f"backgrounds must be among {', '.join(BACKGROUNDS)}, got {', '.join(sorted(unknown))}")
         if self.train + self.val + self.test == 0:

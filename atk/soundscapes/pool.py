@@ -64,7 +64,7 @@ def render_recording(recording: Recording, config: SoundscapeConfig) -> tuple[np
     """Render a recording of a single event with the duration and level of an event in a scene.
 
     Returns:
-        The waveform, float32 `[n]` within -1 .. 1, and the phrase that names the event.
+        The waveform, float32 `[n]` within [-1, 1], and the phrase that names the event.
     """
     rng = recording.rng(config)
     event = draw_event(rng, config, recording.name)

@@ -84,7 +84,7 @@ def plan(config: SoundscapeConfig) -> dict[str, list[Scene]]:
     Scenes 2k and 2k + 1 of test, k < `config.twins`, are twins.
 
     Raises:
-        ValueError: the settings allow too few different scenes.
+        ValueError: the settings allow too few distinct scenes.
     """
     taken: set[_Description] = set()
     scenes = {"train": [_draw(config, "train", index, _groups, None) for index in range(config.train)]}
@@ -104,7 +104,7 @@ def render(scene: Scene, config: SoundscapeConfig) -> tuple[np.ndarray, list[Pla
     """Render a scene.
 
     Returns:
-        The audio, float32 `[n]` within -1 .. 1, and its events by group, with times rounded to whole samples.
+        The audio, float32 `[n]` within [-1, 1], and its events by group, with times rounded to whole samples.
     """
     rng = scene.rng(config, 1)
     rate = config.sample_rate

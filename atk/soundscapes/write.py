@@ -36,7 +36,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Written:
+class _WrittenScene:
     """A scene whose audio has been written."""
 
     scene: Scene
@@ -48,7 +48,7 @@ class _Written:
 def write_soundscapes(
     out: str | os.PathLike, config: SoundscapeConfig, progress: bool = True, processes: int | None = None
 ) -> Path:
-    """Write the dataset of `config` to the folder `out`.
+    """Write the dataset that `config` describes to the folder `out`.
 
     The files are train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv
     (file_name, event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column per class), twins.csv
@@ -59,20 +59,20 @@ def write_soundscapes(
     same settings is kept.
 
     Args:
-        out: folder to write; it must not exist or be empty, unless it was written with the same `config`.
+        out: folder to write. It must be missing or empty, unless it was written with the same `config`.
         config: settings; the files depend on nothing else.
         progress: show progress on stderr.
-        processes: processes that render scenes; None uses one per CPU.
+        processes: number of processes that render scenes; None uses one per CPU.
 
     Returns:
         The absolute path of the folder.
 
     Raises:
         FileExistsError: `out` is a file, or a folder with other content.
-        ValueError: `config` asks for more different scenes than exist.
+        ValueError: `config` asks for more distinct scenes than there are.
     """
     out = Path(out).resolve()
-    settings = {"format": FORMAT, **_plain(config)}
+    settings = {"format": FORMAT, **_as_yaml_types(config)}
     if _is_written(out, settings):
         if progress:
             print(f"{out} already contains these soundscapes", file=sys.stderr)
@@ -85,10 +85,11 @@ def write_soundscapes(
         for split in SPLITS:
             if scenes[split]:
                 (partial_out / "audio" / split).mkdir(parents=True)
-        order = [scene for split in SPLITS for scene in scenes[split]]
-        # The workers stop before the folder is removed, so that none of them still writes to it.
-        with closing(_work(order, partial(_write_scene, root=partial_out, config=config), processes)) as work:
-            written = list(tqdm(work, "soundscapes", len(order), unit="scene", disable=not progress))
+        all_scenes = [scene for split in SPLITS for scene in scenes[split]]
+        write_scene = partial(_write_scene, root=partial_out, config=config)
+        # The workers stop before the folder is removed, so none of them can still be writing to it.
+        with closing(_map_in_order(all_scenes, write_scene, processes)) as results:
+            written = list(tqdm(results, "soundscapes", len(all_scenes), unit="scene", disable=not progress))
         _write_tables(partial_out, written, config)
         if config.pool:
             _write_pool(partial_out / "pool", config, progress, processes)
@@ -100,7 +101,7 @@ def write_soundscapes(
 
 
 def _is_written(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` already has the dataset of `settings`; raises FileExistsError if it has other content."""
+    """Whether `out` already has the dataset with these `settings`; raises FileExistsError if it has other content."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -109,7 +110,7 @@ def _is_written(out: Path, settings: dict[str, Any]) -> bool:
         existing = None
     if isinstance(existing, dict):
         # A setting that did not exist when the folder was written counts as its default.
-        existing = {**_plain(SoundscapeConfig()), **existing}
+        existing = {**_as_yaml_types(SoundscapeConfig()), **existing}
     if existing == settings:
         return True
     reason = "is not empty and contains no soundscapes"
@@ -119,13 +120,13 @@ def _is_written(out: Path, settings: dict[str, Any]) -> bool:
     raise FileExistsError(f"{out} {reason}; choose a new folder or remove this one")
 
 
-def _plain(config: SoundscapeConfig) -> dict[str, Any]:
+def _as_yaml_types(config: SoundscapeConfig) -> dict[str, Any]:
     """Convert the settings to YAML types, with lists instead of tuples."""
     values = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _work(
+def _map_in_order(
     items: Sequence[_Item], write: Callable[[_Item], _Result], processes: int | None
 ) -> Generator[_Result, None, None]:
     """Yield `write(item)` for each item in order, with several processes if there are enough items."""
@@ -136,8 +137,8 @@ def _work(
     # Forking avoids a second import and is safe here: the children only run NumPy, which needs no inherited threads.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     # Only the parent handles Ctrl-C; it stops the children.
-    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=quiet) as pool:
+    ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=ignore_interrupt) as pool:
         try:
             yield from pool.map(write, items, chunksize=16)
         except BaseException:
@@ -150,11 +151,11 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig) -> _Written:
+def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig) -> _WrittenScene:
     audio, events = render(scene, config)
     _write_audio(root / scene.file_name, audio, config)
     captions, phrases = describe(scene, config)
-    return _Written(scene, captions, [phrase for group in phrases for phrase in group], events)
+    return _WrittenScene(scene, captions, [phrase for group in phrases for phrase in group], events)
 
 
 def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> None:
@@ -162,7 +163,7 @@ def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> Non
     soundfile.write(path, samples, config.sample_rate, subtype="PCM_16")
 
 
-def _write_tables(root: Path, written: list[_Written], config: SoundscapeConfig) -> None:
+def _write_tables(root: Path, written: list[_WrittenScene], config: SoundscapeConfig) -> None:
     count = config.captions_per_clip
     columns = ["caption"] if count == 1 else [f"caption_{column}" for column in range(1, count + 1)]
     for split in SPLITS:
@@ -191,8 +192,8 @@ def _write_pool(root: Path, config: SoundscapeConfig, progress: bool, processes:
     recordings = plan_pool(config)
     (root / "audio").mkdir(parents=True)
     (root / "meta").mkdir()
-    with closing(_work(recordings, partial(_write_recording, root=root, config=config), processes)) as work:
-        phrases = list(tqdm(work, "pool", len(recordings), unit="recording", disable=not progress))
+    with closing(_map_in_order(recordings, partial(_write_recording, root=root, config=config), processes)) as results:
+        phrases = list(tqdm(results, "pool", len(recordings), unit="recording", disable=not progress))
     _write_csv(root / "meta" / "esc50.csv", ESC50_COLUMNS, (recording.esc50_row for recording in recordings))
     names = (recording.file_name for recording in recordings)
     _write_csv(root / "train.csv", ("file_name", "caption"), zip(names, phrases, strict=True))

@@ -96,8 +96,8 @@ def all_reduce_max(*values: int) -> list[int]:
     return maxima.tolist()
 
 
-def batches_in_step(batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """Yield the batches of this rank in step with the other ranks.
+def lockstep_batches(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """Yield the batches of this rank in lockstep with the other ranks.
 
     If a rank fails to get a batch, all of them stop: that rank with its error, the others with `RankLost`.
     """

@@ -39,7 +39,7 @@ class Replicas:
         self.task = task
         self.encode_last: EncodeLast | None = None
         if world_size() > 1:
-            # The gradient of a convolution with one channel has another, equally good memory layout.
+            # The gradient of a convolution with one channel has a different, equally good memory layout.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.encode_last = nn.parallel.DistributedDataParallel(_Encode(task), gradient_as_bucket_view=True)
 

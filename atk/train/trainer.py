@@ -48,7 +48,7 @@ class Trainer:
         resume: load the last checkpoint in `config.out`. The task has loaded the model.
 
     Raises:
-        ValueError: the checkpoint does not fit the optimizer or the criterion.
+        ValueError: the checkpoint does not match the optimizer or the criterion.
         FileNotFoundError: there is no checkpoint to resume from.
     """
 
@@ -75,11 +75,11 @@ class Trainer:
         try:
             self.task.criterion.load_state_dict(state["criterion"])
             if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
-                raise ValueError("another optimizer")
+                raise ValueError("a different optimizer")
             self.replicas.load_optimizer_state(self.optimizer, state["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"out: the run in {self.out} has another optimizer, loss or mapper; keep the settings of its "
+                f"out: the run in {self.out} has a different optimizer, loss or mapper; keep the settings of its "
                 f"config.yaml or choose another out ({' '.join(str(error).split())})"
             ) from None
         self.step = state["step"]
@@ -104,22 +104,22 @@ class Trainer:
             log = stack.enter_context(RunLog(self.out, self.step)) if ranks.is_first() else None
             bar = stack.enter_context(self._progress_bar())
             interrupt = stack.enter_context(_interrupts())
-            ready = time.perf_counter()
-            started = ready - self.seconds
-            for batch in ranks.batches_in_step(self.task.batches(self.step)):
+            step_started = time.perf_counter()
+            started = step_started - self.seconds
+            for batch in ranks.lockstep_batches(self.task.batches(self.step)):
                 row = self.update(batch)
                 self.step += 1
                 now = time.perf_counter()
                 self.seconds = now - started
                 bar.update()
-                if log is not None and row and self._logs_step():
-                    self._log(log, bar, row, now - ready)
+                if log is not None and row and self._should_log():
+                    self._log(log, bar, row, now - step_started)
                 last = self.step == self.steps
                 if self._end_step(log, interrupt.is_set()):
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; continue with --resume")
                 if last:
                     return
-                ready = time.perf_counter()
+                step_started = time.perf_counter()
 
     def _progress_bar(self) -> Any:
         with optional_imports:
@@ -133,11 +133,11 @@ class Trainer:
             disable=None if ranks.is_first() else True,
         )
 
-    def _logs_step(self) -> bool:
+    def _should_log(self) -> bool:
         return self.step % self.config.log_every == 0 or self.step in (1, self.steps)
 
     def _log(self, log: RunLog, bar: Any, row: dict[str, float], seconds: float) -> None:
-        """Log a step that took so many seconds."""
+        """Log a step that took `seconds`."""
         rate = round(row.pop("files") / seconds, 2)
         memory = peak_memory_mib(self.device)
         row |= {"step": self.step, "seconds": round(self.seconds, 3), "examples_per_second": rate, "memory_mib": memory}

@@ -20,23 +20,23 @@ MODES = {name: text for name, text in max_mean.MODES.items() if name.endswith("s
 
 
 def case(shape: Pairs, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one mode and shape; the shape has as many clips as captions."""
+    """The benchmark case of one mode and shape; the shape has as many clips as captions."""
     ragged = mode.startswith("ragged")
     audio, text, mask = max_mean.embeddings(shape, dtype, device)
-    scale = torch.tensor(shape.channels**-0.5, device=device)  # logits of the same size at every width
+    scale = torch.tensor(shape.channels**-0.5, device=device)  # keeps the logits in the same range at every width
     inputs = (audio, text, scale, mask) if ragged else (audio, text, scale)
     lengths = mask.sum(1) if ragged else torch.full([shape.captions], shape.tokens)
     sample = max_mean.sampled(shape)
     providers = [
         Provider(
-            each.name,
-            gradients(_loss(each)),
-            max_mean.tolerance(each, dtype),
-            max_mean.score_bytes(each, shape, dtype),
-            each.missing,
+            similarity.name,
+            gradients(_loss(similarity)),
+            max_mean.tolerance(similarity, dtype),
+            max_mean.score_bytes(similarity, shape, dtype),
+            similarity.missing,
         )
-        for each in max_mean.similarities(dtype, device, ragged, backward=True)
-        if "," not in each.name or each.name.endswith("masks")  # one form of each op
+        for similarity in max_mean.similarities(dtype, device, ragged, backward=True)
+        if "," not in similarity.name or similarity.name.endswith("masks")  # one variant of each op
     ]
 
     def select(results: Sequence[Tensor]) -> Sequence[Tensor]:

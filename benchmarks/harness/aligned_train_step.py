@@ -32,7 +32,7 @@ Criterion = Callable[..., Tensor]  # of (audio, text, frames, tokens, frame_mask
 
 
 def case(shape: Batch, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one shape; a half type means autocast."""
+    """The benchmark case of one shape; a half type means autocast."""
     captions = [_caption(index) for index in range(shape.pairs)]
     model = _model(captions).to(device)
     audio = _waveforms(shape.pairs, int(shape.seconds * model.sample_rate)).to(device)
@@ -40,12 +40,12 @@ def case(shape: Batch, mode: str, dtype: torch.dtype, device: torch.device) -> C
     tokens = {name: value.to(device) for name, value in model.tokenize(captions).items()}
     pairs, flops = _count(model, audio, lengths, tokens)
     providers = []
-    for each in max_mean.similarities(dtype, device, ragged=True, backward=True):
-        if each.name.startswith("torch.compile") or each.name.endswith("packed"):
+    for similarity in max_mean.similarities(dtype, device, ragged=True, backward=True):
+        if similarity.name.startswith("torch.compile") or similarity.name.endswith("packed"):
             continue
-        call = _step(model, _criterion(each), lengths, tokens, dtype)
-        needs = max_mean.score_bytes(each, pairs, dtype)
-        providers.append(Provider(each.name, call, _tolerance(dtype), needs, each.missing))
+        call = _step(model, _criterion(similarity), lengths, tokens, dtype)
+        needs = max_mean.score_bytes(similarity, pairs, dtype)
+        providers.append(Provider(similarity.name, call, _tolerance(dtype), needs, similarity.missing))
 
     def truth() -> tuple[Tensor, ...]:
         criterion = _criterion(max_mean.Similarity("naive", max_mean.naive))
@@ -81,7 +81,7 @@ def _tolerance(dtype: torch.dtype) -> Tolerance:
 
 
 def _caption(index: int) -> str:
-    """A caption of 4 to 15 words; each starts at another word of the sentence."""
+    """A caption of 4 to 15 words; each starts at a different word of the sentence."""
     words = SENTENCE.split()
     start = 7 * index % len(words)
     return " ".join((words[start:] + words[:start])[: 4 + index % 12])

@@ -165,9 +165,9 @@ def _case(plan: _Plan, device: torch.device, names: Sequence[str] | None) -> Cas
     torch.manual_seed(0)
     torch.compiler.reset()  # recompilations are limited
     case = _module(plan.op).case(plan.shape, plan.mode, getattr(torch, plan.dtype), device)
-    kept = [each for each in case.providers if names is None or each.name.startswith(tuple(names))]
+    kept = [provider for provider in case.providers if names is None or provider.name.startswith(tuple(names))]
     if plan.size in sizes.AXES:
-        kept = [each for each in kept if not each.name.startswith("torch.compile")]
+        kept = [provider for provider in kept if not provider.name.startswith("torch.compile")]
     return replace(case, providers=kept)
 
 

@@ -22,7 +22,7 @@ SHORTEST = 0.5  # valid fraction of the shortest reference; the others are sprea
 
 
 def case(shape: Attention, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one shape."""
+    """The benchmark case of one shape."""
     n, length, d, heads = shape
     attention = nn.MultiheadAttention(d, heads, batch_first=True, device=device, dtype=dtype)
     nn.init.normal_(attention.in_proj_bias, std=0.1)
@@ -68,8 +68,8 @@ def _multihead(attention: nn.MultiheadAttention, need_weights: bool) -> Callable
     """The block as a PyTorch user would write it."""
 
     def call(frames: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-        similar, _ = attention(frames, reference, reference, key_padding_mask=~mask, need_weights=need_weights)
-        return (1 - torch.sigmoid(similar)) * frames
+        z_sim, _ = attention(frames, reference, reference, key_padding_mask=~mask, need_weights=need_weights)
+        return (1 - torch.sigmoid(z_sim)) * frames
 
     return call
 
@@ -83,8 +83,8 @@ def _attention(attention: nn.MultiheadAttention) -> Callable[..., Tensor]:
         q = F.linear(frames, weight[:d], bias[:d])
         k, v = F.linear(reference, weight[d:], bias[d:]).chunk(2, -1)
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        similar = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        return torch.sigmoid(-attention.out_proj(similar.transpose(1, 2).flatten(2))) * frames
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        return torch.sigmoid(-attention.out_proj(attended.transpose(1, 2).flatten(2))) * frames
 
     return call
 

@@ -23,7 +23,7 @@ LOGIT_COPIES = 3  # matrices of logits that eager PyTorch holds at once, at leas
 
 
 def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one shape."""
+    """The benchmark case of one shape."""
     n, d = shape
     with torch.device(device):
         audio, noise = torch.randn(n, d), torch.randn(n, d)

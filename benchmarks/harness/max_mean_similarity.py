@@ -26,8 +26,8 @@ MODES = {
     "ragged_forward": "forward, winner indices kept, captions of {shortest} to {tokens} tokens (mean {mean})",
     "ragged_step": "forward and backward, captions of {shortest} to {tokens} tokens (mean {mean})",
 }
-COMPARED = 128  # up to this many clips and captions, all results are compared
-SAMPLE = 32  # beyond that, the results of this many
+MAX_COMPARED = 128  # up to this many clips and captions, all results are compared
+SAMPLE_SIZE = 32  # beyond that, the results of this many
 CHUNK = 64 << 20  # bytes of scores that the chunked einsum holds
 
 
@@ -43,18 +43,24 @@ class Similarity(NamedTuple):
 
 
 def case(shape: Pairs, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The table of one shape and mode."""
+    """The benchmark case of one shape and mode."""
     ragged = mode.startswith("ragged")
     forward = mode.endswith("forward")
     audio, text, mask = embeddings(shape, dtype, device)
     grad = torch.randn(shape.clips, shape.captions, device=device)
     inputs = (audio, text, grad, mask) if ragged else (audio, text, grad)
     providers = []
-    for each in similarities(dtype, device, ragged, backward=not forward):
+    for similarity in similarities(dtype, device, ragged, backward=not forward):
         # With autograd on, the einsum would keep every score, so its forward is timed without.
-        call = _forward(each.call, keep_winners=not each.eager) if forward else _step(each.call)
+        call = _forward(similarity.call, keep_winners=not similarity.eager) if forward else _step(similarity.call)
         providers.append(
-            Provider(each.name, call, tolerance(each, dtype), score_bytes(each, shape, dtype), each.missing)
+            Provider(
+                similarity.name,
+                call,
+                tolerance(similarity, dtype),
+                score_bytes(similarity, shape, dtype),
+                similarity.missing,
+            )
         )
     lengths = mask.sum(1) if ragged else torch.full([shape.captions], shape.tokens)
     sample = sampled(shape)
@@ -80,7 +86,9 @@ def title(op: str, description: str, shape: Pairs, lengths: Tensor, dtype: torch
     mean = round(lengths.double().mean().item(), 1)
     description = description.format(shortest=int(lengths.min()), tokens=shape.tokens, mean=mean)
     counts = f"{shape.clips} clips x {shape.captions} captions, {shape.frames} frames, {shape.tokens} tokens"
-    compared = "" if max(shape.clips, shape.captions) <= COMPARED else f", error of {SAMPLE} clips and captions"
+    compared = (
+        "" if max(shape.clips, shape.captions) <= MAX_COMPARED else f", error of {SAMPLE_SIZE} clips and captions"
+    )
     return f"{op}, {description}: {counts}, {shape.channels} channels, {str(dtype).removeprefix('torch.')}{compared}"
 
 
@@ -103,14 +111,16 @@ def similarities(dtype: torch.dtype, device: torch.device, ragged: bool, backwar
             call = _atk(backend)
             implementations.append(Similarity("atk reference", call, eager=True, score_copies=copies, missing=missing))
             continue
-        forms: dict[str, Callable[..., Tensor]] = {"": _atk(backend)}
+        variants: dict[str, Callable[..., Tensor]] = {"": _atk(backend)}
         if ragged:
-            forms = {", masks": _atk(backend), ", packed": _atk_packed(backend)}
+            variants = {", masks": _atk(backend), ", packed": _atk_packed(backend)}
         elif backward:
-            forms[", winners computed again"] = _atk(backend, save_index=False)
+            variants[", winners computed again"] = _atk(backend, save_index=False)
         elif backend == "cpp" and dtype != torch.bfloat16:  # bfloat16 is never screened
-            forms = {", int8 screening off": _unscreened} | forms
-        implementations += [Similarity(f"atk {backend}{form}", call, missing=missing) for form, call in forms.items()]
+            variants = {", int8 screening off": _unscreened} | variants
+        implementations += [
+            Similarity(f"atk {backend}{variant}", call, missing=missing) for variant, call in variants.items()
+        ]
     return implementations
 
 
@@ -133,7 +143,7 @@ def naive(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def chunked(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The einsum over a few captions at a time, computed again in the backward."""
+    """The einsum over a few captions at a time, recomputed in the backward."""
     caption_bytes = audio.shape[0] * audio.shape[1] * text.shape[1] * audio.element_size()
     size = max(1, CHUNK // max(1, caption_bytes))
     masks = [None] * -(-len(text) // size) if mask is None else mask.split(size)
@@ -143,7 +153,7 @@ def chunked(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
             return checkpoint(naive, audio, captions, valid, use_reentrant=False)
         return naive(audio, captions, valid)
 
-    return torch.cat([columns(*each) for each in zip(text.split(size), masks, strict=True)], 1)
+    return torch.cat([columns(captions, valid) for captions, valid in zip(text.split(size), masks, strict=True)], 1)
 
 
 def embeddings(shape: Pairs, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,9 +208,9 @@ def _true_pass(audio: Tensor, text: Tensor, grad: Tensor, mask: Tensor | None) -
 
 def sampled(shape: Pairs) -> tuple[Tensor, Tensor] | None:
     """Indices of the clips and captions whose results are compared; None means all."""
-    if max(shape.clips, shape.captions) <= COMPARED:
+    if max(shape.clips, shape.captions) <= MAX_COMPARED:
         return None
-    clips, captions = (torch.linspace(0, n - 1, min(n, SAMPLE)).long() for n in (shape.clips, shape.captions))
+    clips, captions = (torch.linspace(0, n - 1, min(n, SAMPLE_SIZE)).long() for n in (shape.clips, shape.captions))
     return clips, captions
 
 

@@ -90,7 +90,7 @@ def compare(case: Case, rounds: int = 7) -> list[Row]:
     for _ in range(rounds + untimed):
         for row, provider, times in pending:
             _time(row, provider, next(copies), device, times)
-        pending = [each for each in pending if each[0].status == OK]
+        pending = [entry for entry in pending if entry[0].status == OK]
         limit.measure()
     for row, _, times in pending:
         row.p20_ms, row.median_ms, row.p80_ms = np.percentile(times[untimed:], (20, 50, 80)).tolist()

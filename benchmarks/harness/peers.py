@@ -1,7 +1,7 @@
 """Other libraries: for each its name, a function, and why it cannot run here (None if it can).
 
 `pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them.
-SigLIP's kernels are left out because they compute another loss.
+SigLIP's kernels are left out because they compute a different loss.
 """
 
 import importlib

@@ -120,7 +120,7 @@ def _document(
 def write(
     stem: Path, tables: Sequence[Table], record: dict[str, dict], intros: dict[str, str], plots: Sequence[str] = ()
 ) -> None:
-    """Write `stem`.json and `stem`.md; `record` holds named groups of facts, `intros` a text for each op."""
+    """Write `stem`.json and `stem`.md; `record` has named groups of facts, `intros` an introduction for each op."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     content = record | {"tables": [asdict(table) for table in tables]}
     stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2) + "\n")
@@ -128,7 +128,7 @@ def write(
 
 
 def differences(path: str | Path, record: dict[str, dict]) -> dict[str, tuple[object, object]]:
-    """What times depend on and differs between the run saved at `path` and `record`, as pairs of values."""
+    """Facts that affect times and differ between the run saved at `path` and `record`: (saved value, new value)."""
     saved = json.loads(Path(path).read_text())
     groups = {"settings": ("device",), "environment": ("cpu", "threads", "gpu", "torch", "triton")}
     facts = [(group, name) for group, names in groups.items() for name in names]

@@ -28,7 +28,7 @@ def without_rows(gradient):
 
 
 def with_gradients(provider, change):
-    """`provider` with another result: `change` is applied to all gradients."""
+    """`provider` with `change` applied to all its gradients."""
 
     def call(*inputs):
         value, *gradients = provider.call(*inputs)
@@ -48,7 +48,11 @@ def case_of(op, dtype):
 def test_a_slightly_wrong_gradient_is_refused_for_every_provider(op, dtype):
     case = case_of(op, dtype)
     truth = case.truth()
-    providers = [each for each in case.providers if not each.missing and not each.name.startswith("torch.compile")]
+    providers = [
+        provider
+        for provider in case.providers
+        if not provider.missing and not provider.name.startswith("torch.compile")
+    ]
     assert len(providers) >= 3
     for provider in providers:
         assert check(provider, case, truth).status == OK, provider.name
@@ -62,7 +66,7 @@ def test_a_slightly_wrong_gradient_is_refused_for_every_provider(op, dtype):
 def test_a_wrong_gradient_of_the_logit_scale_is_refused(op, dtype):
     case = case_of(op, dtype)
     truth = case.truth()
-    (provider,) = (each for each in case.providers if each.name == "atk reference")
+    (provider,) = (provider for provider in case.providers if provider.name == "atk reference")
 
     def call(*inputs):
         *results, d_scale = provider.call(*inputs)

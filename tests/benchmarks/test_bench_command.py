@@ -176,7 +176,7 @@ def test_the_pytest_benchmarks_run(tmp_path):
     run = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert run.returncode == 0, run.stdout
     benchmarks = json.loads(saved.read_text())["benchmarks"]
-    assert len(benchmarks) >= 3 and all(each["extra_info"]["error"] < 1e-4 for each in benchmarks)
+    assert len(benchmarks) >= 3 and all(benchmark["extra_info"]["error"] < 1e-4 for benchmark in benchmarks)
 
 
 def test_the_commit_is_only_that_of_this_project(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ def peak_of(provider, inputs):
 @pytest.mark.parametrize("mode", max_mean_similarity.MODES)
 def test_the_lower_bound_is_at_most_the_peak_of_a_call(mode):
     case = max_mean_similarity.case(sizes.Pairs(64, 64, 250, 32, 16), mode, torch.float32, CPU)
-    known = [each for each in case.providers if each.needs_bytes and "compile" not in each.name]
-    assert [each.name for each in known] == ["naive einsum", "atk reference"]
+    known = [provider for provider in case.providers if provider.needs_bytes and "compile" not in provider.name]
+    assert [provider.name for provider in known] == ["naive einsum", "atk reference"]
     for provider in known:
         assert not peak_of(provider, case.inputs) < 0.95 * provider.needs_bytes  # NaN if the system does not report it
 

@@ -123,7 +123,7 @@ def test_a_compiler_that_gives_up_fails(monkeypatch):
     with torch._dynamo.config.patch(recompile_limit=1):
         for pairs in (8, 9):
             case = info_nce.case(sizes.Vectors(pairs, 16), "step", torch.float32, CPU)
-            compiled = next(each for each in case.providers if each.name.startswith("torch.compile"))
+            compiled = next(provider for provider in case.providers if provider.name.startswith("torch.compile"))
             states.append(measure.check(compiled, case, case.truth()).status)
     torch.compiler.reset()
     assert states == ["ok", "failed"]

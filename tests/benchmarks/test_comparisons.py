@@ -14,7 +14,7 @@ import runs
 def test_a_run_with_other_settings_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
     runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
-    with pytest.raises(SystemExit, match=r"was made with optim\.lr 0\.001, not 0\.1"):
+    with pytest.raises(SystemExit, match=r"was trained with optim\.lr 0\.001, not 0\.1"):
         runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
 
 

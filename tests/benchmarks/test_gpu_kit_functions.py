@@ -64,7 +64,7 @@ def recorded(self, *arguments, **options):
     return run(self, *arguments, **options)
 InterpretedFunction.run = recorded
 gpu_kit.calls(torch.device("cpu"))
-modules = [importlib.import_module(f"atk.kernels.{each.name}") for each in pkgutil.iter_modules(atk.kernels.__path__)]
+modules = [importlib.import_module(f"atk.kernels.{info.name}") for info in pkgutil.iter_modules(atk.kernels.__path__)]
 kernels = {name for module in modules for name, value in vars(module).items() if isinstance(value, InterpretedFunction)}
 kernels = {name for name in kernels if name.endswith("_kernel")}
 assert len(kernels) > 15 and kernels == called, kernels ^ called
@@ -86,7 +86,7 @@ def test_ratios_give_the_status_of_rows_without_a_time(tmp_path):
         Row("limit", note="8192 x 8192 matmul 700 GFLOP/s, copy 9.0 GB/s; bound by matmul", median_ms=1.0),
     ]
     broken = [Row("naive einsum", median_ms=1.0), Row("atk triton", "wrong", "error above 0.1"), rows[-1]]
-    tables = [Table("t", "op", "wide", "step", "bfloat16", {"clips": 3}, each) for each in (rows, broken)]
+    tables = [Table("t", "op", "wide", "step", "bfloat16", {"clips": 3}, lines) for lines in (rows, broken)]
     (tmp_path / "bench_x.json").write_text(json.dumps({"tables": [asdict(table) for table in tables]}))
     lines = gpu_kit.ratios(tmp_path).splitlines()
     assert lines[0] == "Rates of this machine: 8192 x 8192 matmul 700 GFLOP/s, copy 9.0 GB/s."

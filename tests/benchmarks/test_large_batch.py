@@ -67,21 +67,21 @@ def test_a_run_is_measured(folder, monkeypatch):
     assert "micro_batch: 2" in config and "backend: cpp" in config
 
 
-def test_a_series_ends_at_its_first_failure_and_another_loss_is_wrong(monkeypatch):
-    made = {
+def test_a_series_stops_at_its_first_failure_and_a_different_loss_is_wrong(monkeypatch):
+    outcomes = {
         ("naive, cached", 4): row("naive, cached", 4, loss=1.1),
         ("naive, cached", 8): row("naive, cached", 8, "out of memory", note="refused", peak_by_kernel=5),
-        ("fused, at once", 4): row("fused, at once", 4, loss=1.2),  # not compared with cached, which has other dropout
+        ("fused, at once", 4): row("fused, at once", 4, loss=1.2),  # not compared with cached: dropout differs
     }
     tried = []
 
     def train(series, batch, *_):
         tried.append((series, batch))
-        return made.get((series, batch)) or row(series, batch)
+        return outcomes.get((series, batch)) or row(series, batch)
 
     monkeypatch.setattr(large_batch, "train", train)
     rows = large_batch.measure(["fused, cached", "naive, cached", "fused, at once"], [16, 8, 4], 2, None, 1)
-    states = {(each.series, each.batch): each.status for each in rows}
+    states = {(result.series, result.batch): result.status for result in rows}
     assert [states["naive, cached", n] for n in (4, 8, 16)] == ["wrong", "out of memory", "not tried"]
     assert ("naive, cached", 16) not in tried
     assert all(status == "ok" for (series, _), status in states.items() if series.startswith("fused"))
@@ -133,7 +133,7 @@ def record(rows):
         "environment": {"cpu": "abacus"},
         "limit_gib": 3,
         "sizes": {"samples": 9, "frames": 50, "tokens": 20, "mib": mib},
-        "rows": [large_batch.asdict(each) for each in rows],
+        "rows": [large_batch.asdict(result) for result in rows],
     }
     stages = {"waiting for data": 1.0, "audio encoder, forward": 3.0}
     timed = {"batch": 4, "micro_batch": None, "workers": 1, "steps": 2, "stages": stages, "step_seconds": 4.0}
@@ -145,16 +145,16 @@ def record(rows):
 def test_the_page_and_the_plot_come_from_the_record(tmp_path):
     rows = [row("fused, cached", 4), row("fused, cached", 8, peak=912.0), row("naive, cached", 4)]
     rows.append(row("naive, cached", 8, "out of memory", note="asked too much", peak_by_kernel=5.0, peak_of_all=6.0))
-    made = record(rows)
-    page = large_batch_page.document(made)
+    saved = record(rows)
+    page = large_batch_page.render_page(saved)
     assert "| 8 | 3.0 s, 912 MiB | out of memory |" in page and "naive, cached, 8: asked too much." in page
     assert f"factor of {912 / 304:.2f}, and by {(912 - 2) / (304 - 1):.2f} without the waveforms" in page
     assert "| audio encoder, forward | 3.000 (75.0 %) |" in page and "| of which `atk::op` | 0.500 (12.5 %) |" in page
     assert page.index("| audio encoder") < page.index("| waiting for data") and page.count("abacus") == 2
-    large_batch_page.draw(tmp_path / "plot.png", made["parts"]["steps"])
+    large_batch_page.draw(tmp_path / "plot.png", saved["parts"]["steps"])
     assert (tmp_path / "plot.png").stat().st_size > 10000
-    del made["parts"]["steps"]
-    assert "png" not in large_batch_page.document(made)
+    del saved["parts"]["steps"]
+    assert "png" not in large_batch_page.render_page(saved)
 
 
 def test_measuring_one_part_again_keeps_the_other(folder, tmp_path, monkeypatch):
@@ -167,9 +167,9 @@ def test_measuring_one_part_again_keeps_the_other(folder, tmp_path, monkeypatch)
     for parts in (["steps"], ["profile"]):
         monkeypatch.setattr(sys, "argv", [*command, "--parts", *parts])
         large_batch.main()
-        made = json.loads((tmp_path / "large_batch.json").read_text())
-    assert made["parts"].keys() == {"steps", "profile"} and "commit" in made["parts"]["steps"]["environment"]
-    assert len(made["parts"]["steps"]["rows"]) == 2 * len(large_batch.SERIES)
+        saved = json.loads((tmp_path / "large_batch.json").read_text())
+    assert saved["parts"].keys() == {"steps", "profile"} and "commit" in saved["parts"]["steps"]["environment"]
+    assert len(saved["parts"]["steps"]["rows"]) == 2 * len(large_batch.SERIES)
     assert (tmp_path / "large_batch.png").exists()
     monkeypatch.setattr(sys, "argv", [*command, "--limit-gib", "99999"])
     with pytest.raises(SystemExit):

@@ -88,7 +88,7 @@ def test_help_shows_hyphens_and_choices_and_no_equations(command, capsys):
 def test_choices_of_a_field_are_its_literals(config, field, choices):
     literal = typing.get_type_hints(config)[field]
     assert typing.get_origin(literal) is typing.Literal and set(typing.get_args(literal)) == set(choices)
-    required = {each.name: "x" for each in dataclasses.fields(config) if each.name in ("data", "out")}
+    required = {field.name: "x" for field in dataclasses.fields(config) if field.name in ("data", "out")}
     if field != "backend":  # checked by `atk.ops.backend.choose` when training starts
         with pytest.raises(ValueError, match=f"{field} must be one of"):
             config(**required, **{field: "wrong"})

@@ -149,7 +149,7 @@ def test_silence_is_audio(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a b  c .wav", "Ø åäö 犬の鳴き声 🐕.wav", "it's 100% #1 [x] (y); z,.wav", "n" * 251 + ".wav"]
 )
-def test_names(tmp_path, name):
+def test_unusual_file_names(tmp_path, name):
     assert len(load_audio(write(tmp_path / name), RATE)) == RATE
 
 

@@ -19,7 +19,7 @@ def write_csv(folder, text, split="train", encoding="utf-8"):
     (folder / f"{split}.csv").write_bytes(text.encode(encoding))
 
 
-def test_captions_of_a_clip_add_up(tmp_path):
+def test_captions_of_a_clip_are_collected(tmp_path):
     write_audio(tmp_path, "audio/a.wav", "b.wav")
     write_csv(
         tmp_path,
@@ -46,7 +46,7 @@ def test_clotho_columns(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_captions_of_any_language_and_length_stay(tmp_path, encoding):
+def test_captions_of_any_language_and_length_are_kept(tmp_path, encoding):
     write_audio(tmp_path, "a.wav", "b.wav")
     long = " ".join(["犬が吠える", "ein Hund bellt", "🐕"] * 2000)
     write_csv(tmp_path, f"file_name,caption\r\na.wav,{long}\r\nb.wav,{long}\r\n", encoding=encoding)
@@ -55,7 +55,7 @@ def test_captions_of_any_language_and_length_stay(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("name", ["a b  c .wav", "Ø 犬 🐕.wav", "100% #1, [x].wav"])
-def test_names(tmp_path, name):
+def test_unusual_file_names(tmp_path, name):
     write_audio(tmp_path, name)
     write_csv(tmp_path, f'file_name,caption\n"{name}",x\n')
     assert [clip.file_name for clip in read_split(tmp_path, "train").clips] == [name]
@@ -130,7 +130,7 @@ def test_bad_csv_always_raises(tmp_path, content, message, on_error):
         read_split(tmp_path, "train", on_error)
 
 
-def test_no_such_folder_split_or_policy(tmp_path):
+def test_missing_folder_missing_split_and_unknown_on_error(tmp_path):
     write_csv(tmp_path, "", "train")
     with pytest.raises(FileNotFoundError, match=r"test\.csv: no such file; the folder has train\.csv"):
         read_split(tmp_path, "test")

@@ -261,7 +261,7 @@ def test_one_pass_gives_every_clip_once_and_names_a_bad_reference(tmp_path, clip
     ("options", "message"),
     [
         ({"condition": "other"}, "condition must be one of"),
-        ({"rate": 1.5}, "rate must be in 0 .. 1"),
+        ({"rate": 1.5}, r"rate must be in \[0, 1\]"),
         ({"snr_db": (5.0, 1.0)}, "snr_db must be"),
         ({"sources": 1}, "sources must be at least 2"),
     ],

@@ -96,7 +96,7 @@ def test_map_with_a_trained_subword_tokenizer():
 
 
 @pytest.mark.parametrize("text", ["", " ?! ", [], ["", "..."]])
-def test_map_refuses_text_without_words(text):
+def test_map_rejects_text_without_words(text):
     with pytest.raises(ValueError, match="at least one word"):
         similarity_map(FakeModel(), clip("dog"), text)
 

@@ -181,7 +181,7 @@ def test_without_jars_and_models(tmp_path, monkeypatch, fake_java):
     assert "stanford-corenlp-3.6.0.jar is missing; python -m pycocoevalcap.spice.get_stanford_models" in reason
 
 
-def test_errors_of_java_are_quoted_and_other_metrics_kept(fake_java, capfd):
+def test_java_errors_are_quoted_and_other_metrics_kept(fake_java, capfd):
     fake_java("#!/bin/sh\necho noise\necho 'Error: no memory' >&2\necho '  at main' >&2\nexit 3\n")
     scores = caption_metrics(**SENTENCES)
     assert "java failed: Error: no memory" in scores.tokenizer

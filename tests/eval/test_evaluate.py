@@ -186,7 +186,7 @@ def test_tags_and_zero_shot(tmp_path):
     assert zero == {"accuracy": pytest.approx(200 / 3), "chance": pytest.approx(100 / 3), "classes": 3, "clips": 3}
 
 
-def test_tags_refuse(tmp_path):
+def test_unusable_tags_are_rejected(tmp_path):
     folder = write_folder(tmp_path / "data", CLIPS)
     split = embed(folder)
     with pytest.raises(ValueError, match=r"tags.csv is missing"):

@@ -113,21 +113,21 @@ def test_median_rank_of_an_even_number_of_queries():
         (torch.ones(0, 2), torch.ones(0, 2, dtype=torch.bool), ValueError, "Q, C >= 1"),
     ],
 )
-def test_retrieval_refuses(similarity, relevant, error, message):
+def test_retrieval_metrics_reject_bad_input(similarity, relevant, error, message):
     with pytest.raises(error, match=message):
         retrieval_metrics(similarity, relevant)
 
 
-@pytest.mark.parametrize("totals", [[1], [2], [3, 1], [6]])
-def test_chance_is_the_mean_over_all_orders(totals):
+@pytest.mark.parametrize("relevant_counts", [[1], [2], [3, 1], [6]])
+def test_chance_is_the_mean_over_all_rankings(relevant_counts):
     candidates = 6
-    relevant = torch.arange(candidates) < torch.tensor(totals)[:, None]
-    orders = torch.tensor(list(itertools.permutations(range(candidates))), dtype=torch.float32)
-    per_query = [retrieval_metrics(orders, row.expand_as(orders)) for row in relevant]
+    relevant = torch.arange(candidates) < torch.tensor(relevant_counts)[:, None]
+    rankings = torch.tensor(list(itertools.permutations(range(candidates))), dtype=torch.float32)
+    per_query = [retrieval_metrics(rankings, row.expand_as(rankings)) for row in relevant]
     chance = chance_metrics(relevant)
     for name in ("R@1", "R@5", "R@10", "mAP@10"):
         assert chance[name] == pytest.approx(np.mean([metrics[name] for metrics in per_query]))
-    pooled = retrieval_metrics(orders.repeat(len(totals), 1), relevant.repeat_interleave(len(orders), 0))
+    pooled = retrieval_metrics(rankings.repeat(len(relevant_counts), 1), relevant.repeat_interleave(len(rankings), 0))
     assert chance["MedR"] == pooled["MedR"]
 
 
@@ -138,7 +138,7 @@ def test_chance_of_a_thousand_captions():
     assert chance["MedR"] == 500.5
 
 
-def test_tags_agree_with_scikit_learn_tag_by_tag():
+def test_tag_metrics_agree_with_scikit_learn_averaged_over_tags():
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     generator = torch.Generator().manual_seed(0)
@@ -148,14 +148,14 @@ def test_tags_agree_with_scikit_learn_tag_by_tag():
     labels[:, 5] = True
     kept = [0, 1, 3, 4, 6]
     metrics = tag_metrics(scores, labels)
-    roc = [roc_auc_score(labels[:, t], scores[:, t]) for t in kept]
-    precision = [average_precision_score(labels[:, t], scores[:, t]) for t in kept]
+    roc_auc = [roc_auc_score(labels[:, t], scores[:, t]) for t in kept]
+    pr_auc = [average_precision_score(labels[:, t], scores[:, t]) for t in kept]
     assert metrics == pytest.approx(
-        {"ROC-AUC": 100 * np.mean(roc), "PR-AUC": 100 * np.mean(precision), "tags": 5, "left_out": 2}
+        {"ROC-AUC": 100 * np.mean(roc_auc), "PR-AUC": 100 * np.mean(pr_auc), "tags": 5, "left_out": 2}
     )
 
 
-def test_tags_of_constant_scores_are_at_chance():
+def test_tag_metrics_of_constant_scores_are_at_chance():
     labels = torch.tensor([[True], [False], [False], [False]])
     assert tag_metrics(torch.zeros(4, 1), labels) == {"ROC-AUC": 50, "PR-AUC": 25, "tags": 1, "left_out": 0}
 
@@ -169,7 +169,7 @@ def test_tags_of_constant_scores_are_at_chance():
         (torch.zeros(3, 2), torch.zeros(3, 2), TypeError, "boolean"),
     ],
 )
-def test_tags_refuse(scores, labels, error, message):
+def test_tag_metrics_reject_bad_input(scores, labels, error, message):
     with pytest.raises(error, match=message):
         tag_metrics(scores, labels)
 
@@ -188,6 +188,6 @@ def test_accuracy_counts_ties_as_wrong():
         (torch.full((1, 2), float("nan")), torch.tensor([0]), "NaN"),
     ],
 )
-def test_accuracy_refuses(scores, labels, message):
+def test_accuracy_rejects_bad_input(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         accuracy(scores, labels)

@@ -1,4 +1,4 @@
-"""Every example runs at a small size with its library, and its losses and scores equal the plain formulas."""
+"""Every example runs at a small size with its library, and its losses and scores match naive implementations."""
 
 import math
 from itertools import islice
@@ -38,17 +38,17 @@ def test_clap_training_loop(tmp_path, monkeypatch):
     assert losses[-1] < 4 * math.log(16) < losses[0]  # two terms in two directions, log 16 each if nothing is learned
 
 
-def test_clap_training_loop_computes_the_plain_loss(tmp_path):
+def test_clap_training_loop_matches_the_naive_loss(tmp_path):
     loop = example("clap_training_loop")
     clips, batch = scenes(tmp_path, 48000)
-    parts = loop.small_model([caption for clip in clips for caption in clip.captions])
-    parts[0].eval()
+    model, tokenizer, extractor = loop.small_model([caption for clip in clips for caption in clip.captions])
+    model.eval()
     criterion = loop.atk.nn.AlignedContrastiveLoss(temperature=0.07)
     with torch.no_grad():
-        embeddings = loop.embed(*parts, batch)
+        embeddings = loop.embed(model, tokenizer, extractor, batch)
         assert criterion(**embeddings).item() == pytest.approx(naive_total(embeddings, 1 / 0.07).item(), rel=1e-5)
-        features = parts[2]([batch.audio[0, : batch.lengths[0]].numpy()], sampling_rate=48000, return_tensors="pt")
-        audio = parts[0].get_audio_features(**features)
+        features = extractor([batch.audio[0, : batch.lengths[0]].numpy()], sampling_rate=48000, return_tensors="pt")
+        audio = model.get_audio_features(**features)
     audio = getattr(audio, "pooler_output", audio)  # transformers 5 wraps it
     torch.testing.assert_close(F.normalize(embeddings["audio"][:1], dim=-1), F.normalize(audio, dim=-1))
     assert not embeddings["token_mask"][:, 0].any() and embeddings["token_mask"].any(1).all()
@@ -86,7 +86,7 @@ def test_lightning_module(tmp_path, monkeypatch):
     assert main(["--steps", "15"]) < 0.8 * main(["--steps", "1"])
 
 
-def test_lightning_module_computes_the_plain_loss(tmp_path):
+def test_lightning_module_matches_the_naive_loss(tmp_path):
     pytest.importorskip("lightning", reason="optional extra examples")
     script = example("lightning_module")
     clips, batch = scenes(tmp_path, 16000)
@@ -95,7 +95,7 @@ def test_lightning_module_computes_the_plain_loss(tmp_path):
     shares = []
     for rank in range(2):
         module._trainer = SimpleNamespace(global_rank=rank, world_size=2)
-        shares.append([each.files for each in islice(module.train_dataloader(), 2)])
+        shares.append([share.files for share in islice(module.train_dataloader(), 2)])
     for first, second in zip(*shares, strict=True):
         assert len(first) == len(second) == 2 and {*first, *second} == {clip.file_name for clip in clips}
     module._trainer = None

@@ -79,7 +79,7 @@ def test_open_clip_towers_with_open_clip(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         open_clip = importlib.import_module("open_clip")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for a different torch
         pytest.skip(f"open_clip cannot be imported: {str(error).splitlines()[0]}")
     if importlib.util.find_spec("open_clip.clap_model") is None:
         pytest.skip(f"open_clip {open_clip.__version__} has no CLAP")

@@ -188,7 +188,7 @@ def test_auto_mode():
     audio, text = mixed(20)
     sim, _ = check(audio, text, mode="auto")
     direct, _ = forward("never", audio, text)
-    assert not torch.equal(sim, direct)  # screened blocks sum in another order
+    assert not torch.equal(sim, direct)  # screened blocks sum in a different order
 
 
 @pytest.mark.parametrize("mode", ["auto", "always"])

@@ -182,7 +182,7 @@ def without(state, name):
             r"bn0.bias has shape \[32\], the configuration needs \[64\]",
         ),
         (lambda state: state | {"logmel_extractor.melW": torch.rand(257, 64)}, "melW differs from the mel filters"),
-        (lambda state: {"a": torch.zeros(1)}, "does not fit: bn0.weight is missing; .* more$"),
+        (lambda state: {"a": torch.zeros(1)}, "does not match the configuration: bn0.weight is missing; .* more$"),
         (lambda state: [torch.zeros(1)], "cannot read weights from"),
     ],
 )

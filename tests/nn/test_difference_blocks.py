@@ -27,8 +27,8 @@ def test_weights_are_exchanged_with_multihead_attention(bias):
     frames, reference = torch.randn(2, 5, 12), torch.randn(2, 4, 12)
     mask = torch.tensor([[True, False, True, True], [True] * 4])
     for module in (attention, back):
-        similar, _ = module(frames, reference, reference, key_padding_mask=~mask, need_weights=False)
-        wanted = (1 - torch.sigmoid(similar)) * frames
+        z_sim, _ = module(frames, reference, reference, key_padding_mask=~mask, need_weights=False)
+        wanted = (1 - torch.sigmoid(z_sim)) * frames
         torch.testing.assert_close(block(frames, reference, mask), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_attention_with_unsupported_options_is_rejected(options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [0.0, float("nan"), float("inf")])
-def test_the_module_differentiates_everything_whatever_padding_holds(backend, poison):
+def test_module_gradients_are_correct_whatever_padding_holds(backend, poison):
     block = atk.nn.CrossAttentionDifference(12, 3, backend=backend)
     nn.init.normal_(block.in_proj_bias)
     (frames, _, reference, *_), mask = inputs()
@@ -52,12 +52,13 @@ def test_the_module_differentiates_everything_whatever_padding_holds(backend, po
     assert torch.equal(out[-1], frames[-1])
     out.square().sum().backward()
     clean = reference.detach().masked_fill(~mask[..., None], 0).double().requires_grad_()
-    double, truth = frames.detach().double().requires_grad_(), block.to_multihead_attention().double()
-    similar, _ = truth(double, clean, clean, key_padding_mask=~(mask | ~mask.any(1)[:, None]), need_weights=False)
+    double_frames, attention = frames.detach().double().requires_grad_(), block.to_multihead_attention().double()
+    key_padding_mask = ~(mask | ~mask.any(1)[:, None])
+    z_sim, _ = attention(double_frames, clean, clean, key_padding_mask=key_padding_mask, need_weights=False)
     present = mask.any(1)[:, None, None]
-    (torch.where(present, 1 - torch.sigmoid(similar), 1) * double).square().sum().backward()
+    (torch.where(present, 1 - torch.sigmoid(z_sim), 1) * double_frames).square().sum().backward()
     got = [frames, reference, *block.parameters()]
-    for value, want in zip(got, [double, clean, *truth.parameters()], strict=True):
+    for value, want in zip(got, [double_frames, clean, *attention.parameters()], strict=True):
         expected = want.grad if want is not clean else want.grad.masked_fill(~mask[..., None], 0)
         torch.testing.assert_close(value.grad.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -94,7 +95,7 @@ def test_subtraction_is_frame_by_frame():
         ((2, 5, 12), (2, 5, 12), torch.ones(2, 5), TypeError, "reference_mask must be a boolean tensor"),
     ],
 )
-def test_errors_of_the_modules_name_the_argument(block, frames, reference, mask, error, message):
+def test_module_errors_name_the_argument(block, frames, reference, mask, error, message):
     with pytest.raises(error, match=message):
         block(torch.randn(frames), torch.randn(reference), mask)
 

@@ -1,4 +1,4 @@
-"""`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask (4.12), on every backend available.
+"""`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask (4.12), on every available backend.
 
 Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
@@ -14,7 +14,7 @@ NAMES = ("source", "q", "k", "v", "out_weight", "out_bias")
 
 
 def multihead(heads, mask):
-    """The definition by PyTorch's `multi_head_attention_forward`; clips without a reference return their source."""
+    """The definition, with PyTorch's `multi_head_attention_forward`; clips without a reference return their source."""
 
     def call(source, q, k, v, out_weight, out_bias):
         identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
@@ -28,8 +28,8 @@ def multihead(heads, mask):
             need_weights=False, use_separate_proj_weight=True, q_proj_weight=identity, k_proj_weight=identity,
             v_proj_weight=identity,
         )  # fmt: skip
-        similar = attended.movedim(0, 1)
-        return torch.where(absent[:, None, None], source, (1 - torch.sigmoid(similar)) * source)
+        z_sim = attended.movedim(0, 1)
+        return torch.where(absent[:, None, None], source, (1 - torch.sigmoid(z_sim)) * source)
 
     return call
 
@@ -137,7 +137,7 @@ def test_empty_references_clips_and_batches(backend, masked):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("which", range(4))
-def test_nan_in_a_valid_place_propagates(backend, which):
+def test_nan_in_a_valid_position_propagates(backend, which):
     tensors, mask = inputs()
     tensors[which][0, 2] = float("nan")
     out = op(backend, 3, mask)(*tensors)
@@ -157,7 +157,7 @@ def test_strided_inputs_and_huge_logits(backend):
     assert all(value.isfinite().all() for value in gradients(op(backend, 3, mask), huge, grad))
 
 
-def test_autocast_takes_its_dtype_everywhere():
+def test_autocast_determines_the_dtype():
     tensors, mask = inputs()
     tensors[0] = tensors[0].to(torch.bfloat16)  # dtypes may differ, as after a linear layer under autocast
     for backend in ("reference", "sdpa"):

@@ -150,8 +150,8 @@ def test_blocks_of_ranks_add_up_to_the_full_loss(form, reduction):
         blocks = [atk.pairwise_logsumexp(a[rows], t, s) for rows in ranks]
         column_lse = torch.stack([columns for _, columns in blocks]).logsumexp(0)  # the reduction over ranks
         for rows, (row_lse, _) in zip(ranks, blocks, strict=True):
-            paired = s * (a[rows] * t[rows]).sum(1)
-            total = (row_lse - paired).sum() + (column_lse[rows] - paired).sum()
+            positive_logits = s * (a[rows] * t[rows]).sum(1)
+            total = (row_lse - positive_logits).sum() + (column_lse[rows] - positive_logits).sum()
             yield total / len(a) / (2 if reduction == "mean" else 1)
 
     blocks = two_calls if form == "two calls" else one_product

@@ -31,10 +31,10 @@ def test_opcheck(columns, positive, dtype):
     inputs = audio, text, scale.clone().requires_grad_(), positive, columns, "chunked"
     torch.library.opcheck(info_nce_op._forward, inputs, test_utils=tests)
     with torch.no_grad():
-        rows, column_lse, paired = info_nce_op._forward(*inputs)
-    lses = rows, column_lse if columns else None
-    grads = torch.ones_like(rows), torch.ones_like(column_lse) if columns else None
-    grad_positive = None if positive is None else torch.ones_like(paired)
+        row_lse, column_lse, positive_logits = info_nce_op._forward(*inputs)
+    lses = row_lse, column_lse if columns else None
+    grads = torch.ones_like(row_lse), torch.ones_like(column_lse) if columns else None
+    grad_positive = None if positive is None else torch.ones_like(positive_logits)
     inputs = audio.detach(), text.detach(), scale, *lses, *grads, positive, grad_positive, "chunked"
     torch.library.opcheck(info_nce_op._backward, inputs, test_utils=tests)
 

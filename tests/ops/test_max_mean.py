@@ -97,7 +97,7 @@ def test_ties_go_to_the_first_valid_token(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_in_a_valid_place_propagates_and_stays_in_its_row(backend):
+def test_nan_in_a_valid_position_propagates_and_stays_in_its_row(backend):
     audio, text = torch.randn(3, 4, 5), torch.randn(3, 6, 5)
     audio[0, 1, 2] = text[2, 3, 4] = math.nan
     sim = atk.max_mean_similarity(audio, text, backend=backend)

@@ -138,7 +138,7 @@ def test_varlen_and_pairs_compile_into_one_graph(backend):
         ({"audio": torch.randn(1, 6, 5)}, ValueError, r"audio must have shape \[T_a, D\]"),
     ],
 )
-def test_errors_of_packed_input_name_the_argument(change, error, message):
+def test_packed_input_errors_name_the_argument(change, error, message):
     arguments = {"audio": torch.randn(6, 5), "text": torch.randn(3, 5)}
     arguments |= {
         "cu_seqlens_audio": torch.tensor([0, 6]).int(),

@@ -258,7 +258,7 @@ def test_the_check_runs_real_steps(tiny_data):
     assert len(measured["seconds"]) == 1 and measured["bytes"] > 0
     assert line["time_factor"] >= 1 and line["memory_factor"] >= 1
     record = {"rows": [line], "worst_memory": 1.0, "worst_time": 1.0, "reading": "", "steps": 1, "environment": {}}
-    assert "| batch_size 4, micro_batch 2 |" in check_plan.document(record)
+    assert "| batch_size 4, micro_batch 2 |" in check_plan.render_page(record)
 
 
 def test_the_factor_of_the_check_is_symmetric():

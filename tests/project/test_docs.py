@@ -32,9 +32,11 @@ def test_what_the_reference_names_is_there_and_described(name):
     if not callable(value):
         return
     assert value.__doc__
-    for member, each in vars(value).items() if inspect.isclass(value) else ():
-        if not member.startswith("_") and (inspect.isfunction(each) or isinstance(each, property | classmethod)):
-            assert each.__doc__, member
+    for member, definition in vars(value).items() if inspect.isclass(value) else ():
+        if not member.startswith("_") and (
+            inspect.isfunction(definition) or isinstance(definition, property | classmethod)
+        ):
+            assert definition.__doc__, member
 
 
 def commands():
@@ -59,35 +61,35 @@ def test_commands_of_the_pages_parse(argv, tmp_path, monkeypatch):
 
 
 def test_flags_of_the_examples_exist():
-    found = 0
+    checked = 0
     for words in commands():
         if script := next((word for word in words if word.startswith("examples/")), None):
             known = {
                 node.value for node in ast.walk(ast.parse((ROOT / script).read_text())) if type(node) is ast.Constant
             }
             assert {word for word in words if word.startswith("--")} <= known, script
-            found += 1
-    assert found >= 6
+            checked += 1
+    assert checked >= 6
 
 
-def measured(name, *, dtype="float32", kind="step"):
+def measured(name, *, dtype="float32", mode="step"):
     """{size: {provider: its row}} of a saved benchmark."""
     tables = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["tables"]
     return {
         table["size"]: {row["provider"]: row for row in table["rows"]}
         for table in tables
-        if (table["dtype"], table["kind"]) == (dtype, kind)
+        if (table["dtype"], table["kind"]) == (dtype, mode)
     }
 
 
-def test_figures_of_the_readme_are_those_measured():
+def test_readme_quotes_the_measured_numbers():
     (float32,), (bfloat16,) = (measured("max_mean_cpu", dtype=dtype).values() for dtype in ("float32", "bfloat16"))
     readme = (ROOT / "README.md").read_text()
     for label, provider in {
         "naive einsum": "naive einsum",
         "late-interaction-kernels 0.4.5": "late-interaction-kernels",
         "`atk.max_mean_similarity`": "atk cpp",
-        "the forward's products alone, at the rate of the library's matmul": "limit",
+        "the forward's matrix products alone, at the rate of PyTorch's matmul": "limit",
     }.items():
         peak = float32[provider]["peak_mib"]
         memory = "" if peak is None else f"{peak:.0f} MiB "
@@ -95,7 +97,7 @@ def test_figures_of_the_readme_are_those_measured():
         assert f"| {label} | {' | '.join(times)} | {memory}|" in readme
 
 
-def test_figures_of_the_cross_attention_page_are_those_measured():
+def test_cross_attention_page_quotes_the_measured_numbers():
     thesis, long = (measured("cross_attention_cpu")[size] for size in ("thesis", "long_audio"))
     plain, default, ours = (
         "nn.MultiheadAttention, need_weights=False",
@@ -113,7 +115,7 @@ def test_figures_of_the_cross_attention_page_are_those_measured():
     assert "with {} MiB against {} and {}.".format(*memory) in page
 
 
-def test_figures_of_the_benchmarks_page_are_those_measured():
+def test_benchmarks_page_quotes_the_measured_numbers():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     for label, size in {"thesis": "thesis", "ColBERT": "colbert", "a minute": "long_audio", "CLAP": "clap_256"}.items():
         rows = measured("max_mean_sizes_cpu")[size]
@@ -124,7 +126,7 @@ def test_figures_of_the_benchmarks_page_are_those_measured():
         assert line.endswith(f" | {' | '.join(speeds + memory)} |")
 
 
-def test_figures_of_the_info_nce_page_are_those_measured():
+def test_info_nce_page_quotes_the_measured_numbers():
     page = (ROOT / "docs" / "info_nce.md").read_text()
     for pairs, size in {"1,024": "clap_1024", "4,096": "clap_4096", "8,192": "batch_8192"}.items():
         rows = measured("info_nce_cpu")[size]
@@ -135,11 +137,11 @@ def test_figures_of_the_info_nce_page_are_those_measured():
         assert f"| {pairs} | {' | '.join(speeds)} | {', '.join(memory)} MiB |" in page
 
 
-def test_figures_of_the_kernels_page_are_those_measured():
+def test_kernels_page_quotes_the_measured_numbers():
     page = (ROOT / "docs" / "kernels.md").read_text()
 
-    def times(kind):
-        return [measured("max_mean_cpu", dtype=dtype, kind=kind)["batch_128"] for dtype in ("float32", "bfloat16")]
+    def times(mode):
+        return [measured("max_mean_cpu", dtype=dtype, mode=mode)["batch_128"] for dtype in ("float32", "bfloat16")]
 
     def row(label, slow, slow_name, fast, fast_name):
         cells = [
@@ -149,8 +151,8 @@ def test_figures_of_the_kernels_page_are_those_measured():
 
     steps, ragged_steps = times("step"), times("ragged_step")
     assert row("forward and backward, speedup over the einsum", steps, "naive einsum", steps, "atk cpp") in page
-    again = "atk cpp, winners computed again"
-    assert row("the same with recomputed winners", steps, "naive einsum", steps, again) in page
+    recomputed = "atk cpp, winners computed again"
+    assert row("the same with recomputed winners", steps, "naive einsum", steps, recomputed) in page
     assert row("forward and backward on them", steps, "atk cpp", ragged_steps, "atk cpp, masks") in page
     forwards, label = (
         times("forward"),

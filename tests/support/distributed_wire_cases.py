@@ -142,7 +142,7 @@ class Meter:
 @case
 def traffic_is_as_documented(rank, size):
     count, length, width = 2, 3, 4
-    frames, tokens = (torch.randn(count, each, width, requires_grad=True) for each in (50, 2 * length))
+    frames, tokens = (torch.randn(count, steps, width, requires_grad=True) for steps in (50, 2 * length))
     mask = torch.arange(2 * length).expand(count, -1) % 2 == 0
     captions = (size - 1) * count * length * width * 4
     for gather, passes in (("all", 2), ("ring", 3)):

@@ -1,4 +1,4 @@
-"""Loading an example, and the plain formulas of its losses."""
+"""Loading an example, and naive implementations of its losses."""
 
 import importlib.util
 import math

@@ -47,7 +47,7 @@ def training_state(out):
     return torch.load(out / "checkpoints" / "last" / "training.pt", weights_only=True)
 
 
-def killed_at_a_random_moment(command, out, draw):
+def kill_at_a_random_moment(command, out, draw):
     """Start the run in another process and SIGKILL it after a random number of steps and a random delay."""
     job = Job("atk.cli.main:main", command)
     steps = draw.randrange(3, 8)  # after the first checkpoint and long before the end

@@ -72,7 +72,7 @@ def _step(rank: int, size: int, init_method: str, command: list[str], case: dict
     ranks = replicas.replicate_or_shard(task, case["shard"])
     local = next(task.batches(0))
     expected_files = [name for part in _parts_of(batch) for name in part.files[rank::size]]
-    assert local.files == expected_files, "another share"
+    assert local.files == expected_files, "a different share"
     parts = local.split(case["micro_batch"]) if case["micro_batch"] else [local]
     if rank == case["without"]:
         parts = []

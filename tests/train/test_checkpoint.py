@@ -14,26 +14,26 @@ class Model(torch.nn.Module):
         (folder / "weights").write_text("complete")
 
 
-def killed_at(patch, name, calls_before):
-    """Make the method of `Path` raise after so many calls."""
+def interrupt_call(patch, name, calls_before):
+    """Make the `Path` method `name` raise KeyboardInterrupt after `calls_before` calls."""
     original = getattr(Path, name)
     calls = []
 
-    def killed(*paths):
+    def interrupted(*paths):
         calls.append(paths)
         if len(calls) > calls_before:
             raise KeyboardInterrupt
         return original(*paths)
 
-    patch.setattr(Path, name, killed)
+    patch.setattr(Path, name, interrupted)
 
 
-# Killed when the folder is renamed, when the best checkpoint is linked, and between that link and the one to the last.
+# Interrupted when the folder is renamed, when `best` is linked, and after that, before `last` is linked.
 @pytest.mark.parametrize(("name", "calls_before"), [("rename", 0), ("replace", 0), ("replace", 1)])
 def test_an_interrupted_save_leaves_the_last_checkpoint_complete(tmp_path, name, calls_before):
     checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
     with pytest.MonkeyPatch.context() as patch:
-        killed_at(patch, name, calls_before)
+        interrupt_call(patch, name, calls_before)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save_checkpoint(tmp_path, 2, Model(), {"step": 2}, best=True)
     assert checkpoint.load_state(tmp_path) == {"step": 1}

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.runs import SMALL_CAPTIONER, difference_arguments, killed_at_a_random_moment, rows
+from support.runs import SMALL_CAPTIONER, difference_arguments, kill_at_a_random_moment, rows
 
 import atk.eval.captioning
 from atk.cli.main import main
@@ -38,7 +38,7 @@ WAYS = {"input", "mix", "minus_added"}
 
 @pytest.fixture(scope="module", autouse=True)
 def no_java():
-    """METEOR takes seconds a call; tests/test_caption_metrics.py runs it."""
+    """METEOR takes seconds per call; tests/eval/test_caption_metrics.py runs it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
         yield
@@ -107,7 +107,7 @@ def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
 
 def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
     out = tmp_path / "killed"
-    killed_at_a_random_moment(difference_arguments(scenes, out), out, random.Random(3))
+    kill_at_a_random_moment(difference_arguments(scenes, out), out, random.Random(3))
     assert not (out / "summary.json").exists()
     main(["train", "difference", "--out", str(out), "--resume"])
     assert same_weights(out, mask_run)
@@ -220,7 +220,7 @@ def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
         (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),
     ],
 )
-def test_errors_in_the_held_out_split_show_before_training(scenes, tmp_path, capsys, options, message):
+def test_errors_in_the_held_out_split_are_reported_before_training(scenes, tmp_path, capsys, options, message):
     data = shutil.copytree(scenes, tmp_path / "data")
     (data / "test.csv").write_text("".join((data / "test.csv").read_text().splitlines(keepends=True)[:2]))
     options = [str(data / "pool") if word == "POOL" else word for word in options]
@@ -242,7 +242,7 @@ def test_errors_in_the_held_out_split_show_before_training(scenes, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_weighs_all_tokens_equally(scenes, tmp_path):
+def test_validation_weights_all_tokens_equally(scenes, tmp_path):
     config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
     task = DifferenceTask(config, torch.device("cpu"))
     losses, counts = [], []

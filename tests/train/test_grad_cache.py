@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from support.runs import arguments, killed_at_a_random_moment, rows, weights
+from support.runs import arguments, kill_at_a_random_moment, rows, weights
 from support.runs import semisupervised_arguments as semi_arguments
 from support.runs import semisupervised_task as semi_task
 from torch import nn
@@ -163,7 +163,7 @@ def test_a_killed_run_with_micro_batches_resumes_to_the_same_bits(tiny_data, noi
     more = ["--micro-batch", "3"]
     main(semi_arguments(tiny_data, noises, tmp_path / "whole", *more))
     out = tmp_path / "killed"
-    killed_at_a_random_moment(semi_arguments(tiny_data, noises, out, *more), out, random.Random(4))
+    kill_at_a_random_moment(semi_arguments(tiny_data, noises, out, *more), out, random.Random(4))
     main(["train", "semisupervised", "--out", str(out), "--resume"])
     expected = weights(tmp_path / "whole")
     assert {name for name, value in weights(out).items() if not torch.equal(value, expected[name])} == set()

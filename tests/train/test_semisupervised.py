@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from support.runs import (
     CONFIG,
-    killed_at_a_random_moment,
+    kill_at_a_random_moment,
     rows,
     semisupervised_arguments,
     semisupervised_config,
@@ -174,7 +174,7 @@ def test_resuming_with_another_optimizer_or_mapper_fails_and_changes_nothing(fin
     line = ["train", "semisupervised", "--out", str(run), "--resume", "--steps", "13"]
     with pytest.raises(SystemExit) as stop:
         main([*line, *more])
-    assert stop.value.code == 2 and "another optimizer, loss or mapper" in capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "a different optimizer, loss or mapper" in capsys.readouterr().err.splitlines()[-1]
     main(line)
     assert json.loads((run / "summary.json").read_text())["steps"] == 13
 
@@ -219,7 +219,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_data, noises, tmp_path, opti
     more = ["--optim.name", optimizer]
     main(semisupervised_arguments(tiny_data, noises, tmp_path / "whole", *more))
     out = tmp_path / "killed"
-    killed_at_a_random_moment(semisupervised_arguments(tiny_data, noises, out, *more), out, random.Random(3))
+    kill_at_a_random_moment(semisupervised_arguments(tiny_data, noises, out, *more), out, random.Random(3))
     assert not (out / "summary.json").exists() and (out / "checkpoints" / "last").is_dir()
     main(["train", "semisupervised", "--out", str(out), "--resume"])
     assert {

@@ -17,7 +17,7 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.runs import arguments, killed_at_a_random_moment, rows, training_state, weights
+from support.runs import arguments, kill_at_a_random_moment, rows, training_state, weights
 
 from atk.cli.main import main
 from atk.train.checkpoint import best_or_last
@@ -53,7 +53,7 @@ def test_learning_lowers_the_loss(tiny_data, tmp_path):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, seed):
     out = tmp_path / "killed"
-    killed_at_a_random_moment(arguments(tiny_data, out), out, random.Random(seed))
+    kill_at_a_random_moment(arguments(tiny_data, out), out, random.Random(seed))
     assert not (out / "summary.json").exists() and (out / "checkpoints" / "last").is_dir()
     main(["train", "aligned", "--out", str(out), "--resume"])
     assert {name for name, value in weights(out).items() if not torch.equal(value, weights(tiny_run)[name])} == set()
