@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {

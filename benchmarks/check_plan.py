@@ -17,7 +17,7 @@ from atk.plan.step import STATE_BYTES
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
 from atk.train.trainer import Trainer
-from runs import atk, flags, write_results
+from experiments import atk, flags, write_results
 
 CLIP_SECONDS = 5.0
 SCENES = {"preset": "medium", "seconds": [CLIP_SECONDS, CLIP_SECONDS], "train": 512, "test": 8, "seed": 0}

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from atk.data import CONDITIONS
-from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # prefix of paths that is left out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")

@@ -21,8 +21,8 @@ from atk.bench import environment
 from atk.data.captions import read_split
 from atk.models.clap import CLAP, ModelConfig
 from atk.ops.max_mean_op import INDEX_BUDGET
+from experiments import atk, flags, write_results
 from large_batch_page import draw, render_page
-from runs import atk, flags, write_results
 
 SERIES = {  # name: backend, and whether gradients are cached
     "fused, cached": ("cpp", True),

@@ -13,7 +13,7 @@ import yaml
 from atk.eval.retrieval import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
 from atk.train.checkpoint import model_folder
-from runs import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 CAPTIONED = 0.1  # fraction of the clips that keep their captions
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}

@@ -79,8 +79,8 @@ def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
     """Which backends `op` has on this machine, which one `"auto"` picks, and why the others cannot run.
 
     Args:
-        op: `"max_mean_similarity"` (also covers its pairs and varlen forms and the aligned loss), `"info_nce"` or
-            `"cross_attention_difference"`.
+        op: a key of `atk.ops.backend.BACKENDS`, such as `"info_nce"`. `"max_mean_similarity"` also covers its pairs and
+            varlen forms and the aligned loss.
 
     Returns:
         A dictionary with one entry per device (`"cpu"`, and `"cuda"` if there is a GPU) and dtype:

@@ -53,7 +53,7 @@ def test_a_slightly_wrong_gradient_is_refused_for_every_provider(op, dtype):
         for provider in case.providers
         if not provider.missing and not provider.name.startswith("torch.compile")
     ]
-    assert len(providers) >= 3
+    assert len(providers) >= 2
     for provider in providers:
         assert check(provider, case, truth).status == OK, provider.name
         for change in (scaled, without_rows):

@@ -8,18 +8,18 @@ import pytest
 
 import aligned_vs_global
 import difference_captioning
-import runs
+import experiments
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 3\noptim: {lr: 0.001}\n")
-    runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
+    experiments.check_settings(tmp_path, {"steps": 3, "optim.lr": 1e-3})
     with pytest.raises(SystemExit, match=r"was trained with optim\.lr 0\.001, not 0\.1"):
-        runs.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
+        experiments.check_settings(tmp_path, {"steps": 3, "optim.lr": 0.1})
 
 
 def test_results_go_to_a_new_folder(tmp_path):
-    runs.write_results(tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['reading']}.", "why")
+    experiments.write_results(tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['reading']}.", "why")
     assert (tmp_path / "new" / "page.md").read_text() == "why."
 
 
