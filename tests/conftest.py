@@ -5,7 +5,9 @@ a data folder of tones, `tiny_run` the finished run folder of a tiny model train
 """
 
 import csv
+import gc
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from support.runs import CONFIG, arguments
 
 # cuBLAS is deterministic only with a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+FROZEN = {"modules": 0}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -21,6 +24,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if runs_triton_backend(item):
             item.add_marker("triton")
+
+
+def pytest_runtest_logstart():
+    """Exempt what has been imported from garbage collection, which would take a second with all those objects."""
+    if len(sys.modules) > FROZEN["modules"] + 100:
+        gc.collect()
+        gc.freeze()
+        FROZEN["modules"] = len(sys.modules)
 
 
 def pytest_runtest_setup(item):

@@ -1,22 +1,36 @@
-"""Peak memory of a forward and backward, measured in a new process."""
+"""Peak memory of a forward and backward, measured in another process."""
 
-import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-_PROGRAM = """
-import sys, torch, atk
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e6
-{step}
-torch.set_num_threads(1)
-step(64)
-before = peak()
-step(int(sys.argv[1]))
-print(peak() - before)
-"""
+from support.processes import Job
 
 
 def peak_growth(step: str, size: int, backend: str) -> float:
-    """Peak memory of `step(size)` beyond `step(64)`, in MB; `step` is source code and `sys.argv[2]` its backend."""
-    command = [sys.executable, "-c", _PROGRAM.format(step=step), str(size), backend]
-    return float(subprocess.run(command, capture_output=True, check=True).stdout)
+    """MB that `step(size)` takes more than `step(64)`; `step` is its source, in which `sys.argv[2]` is the backend."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "growth")
+        job = Job("support.peak_memory:measure", step, size, backend, str(result))
+        assert job.wait() == 0, job.output
+        return float(result.read_text())
+
+
+def measure(step: str, size: int, backend: str, result: str) -> None:
+    import torch
+
+    import atk
+
+    torch.set_num_threads(1)
+    sys.argv = ["", str(size), backend]
+    namespace = {"sys": sys, "torch": torch, "atk": atk}
+    exec(step, namespace)
+    namespace["step"](64)
+    before = _peak_bytes()
+    namespace["step"](size)
+    Path(result).write_text(str((_peak_bytes() - before) / 1e6))
+
+
+def _peak_bytes() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

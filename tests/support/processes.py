@@ -26,6 +26,11 @@ def _server() -> subprocess.Popen:
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **pipes)
 
 
+@cache
+def _outputs() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="atk-jobs-")
+
+
 def _ask(**request):
     server = _server()
     server.stdin.write(json.dumps(request) + "\n")
@@ -37,7 +42,7 @@ class Job:
     """One or several processes that call the same function."""
 
     def __init__(self, function: str, *arguments: object, environments: tuple[dict[str, str], ...] = ({},)):
-        folder = tempfile.mkdtemp(prefix="job")
+        folder = tempfile.mkdtemp(dir=_outputs().name)
         self._files = [Path(folder, str(rank)) for rank in range(len(environments))]
         self._codes = {}
         self.pids = [
