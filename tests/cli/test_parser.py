@@ -118,8 +118,8 @@ def test_methods_and_presets_are_literals(capsys):
         (["train"], "atk train: choose one of aligned, difference, semisupervised"),
         (["train", "aligned"], "atk train aligned: missing arguments: --data, --out"),
         (
-            ["evaluate", "R", "--data", "D", "--split", "all"],
-            "--split must be one of 'train', 'val', 'test', got 'all'",
+            ["evaluate", "R", "--data", "D", "--on-error", "stop"],
+            "--on-error must be one of 'skip', 'raise', got 'stop'",
         ),
         (["evaluate", "R", "--data", "D", "--condition", "x"], "--condition must be one of 'same/same', 'same/diff', "),
         (["search", "R", "D"], "atk search: missing arguments: query"),
