@@ -48,7 +48,7 @@ format: install ## let ruff fix and format
 # Links, so that the pages' relative links hold in the repository and in build/site alike.
 docs: .venv/.docs ## build the site into build/site
 	rm -rf build/docs && mkdir -p build/docs
-	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md CONTRIBUTING.md docs benchmarks examples)) build/docs
+	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff docs benchmarks examples)) build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 wheel: .venv/.release ## build the sdist and the wheel into dist/ and try them in empty environments
