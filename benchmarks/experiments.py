@@ -1,4 +1,4 @@
-"""Training runs of a comparison: started with `atk`, kept once complete, checked against the requested settings."""
+"""The training runs of a comparison: starts those that are missing, reuses complete ones with the same settings."""
 
 import argparse
 import json

@@ -40,8 +40,8 @@ struct ScreenBlock {
 inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors]) {
   using Tokens = std::make_integer_sequence<int, kTileTokens>;
   const int64_t groups = dot_groups(block.D);
-  const bool wide = block.frames > kLanes;
-  const ApproximateTile* tile = wide ? ApproximateTiles<2, Tokens>::tile : ApproximateTiles<1, Tokens>::tile;
+  const bool two_vectors = block.frames > kLanes;
+  const ApproximateTile* tile = two_vectors ? ApproximateTiles<2, Tokens>::tile : ApproximateTiles<1, Tokens>::tile;
   const uint8_t* frames = block.scratch.quantized + block.first * groups * kDotChannels;
   __m512i best[kTileVectors] = {_mm512_set1_epi32(INT_MIN / 2), _mm512_set1_epi32(INT_MIN / 2)};
   const TokenTiles tiles = token_tiles(block.tokens);
@@ -52,15 +52,15 @@ inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors
     l += tile_tokens;
   }
   const CaptionBounds& bounds = *block.caption.bounds;
-  const __m512 largest_width = _mm512_set1_ps(0x1p30f);
+  const __m512 largest_margin = _mm512_set1_ps(0x1p30f);
   for (int v = 0; v < kTileVectors; ++v) {
     const __m512 residual = _mm512_loadu_ps(block.scratch.residual + block.first + v * kLanes);
     const __m512 norm = _mm512_loadu_ps(block.scratch.norm + block.first + v * kLanes);
-    __m512 width = _mm512_mul_ps(norm, _mm512_set1_ps(kNormSlack * bounds.error));
-    width = _mm512_fmadd_ps(residual, _mm512_set1_ps(kNormSlack * bounds.diameter), width);
-    width = _mm512_min_ps(width, largest_width);  // also replaces NaN, from 0 * infinity
+    __m512 margin = _mm512_mul_ps(norm, _mm512_set1_ps(kNormSlack * bounds.error));
+    margin = _mm512_fmadd_ps(residual, _mm512_set1_ps(kNormSlack * bounds.diameter), margin);
+    margin = _mm512_min_ps(margin, largest_margin);  // also replaces NaN, from 0 * infinity
     threshold[v] =
-        _mm512_sub_epi32(best[v], _mm512_cvt_roundps_epi32(width, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+        _mm512_sub_epi32(best[v], _mm512_cvt_roundps_epi32(margin, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
   }
 }
 

@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     _IMPORT_ERROR = str(error)
 
-WORKSPACE_BYTES = 64 << 20  # winner indices that the backward recomputes at a time; one caption may need more
+WORKSPACE_BYTES = 64 << 20  # for the winner indices recomputed at a time; exceeded if one caption needs more
 _BUILD_ERROR = importlib.resources.files("atk") / "_build_error.txt"  # written by setup.py
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 

@@ -94,7 +94,7 @@ class _Problem:
         )
 
     def grad_query(self, grad: Tensor, attended: Tensor, lse: Tensor, delta: Tensor, grad_q: Tensor) -> None:
-        """Writes `grad_q` [N, L_a, D] and `delta`, from `grad`, the gradient of `attended`, both [N, L_a, D]."""
+        """Writes `grad_q` [N, L_a, D] and `delta` [N, H, L_a] from `attended` and its gradient, both [N, L_a, D]."""
         meta = self._meta("grad_query")
         grad_query_kernel[self._grid(self.L_a, meta)](
             grad, self.q, self.k, self.v, self.mask, self.key_end, attended, lse, delta, grad_q,
@@ -116,8 +116,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """out = sigmoid(-Z_sim) * source, Z_sim = concat_heads(softmax(q k^T / sqrt(D / H)) v) @ out_weight^T + out_bias.
 
-    Padded keys contribute nothing, even if k or v are not finite there. A clip without a valid key returns its source
-    bitwise.
+    Padded keys contribute nothing, even if k or v are not finite there. For a clip without a valid key, `out` is
+    bitwise equal to `source`.
 
     Args:
         source: [N, L_a, D] float32, bfloat16 or float16, contiguous. All tensors but the mask have the same dtype.

@@ -1,7 +1,7 @@
 """Gate kernels of the cross-attention difference (4.12): output projection and gating in one pass, and the gradient.
 
-Shapes: N clips of L_a frames, D channels. Clips without a valid key (`key_end` is 0, or it is None and L_ref is 0) keep
-their source bitwise.
+Shapes: N clips of L_a frames, D channels. For clips without a valid key (`key_end` is 0, or it is None
+and L_ref is 0), the result is the source itself.
 """
 
 import triton

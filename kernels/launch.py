@@ -155,7 +155,7 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
         kernel: "forward", "grad_audio" or "grad_text".
         dtype: of the embeddings.
         tokens: largest caption length of the length class.
-        chunked: whether captions are longer and processed in chunks of `tokens`.
+        chunked: whether captions can be longer than that, and are processed in chunks of `tokens`.
         D: channels of packed rows.
         device: the GPU.
 

@@ -17,6 +17,10 @@ from support.runs import CONFIG, arguments
 # cuBLAS is deterministic only with a fixed workspace.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 FROZEN = {"modules": 0}
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from support.interpreter import prepare_once
+
+    prepare_once()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

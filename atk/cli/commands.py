@@ -149,13 +149,15 @@ def _methods() -> dict[str, _Method]:
     }
 
 
-def _add_train(parser: ArgumentParser, _: list[str]) -> None:
+def _add_train(parser: ArgumentParser, argv: list[str]) -> None:
     methods = parser.add_subcommands(title="methods", dest="method")
     for name, (text, config, _) in _methods().items():
         prog = f"atk train {name}"
         method = Parser(prog, description=text, usage=f"{prog} --data DATA --out OUT [options]")
         methods.add_subcommand(name, method, help=text)
         method.prog = prog
+        if name not in argv[1:2]:
+            continue
         method.add_argument("--config", action="config", help="YAML file with any of the settings below")
         method.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
         method.add_class_arguments(config, skip={"unlabeled"} & {field.name for field in fields(config)})

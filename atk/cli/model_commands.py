@@ -81,7 +81,11 @@ def add_caption(parser: ArgumentParser) -> None:
     _add_run_arguments(parser)
     parser.add_argument("audio", type=str, help="audio file")
     parser.add_argument(
-        "--reference", type=str, action="append", default=[], help="audio file to subtract; may be given several times"
+        "--reference",
+        type=str,
+        action="append",
+        default=[],
+        help="audio file whose sounds the captions leave out; may be given several times",
     )
     parser.add_argument("--beams", type=int | None, default=None, help="width of the beam search; null uses the run's")
 
@@ -98,7 +102,7 @@ def add_align(parser: ArgumentParser) -> None:
         "--events",
         type=str | None,
         default=None,
-        help="events.csv with the true event times; null looks for one near the audio file",
+        help="events.csv with the true event times; null takes the nearest one in a parent folder of the audio file",
     )
 
 

@@ -149,7 +149,8 @@ class UnlabeledBatches(Sampler[list[UnlabeledKey]]):
         order = self._permutation(epoch)
         carried = epoch * self.clips % self.batch_size  # clips of the previous epoch in the first batch of this one
         if carried and self.clips >= 2 * self.batch_size:
-            # Move the clips of the shared batch back, but not into the last batch, which the next epoch shares.
+            # That batch must not hold a clip twice, so its clips of the previous epoch come later in this one, but
+            # before the last batch, which may hold clips of the next epoch.
             early = order[: -self.batch_size]
             repeated = np.isin(early, self._permutation(epoch - 1)[-carried:])
             order[: -self.batch_size] = np.concatenate([early[~repeated], early[repeated]])

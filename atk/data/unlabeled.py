@@ -161,10 +161,12 @@ class UnlabeledDataset(Dataset[dict[str, Any]]):
                     items.append(error)
                     failed.add(index)
                 if spare is None:
-                    spare = self._spare(step, batch)
+                    spare = self._spare_clips(step, batch)
                 random = random_stream(7, self.seed, step, slot, attempt)
                 position = attempt * len(batch) + slot
-                replacement = int(spare[position]) if position < len(spare) else self._repeated(random, batch, failed)
+                replacement = (
+                    int(spare[position]) if position < len(spare) else self._draw_fallback(random, batch, failed)
+                )
                 if replacement is None:
                     break
                 index = replacement
@@ -178,13 +180,13 @@ class UnlabeledDataset(Dataset[dict[str, Any]]):
         audio = self.pool.load(index, self.sample_rate, self.clip_seconds, position)
         return {"audio": audio, "caption": "", "file": self.pool.name(index), "clip": index}
 
-    def _spare(self, step: int, batch: np.ndarray) -> np.ndarray:
-        """Different clips from outside the batch, at most `_ATTEMPTS` per slot: int64 `[up to 8 * batch_size]`."""
+    def _spare_clips(self, step: int, batch: np.ndarray) -> np.ndarray:
+        """Distinct clips that are not in the batch, at most `_ATTEMPTS` per slot: int64 `[up to 8 * batch_size]`."""
         count = min(len(self.pool), _ATTEMPTS * len(batch))
         drawn = random_stream(7, self.seed, step).choice(len(self.pool), count, replace=False)
         return drawn[~np.isin(drawn, batch)]
 
-    def _repeated(self, random: np.random.Generator, batch: np.ndarray, failed: set[int]) -> int | None:
+    def _draw_fallback(self, random: np.random.Generator, batch: np.ndarray, failed: set[int]) -> int | None:
         """Draw a clip that hasn't failed in this slot, preferably from outside the batch; None if there is none."""
         draws = [draw for draw in random.integers(len(self.pool), size=_DRAWS).tolist() if draw not in failed]
         return next((draw for draw in draws if draw not in batch), next(iter(draws), None))

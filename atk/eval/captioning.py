@@ -252,7 +252,7 @@ def caption_file(
     Args:
         model: on the device to use.
         audio: file to caption, in windows of `clip_seconds` with one caption each.
-        references: files to subtract. A mask sees all their windows, subtraction only those at the same time.
+        references: reference files. A mask sees all their windows, subtraction only those at the same time.
         clip_seconds: length of a window, in seconds.
         beams: beam width.
 

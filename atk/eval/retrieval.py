@@ -204,17 +204,17 @@ def score_twins(
     captions: Mapping[str, Sequence[str]],
     pairs: Iterable[tuple[str, str]],
 ) -> dict[str, float]:
-    """How often a caption scores its own clip above the clip's twin; a tie is wrong.
+    """How often a caption scores its own clip above the clip's twin; ties count as errors.
 
     Args:
         model: embeds the captions.
         clips: embedded clips by file name.
-        captions: captions of each clip, by file name; captions of both twins are not scored.
+        captions: captions of each clip, by file name. A caption that both twins share is not scored.
         pairs: file names of each pair of twins.
 
     Returns:
         `"global"`: percentage of captions that are right by global cosine; `"max_mean"`: by frame-token similarity
-        (3.6); `"pairs"`, `"captions"`: their number. The percentages are NaN without captions.
+        (3.6), both NaN without captions; `"pairs"`: number of pairs; `"captions"`: number of captions scored.
     """
     right = {"global": 0, "max_mean": 0}
     caption_count = 0

@@ -174,7 +174,7 @@ class Captioner(nn.Module):
         beams: int = 4,
         max_tokens: int | None = None,
     ) -> list[str]:
-        """Caption N clips, or what they contain that their references do not, by beam search.
+        """Caption N clips by beam search; a clip with a reference is described by what the reference does not contain.
 
         Args:
             audio, lengths, references, reference_lengths: as in `forward`.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atk.ops import reference
-from atk.ops.once_differentiable import once_differentiable, refuse
+from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 TRIMMED_WORK = 1 << 22  # multiply-adds per clip; below this, one call per clip costs more than trimming saves
 _NO_SECOND_DERIVATIVE = (
@@ -228,5 +228,5 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | 
 
 _epilogue.register_autograd(_differentiate_epilogue, setup_context=_save_epilogue)
 _forward.register_autograd(_differentiate, setup_context=_save_inputs)
-_epilogue_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
-_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
+_epilogue_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import info_nce_chunked, reference
-from atk.ops.once_differentiable import refuse
+from atk.ops.once_differentiable import raising_backward
 
 _PAIRS_AT_A_TIME = 4096  # widened to float32 together, for the logits of the positives
 _NO_SECOND_DERIVATIVE = "atk.info_nce has no second derivative: use backend='reference', which has one"
@@ -136,4 +136,4 @@ def _differentiate(
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

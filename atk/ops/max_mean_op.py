@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atk.kernels.sequences import Sequences, index_dtype
 from atk.ops import checks, reference
-from atk.ops.once_differentiable import once_differentiable, refuse
+from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None saves for the backward
 _NO_SECOND_DERIVATIVE = (
@@ -183,5 +183,5 @@ def _differentiate_norms(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tens
 
 _forward.register_autograd(_differentiate_scores, setup_context=_save_scores)
 _normalize.register_autograd(_differentiate_norms, setup_context=_save_norms)
-_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
-_normalize_backward.register_autograd(refuse(_NO_SECOND_DERIVATIVE))
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+_normalize_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

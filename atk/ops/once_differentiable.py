@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def refuse(message: str) -> Callable[..., NoReturn]:
+def raising_backward(message: str) -> Callable[..., NoReturn]:
     """A backward function that raises RuntimeError with `message`."""
 
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
@@ -22,7 +22,7 @@ def once_differentiable(value: Tensor, message: str) -> Tensor:
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """Identity. Its backward passes through `_RefuseBackward`, so a second derivative raises."""
+    """Identity. Its backward passes through `_RaisingBackward`, so a second derivative raises."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, message: str) -> Tensor:
@@ -32,10 +32,10 @@ class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        return _RefuseBackward.apply(grad, ctx.message), None
+        return _RaisingBackward.apply(grad, ctx.message), None
 
 
-class _RefuseBackward(torch.autograd.Function):
+class _RaisingBackward(torch.autograd.Function):
     """Identity. Its backward raises RuntimeError."""
 
     @staticmethod

@@ -51,10 +51,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the plan.
+    """A component of the step, with its memory and time.
 
     Attributes:
-        name: what it is.
+        name: its label in the plan.
         bytes: bytes that a rank holds at the peak of this part.
         seconds: seconds per step.
     """
@@ -69,7 +69,7 @@ class Step:
 
     Args:
         config: the configuration of the run.
-        resources: what the run gets.
+        resources: the hardware of the run.
         encoders: traced costs of the encoders.
     """
 

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -54,9 +55,19 @@ def process_group(device: torch.device, timeout: float) -> Generator[None, None,
         yield
         with naming_lost_ranks():
             dist.barrier()  # the first rank may still be evaluating
-        gc.collect()  # DDP must be freed before the group is destroyed
+    except BaseException as error:
+        _clear_frames(error)  # they hold DDP
+        raise
     finally:
+        gc.collect()  # if DDP outlives the group, its destructor can wait forever for a thread of the group
         dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Drop the local variables of the functions that the error, its causes and their causes have left."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Max-mean similarity of clips and captions: the einsum a user would write, other libraries, and the fused op.
 
-In a forward, the einsum keeps nothing for a backward, while atk keeps its winner indices. Operations are those of the
-forward's products over valid tokens only: a step at 0.3 of the limit takes as long as three ideal forwards.
+In forward-only rows, the einsum runs without autograd and saves nothing, while atk still saves the winner indices that
+its backward needs. Operations are those of the forward's products over valid tokens only: a step at 0.3 of the limit
+takes as long as three ideal forwards.
 """
 
 from collections.abc import Callable, Sequence

@@ -81,7 +81,7 @@ def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("compute-sanitizer", SANITIZER), ("ncu", NCU)):
+    for name, text in (("compute-sanitizer", SANITIZER), ("ncu", NCU), ("nproc", "#!/bin/sh\necho 1\n")):
         executable(tools / name, text)
     out = tmp_path / "a user's folder"
     code, printed, error = run_kit(out, PATH=f"{tools}:{PATH}", PYTHON=sys.executable)

@@ -1,5 +1,6 @@
 """Where optional packages are missing, commands and classes name the extra to install in one line."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,30 +16,38 @@ OPTIONAL = (
     "jsonargparse", "yaml", "tensorboard", "tqdm", "matplotlib", "pycocoevalcap",
 )  # fmt: skip
 CODE = """
-import sys
+import contextlib, io, json, sys
 sys.modules.update(dict.fromkeys({missing!r}))  # importing any of them raises ModuleNotFoundError
 from atk.cli.main import main
-main(sys.argv[1:])
+for argv in {commands!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(argv) or 0
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
+NEED_A_PARSER = (["train", "aligned", "--help"], ["bench"], ["plan", "--device", "h100"], ["--help"])
 
 
-def atk_without(missing, *argv):
-    command = [sys.executable, "-c", CODE.format(missing=missing), *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def atk_without(missing, *commands):
+    """(exit code, stdout, stderr) of each command in a process where the packages `missing` cannot be imported."""
+    code = CODE.format(missing=missing, commands=[list(command) for command in commands])
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("argv", [["train", "aligned", "--help"], ["bench"], ["plan", "--device", "h100"], ["--help"]])
-def test_without_a_parser_the_command_names_the_extra(argv):
-    result = atk_without(OPTIONAL, *argv)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr == "atk: needs jsonargparse; pip install 'audio-text-kernels[train]'\n"
+def test_without_a_parser_the_command_names_the_extra():
+    for result in atk_without(OPTIONAL, *NEED_A_PARSER):
+        assert result == [2, "", "atk: needs jsonargparse; pip install 'audio-text-kernels[train]'\n"]
 
 
 def test_doctor_and_version_need_torch_and_numpy_only():
-    result = atk_without(OPTIONAL, "doctor")
-    assert result.returncode == 0, result.stderr
-    assert "packages\n  torch " in result.stdout and "backends of atk.info_nce" in result.stdout
-    assert atk_without(OPTIONAL, "--version").stdout == "atk 0.1.0\n"
+    (code, printed, errors), version = atk_without(OPTIONAL, ["doctor"], ["--version"])
+    assert code == 0, errors
+    assert "packages\n  torch " in printed and "backends of atk.info_nce" in printed
+    assert version == [0, "atk 0.1.0\n", ""]
 
 
 @pytest.mark.parametrize(
@@ -51,14 +60,15 @@ def test_doctor_and_version_need_torch_and_numpy_only():
     ],
 )
 def test_a_missing_package_ends_with_one_line_and_code_2(argv, missing):
-    result = atk_without((missing,), *argv)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.endswith(f": needs {missing}; {install_command(missing)}\n")
+    ((code, _, errors),) = atk_without((missing,), argv)
+    assert code == 2 and errors.count("\n") == 1
+    assert errors.endswith(f": needs {missing}; {install_command(missing)}\n")
 
 
 def test_the_bench_extra_is_enough_for_the_parser_of_bench():
-    result = atk_without([name for name in OPTIONAL if name not in ("jsonargparse", "yaml")], "bench", "--help")
-    assert result.returncode == 0, result.stderr
+    missing = [name for name in OPTIONAL if name not in ("jsonargparse", "yaml")]
+    ((code, _, errors),) = atk_without(missing, ["bench", "--help"])
+    assert code == 0, errors
 
 
 def test_imports_keep_other_errors():

@@ -134,7 +134,7 @@ def test_score_groups_events_with_the_same_phrase():
 
 def test_score_uses_the_best_word_of_a_phrase():
     mixed = clip("dog", "bell")
-    # The second frame is most similar to the mean of both words, but to neither of them.
+    # The second frame is closest to the mean of the two words, but others are closer to each word alone.
     mixed.frames[1] = (mixed.frames[0] + mixed.frames[1]) / 2**0.5
     event = Event("a.wav", "x", "bell dog", 0.0, 0.04)
     result = alignment_score(FakeModel(), {"a.wav": mixed}, {"a.wav": ["bell dog"]}, [event])

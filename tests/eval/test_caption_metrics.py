@@ -103,8 +103,8 @@ def test_perfect_and_disjoint_captions(no_java):
 
 @needs_java
 def test_meteor_matches_word_forms():
-    # METEOR matches word stems: barking and barks.
-    assert score("a dog barking", "a dog barks")["METEOR"] > score("a dog sleeping", "a dog barks")["METEOR"] > 0
+    # Two of three words would give at most 2/3; METEOR also matches the stems of barking and barks.
+    assert 2 / 3 < score("a dog barking", "a dog barks")["METEOR"] < 1
 
 
 @pytest.mark.parametrize("java", [pytest.param(True, marks=needs_java), False])

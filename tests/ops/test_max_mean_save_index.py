@@ -3,11 +3,11 @@
 Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from support.peak_memory import peak_growth
 from support.public_cases import BACKENDS, cpp_runs, gradients, ragged
 
 import atk
@@ -41,26 +41,15 @@ def test_the_budget_decides_what_is_saved(monkeypatch):
         assert index.numel() == saved
 
 
-_PEAK = """
-import sys, torch, atk
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 // 10**6
-n = int(sys.argv[1])
-audio, text = torch.randn(n, 250, 8, requires_grad=True), torch.randn(n, 4, 8, requires_grad=True)
-atk.max_mean_similarity(audio[:2], text[:2], backend="cpp", save_index=False).sum().backward()
-audio.grad = text.grad = None
-before = peak()
-atk.max_mean_similarity(audio, text, backend="cpp", save_index=sys.argv[2] == "save").sum().backward()
-print(peak() - before)
+_STEP = """
+def step(pairs):
+    audio, text = torch.randn(pairs, 250, 8, requires_grad=True), torch.randn(pairs, 4, 8, requires_grad=True)
+    atk.max_mean_similarity(audio, text, backend="cpp", save_index=sys.argv[2] == "save").sum().backward()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @cpp_runs
 def test_recomputation_needs_no_memory_per_pair_and_frame():
-    def peak(pairs, mode):
-        command = [sys.executable, "-c", _PEAK, str(pairs), mode]
-        return int(subprocess.run(command, capture_output=True, check=True).stdout)
-
-    # 1,024 * 1,024 * 250 winners take 262 MB, the workspace of the recomputation 67, everything else below 20.
-    assert peak(1024, "recompute") < 120 < 250 < peak(1024, "save")
+    # 1,024 * 1,024 * 250 winners take 262 MB, the workspace of the recomputation 67, everything else below 80.
+    assert peak_growth(_STEP, 1024, "recompute") < 150 < 250 < peak_growth(_STEP, 1024, "save")

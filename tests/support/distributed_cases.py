@@ -44,12 +44,12 @@ def pairs(count, dtype=torch.float64, width=8):
 
 
 def trimmed(value, mask):
-    """Sequences as a rank pads them: to the longest of its own."""
+    """Sequences without padding beyond the longest, as a rank pads its own."""
     length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
     return value[:, :length], mask[:, :length]
 
 
-def gradients(loss, inputs, scale):
+def value_and_gradients(loss, inputs, scale):
     """The value of `loss(*inputs, scale)` and its gradients."""
     leaves = [value.clone().requires_grad_() for value in (*inputs, scale)]
     value = loss(*leaves)
@@ -57,13 +57,13 @@ def gradients(loss, inputs, scale):
     return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def same_as_whole(whole, share, inputs, counts, rank, close=assert_close, scale=5.0):
+def check_sum_over_ranks(global_loss, rank_loss, inputs, counts, rank, close=assert_close, scale=5.0):
     """Checks that the losses and gradients of all ranks add up to those of the whole batch on one process."""
     part = local_slice(counts, rank)
     scale = torch.tensor(scale, dtype=inputs[0].dtype)
-    value, *grads, grad_scale = gradients(share, [x[part] for x in inputs], scale)
+    value, *grads, grad_scale = value_and_gradients(rank_loss, [x[part] for x in inputs], scale)
     value, grad_scale = distributed.total(value), distributed.total(grad_scale)
-    wanted, *wanted_grads, wanted_scale = gradients(whole, inputs, scale)
+    wanted, *wanted_grads, wanted_scale = value_and_gradients(global_loss, inputs, scale)
     close(value, wanted.to(value.dtype))
     close(grad_scale, wanted_scale.to(grad_scale.dtype))
     for grad, all_grads in zip(grads, wanted_grads, strict=True):
@@ -76,7 +76,7 @@ def info_nce_case(gather, reduction, backend, rank, size):
         inputs = torch.randn(2, sum(counts), 8, dtype=torch.float64)
         options = {"reduction": reduction, "backend": backend}
         whole = partial(atk.info_nce, reduction=reduction, backend="reference")
-        same_as_whole(whole, partial(distributed.info_nce, gather=gather, **options), inputs, counts, rank)
+        check_sum_over_ranks(whole, partial(distributed.info_nce, gather=gather, **options), inputs, counts, rank)
 
 
 def aligned_case(gather, rank, size, masked=True, **options):
@@ -96,7 +96,7 @@ def aligned_case(gather, rank, size, masked=True, **options):
         def whole(frames, tokens, scale, masks=masks):
             return atk.aligned_info_nce(frames, tokens, scale, *(masks if masked else ()), **options)
 
-        same_as_whole(whole, share, (frames, tokens), counts, rank)
+        check_sum_over_ranks(whole, share, (frames, tokens), counts, rank)
 
 
 for _gather in distributed.GATHERS:
@@ -135,10 +135,10 @@ def float32_to_rounding(rank, size):
     close = partial(torch.testing.assert_close, rtol=2e-5, atol=2e-6)
     for counts, gather in product(COUNTS[size], distributed.GATHERS):
         vectors = torch.randn(2, sum(counts), 8)
-        same_as_whole(atk.info_nce, partial(distributed.info_nce, gather=gather), vectors, counts, rank, close)
+        check_sum_over_ranks(atk.info_nce, partial(distributed.info_nce, gather=gather), vectors, counts, rank, close)
         frames, tokens = (x.nan_to_num() for x in pairs(sum(counts), torch.float32)[:2])
         share = partial(distributed.aligned_info_nce, gather=gather)
-        same_as_whole(atk.aligned_info_nce, share, (frames, tokens), counts, rank, close)
+        check_sum_over_ranks(atk.aligned_info_nce, share, (frames, tokens), counts, rank, close)
 
 
 @case
@@ -152,7 +152,7 @@ def bfloat16_under_autocast(rank, size):
                 return function(frames, tokens, scale.float(), normalize=True)
 
         whole, share = atk.aligned_info_nce, partial(distributed.aligned_info_nce, gather=gather)
-        same_as_whole(*(partial(autocast, x) for x in (whole, share)), (frames, tokens), counts, rank, close)
+        check_sum_over_ranks(*(partial(autocast, x) for x in (whole, share)), (frames, tokens), counts, rank, close)
 
 
 @case
@@ -182,7 +182,9 @@ def two_runs_give_the_same_bits(rank, size):
     sequences = [x[part].nan_to_num() for x in pairs(sum(counts), torch.float32)[:2]]
     for gather in distributed.GATHERS:
         for loss, inputs in ((distributed.info_nce, vectors), (distributed.aligned_info_nce, sequences)):
-            first, second = (gradients(partial(loss, gather=gather), inputs, torch.tensor(5.0)) for _ in range(2))
+            first, second = (
+                value_and_gradients(partial(loss, gather=gather), inputs, torch.tensor(5.0)) for _ in range(2)
+            )
             assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed as dist
-from support.distributed_cases import COUNTS, assert_close, gradients, local_slice
+from support.distributed_cases import COUNTS, assert_close, local_slice, value_and_gradients
 
 import atk
 from atk import distributed
@@ -97,8 +97,8 @@ def a_group_of_some_ranks(rank, size):
         inputs = [torch.randn(len(ranks), 2, length, 4, dtype=torch.float64) for length in (5, 3)]
         share = partial(distributed.aligned_info_nce, gather=gather, group=group)
         scale = torch.tensor(5.0, dtype=torch.float64)
-        value, *grads, _ = gradients(share, [x[place] for x in inputs], scale)
-        wanted, *wanted_grads, _ = gradients(atk.aligned_info_nce, [x.flatten(0, 1) for x in inputs], scale)
+        value, *grads, _ = value_and_gradients(share, [x[place] for x in inputs], scale)
+        wanted, *wanted_grads, _ = value_and_gradients(atk.aligned_info_nce, [x.flatten(0, 1) for x in inputs], scale)
         assert_close(distributed.total(value, group), wanted)
         for one, every in zip(grads, wanted_grads, strict=True):
             assert_close(one, every.view(len(ranks), *one.shape)[place])

@@ -1,5 +1,6 @@
 """Command lines of tiny runs, and the files that they write."""
 
+import functools
 import json
 import time
 
@@ -69,9 +70,14 @@ def semisupervised_arguments(data, noises, out, *more):
 
 def parsed_config(command):
     """The arguments that `atk train METHOD ...` passes on to the configuration of the method, by name."""
+    return _parsed(tuple(map(str, command)))
+
+
+@functools.cache
+def _parsed(command):
     from atk.cli.commands import parse
 
-    _, _, parsed = parse([str(word) for word in command])
+    _, _, parsed = parse(list(command))
     return parsed[parsed.method]
 
 

@@ -4,10 +4,12 @@ Failures are collected for the test that started the processes.
 """
 
 import contextlib
+import gc
 import itertools
 import json
 import os
 import traceback
+import weakref
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from support.runs import parsed_config
 from atk.train import grad_cache, replicas
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
-from atk.train.ranks import all_reduce_max
+from atk.train.ranks import RankLost, all_reduce_max, naming_lost_ranks, process_group
 from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
 
 CPU = torch.device("cpu")
@@ -31,8 +33,8 @@ TASKS = {
 TIMEOUT = timedelta(seconds=60)
 BATCH = 7  # not a multiple of the number of ranks
 CASES = [
-    {"shard": shard, "micro_batch": micro_batch, "gather": gather, "without": without}
-    for shard, micro_batch, gather, without in (
+    {"shard": shard, "micro_batch": micro_batch, "gather": gather, "unreadable_rank": unreadable_rank}
+    for shard, micro_batch, gather, unreadable_rank in (
         (False, None, "all", None),
         (False, 2, "ring", None),
         (False, 2, "all", 0),  # the files of rank 0 cannot be read
@@ -55,8 +57,32 @@ def run_steps(size: int, folder: str, commands: list[list[str]]) -> None:
             failures.append(f"{command[1]} {case}: {traceback.format_exc()}")
         finally:
             if dist.is_initialized():
+                gc.collect()  # DDP must be freed before its process group
                 dist.destroy_process_group()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(failures))
+
+
+def lose_a_rank(folder: str) -> None:
+    """Fail in a step with DDP; writes whether DDP was freed before the group was destroyed."""
+    replica: list[weakref.ref] = []
+    freed = []
+    destroy_group = dist.destroy_process_group
+
+    def destroy():
+        freed.append(replica[0]() is None)
+        destroy_group()
+
+    dist.destroy_process_group = destroy
+    with contextlib.suppress(RankLost), process_group(CPU, 60.0), naming_lost_ranks():
+        _fail_with_a_replica(replica)
+    (Path(folder) / os.environ["RANK"]).write_text(json.dumps(freed))
+
+
+def _fail_with_a_replica(references: list[weakref.ref]) -> None:
+    replica = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    references.append(weakref.ref(replica))
+    replica(torch.ones(2)).sum().backward()
+    raise RuntimeError("Connection closed by peer")
 
 
 def _step(rank: int, size: int, init_method: str, command: list[str], case: dict) -> None:
@@ -64,7 +90,9 @@ def _step(rank: int, size: int, init_method: str, command: list[str], case: dict
         return
     reference = _task(command)
     batch = next(reference.batches(0))
-    readable = [clip for clip in range(BATCH) if case["without"] is None or clip % size != case["without"]]
+    readable = [
+        clip for clip in range(BATCH) if case["unreadable_rank"] is None or clip % size != case["unreadable_rank"]
+    ]
     expected_loss, _ = grad_cache.backward(reference, [_select(batch, readable)], CPU, contextlib.nullcontext)
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
     task = _task(command)
@@ -74,7 +102,7 @@ def _step(rank: int, size: int, init_method: str, command: list[str], case: dict
     expected_files = [name for part in _parts_of(batch) for name in part.files[rank::size]]
     assert local.files == expected_files, "a different share"
     parts = local.split(case["micro_batch"]) if case["micro_batch"] else [local]
-    if rank == case["without"]:
+    if rank == case["unreadable_rank"]:
         parts = []
     parts += [None] * (all_reduce_max(len(parts))[0] - len(parts))
     options = {"encode_last": ranks.encode_last, "scale": size}

@@ -91,14 +91,15 @@ def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_
 
 def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_path):
     out = tmp_path / "run"
-    job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1"))
+    command = arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--eval-every", "0", "--resume")
+    job = torchrun(2, command, "--max-restarts=1")
     wait_for_step(job, out, 5)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
-    assert job.wait() != 0 and "SIGKILL" in job.output  # also the error of rank 0, unless torchrun ends it first
-    steps_before = len(rows(out))
-    job = torchrun(2, arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--resume"), "--max-restarts=1")
-    wait_for_step(job, out, steps_before + 5)
+    wait_for_step(job, out, len(rows(out)) + 5)  # torchrun has started both again
     os.kill(ranks_of(job)[1], signal.SIGKILL)
+    assert job.wait() != 0 and "SIGKILL" in job.output  # also the error of rank 0, unless torchrun ends it first
+    assert not (out / "summary.json").exists()
+    job = start(2, command)
     assert job.wait() == 0, job.output
     assert json.loads((out / "summary.json").read_text())["steps"] == 60
 
@@ -147,6 +148,12 @@ def test_network_errors_become_lost_ranks(monkeypatch, text, reason):
         return
     with pytest.raises(ranks.RankLost, match=re.escape(f"rank 1 lost the others ({reason})")):
         fail()
+
+
+def test_replicas_are_freed_before_the_group_is_destroyed(tmp_path):
+    job = start_ranks(2, "support.training_ranks:lose_a_rank", str(tmp_path))
+    assert job.wait() == 0, job.output
+    assert [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)] == [[True], [True]]
 
 
 def test_a_signal_to_the_launcher_saves_and_stops(tiny_data, tmp_path):
