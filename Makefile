@@ -6,7 +6,7 @@ RUN := runs/demo
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help install demo quick test coverage bench lint types format docs wheel
+.PHONY: help install demo quick test exhaustive coverage bench lint types format docs wheel
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
@@ -24,9 +24,12 @@ demo: install ## write synthetic scenes, train on them, evaluate
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
 quick: install ## the fast tests, under two minutes
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
-test: install ## all tests
+test: install ## the tests, under eight minutes on two cores
+	$(PYTEST) -m "not exhaustive"
+
+exhaustive: install ## all tests, as in continuous integration
 	$(PYTEST)
 
 coverage: install ## all tests, with the share of lines they run

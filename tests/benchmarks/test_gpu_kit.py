@@ -76,7 +76,7 @@ def steps_of(summary):
     return dict(re.findall(r"^\| (\w+) \| ([^|]+) \| \d* \|$", summary, re.MULTILINE))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
     tools = tmp_path / "bin"

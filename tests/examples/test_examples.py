@@ -109,6 +109,7 @@ def test_lightning_module_matches_the_naive_loss(tmp_path):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_exported_encoders_equal_the_model(tmp_path):
     script = example("export_encoder")
     errors = script.main(["--out", str(tmp_path)])

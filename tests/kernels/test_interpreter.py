@@ -24,7 +24,16 @@ LEAST = {
     "ops/test_max_mean_varlen.py ops/test_max_mean_save_index.py ops/test_aligned_skip_below.py": 12,
 }
 QUICK = "kernels/test_normalize_triton.py"
-CASES = [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LEAST if name != QUICK)]
+
+
+def mark(name):
+    """The public ops call kernels that the other processes test too."""
+    if name.startswith("ops"):
+        return pytest.mark.exhaustive
+    return () if name == QUICK else pytest.mark.slow
+
+
+CASES = [pytest.param(name, marks=mark(name)) for name in LEAST]
 
 
 def test_every_file_with_triton_cases_has_a_process():

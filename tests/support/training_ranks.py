@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from support.runs import parsed_config
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from atk.cli.main import main
 from atk.train import grad_cache, replicas
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
@@ -60,6 +62,15 @@ def run_steps(size: int, folder: str, commands: list[list[str]]) -> None:
                 gc.collect()  # DDP must be freed before its process group
                 dist.destroy_process_group()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(failures))
+
+
+def launch(ranks: int, command: list[str], max_restarts: int) -> None:
+    """`torchrun -m atk`, but the ranks are forks of this process, which has imported everything."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=max_restarts, start_method="fork",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test",
+    )  # fmt: skip
+    elastic_launch(config, main)(command)
 
 
 def lose_a_rank(folder: str) -> None:

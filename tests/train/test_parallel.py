@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # ranks draw their own
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, scenes, tmp_path, size):
     batch = ("--batch_size", str(BATCH))
     commands = [
@@ -45,11 +45,10 @@ def start(ranks, command):
     return start_ranks(ranks, "atk.cli.main:main", command)
 
 
-def torchrun(ranks, command, *options):
-    """The same with torchrun, which ends the other ranks when one fails."""
-    launch = ["--standalone", "--nproc-per-node", str(ranks), *options, "-m", "atk", *command]
+def torchrun(ranks, command, max_restarts=0):
+    """The same with the agent of torchrun, which ends the other ranks when one fails."""
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return Job("torch.distributed.run:main", launch, environments=(environment,))
+    return Job("support.training_ranks:launch", ranks, command, max_restarts, environments=(environment,))
 
 
 def wait_for_step(job, out, step):
@@ -73,7 +72,9 @@ def curve(out):
     return [row["loss"] for row in rows(out) if "loss" in row]
 
 
-@pytest.mark.parametrize(("shard", "then"), [("false", "true"), ("true", "false")])
+@pytest.mark.parametrize(
+    ("shard", "then"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
+)
 def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, then):
     more = (*NO_DROPOUT, "--micro-batch", "2", "--shard", shard, "--batch-size", "6")
     main(arguments(tiny_data, tmp_path / "whole", *NO_DROPOUT, "--batch-size", "6"))
@@ -92,7 +93,7 @@ def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_
 def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_path):
     out = tmp_path / "run"
     command = arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--eval-every", "0", "--resume")
-    job = torchrun(2, command, "--max-restarts=1")
+    job = torchrun(2, command, max_restarts=1)
     wait_for_step(job, out, 5)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     wait_for_step(job, out, len(rows(out)) + 5)  # torchrun has started both again
