@@ -33,10 +33,16 @@ def bench(out, *arguments):
     return (json.loads(path.read_text()) if path.is_file() else None), code
 
 
-@pytest.mark.parametrize("op", command.OPS)
-def test_every_provider_is_correct_or_missing(op, tmp_path, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("op", "providers"),
+    [
+        *((op, WITHOUT_COMPILER) for op in command.OPS),
+        pytest.param("info_nce", ["torch.compile", "atk"], marks=pytest.mark.exhaustive),
+    ],
+)
+def test_every_provider_is_correct_or_missing(op, providers, tmp_path, capsys):
     dtypes = ["float32", "bfloat16", "float16"]
-    providers = command.PROVIDERS if op == "info_nce" else WITHOUT_COMPILER
     document, code = bench(tmp_path, "--ops", op, "--sizes", "tiny", "--dtypes", *dtypes, "--providers", *providers)
     assert code == 0
     modes = command._module(op).MODES

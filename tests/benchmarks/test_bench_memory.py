@@ -15,6 +15,7 @@ def peak_of(provider, inputs):
     return memory.peak_bytes(provider.call, inputs, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", max_mean_similarity.MODES)
 def test_the_lower_bound_is_at_most_the_peak_of_a_call(mode):
     case = max_mean_similarity.case(sizes.Pairs(64, 64, 250, 32, 16), mode, torch.float32, CPU)
@@ -24,6 +25,7 @@ def test_the_lower_bound_is_at_most_the_peak_of_a_call(mode):
         assert not peak_of(provider, case.inputs) < 0.95 * provider.needs_bytes  # NaN if the system does not report it
 
 
+@pytest.mark.slow
 def test_the_lower_bound_for_logits_is_at_most_the_peak_of_a_call():
     case = info_nce.case(sizes.Vectors(2048, 16), "step", torch.float32, CPU)
     for provider in case.providers:

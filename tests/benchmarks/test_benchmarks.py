@@ -79,6 +79,7 @@ def test_providers_that_cannot_be_timed_keep_their_row():
     assert all(f"| {name} | {rows[name].status}: {note}" in page for name, note in notes.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report its memory")
 def test_a_call_beyond_free_memory_fails_alone(monkeypatch):
     def greedy(x):

@@ -153,6 +153,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert code == 2 and error.startswith("PYTHON must be a Python interpreter, got no-such-python")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_stops_immediately(tmp_path):
     out = tmp_path / "out"
     code, _, error = run_kit(out, PYTHON=sys.executable, DRY_RUN="", CUDA_VISIBLE_DEVICES="")
@@ -169,6 +170,7 @@ def files_with_triton_cases(files):
     return {ROOT / name for name in re.findall(r"^(tests/\S+\.py)::", collected.stdout, re.MULTILINE)}
 
 
+@pytest.mark.slow
 def test_the_commands_for_a_gpu_are_valid(tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
     record = tmp_path / "record"

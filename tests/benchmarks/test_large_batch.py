@@ -31,6 +31,7 @@ def row(series, batch, status="ok", **values):
     return large_batch.Row(series, batch, status, **(known if status == "ok" else {}) | values)
 
 
+@pytest.mark.slow
 def test_memory_of_a_run_and_of_its_children_is_measured(tmp_path):
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ALLOCATE.format(mib=200)!r}])"
     code, process_mib, family_mib = large_batch.run_limited([sys.executable, "-c", child], tmp_path / "log", 1 << 30)
@@ -102,6 +103,7 @@ def test_sizes_are_those_of_the_tensors(folder):
     assert small["winners"] > 0 and large["winners"] == 0  # beyond the budget of the op
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_every_moment_of_a_step_belongs_to_a_stage(folder, tmp_path, micro_batch):
     config = AlignedConfig(

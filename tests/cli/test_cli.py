@@ -19,6 +19,7 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
     result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", tiny_data))
     summary = json.loads((tiny_run / "summary.json").read_text())["metrics"]
@@ -26,6 +27,7 @@ def test_evaluate_repeats_the_summary(tiny_run, tiny_data, capsys):
         assert result[direction] == pytest.approx(summary[direction])
 
 
+@pytest.mark.slow
 def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "tagged")
     rows = "".join(f"test {index}.wav,{int(index % 3 == 0)},{int(index % 3 == 1)}\n" for index in range(6))
@@ -116,6 +118,7 @@ def test_mistakes_end_with_one_line_and_code_2(arguments, message, tiny_run, tin
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import sys, torch; before = set(sys.modules); import atk; "

@@ -38,11 +38,13 @@ def atk_without(missing, *commands):
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_without_a_parser_the_command_names_the_extra():
     for result in atk_without(OPTIONAL, *NEED_A_PARSER):
         assert result == [2, "", "atk: needs jsonargparse; pip install 'audio-text-kernels[train]'\n"]
 
 
+@pytest.mark.slow
 def test_doctor_and_version_need_torch_and_numpy_only():
     (code, printed, errors), version = atk_without(OPTIONAL, ["doctor"], ["--version"])
     assert code == 0, errors
@@ -50,6 +52,7 @@ def test_doctor_and_version_need_torch_and_numpy_only():
     assert version == [0, "atk 0.1.0\n", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "missing"),
     [
@@ -65,6 +68,7 @@ def test_a_missing_package_ends_with_one_line_and_code_2(argv, missing):
     assert errors.endswith(f": needs {missing}; {install_command(missing)}\n")
 
 
+@pytest.mark.slow
 def test_the_bench_extra_is_enough_for_the_parser_of_bench():
     missing = [name for name in OPTIONAL if name not in ("jsonargparse", "yaml")]
     ((code, _, errors),) = atk_without(missing, ["bench", "--help"])

@@ -36,6 +36,7 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_torchaudio_without_its_compiled_part():
     # Simulates a CUDA build of torchaudio with a CPU-only torch.
     code = """
@@ -51,6 +52,7 @@ assert functional.lfilter(torch.ones(1, 8), torch.tensor([1.0, 0.5]), torch.tens
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_torchaudio_loads_on_demand_or_says_how_to_get_it():
     code = """
 import sys

@@ -254,6 +254,7 @@ def test_workers_leave_interrupts_to_the_trainer(tmp_path, signum):
     assert worker.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "code"),
     [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("held = loader", 0), ("del loader", 0)],

@@ -235,6 +235,7 @@ def test_long_recordings_and_long_clips_are_cut_to_the_window(tmp_path):
     torch.testing.assert_close(item["input"][:50], make(clips, pool, clip_seconds=3.0)[0, 0]["input"][:50])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_pad_references_and_do_not_depend_on_workers(clips, pool, workers):
     dataset = make(clips, pool, evaluate=False, rate=0.5, condition="multi/same")

@@ -78,6 +78,7 @@ def test_truncated_words_are_left_out():
     assert (result["right"], result["phrases"], result["left_out"]) == (100, 1, 1)
 
 
+@pytest.mark.slow
 def test_map_with_a_trained_subword_tokenizer():
     audio = AudioEncoderConfig(mel_bins=16, channels=(2, 2, 2, 2), width=8, layers=1, heads=1)
     text = TextEncoderConfig(vocabulary=40, width=8, layers=1, heads=1)
@@ -180,6 +181,7 @@ def test_align_writes_figure_and_csv(tmp_path):
         assert image.format == "PNG" and image.width >= 1000 and image.height >= 500
 
 
+@pytest.mark.slow
 def test_figure_shows_scores_where_and_when_they_are(tmp_path):
     """The best cells (yellow) are left of the others, and the color of events appears only if there are events."""
     alignment = similarity_map(FakeModel(), clip("dog", "", "", "", ""), ["dog"])

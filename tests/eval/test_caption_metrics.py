@@ -52,6 +52,7 @@ def score(candidate, *references):
     return caption_metrics([candidate], [list(references)]).values
 
 
+@pytest.mark.slow
 @needs_java
 def test_scores_equal_the_published_code(capfd):
     scores = caption_metrics(**SENTENCES)
@@ -101,12 +102,14 @@ def test_perfect_and_disjoint_captions(no_java):
     assert max(values.values()) < 1e-3
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_matches_word_forms():
     # Two of three words would give at most 2/3; METEOR also matches the stems of barking and barks.
     assert 2 / 3 < score("a dog barking", "a dog barks")["METEOR"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("java", [pytest.param(True, marks=needs_java), False])
 def test_unusual_captions(java, tmp_path, monkeypatch):
     if not java:
@@ -197,6 +200,7 @@ def test_java_that_cannot_be_executed(fake_java, tmp_path, monkeypatch):
     assert "java failed" in scores.missing["METEOR"] and scores.values["BLEU-1"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_java_that_hangs_is_stopped_with_its_children(fake_java, tmp_path):
     pids = tmp_path / "pids"
     fake_java(f"#!/bin/sh\nsleep 300 &\necho $! $$ >> {pids}\nwait\n")

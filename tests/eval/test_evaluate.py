@@ -165,6 +165,7 @@ def test_alignment(tmp_path):
     assert "alignment" not in evaluate_retrieval(FakeModel(), embed(folder, side_files=False))
 
 
+@pytest.mark.slow
 def test_tags_and_zero_shot(tmp_path):
     folder = write_folder(tmp_path / "data", CLIPS)
     rows = [("dog.wav", 1, 0, 0), ("bell.wav", 0, 1, 0), ("engine.wav", 1, 0, 0), ("both.wav", 1, 1, 0)]

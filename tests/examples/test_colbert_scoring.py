@@ -46,6 +46,7 @@ LIBRARIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("library", "score"), LIBRARIES)
 @pytest.mark.parametrize("source", ["minilm", "random"])
 def test_colbert_scores_are_those_of_the_library(library, score, source):

@@ -34,6 +34,7 @@ def test_op_in_a_script():
     )
 
 
+@pytest.mark.slow
 def test_clap_training_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     losses = example("clap_training_loop").main(["--steps", "12"])
@@ -81,6 +82,7 @@ def test_clap_training_loop_starts_from_a_checkpoint(tmp_path, capsys):
     assert f"step 1: loss {losses[1]:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lightning_module(tmp_path, monkeypatch):
     pytest.importorskip("lightning", reason="optional extra examples")
     monkeypatch.chdir(tmp_path)
@@ -116,6 +118,7 @@ def test_exported_encoders_equal_the_model(tmp_path):
     assert set(errors) == {"audio", "text"} and max(errors.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_exported_encoders_of_a_saved_model(tmp_path):
     script = example("export_encoder")
     model = script.CLAP.create(script.ModelConfig(dim=16), script.CAPTIONS).eval()

@@ -45,10 +45,18 @@ PRODUCTS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS)
 SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}
 
 
-@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.exhaustive), "sm_90"])
-def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "dtypes"),
+    [
+        ("sm_90", {BF16}),
+        pytest.param("sm_90", {torch.float16, FP32}, marks=pytest.mark.exhaustive),
+        pytest.param("sm_80", {BF16, torch.float16, FP32}, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # do not reuse kernels compiled earlier
-    cases = CASES + SMALL_CASES * (arch == "sm_90")
+    cases = [case for case in CASES + SMALL_CASES if case.dtype in dtypes]
     rows = compile_report(arch, cases, workers=2)
     table = format_table(rows)
     assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
@@ -77,6 +85,7 @@ def test_frames_are_loaded_by_asynchronous_copies(tmp_path, monkeypatch):
     assert "cp.async.cg.shared.global" in loop.split("\n$L__BB")[0] and "st.local" not in ptx
 
 
+@pytest.mark.slow
 def test_cases_with_the_same_code_are_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     cases = [Case("grad_text", FP32, D=D, masks=masks) for D in (128, 256) for masks in (True, False)]

@@ -138,6 +138,7 @@ def test_as_accurate_as_eager_float32(dtype):
     assert error <= 4 * (eager - truth).abs().max() + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_half_types_convert_exactly(dtype):
     values = torch.arange(65536).to(torch.uint16).view(dtype).reshape(-1, 1, 1)

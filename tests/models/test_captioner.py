@@ -110,6 +110,7 @@ def test_gradients_reach_every_weight():
     assert not [name for name in model.state_dict() if "encoder." in name.replace("audio_encoder.", "")]
 
 
+@pytest.mark.slow
 def test_four_tones_are_memorized():
     torch.manual_seed(1)
     config = dataclasses.replace(TINY, audio=dataclasses.replace(TINY.audio, dropout=0.0))

@@ -228,6 +228,7 @@ def test_errors(tmp_path, make, message):
         load(folder)
 
 
+@pytest.mark.slow
 def test_training_and_use_from_the_command_line(tiny_data, tmp_path, capsys):
     clap_folder(tmp_path / "clap")
     out = tmp_path / "run"

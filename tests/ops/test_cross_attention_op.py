@@ -15,6 +15,7 @@ from support.peak_memory import peak_growth
 from atk.ops import cross_attention_op, reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck(backend, masked):
@@ -64,6 +65,7 @@ def test_triton_wiring_passes_values_and_gradients_through(fake_kernels, bias):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 def test_opcheck(fake_kernels, bias):
     (source, q, k, v, weight, out_bias), mask = inputs(bias=bias, dtype=torch.float64)
@@ -127,6 +129,7 @@ def step(length):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_is_linear_in_the_length():
     def peak(length, backend):

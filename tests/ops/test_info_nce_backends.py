@@ -33,6 +33,7 @@ def test_log_sum_exps_equal_the_reference(backend, shape, scale):
         assert_true(lse(backend, columns), truth, audio, text, torch.tensor(scale), grad=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5000, 64), (600, 2048)], ids=str)
 def test_the_loss_of_many_pairs(shape):
     audio = unit(*shape)

@@ -90,6 +90,7 @@ def step(pairs):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_is_linear_in_the_number_of_pairs():
     def peak(pairs, backend):

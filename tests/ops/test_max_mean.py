@@ -171,6 +171,7 @@ def test_second_derivatives_are_refused(backend):
         grad.pow(2).sum().backward()
 
 
+@pytest.mark.slow
 def test_gradcheck():
     audio, text, audio_mask, text_mask = ragged(dtype=torch.float64)
     for direction, normalize in (("audio", False), ("both", True)):
@@ -182,6 +183,7 @@ def test_gradcheck():
         )
 
 
+@pytest.mark.slow
 @cpp_runs
 def test_opcheck():
     audio, text, audio_mask, text_mask = (value.flatten(0, 1) for value in ragged())
@@ -270,6 +272,7 @@ def step(width):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @cpp_runs
 def test_cpp_never_holds_the_four_dimensional_tensor():

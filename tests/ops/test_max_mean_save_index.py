@@ -48,6 +48,7 @@ def step(pairs):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @cpp_runs
 def test_recomputation_needs_no_memory_per_pair_and_frame():

@@ -82,6 +82,7 @@ def test_pairs_are_the_diagonal(backend, direction):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradcheck_of_varlen_and_pairs():
     audio, text, audio_mask, text_mask = ragged(captions=4, dtype=torch.float64)
     leaves = audio.requires_grad_(), text.requires_grad_()
@@ -96,6 +97,7 @@ def test_gradcheck_of_varlen_and_pairs():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_varlen_and_pairs_compile_into_one_graph(backend):
     audio, text, cu_audio, cu_text = packed()

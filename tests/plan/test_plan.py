@@ -111,6 +111,7 @@ def test_the_vocabulary_is_counted():
     assert planned(dataclasses.replace(aligned(), model=larger)).facts["parameters"] - parameters == 200 * 32
 
 
+@pytest.mark.slow
 def test_unlabeled_audio_is_encoded_too():
     with_unlabeled = planned(semisupervised())
     without = planned(semisupervised(mix_weight=0.0, unlabeled_weight=0.0))
@@ -221,6 +222,7 @@ def test_the_command_takes_the_configuration_of_a_run(tiny_run, capsys):
     assert float(mib["total (memory: at the peak)"]) == round(result["peak_bytes"] / 2**20, 1)
 
 
+@pytest.mark.slow
 def test_rates_given_by_the_user(capsys):
     tiny = ["--model.audio.width", "16", "--model.audio.layers", "1", "--model.text.layers", "1", "--clip-seconds", "1"]
     rates = ["--matmul-tflops", "2", "--bandwidth-gb", "3", "--interconnect-gb", "4", "--json"]

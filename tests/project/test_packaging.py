@@ -58,6 +58,7 @@ except atk.BackendError as error:
 PACKAGES = "triton torchaudio transformers tokenizers safetensors soundfile sklearn schedulefree jsonargparse yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "unavailable", "auto", "advice"),
     [

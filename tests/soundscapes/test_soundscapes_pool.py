@@ -31,6 +31,7 @@ def written(tmp_path_factory):
     return config, write_soundscapes(tmp_path_factory.mktemp("data") / "set", config, progress=False, processes=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_scenes_are_unchanged_with_and_without_a_pool(preset, tmp_path):
     without, pooled = (
@@ -98,6 +99,7 @@ def test_pool_words_are_correct():
     assert max(levels["quiet"]) + 5 < min(levels[""]) and max(levels[""]) < min(levels["loud"])
 
 
+@pytest.mark.slow
 def test_pool_repeats_for_any_number_of_processes(written, tmp_path, monkeypatch):
     config, folder = written
     monkeypatch.setattr(write, "_SCENES_PER_PROCESS", 8)

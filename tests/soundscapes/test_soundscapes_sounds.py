@@ -137,6 +137,7 @@ def accuracy(names, renderings=8):
     return np.mean(nearest == np.arange(len(names))[:, None])
 
 
+@pytest.mark.slow
 def test_classes_are_distinct_and_similar_ones_less_so():
     distinct = accuracy(class_names(MAX_CLASSES, similar=False))
     assert len(EVENTS) > MAX_CLASSES >= 24 and distinct >= 0.8

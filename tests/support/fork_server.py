@@ -1,6 +1,7 @@
 """A process that imports the library once and forks for each request: `processes.py` sends them."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,8 @@ def serve() -> None:
 
         # Both import much more than the package itself.
         import_transformers().BertModel, import_transformers().PreTrainedTokenizerFast
+    gc.collect()
+    gc.freeze()  # children neither scan nor copy what has been imported
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

@@ -75,6 +75,7 @@ def test_run_folder_is_complete(mask_run):
     assert all(row["added"].startswith("audio/5-") for row in listing)  # the held-out fold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plain", "pairmix", "subtraction"])
 def test_every_objective_trains(scenes, tmp_path, objective):
     main(difference_arguments(scenes, tmp_path / "run", "--objective", objective, "--eval-every", 0))
@@ -84,18 +85,21 @@ def test_every_objective_trains(scenes, tmp_path, objective):
     assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["same/diff", "diff/diff", "multi/same", "multi/diff"])
 def test_every_condition_trains(scenes, tmp_path, condition):
     main(difference_arguments(scenes, tmp_path / "run", "--mix.condition", condition, "--steps", 2))
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss(scenes, tmp_path):
     main(difference_arguments(scenes, tmp_path / "run", "--steps", 60, "--eval-every", 0, "--optim.lr", 1e-2))
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
     command = [argument for argument in difference_arguments(scenes, tmp_path / "run") if "pool" not in argument]
     command.remove("--mix.references")
@@ -105,6 +109,7 @@ def test_without_references_other_clips_are_mixed_in(scenes, tmp_path):
     assert all(row["added"].startswith("audio/test/") and row["added"] != row["file_name"] for row in listing)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
     out = tmp_path / "killed"
     kill_at_a_random_moment(difference_arguments(scenes, out), out, random.Random(3))
@@ -114,6 +119,7 @@ def test_a_killed_run_resumes_to_the_same_bits(mask_run, scenes, tmp_path):
     assert [row.get("loss") for row in rows(out)] == [row.get("loss") for row in rows(mask_run)]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
     options = ["--objective", "subtraction", "--init", mask_run, "--steps", 1, "--optim.lr", 1e-9]
     main(difference_arguments(scenes, tmp_path / "run", *options, "--model.decoder.width", 998))
@@ -126,6 +132,7 @@ def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
             torch.testing.assert_close(after[name], value)
 
 
+@pytest.mark.slow
 def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_path):
     start, out = tmp_path / "start", tmp_path / "run"
     shutil.copytree(mask_run, start, symlinks=True)
@@ -144,6 +151,7 @@ def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_pa
         main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # a new run needs it
 
 
+@pytest.mark.slow
 def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
     main(difference_arguments(scenes, tmp_path / "run", "--workers", 2))
     assert same_weights(tmp_path / "run", mask_run)
@@ -268,6 +276,7 @@ def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
         DifferenceTask(config, torch.device("cpu")).validate()
 
 
+@pytest.mark.slow
 def test_a_captioner_without_a_diff_block_takes_no_references(scenes, tmp_path, capsys):
     main(difference_arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))
     audio = str(scenes / "audio" / "test" / "00000.wav")
@@ -276,6 +285,7 @@ def test_a_captioner_without_a_diff_block_takes_no_references(scenes, tmp_path, 
     assert "trained without a Diff block" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves(mask_run, scenes, tmp_path, monkeypatch):
     original = DifferenceTask.encode
     calls = []

@@ -150,6 +150,7 @@ def test_batch_normalization_counts_each_part_once():
     torch.testing.assert_close(running_mean, norm.running_mean)
 
 
+@pytest.mark.slow
 def test_a_run_with_micro_batches_is_the_run_without(tiny_data, tmp_path):
     no_dropout = ["--model.audio.dropout", "0", "--model.text.dropout", "0", "--steps", "4"]
     main(arguments(tiny_data, tmp_path / "whole", *no_dropout))
@@ -159,6 +160,7 @@ def test_a_run_with_micro_batches_is_the_run_without(tiny_data, tmp_path):
     assert json.loads((tmp_path / "parts" / "summary.json").read_text())["steps"] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_micro_batches_resumes_to_the_same_bits(tiny_data, noises, tmp_path):
     more = ["--micro-batch", "3"]
     main(semi_arguments(tiny_data, noises, tmp_path / "whole", *more))

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # ranks draw their own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, scenes, tmp_path, size):
     batch = ("--batch_size", str(BATCH))
@@ -72,6 +73,7 @@ def curve(out):
     return [row["loss"] for row in rows(out) if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shard", "then"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
 )
@@ -90,6 +92,7 @@ def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_
     assert summary["ranks"] == 4 and summary["steps"] == 12
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_path):
     out = tmp_path / "run"
     command = arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--eval-every", "0", "--resume")
@@ -105,6 +108,7 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_p
     assert json.loads((out / "summary.json").read_text())["steps"] == 60
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job(tiny_data, tmp_path):
     out = tmp_path / "run"
     job = start(2, arguments(tiny_data, out, "--steps", "2000", "--eval-every", "0", "--timeout", "10"))
@@ -151,12 +155,14 @@ def test_network_errors_become_lost_ranks(monkeypatch, text, reason):
         fail()
 
 
+@pytest.mark.slow
 def test_replicas_are_freed_before_the_group_is_destroyed(tmp_path):
     job = start_ranks(2, "support.training_ranks:lose_a_rank", str(tmp_path))
     assert job.wait() == 0, job.output
     assert [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)] == [[True], [True]]
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_and_stops(tiny_data, tmp_path):
     out = tmp_path / "run"
     job = torchrun(2, arguments(tiny_data, out, "--steps", "2000", "--save-every", "2000", "--eval-every", "0"))
@@ -167,6 +173,7 @@ def test_a_signal_to_the_launcher_saves_and_stops(tiny_data, tmp_path):
     assert 3 <= stopped < 2000 and len(rows(out)) == stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_bad_file_on_one_rank(tiny_data, tmp_path, on_error):
     data = shutil.copytree(tiny_data, tmp_path / "data")
@@ -182,6 +189,7 @@ def test_a_bad_file_on_one_rank(tiny_data, tmp_path, on_error):
         assert json.loads((out / "summary.json").read_text())["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_more_ranks_than_clips_in_a_batch(tiny_data, noises, tmp_path):
     more = (*NO_DROPOUT, "--batch-size", "3", "--steps", "11", "--mapper.noise", "0", "--mapper.dropout", "0")
     main(semi_arguments(tiny_data, noises, tmp_path / "whole", *more))
@@ -190,6 +198,7 @@ def test_more_ranks_than_clips_in_a_batch(tiny_data, noises, tmp_path):
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_unlabeled_clips_on_some_ranks_only(tiny_data, noises, tmp_path):
     two_noises = tmp_path / "two"
     two_noises.mkdir()

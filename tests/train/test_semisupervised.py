@@ -146,6 +146,7 @@ def test_fewer_captioned_than_unlabeled_clips(tiny_data, noises, tmp_path):
     assert SemiSupervisedBatch(batch_of(2), batch_of(3)).files == ["1.0 0", "1.0 0"]
 
 
+@pytest.mark.slow
 def test_a_few_unreadable_batches_are_skipped(tiny_data, noises, tmp_path, monkeypatch):
     original = UnlabeledAudio.load
     loads = itertools.count()
@@ -168,6 +169,7 @@ def test_a_small_pool_fills_no_batch_twice(tiny_data, noises, tmp_path, capsys):
     assert "unlabeled: 2 clips, fewer than batch_size 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--optim.name", "schedulefree"), ("--mapper.tokens", "4"), ("--mapper.kind", "mlp")])
 def test_resuming_with_another_optimizer_or_mapper_fails_and_changes_nothing(finished_run, tmp_path, capsys, more):
     run = shutil.copytree(finished_run, tmp_path / "run", symlinks=True)
@@ -200,6 +202,7 @@ def test_unlabeled_audio_must_be_given(tiny_data, tmp_path, capsys):
     assert stop.value.code == 2 and "unlabeled must name a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_folders_follow_the_flag(tiny_data, noises, tmp_path):
     task = semisupervised_config(tiny_data, noises, tmp_path / "run", unlabeled=f"{noises / 'more'}")
     assert task.unlabeled == [str(noises / "more")]
@@ -212,6 +215,7 @@ def test_several_folders_follow_the_flag(tiny_data, noises, tmp_path):
     assert saved["unlabeled"] == [str(noises), str(noises / "more")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "schedulefree"])
 def test_a_killed_run_resumes_to_the_same_bits(tiny_data, noises, tmp_path, optimizer):
     if optimizer == "schedulefree":
@@ -229,6 +233,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_data, noises, tmp_path, opti
     assert all(torch.equal(resumed[name], expected[name]) for name in resumed) and len(resumed) > 10
 
 
+@pytest.mark.slow
 def test_schedule_free_saves_an_average_and_the_trained_weights(tiny_data, noises, tmp_path):
     pytest.importorskip("schedulefree")
     main(semisupervised_arguments(tiny_data, noises, tmp_path / "run", "--optim.name", "schedulefree"))
@@ -259,6 +264,7 @@ def test_resumes_without_the_run_that_it_started_from(finished_run, tiny_data, n
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_bad_unlabeled_files_are_named_counted_and_replaced(tiny_data, noises, tmp_path, capsys):
     folder = shutil.copytree(noises, tmp_path / "noises")
     (folder / "broken.wav").write_text("no audio")

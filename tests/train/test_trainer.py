@@ -39,6 +39,7 @@ def test_a_nan_validation_is_never_the_best(tiny_data, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "checkpoints" / "best").readlink().name == "step-00000008"
 
 
+@pytest.mark.exhaustive
 def test_compiled_encoders_train_about_the_same(tiny_run, tiny_data, tmp_path, monkeypatch):
     graphs = []
 

