@@ -2,9 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
-# Half as many workers again as cores: some tests wait for processes.
-WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo quick test exhaustive coverage bench lint types format docs wheel
 

@@ -14,7 +14,7 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.runs import SMALL_CAPTIONER, difference_arguments, kill_at_a_random_moment, rows
+from support.runs import SMALL_CAPTIONER, difference_arguments, kill_at_a_random_moment, rows, weights
 
 import atk.eval.captioning
 from atk.cli.main import main
@@ -49,10 +49,6 @@ def mask_run(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("difference") / "run"
     main(difference_arguments(scenes, out))
     return out
-
-
-def weights(out):
-    return load_file(out / "checkpoints" / "last" / "model.safetensors")
 
 
 def same_weights(run, expected):
