@@ -1,7 +1,7 @@
 """Builds the sdist and the wheel into dist/, and tests the wheel in a clean environment without a compiler.
 
-Run by `make wheel`. The wheel is built from the sdist, which tests both. Fails if the wheel has missing or unexpected
-files, incomplete metadata, or does not work.
+Run by `make wheel`. Building the wheel from the sdist tests both. Fails if files in the wheel are missing or
+unexpected, if its metadata is incomplete, or if it does not work.
 """
 
 import os

@@ -18,9 +18,9 @@ from support.runs import CONFIG, arguments
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 FROZEN = {"modules": 0}
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from support.interpreter import prepare_once
+    from support.interpreter import patch_once
 
-    prepare_once()
+    patch_once()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

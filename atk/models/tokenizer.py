@@ -1,4 +1,4 @@
-"""A tokenizer trained on the captions, for models without a pretrained one, and the import of transformers."""
+"""Trains a tokenizer on the captions, for models without a pretrained one, and imports transformers on demand."""
 
 import contextlib
 import importlib

@@ -139,7 +139,7 @@ def similarity(
     pairs: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """The public functions on checked sequences. `sparse`: expect many exact zeros in the gradient of the result."""
+    """What the public functions share. `sparse`: the incoming gradient is expected to have many exact zeros."""
     checks.one_of("direction", direction, DIRECTIONS)
     backend = choose(backend, audio.rows.device, audio.rows.dtype)
     if normalize:

@@ -42,7 +42,7 @@ def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def _providers(n: int, dtype: torch.dtype, device: torch.device) -> list[Provider]:
-    """All implementations of the loss, the one a user would write first."""
+    """All implementations of the loss. The first is what a user would write, the baseline."""
     tolerance = rounded_inputs(dtype, gradient=5e-2)
     logits = dtype.itemsize * n * n
     eager = LOGIT_COPIES * logits

@@ -7,7 +7,7 @@ token must agree.
 import numpy as np
 import pytest
 import torch
-from support.cpp_launch import DTYPES, INF, NAN, check, expected, holes, integers, isa, launch, padded, same  # noqa: F401
+from support.cpp_launch import DTYPES, INF, NAN, check, expected, integers, isa, launch, padded, random_mask, same  # noqa: F401
 
 from atk import _C
 
@@ -22,8 +22,8 @@ def test_random_shapes(dtype):
     for _ in range(25):
         l_a, l_t, d = random_size(rng, 2000), random_size(rng, 300), random_size(rng, 1024)
         n_a, n_t = rng.integers(1, 6, size=2)
-        audio_mask = holes(n_a, l_a) if rng.random() < 0.5 else None
-        text_mask = holes(n_t, l_t) if rng.random() < 0.5 else None
+        audio_mask = random_mask(n_a, l_a) if rng.random() < 0.5 else None
+        text_mask = random_mask(n_t, l_t) if rng.random() < 0.5 else None
         check(
             padded(integers(n_a, l_a, d, dtype=dtype), audio_mask),
             padded(integers(n_t, l_t, d, dtype=dtype), text_mask),
@@ -36,7 +36,7 @@ def test_random_shapes(dtype):
     ids=["long clips", "wide embeddings", "one clip", "one caption"],
 )
 def test_named_shapes(n_a, n_t, l_a, l_t, d):
-    check(padded(integers(n_a, l_a, d), holes(n_a, l_a)), padded(integers(n_t, l_t, d), holes(n_t, l_t)))
+    check(padded(integers(n_a, l_a, d), random_mask(n_a, l_a)), padded(integers(n_t, l_t, d), random_mask(n_t, l_t)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -46,7 +46,7 @@ def test_every_tile(dtype):
 
 
 def test_more_captions_than_fit_the_cache():
-    check(padded(integers(2, 5, 1024)), padded(integers(100, 40, 1024), holes(100, 40)))
+    check(padded(integers(2, 5, 1024)), padded(integers(100, 40, 1024), random_mask(100, 40)))
 
 
 @pytest.mark.parametrize("l_t", [256, 257, 32769], ids=["uint8", "int16", "int32"])
@@ -77,7 +77,7 @@ def test_signed_zeros_tie():
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
 def test_padding_is_never_read(dtype, poison):
     audio, text = integers(3, 90, 33, dtype=dtype), integers(4, 29, 33, dtype=dtype)
-    audio_mask, text_mask = holes(3, 90), holes(4, 29)
+    audio_mask, text_mask = random_mask(3, 90), random_mask(4, 29)
     clean = launch(padded(audio, audio_mask), padded(text, text_mask))
     assert clean[2][~audio_mask.view(-1)].eq(0).all() and clean[3][~text_mask.view(-1)].eq(0).all()
     audio[~audio_mask], text[~text_mask] = poison, poison
@@ -87,7 +87,7 @@ def test_padding_is_never_read(dtype, poison):
 
 
 def test_empty_clips_and_captions():
-    audio_mask, text_mask = holes(4, 50), holes(5, 20)
+    audio_mask, text_mask = random_mask(4, 50), random_mask(5, 20)
     audio_mask[1], text_mask[3] = False, False
     audio, text = integers(4, 50, 8), integers(5, 20, 8)
     audio[1], text[3] = NAN, NAN

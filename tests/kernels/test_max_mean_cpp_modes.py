@@ -10,12 +10,12 @@ from support.cpp_launch import (  # noqa: F401
     INF,
     NAN,
     check,
-    holes,
     integers,
     isa,
     launch,
     packed,
     padded,
+    random_mask,
     same,
     threads,
 )
@@ -27,7 +27,7 @@ AUDIO_LENGTHS, TEXT_LENGTHS = [70, 1, 0, 300, 33, 5], [3, 12, 32, 0, 1, 9]
 
 def ragged(lengths, d, dtype=torch.float32, mask=False):
     rows = integers(sum(lengths), d, dtype=dtype)
-    return packed(rows, lengths, holes(len(rows)) if mask else None)
+    return packed(rows, lengths, random_mask(len(rows)) if mask else None)
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -55,7 +55,10 @@ def test_packed_equals_padded_with_a_mask(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairs_equal_the_diagonal(dtype):
-    audio, text = padded(torch.randn(9, 300, 40).to(dtype), holes(9, 300)), padded(torch.randn(9, 17, 40).to(dtype))
+    audio, text = (
+        padded(torch.randn(9, 300, 40).to(dtype), random_mask(9, 300)),
+        padded(torch.randn(9, 17, 40).to(dtype)),
+    )
     grad = torch.randn(9)
     matrix, pairs = launch(audio, text, grad.diag()), launch(audio, text, grad, pairs=True)
     same(pairs[0], matrix[0].diag())
@@ -70,9 +73,9 @@ def test_pairs_equal_the_diagonal(dtype):
 def test_recomputed_winners_give_the_same_bits(dtype, workspace):
     """13 captions at 470 bytes each, in groups of 1, 1, 4 and 13; `launch` compares the bits."""
     audio = packed(torch.randn(470, 40).to(dtype), [300, 20, 0, 150])
-    text = padded(torch.randn(13, 20, 40).to(dtype), holes(13, 20))
+    text = padded(torch.randn(13, 20, 40).to(dtype), random_mask(13, 20))
     launch(audio, text, torch.randn(4, 13), workspace=workspace)
-    sparse = torch.randn(4, 13) * holes(4, 13, keep=0.2)
+    sparse = torch.randn(4, 13) * random_mask(4, 13, keep=0.2)
     launch(audio, text, sparse, workspace=workspace)
 
 
@@ -93,8 +96,8 @@ def test_pairs_without_gradient_are_left_out(value, pairs):
 
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.3])
 def test_sparse_gradients(keep):
-    audio, text = padded(integers(20, 30, 40), holes(20, 30)), padded(integers(70, 9, 40))
-    check(audio, text, grad=torch.randn(20, 70) * holes(20, 70, keep=keep))
+    audio, text = padded(integers(20, 30, 40), random_mask(20, 30)), padded(integers(70, 9, 40))
+    check(audio, text, grad=torch.randn(20, 70) * random_mask(20, 70, keep=keep))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,8 +112,8 @@ def test_sparse_gradients(keep):
     ids=["batch", "one clip", "one caption", "pairs"],
 )
 def test_results_do_not_depend_on_threads(dtype, audio_lengths, text_lengths, pairs, threads):  # noqa: F811
-    audio = packed(torch.randn(sum(audio_lengths), 100).to(dtype), audio_lengths, holes(sum(audio_lengths)))
-    text = packed(torch.randn(sum(text_lengths), 100).to(dtype), text_lengths, holes(sum(text_lengths)))
+    audio = packed(torch.randn(sum(audio_lengths), 100).to(dtype), audio_lengths, random_mask(sum(audio_lengths)))
+    text = packed(torch.randn(sum(text_lengths), 100).to(dtype), text_lengths, random_mask(sum(text_lengths)))
     grad = torch.randn(len(text_lengths)) if pairs else torch.randn(len(audio_lengths), len(text_lengths))
     threads(1)
     single_threaded = launch(audio, text, grad, pairs)

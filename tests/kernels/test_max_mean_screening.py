@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.cpp_launch import holes, launch, packed, padded, same, threads, winners_of  # noqa: F401
+from support.cpp_launch import launch, packed, padded, random_mask, same, threads, winners_of  # noqa: F401
 
 from atk import _C
 from atk.kernels import cpp
@@ -71,7 +71,7 @@ def test_random(d, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ragged(dtype):
     audio, text = torch.randn(5, 120, 64).to(dtype), torch.randn(6, 30, 64).to(dtype)
-    audio_mask, text_mask = holes(5, 120), holes(6, 30)
+    audio_mask, text_mask = random_mask(5, 120), random_mask(6, 30)
     audio_mask[2], text_mask[4] = False, False
     audio[~audio_mask], text[~text_mask] = float("nan"), float("inf")
     sim, _ = check(audio, text, audio_mask, text_mask)
@@ -224,8 +224,8 @@ def test_recomputed_winners_are_those_of_the_forward(dtype, keep, mode, threads)
     _C.set_screening(mode)
     lengths = [200, 801, 37, 0, 120]  # 801: two chunks
     rows, text = near_ties(45, sum(lengths))
-    audio, text = packed(rows.to(dtype), lengths), padded(text.to(dtype), holes(45, 32, keep=0.95))
-    grad = torch.randn(5, 45) * holes(5, 45, keep=keep)
+    audio, text = packed(rows.to(dtype), lengths), padded(text.to(dtype), random_mask(45, 32, keep=0.95))
+    grad = torch.randn(5, 45) * random_mask(5, 45, keep=keep)
     for count, captions in ((1, 1), (1, 7), (3, 20)):
         threads(count)
         launch(audio, text, grad, workspace=captions * sum(lengths))

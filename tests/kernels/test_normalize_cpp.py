@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.cpp_launch import DTYPES, INF, NAN, holes, isa, same, threads  # noqa: F401
+from support.cpp_launch import DTYPES, INF, NAN, isa, random_mask, same, threads  # noqa: F401
 
 from atk.kernels import cpp
 
@@ -22,7 +22,7 @@ def backward(grad, unit, inverse_norm):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [1, 7, 64, 333, 2049])
 def test_against_float64(dtype, d):
-    rows, mask = torch.randn(97, d).to(dtype), holes(97)
+    rows, mask = torch.randn(97, d).to(dtype), random_mask(97)
     unit, inverse_norm = forward(rows, mask)
     norm = rows.double().norm(dim=1)
     rounding = torch.finfo(dtype).eps

@@ -125,7 +125,7 @@ def integers(*shape, dtype=torch.float32, low=-2, high=3):
     return torch.randint(low, high, shape).to(dtype)
 
 
-def holes(*shape, keep=0.7):
+def random_mask(*shape, keep=0.7):
     return torch.rand(shape) < keep
 
 
