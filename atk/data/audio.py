@@ -83,7 +83,7 @@ def load_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: 
 
     The reader seeks to the window, so a window of an hours-long file costs no more than one of a short file. The ratio
     of the two sample rates is rounded to a fraction with a denominator of at most 1000. This shifts the pitch by less
-    than 1e-5 for pairs of standard rates (most are exact), and by about 5e-4 at most for others, such as 15992 and 16000.
+    than 1e-5 for pairs of standard rates (most are exact), and by up to about 5e-4 for others, such as 15992 and 16000.
 
     Args:
         path: wav, flac, ogg or mp3 file with any sample rate and channel count.
