@@ -118,8 +118,8 @@ void clear_padding(const Sequences& sequences, int64_t row_bytes, void* grad) {
     if (!sequences.mask[r]) std::memset(static_cast<char*>(grad) + r * row_bytes, 0, row_bytes);
 }
 
-// Adds the gradients of all frames from the captions [begin, end). `carried` [valid frames, spans, kSpan] keeps the
-// sums from one range of captions to the next; null if there is only one range.
+// Adds the gradients of all frames from the captions [begin, end). `carried` keeps the sums from one range of
+// captions to the next: chunk after chunk, each [spans, frames of the chunk, kSpan]; null if there is only one range.
 void frame_gradients(const Problem& problem, const Winners& winners, const void* packed_text, int64_t begin,
                      int64_t end, const float* grad, float* carried, void* grad_audio) {
   const MaxMean& op = problem.op;

@@ -179,7 +179,7 @@ def pack_captions(text: Sequences, width: int, pairs: bool) -> Captions:
 
 
 def as_bytes(mask: Tensor) -> Tensor:
-    """A uint8 view of a bool mask; Triton has no pointers to one-byte booleans."""
+    """A uint8 view of a bool mask, so that kernels load it as integers."""
     return mask.view(torch.uint8)
 
 

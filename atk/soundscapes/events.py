@@ -82,7 +82,7 @@ _SIMILAR = (
     EventClass("explosion", partial(nature.thunder, crack=0.9, tau=0.2), pitched=False, similar_to="thunder"),
     EventClass("recorder", partial(instruments.flute, overtone=0.6, breath=0.02), similar_to="flute"),
     EventClass("cicada", partial(animals.stridulate, carrier=5200.0, pulses=6), pitched=False, similar_to="cricket"),
-    EventClass("harpsichord", partial(instruments.piano, hardness=0.6, tau=0.35), similar_to="piano"),
+    EventClass("harpsichord", partial(instruments.piano, rolloff=0.6, tau=0.35), similar_to="piano"),
     EventClass(
         "train horn", partial(signals.car_horn, chord=(0.84, 1.0, 1.5)), (0.4, 0.8), (1, 2), similar_to="car horn"
     ),

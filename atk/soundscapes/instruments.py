@@ -41,13 +41,13 @@ def _tune(
     return grains(t, starts, [note(note_time, base * degree) for degree in rng.choice(_SCALE, len(starts))])
 
 
-def piano(rng: Generator, t: np.ndarray, pitch: float, hardness: float = 1.5, tau: float = 0.5) -> np.ndarray:
-    """Hammered strings: slightly stretched partials, the upper ones decay faster; `hardness` is their tilt."""
+def piano(rng: Generator, t: np.ndarray, pitch: float, rolloff: float = 1.5, tau: float = 0.5) -> np.ndarray:
+    """Hammered strings: slightly stretched partials of gain `order^-rolloff`, of which the upper ones decay faster."""
     order = np.arange(1, 11)
 
     def note(time: np.ndarray, freq: float) -> np.ndarray:
         stretched = freq * order * np.sqrt(1 + 0.0006 * order**2)
-        return partials(time, stretched, order**-hardness, tau / order**0.7) * held(time, 0.004, 0.05)
+        return partials(time, stretched, order**-rolloff, tau / order**0.7) * held(time, 0.004, 0.05)
 
     return _tune(rng, t, pitch * 330, rng.uniform(0.28, 0.36), 1.4, note)
 

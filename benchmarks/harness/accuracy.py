@@ -39,9 +39,9 @@ def rounded_inputs(dtype: torch.dtype, gradient: float) -> Tolerance:
 def rounded_scores(dtype: torch.dtype) -> Tolerance:
     """Tolerance of a max-mean similarity that holds its frame-token scores in `dtype`; in float32 always 1e-4.
 
-    Rounding makes scores tie, and a frame may then pass its gradient to another token than in float64. This replaces
-    single entries, so the largest difference says nothing, but the share of such frames is small: it grows with the
-    rounding error. At the benchmarked shapes 1 - cosine of eager PyTorch is up to 5e-3 in bfloat16 and 6e-4 in float16.
+    Rounding makes scores tie, and a frame may then pass its gradient to a different token than in float64. Single
+    entries of the gradient are then entirely different, so the largest difference says nothing. But few frames are
+    affected. At the benchmarked shapes 1 - cosine of eager PyTorch is up to 5e-3 in bfloat16 and 6e-4 in float16.
     """
     if dtype == torch.float32:
         return Tolerance()

@@ -128,7 +128,8 @@ def _criterion(similarity: max_mean.Similarity) -> Criterion:
         audio: Tensor, text: Tensor, frames: Tensor, tokens: Tensor, frame_mask: Tensor, token_mask: Tensor
     ) -> Tensor:
         cosines = normalize(audio) @ normalize(text).T
-        # All clips have the same length. The first token is special; without it a caption's tokens come first.
+        # Clips have equal lengths, so there is no frame mask. Some libraries only take caption lengths, so the first
+        # token, which is special and masked, is cut off.
         aligned = similarity.call(normalize(frames), normalize(tokens[:, 1:]), token_mask[:, 1:])
         return cross_entropies(cosines / TEMPERATURE) + cross_entropies(aligned / TEMPERATURE)
 
@@ -148,7 +149,10 @@ def _in_float64(criterion: Criterion) -> Criterion:
 def _step(
     model: CLAP, criterion: Criterion, lengths: Tensor, tokens: dict[str, Tensor], dtype: torch.dtype
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The loss, and its gradients to the weights of projections and convolutions and to the word embeddings."""
+    """A function of the audio that returns the loss and the gradients of some weights.
+
+    They are the weights of the projections, the convolutions, and the embeddings.
+    """
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Embedding)]
     weights += [model.get_parameter(f"{name}_projection.weight") for name in ("audio", "text")]
 

@@ -203,7 +203,7 @@ class _Limit:
         self.copy_ms.append(_milliseconds(self._copy, self.device))
 
     def row(self, flops: float, nbytes: float) -> Row:
-        """The time of `flops` operations or of copying `nbytes`, whichever takes longer, at the measured rates."""
+        """The time of `flops` operations or `nbytes` read and written, whichever is longer, at the measured rates."""
         matmul = flops / (2.0 * self.size**3) * np.percentile(self.matmul_ms, (20, 50, 80))
         copy = nbytes / (2.0 * self.source.nbytes) * np.percentile(self.copy_ms, (20, 50, 80))
         p20, median, p80 = np.maximum(matmul, copy).tolist()

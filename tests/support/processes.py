@@ -19,7 +19,7 @@ PATIENCE = 120  # seconds until a job must have ended
 
 @cache
 def _server() -> subprocess.Popen:
-    """The server of this session; it ends with it, when its stdin is closed."""
+    """The server of this test session; it ends when its stdin is closed, at the latest at the end of the session."""
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", "from support.fork_server import serve; serve()"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
