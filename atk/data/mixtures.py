@@ -1,4 +1,4 @@
-"""Mixtures of clips with reference recordings, `x_plus = x + x_ref` (4.6), and the references to subtract."""
+"""Mixtures of clips with reference recordings, `x_plus = x + x_ref` (thesis 4.6), and the references to subtract."""
 
 import math
 from collections.abc import Collection, Sequence

@@ -84,8 +84,10 @@ def _direction_or_length(index: int, gradient: Tensor, truth: Tensor, true_value
     if message := _above(f"error of the norm of gradient {index}", difference, tolerance.norm):
         return message
     cosine = (gradient.flatten() @ truth.flatten() / (gradient.norm() * length)).item()
-    return "" if cosine >= tolerance.cosine else f"cosine of gradient {index} {cosine:.4f} below {tolerance.cosine:.4g}"
+    if not cosine >= tolerance.cosine:  # also if it is NaN
+        return f"cosine of gradient {index} is {cosine:.4f}, below {tolerance.cosine:.4g}"
+    return ""
 
 
 def _above(name: str, deviation: float, limit: float) -> str:
-    return "" if deviation <= limit else f"{name} {deviation:.2g} above {limit:g}"
+    return "" if deviation <= limit else f"{name} is {deviation:.2g}, above {limit:g}"

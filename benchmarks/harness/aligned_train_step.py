@@ -81,7 +81,7 @@ def _tolerance(dtype: torch.dtype) -> Tolerance:
 
 
 def _caption(index: int) -> str:
-    """A caption of 4 to 15 words; each starts at a different word of the sentence."""
+    """A caption of 4 to 15 words; consecutive ones start at different words of the sentence."""
     words = SENTENCE.split()
     start = 7 * index % len(words)
     return " ".join((words[start:] + words[:start])[: 4 + index % 12])

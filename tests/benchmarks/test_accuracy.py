@@ -91,21 +91,21 @@ def test_a_value_is_held_to_the_last_places_of_its_type(dtype):
     for tolerance in (rounded_inputs(dtype, gradient=1e-2), rounded_scores(dtype)):
         assert mistake(results(value=1 - 1.9 * eps), truths(), tolerance) == ""
         assert mistake(results(value=1 - 2.1 * eps), truths(), tolerance).startswith("error ")
-        assert mistake(results(value=math.nan), truths(), tolerance).startswith("error nan")
+        assert mistake(results(value=math.nan), truths(), tolerance).startswith("error is nan")
 
 
 def test_gradients_are_compared_by_entry_norm_and_direction():
     tolerance = Tolerance(gradient=0.1)
     gradient = torch.ones(40, 8)
     gradient[0, 0] = 0.8
-    assert mistake(results(gradient=gradient), truths(), tolerance).startswith("error of gradient 1 ")
+    assert mistake(results(gradient=gradient), truths(), tolerance).startswith("error of gradient 1 is ")
     assert mistake(results(gradient=torch.full((40, 8), 1.02)), truths(), tolerance) == (
-        "error of the norm of gradient 1 0.02 above 0.01"
+        "error of the norm of gradient 1 is 0.02, above 0.01"
     )
     turned = torch.ones(40, 8)
     turned[::2] = 1.08
     turned[1::2] = 0.92
-    assert mistake(results(gradient=turned), truths(), tolerance).startswith("cosine of gradient 1 0.99")
+    assert mistake(results(gradient=turned), truths(), tolerance).startswith("cosine of gradient 1 is 0.99")
     for wrong in (0.0, math.nan, math.inf):
         gradient = torch.full((40, 8), wrong)
         assert mistake(results(gradient=gradient), truths(), replace(tolerance, gradient=math.inf))

@@ -178,8 +178,7 @@ def test_a_sweep_varies_one_axis(op, short):
         varied = {
             field for shape in shapes for field, value in shape._asdict().items() if value != shapes[0]._asdict()[field]
         }
-        axes = ({"clips", "captions"}, {"frames"}, {"channels"}, {"pairs"}, {"batch"}, {"seconds"})
-        assert not shapes or varied in axes
+        assert not shapes or len(varied) == 1 or varied == {"clips", "captions"}
 
 
 def table(clips=16, size="batch", **times):
