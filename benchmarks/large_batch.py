@@ -51,7 +51,7 @@ class Row:
     loss: float | None = None  # of the first step
     step_seconds: list[float] = field(default_factory=list)  # without the first step
     peak: float | None = None  # of the trainer's process, by its own log
-    peak_by_kernel: float | None = None  # of the same process, by the kernel's high-water mark
+    peak_by_system: float | None = None  # of the same process, by the system's high-water mark
     peak_of_all: float | None = None  # of the trainer and its loader, with shared pages counted once; sampled
 
 
@@ -112,7 +112,7 @@ def train(series: str, batch: int, micro_batch: int, steps: int, folder: Path, l
         options["micro-batch"] = micro_batch
     program = [str(Path(sys.executable).with_name("atk")), "train", "aligned", "--data", str(folder / "data")]
     log = out.with_suffix(".log")
-    code, row.peak_by_kernel, row.peak_of_all = run_limited([*program, "--out", str(out), *flags(options)], log, limit)
+    code, row.peak_by_system, row.peak_of_all = run_limited([*program, "--out", str(out), *flags(options)], log, limit)
     metrics = out / "metrics.jsonl"
     logged = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     if logged:
@@ -156,7 +156,7 @@ def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, fol
                 failed = batch
             rows.append(row)
             seconds = ", ".join(f"{value:.1f}" for value in row.step_seconds)
-            print(f"{name} {batch}: {row.status} {row.note} {seconds} s, {row.peak_by_kernel:.0f} MiB", flush=True)
+            print(f"{name} {batch}: {row.status} {row.note} {seconds} s, {row.peak_by_system:.0f} MiB", flush=True)
     return rows
 
 

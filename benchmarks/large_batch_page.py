@@ -62,7 +62,7 @@ def _steps(part: dict) -> list[str]:
         else "",
         *_growth(row_of, batches, part["sizes"]),
         (
-            "Memory measured in three ways, in MiB: by the trainer's log (`memory_mib`), by the kernel's high-water "
+            "Memory measured in three ways, in MiB: by the trainer's log (`memory_mib`), by the system's high-water "
             "mark of the same process, and for trainer plus loader with shared pages counted once (sampled, so it can "
             "miss a short peak)."
         ),
@@ -90,7 +90,7 @@ def _memories(row: dict) -> str:
     if row["status"] == "not tried":
         return ""
     logged = "none" if row["peak"] is None else f"{row['peak']:.0f}"
-    return f"{logged}, {row['peak_by_kernel']:.0f}, {row['peak_of_all']:.0f}"
+    return f"{logged}, {row['peak_by_system']:.0f}, {row['peak_of_all']:.0f}"
 
 
 def _growth(row_of: dict[tuple[str, int], dict], batches: list[int], sizes: dict) -> list[str]:

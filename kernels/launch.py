@@ -72,8 +72,8 @@ class Launch:
 class TileLaunch:
     """Launch configuration of a kernel of the cross-attention difference or InfoNCE.
 
-    A program computes `rows` rows and streams tiles of `columns` columns (`gate`: output channels). Products take
-    `channels` channels at a time.
+    A program works on `rows` rows in tiles of `columns` columns, which are output channels for `gate`. The kernels of
+    the gate and of the logits' gradient compute one tile per program. Products take `channels` channels at a time.
     """
 
     rows: int

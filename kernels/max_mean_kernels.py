@@ -1,8 +1,8 @@
 """Kernels for max-mean similarity (3.6): a forward that keeps the winner indices, and gradients by one-hot products.
 
-Frames and captions arrive packed (`pack.py`). A program works on BLOCK_A frames of one clip and W = C * LT rows of
-packed text: C captions of one length class with LT tokens each. Each output element is computed by a single program,
-which accumulates in a fixed order without atomics, so results are bitwise reproducible.
+Frames and captions arrive packed (`pack.py`). Each step of a program takes BLOCK_A frames of one clip and W = C * LT
+rows of packed text: C captions of one length class with LT tokens each. Each output element is computed by a single
+program, which accumulates in a fixed order without atomics, so results are bitwise reproducible.
 
 Shared arguments (table layouts: `tiles.py`):
     tiles, first_tile: the frame tiles, and the first tile of each clip followed by the total, [N_a + 1].

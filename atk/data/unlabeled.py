@@ -214,7 +214,7 @@ def _list(roots: list[str], on_error: str) -> UnlabeledAudio:
 
 
 def _write_cache(path: Path, pool: UnlabeledAudio) -> None:
-    """Write the cache file atomically: an interrupted process never leaves a partial file."""
+    """Write the cache file atomically: `path` itself is never incomplete."""
     header = {
         "layout": _LAYOUT,
         "folders": pool.folders,

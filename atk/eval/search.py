@@ -63,5 +63,5 @@ def search(
         clips = embed_clips(model, loader, skipped, progress=progress)
         hits = [(float(embedding.pooled @ text), clip.path) for clip, embedding in clips]
     if not hits:
-        raise ValueError(f"{folder}: none of its {len(files.clips)} audio files can be decoded")
+        raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
     return SearchResult(sorted(hits, key=lambda hit: -hit[0]), skipped)

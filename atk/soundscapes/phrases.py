@@ -200,8 +200,8 @@ def classes_named(text: str) -> set[str]:
     other than a hyphen.
 
     If classes share a noun, the verb decides ("a horn honks", "a horn blows"; "a clock ticks", "a clock rings"). Alone,
-    "alarm", "clock", "engine", "sea" and "wind" stand for the class of that name; "car", "horn", "phone" and "door"
-    stand for none.
+    "alarm", "clock", "engine" and "wind" stand for the class of that name, and "sea" for "waves"; "car", "horn",
+    "phone" and "door" stand for none.
 
     Args:
         text: caption.

@@ -100,5 +100,5 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:
-    """Train by aligned contrastive learning; arguments, result and errors as `atk.train.run.run`."""
+    """Train by aligned contrastive learning; arguments, result, and errors: see `atk.train.run.run`."""
     return train_contrastive(AlignedTask, config, resume)

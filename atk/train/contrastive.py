@@ -101,7 +101,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Text-to-audio retrieval metrics on val.csv; errors as `EvalSplit.embed`."""
+        """Text-to-audio retrieval metrics on val.csv; errors as in `EvalSplit.embed`."""
         assert self.validation is not None
         return evaluate_retrieval(self.model, self.validation.embed(self.model))["text_to_audio"]
 

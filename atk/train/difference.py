@@ -205,7 +205,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:
-    """Train a captioner by `config.objective`; arguments, result and errors as `atk.train.run.run`."""
+    """Train a captioner by `config.objective`; arguments, result, and errors: see `atk.train.run.run`."""
     if config.init is not None:
         start = checkpoint_to_resume(config, resume) or model_folder(Path(config.init))
         saved = Captioner.saved_config(start)

@@ -267,5 +267,5 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
 
 
 def train(config: SemiSupervisedConfig, resume: bool = False) -> dict[str, Any] | None:
-    """Train from captioned clips and unlabeled audio; arguments, result and errors as `atk.train.run.run`."""
+    """Train from captioned clips and unlabeled audio; arguments, result, and errors: see `atk.train.run.run`."""
     return train_contrastive(SemiSupervisedTask, config, resume)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def row(series, batch, status="ok", **values):
-    known = {"loss": 1.0, "step_seconds": [2.0, 4.0], "peak": 300.0 + batch, "peak_by_kernel": 301, "peak_of_all": 400}
+    known = {"loss": 1.0, "step_seconds": [2.0, 4.0], "peak": 300.0 + batch, "peak_by_system": 301, "peak_of_all": 400}
     return large_batch.Row(series, batch, status, **(known if status == "ok" else {}) | values)
 
 
@@ -63,7 +63,7 @@ def test_a_run_is_measured(folder, monkeypatch):
     assert (result.status, result.note) == ("ok", "") and result.loss > 0
     assert len(result.step_seconds) == 2 and min(result.step_seconds) > 0
     # The trainer samples its memory, so it can miss a short peak on a busy machine.
-    assert 0.75 * result.peak_by_kernel < result.peak < 1.1 * result.peak_by_kernel
+    assert 0.75 * result.peak_by_system < result.peak < 1.1 * result.peak_by_system
     config = (folder / "cpp-2-4" / "config.yaml").read_text()
     assert "micro_batch: 2" in config and "backend: cpp" in config
 
@@ -71,7 +71,7 @@ def test_a_run_is_measured(folder, monkeypatch):
 def test_a_series_stops_at_its_first_failure_and_a_different_loss_is_wrong(monkeypatch):
     outcomes = {
         ("naive, cached", 4): row("naive, cached", 4, loss=1.1),
-        ("naive, cached", 8): row("naive, cached", 8, "out of memory", note="refused", peak_by_kernel=5),
+        ("naive, cached", 8): row("naive, cached", 8, "out of memory", note="refused", peak_by_system=5),
         ("fused, at once", 4): row("fused, at once", 4, loss=1.2),  # not compared with cached: dropout differs
     }
     tried = []
@@ -146,7 +146,7 @@ def record(rows):
 
 def test_the_page_and_the_plot_come_from_the_record(tmp_path):
     rows = [row("fused, cached", 4), row("fused, cached", 8, peak=912.0), row("naive, cached", 4)]
-    rows.append(row("naive, cached", 8, "out of memory", note="asked too much", peak_by_kernel=5.0, peak_of_all=6.0))
+    rows.append(row("naive, cached", 8, "out of memory", note="asked too much", peak_by_system=5.0, peak_of_all=6.0))
     saved = record(rows)
     page = large_batch_page.render_page(saved)
     assert "| 8 | 3.0 s, 912 MiB | out of memory |" in page and "naive, cached, 8: asked too much." in page
