@@ -3,7 +3,7 @@
     python examples/clap_training_loop.py       # a small model with random weights on synthetic scenes, offline
     python examples/clap_training_loop.py --pretrained laion/clap-htsat-unfused --data DIR --batch-size 32 --lr 1e-5
 
-Needs transformers, as atk does.
+Needs the extra `train`, which includes transformers.
 """
 
 import argparse
@@ -19,13 +19,11 @@ from atk.models.text import train_tokenizer
 from atk.models.tokenizer import import_transformers
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-transformers = (
-    import_transformers()
-)  # like `import transformers`, but also works if torchaudio was built for a different torch
+transformers = import_transformers()  # the module, also beside a torchaudio that was built for another torch
 
 
 def small_model(captions: list[str]) -> tuple[Any, Any, Any]:
-    """A ClapModel with few layers and large patches, a tokenizer trained on `captions`, and the usual features."""
+    """A ClapModel with few layers and large patches, a tokenizer trained on `captions`, a feature extractor."""
     tokenizer = train_tokenizer(captions, 500)
     audio = {
         "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4,

@@ -35,7 +35,7 @@ from atk.kernels.weights import ActiveTiles, Weights, active_frame_tiles, active
 
 __all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
 
-INDEX_BYTES = 64 * 2**20  # size of the winner indices that a backward without saved ones recomputes at a time
+INDEX_BYTES = 64 * 2**20  # limit on the winner indices that are recomputed at a time if the forward did not save them
 
 
 class Problem:
