@@ -120,7 +120,7 @@ def _with_saved_config(argv: list[str]) -> list[str]:
 
 
 class _Method(NamedTuple):
-    """A training method: one line of help, its configuration, and what trains."""
+    """A training method: a line of help, its configuration class, and its training function."""
 
     help: str
     config: Any
@@ -132,7 +132,7 @@ def _methods() -> dict[str, _Method]:
 
     return {
         "aligned": _Method(
-            "Contrastive learning of clips and captions, with frames aligned to words.",
+            "Contrastive learning from clips and captions, with frames aligned to words.",
             aligned.AlignedConfig,
             aligned.train,
         ),
@@ -142,7 +142,7 @@ def _methods() -> dict[str, _Method]:
             difference.train,
         ),
         "semisupervised": _Method(
-            "Contrastive learning of captioned clips and audio without captions.",
+            "Contrastive learning from captioned clips and uncaptioned audio.",
             semisupervised.SemiSupervisedConfig,
             semisupervised.train,
         ),

@@ -1,4 +1,4 @@
-"""Caption files, or a held-out split with metrics and a listing of the captions."""
+"""Write captions for audio files, or for a held-out split, with metrics and a listing of the captions."""
 
 import csv
 import itertools

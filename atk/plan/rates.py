@@ -67,7 +67,7 @@ class Rates:
         """The rates of a GPU by name, or of this CPU, which are measured in about a second.
 
         Args:
-            name: "cpu", or a text that contains the name of a known GPU, such as "NVIDIA H100 80GB HBM3".
+            name: "cpu", or a string that contains the name of a known GPU, such as "NVIDIA H100 80GB HBM3".
             bf16: whether activations are in bfloat16.
 
         Raises:

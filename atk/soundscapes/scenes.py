@@ -16,8 +16,8 @@ from atk.soundscapes.events import EVENTS, class_names, render_event
 SPLITS = ("train", "val", "test")
 PITCH_SEMITONES = {"low": (-10.0, -8.0), "": (-1.5, 1.5), "high": (8.0, 10.0)}
 LEVEL_DB = {"quiet": (-41.0, -38.0), "": (-30.0, -26.0), "loud": (-18.0, -15.0)}
-_LEVEL_OPEN_DB = (-32.0, -22.0)
-_PITCH_OPEN_SEMITONES = (-5.0, 5.0)
+_ANY_LEVEL_DB = (-32.0, -22.0)  # where captions do not name the level
+_ANY_PITCH_SEMITONES = (-5.0, 5.0)
 _GAP = 0.1  # seconds between sequential events
 _MARGIN = 0.1  # seconds before the first event and after the last one
 _ATTEMPTS = 2000  # draws per scene before giving up
@@ -25,7 +25,7 @@ _ATTEMPTS = 2000  # draws per scene before giving up
 
 @dataclass(frozen=True)
 class Event:
-    """An event with the attributes that a caption can name; "" means medium."""
+    """An event with the attributes that a caption can name; "" means medium, or any if captions do not name it."""
 
     name: str
     pitch: str = ""
@@ -200,8 +200,8 @@ def draw_event(rng: Generator, config: SoundscapeConfig, name: str) -> Event:
 def event_sound(event: Event, rng: Generator, config: SoundscapeConfig, seconds: float) -> tuple[np.ndarray, float]:
     """Render an event of at most `seconds`; returns the waveform and its level in dB (loudest 50 ms)."""
     event_class = EVENTS[event.name]
-    semitones = PITCH_SEMITONES[event.pitch] if config.pitch and event_class.pitched else _PITCH_OPEN_SEMITONES
-    level = rng.uniform(*(LEVEL_DB[event.loudness] if config.loudness else _LEVEL_OPEN_DB))
+    semitones = PITCH_SEMITONES[event.pitch] if config.pitch and event_class.pitched else _ANY_PITCH_SEMITONES
+    level = rng.uniform(*(LEVEL_DB[event.loudness] if config.loudness else _ANY_LEVEL_DB))
     longest = seconds if event_class.unit else seconds * rng.uniform(0.75, 1.0)
     pitch = 2 ** (rng.uniform(*semitones) / 12)
     wave = render_event(event_class, rng, config.sample_rate, longest, pitch, event.count)

@@ -86,7 +86,7 @@ class SemiSupervisedLossConfig:
 
 @dataclass(frozen=True)
 class SemiSupervisedConfig(ContrastiveConfig):
-    """Contrastive learning of captioned clips and unlabeled audio.
+    """Contrastive learning from captioned clips and unlabeled audio.
 
     Args:
         unlabeled: folders of audio, tar shards, or folders of tar shards; may be empty if no loss term uses unlabeled
@@ -147,7 +147,7 @@ class SemiSupervisedCriterion(nn.Module):
 
 
 class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCriterion]):
-    """Contrastive learning of captioned clips and unlabeled audio, for `atk.train.trainer.Trainer`.
+    """Contrastive learning from captioned clips and unlabeled audio, for `atk.train.trainer.Trainer`.
 
     Args:
         config: the run.

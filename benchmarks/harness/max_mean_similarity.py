@@ -179,7 +179,7 @@ def true_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sim, dL/daudio and dL/dtext in float64, one caption at a time, so that it fits where the einsum does not.
 
-    `sample`: the clips and captions whose rows of the three are returned; None returns all rows.
+    `sample`: clips whose rows of sim and dL/daudio are returned, and captions whose rows of dL/dtext are; None = all.
     """
     if sample is None:
         return _true_pass(audio, text, grad, mask)
