@@ -31,7 +31,8 @@ def check_environment() -> None:
     if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
         sys.exit(f"not a clean environment: atk comes from {atk.__file__}, C++ compiler: {shutil.which('c++')}")
     installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-    if present := sorted(installed.intersection(OPTIONAL)):
+    with_torch = " ".join(importlib.metadata.requires("torch") or [])  # its CUDA builds bring triton
+    if present := sorted(name for name in installed.intersection(OPTIONAL) if name not in with_torch):
         sys.exit(f"the base installation must not bring {', '.join(present)}")
 
 
