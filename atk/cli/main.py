@@ -31,11 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        code = _exit_code(error)
+        code = _report(prog, error)
         if code is None:
             raise
-        message = missing_package(error) if isinstance(error, ImportError) else None
-        sys.stderr.write(f"{prog}: {message or ' '.join(str(error).split())}\n")
         sys.exit(code)
 
 
@@ -50,6 +48,15 @@ def _runs_without_parser(argv: list[str]) -> bool:
         print(report())
         return True
     return False
+
+
+def _report(prog: str, error: Exception) -> int | None:
+    """Write an expected error in one line on stderr and return its exit code; None for a bug."""
+    code = _exit_code(error)
+    if code is not None:
+        message = missing_package(error) if isinstance(error, ImportError) else None
+        sys.stderr.write(f"{prog}: {message or ' '.join(str(error).split())}\n")
+    return code
 
 
 def _exit_code(error: Exception) -> int | None:

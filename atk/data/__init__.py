@@ -1,8 +1,9 @@
 """Audio files, data folders, and batches of clips."""
 
-from atk.data.audio import AudioError, AudioInfo, audio_info, find_audio, load_audio, load_crop
+from atk.data.audio import AudioError, AudioInfo, AudioWarning, audio_info, load_audio, load_crop
 from atk.data.captions import Clip, Split, describe_skipped, read_folder, read_split
 from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
+from atk.data.listing import find_audio, list_folder
 from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader, unlabeled_loader
 from atk.data.mixtures import CONDITIONS, MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool, read_references
@@ -13,6 +14,7 @@ __all__ = [
     "CONDITIONS",
     "AudioError",
     "AudioInfo",
+    "AudioWarning",
     "Batch",
     "Clip",
     "EvalDataset",
@@ -33,6 +35,7 @@ __all__ = [
     "describe_skipped",
     "eval_loader",
     "find_audio",
+    "list_folder",
     "load_audio",
     "load_crop",
     "one_pass",

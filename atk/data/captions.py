@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from atk.data.audio import AudioError, audio_info, find_audio
+from atk.data.audio import AudioError, audio_info
+from atk.data.listing import list_folder
 from atk.ops.checks import one_of
 
 OnError = Literal["skip", "raise"]
@@ -90,8 +91,8 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
     """Read the audio files below a folder as clips without captions; file names are relative to the folder.
 
     Args:
-        folder: folder of audio files, searched recursively.
-        on_error: as in `read_split`.
+        folder: folder of audio files, searched as by `list_folder`.
+        on_error: as in `read_split`; also for files with the suffix of a format that cannot be read.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -99,8 +100,12 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
         AudioError: with `on_error="raise"`, a file is empty or unreadable.
     """
     one_of("on_error", on_error, ON_ERROR)
-    entries: list[Entry] = [(path.relative_to(folder).as_posix(), path, ()) for path in find_audio(folder)]
-    return checked_clips(entries, [], on_error, Path(folder))
+    paths, left_out = list_folder(folder)
+    if left_out and on_error == "raise":
+        raise left_out[0]
+    skipped = [(Path(error.file).relative_to(folder).as_posix(), error.reason) for error in left_out]
+    entries: list[Entry] = [(path.relative_to(folder).as_posix(), path, ()) for path in paths]
+    return checked_clips(entries, skipped, on_error, Path(folder))
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str:

@@ -1,7 +1,7 @@
 """Training crops and evaluation windows of clips, and batches of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,13 +31,15 @@ class _Clips(Dataset[dict[str, Any]]):
             raise ValueError("clips must hold at least one clip, got none")
         self.clips = list(clips)
         self.sample_rate = sample_rate
+        self._notes: list[tuple[str, str]] = []  # (file name, note) since the last batch
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         raise NotImplementedError
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> "Batch":
         """Combine items into a batch."""
-        return collate(items)
+        notes, self._notes = self._notes, []
+        return collate(items, notes)
 
     def __getitems__(self, indices: Sequence[Any]) -> list[dict[str, Any] | AudioError]:
         """Load the items of a batch; an item that cannot be read is replaced by its error."""
@@ -51,11 +53,17 @@ class _Clips(Dataset[dict[str, Any]]):
 
     def _item(self, index: int, start: float, seconds: float | None, caption: str) -> dict[str, Any]:
         clip = self.clips[index]
+        audio = self._window(clip, start, seconds)
+        return {"audio": audio, "caption": caption, "file": clip.file_name, "clip": index}
+
+    def _window(self, clip: Clip, start: float, seconds: float | None) -> Tensor:
+        notes: list[str] = []
         try:
-            audio = load_audio(clip.path, self.sample_rate, start, seconds)
+            return load_audio(clip.path, self.sample_rate, start, seconds, notes)
         except AudioError as error:
             raise AudioError(clip.file_name, error.reason) from None
-        return {"audio": audio, "caption": caption, "file": clip.file_name, "clip": index}
+        finally:
+            self._notes += [(clip.file_name, note) for note in notes]
 
 
 class TrainDataset(_Clips):
@@ -145,6 +153,7 @@ class Batch:
         files: file name of each clip.
         clips: index of each clip in the split `[N]`, int64.
         skipped: (file name, reason) of each file that could not be decoded.
+        notes: (file name, note) of each file that was used, but not as it is (see `load_audio`).
     """
 
     audio: Tensor
@@ -153,6 +162,7 @@ class Batch:
     files: list[str]
     clips: Tensor
     skipped: list[tuple[str, str]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -168,10 +178,10 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=to_gpu))
 
     def rows(self: _BatchT, first: int, last: int) -> _BatchT:
-        """Slice clips `first` to `last - 1`, padded to the longest of them; `skipped` goes with the first clip."""
+        """Slice clips `first` to `last - 1`, padded to the longest; `skipped` and `notes` go with the first clip."""
         values = {field.name: getattr(self, field.name)[first:last] for field in fields(self)}
         values["audio"] = values["audio"][:, : max(values["lengths"].tolist(), default=0)]
-        values["skipped"] = [] if first else self.skipped
+        values |= {"skipped": [], "notes": []} if first else {"skipped": self.skipped, "notes": self.notes}
         return type(self)(**values)
 
     def split(self: _BatchT, size: int) -> list[_BatchT]:
@@ -187,8 +197,8 @@ class Batch:
         return type(self)(**{name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
-def collate(items: Sequence[dict[str, Any] | AudioError]) -> Batch:
-    """Pad dataset items to a batch; errors among the items go to `Batch.skipped`."""
+def collate(items: Sequence[dict[str, Any] | AudioError], notes: Sequence[tuple[str, str]] = ()) -> Batch:
+    """Pad dataset items to a batch; errors among the items go to `Batch.skipped`, and `notes` to `Batch.notes`."""
     good = [item for item in items if not isinstance(item, AudioError)]
     lengths = torch.tensor([len(item["audio"]) for item in good], dtype=torch.int64)
     audio = torch.zeros(len(good), max(lengths.tolist(), default=0))
@@ -201,4 +211,5 @@ def collate(items: Sequence[dict[str, Any] | AudioError]) -> Batch:
         files=[item["file"] for item in good],
         clips=torch.tensor([item["clip"] for item in good], dtype=torch.int64),
         skipped=[(item.file, item.reason) for item in items if isinstance(item, AudioError)],
+        notes=list(notes),
     )

@@ -5,14 +5,30 @@
 
 import os
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-from atk.data.audio import AUDIO_SUFFIXES, AudioError
+from atk.data.audio import AudioError
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, tar_members
 
-_AUDIO, _SHARD, _COMPRESSED = (
+# What libsndfile reads; a file with another suffix may still be listed in a CSV file.
+AUDIO_SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
+    *(".au", ".snd", ".caf", ".w64", ".rf64", ".bwf"),
+)
+# Left out of listings, and counted: audio and video that libsndfile cannot read.
+UNSUPPORTED_SUFFIXES = (
+    *(".m4a", ".aac", ".mp4", ".m4b", ".webm", ".weba", ".wma", ".mka", ".mkv", ".mov", ".ac3", ".amr", ".ape"),
+    *(".wv", ".mpc", ".tta", ".dsf", ".dff", ".ra", ".3gp", ".avi", ".spx", ".tak", ".mid"),
+)
+
+UNSUPPORTED = "this format cannot be read; convert it to FLAC, for example"
+
+_AUDIO, _SHARD, _COMPRESSED, _UNSUPPORTED = (
     tuple(os.fsencode(suffix) for suffix in suffixes)
-    for suffixes in (AUDIO_SUFFIXES, (SHARD_SUFFIX,), COMPRESSED_SUFFIXES)
+    for suffixes in (AUDIO_SUFFIXES, (SHARD_SUFFIX,), COMPRESSED_SUFFIXES, UNSUPPORTED_SUFFIXES)
 )
 
 
@@ -45,7 +61,7 @@ class Listing:
         self.sizes = array("q")
         self.paths: list[str] = []
         self.shard_sizes: list[int] = []
-        self.seen: set[tuple[int, int]] = set()  # device and inode of folders and shards
+        self._first_time = _once()
         self.repeats = 0
 
     def __len__(self) -> int:
@@ -82,29 +98,22 @@ class Listing:
         self.sizes.append(size)
 
     def _is_new(self, path: bytes | str) -> bool:
-        status = os.stat(path)
-        new = (status.st_dev, status.st_ino) not in self.seen
-        self.seen.add((status.st_dev, status.st_ino))
+        new = self._first_time(os.fsencode(path))
         self.repeats += not new
         return new
 
     def _folder(self, root: str) -> None:
         shards: list[bytes] = []
+        unsupported: Counter[str] = Counter()
         self.paths.append(root)
         self.shard_sizes.append(-1)
-        pending = [b""]  # folders relative to root; the last one is next
-        while pending:
-            relative = pending.pop()
-            path = os.path.join(os.fsencode(root), relative) if relative else os.fsencode(root)
-            try:
-                files, tars, folders = _entries(path) if self._is_new(path) else ([], [], [])
-            except OSError as error:
-                self.fault(AudioError(os.fsdecode(path), error.strerror or str(error)))
-                continue
-            for name in files:
-                self._append(os.path.join(relative, name), -1, -1)
-            shards += [os.path.join(path, name) for name in tars]
-            pending += [os.path.join(relative, name) for name in reversed(folders)]
+        for folder, entries in _walk(os.fsencode(root), self._is_new, self.fault):
+            for name in entries.audio:
+                self._append(os.path.join(folder, name), -1, -1)
+            shards += [os.path.join(os.fsencode(root), folder, name) for name in entries.tars]
+            unsupported.update(_suffix(name) for name in entries.unsupported)
+        for suffix, count in sorted(unsupported.items()):
+            self.fault(AudioError(root, f"{count} {suffix} file{'s' * (count > 1)} left out: {UNSUPPORTED}"))
         for shard in shards:
             self._shard(os.fsdecode(shard))
 
@@ -126,23 +135,100 @@ class Listing:
             self.fault(AudioError(path, error.strerror or str(error)))
 
 
-def _entries(folder: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """List the audio files, tar files (including compressed ones) and subfolders of a folder, each sorted by name."""
-    files: list[bytes] = []
-    tars: list[bytes] = []
-    folders: list[bytes] = []
+def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
+    """Find the audio files below a folder, sorted, and what is left out.
+
+    Links to folders are followed, and each folder is searched once. Hidden files and folders are ignored.
+
+    Returns:
+        The files whose suffix, in upper or lower case, is in `AUDIO_SUFFIXES`; and an error for each file that has
+        another suffix of audio or video, and for each folder that cannot be listed.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths: list[Path] = []
+    left_out: list[AudioError] = []
+    for parent, entries in _walk(os.fsencode(folder), _once(), left_out.append):
+        path = Path(folder, os.fsdecode(parent))
+        paths += [path / os.fsdecode(name) for name in entries.audio]
+        left_out += [AudioError(path / os.fsdecode(name), UNSUPPORTED) for name in entries.unsupported]
+    return sorted(paths), left_out
+
+
+def find_audio(folder: str | Path) -> list[Path]:
+    """The first result of `list_folder`: the audio files below a folder, sorted.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    return list_folder(folder)[0]
+
+
+class _Entries(NamedTuple):
+    """Names in a folder, each list sorted; hidden ones are left out."""
+
+    audio: list[bytes]
+    tars: list[bytes]  # including compressed ones
+    unsupported: list[bytes]
+    folders: list[bytes]
+
+
+def _walk(
+    root: bytes, is_new: Callable[[bytes], bool], fault: Callable[[AudioError], object]
+) -> Iterator[tuple[bytes, _Entries]]:
+    """Yield each folder below `root`, relative to it, with its entries; folders that are not new are passed over."""
+    pending = [b""]  # the last one is next
+    while pending:
+        relative = pending.pop()
+        path = os.path.join(root, relative) if relative else root
+        try:
+            entries = _entries(path) if is_new(path) else None
+        except OSError as error:
+            fault(AudioError(os.fsdecode(path), error.strerror or str(error)))
+            continue
+        if entries is not None:
+            yield relative, entries
+            pending += [os.path.join(relative, name) for name in reversed(entries.folders)]
+
+
+def _once() -> Callable[[bytes], bool]:
+    """A function that tells whether it sees a folder or file for the first time."""
+    seen: set[tuple[int, int]] = set()
+
+    def is_new(path: bytes) -> bool:
+        status = os.stat(path)
+        size = len(seen)
+        seen.add((status.st_dev, status.st_ino))
+        return len(seen) > size
+
+    return is_new
+
+
+def _entries(folder: bytes) -> _Entries:
+    found = _Entries([], [], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if _is_hidden(name):
                 continue
             if _is_folder(entry):
-                folders.append(name)
+                found.folders.append(name)
             elif (lower := name.lower()).endswith(_AUDIO):
-                files.append(name)
+                found.audio.append(name)
             elif lower.endswith(_SHARD + _COMPRESSED):
-                tars.append(name)
-    return sorted(files), sorted(tars), sorted(folders)
+                found.tars.append(name)
+            elif lower.endswith(_UNSUPPORTED):
+                found.unsupported.append(name)
+    for names in found:
+        names.sort()
+    return found
+
+
+def _suffix(name: bytes) -> str:
+    return os.fsdecode(name[name.rindex(b".") :]).lower()
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

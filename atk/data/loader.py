@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from atk.data.audio import AudioError
+from atk.data.audio import AudioError, AudioWarning
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
 from atk.data.sampler import TrainBatches, UnlabeledBatches
@@ -23,13 +24,15 @@ class Loader:
     """Batches of a dataset, loaded by worker processes.
 
     With `on_error="raise"`, a file that cannot be decoded raises AudioError in the process that iterates. With "skip",
-    the file is left out of its batch and listed in `Batch.skipped`; a batch can end up empty.
+    the file is left out of its batch and listed in `Batch.skipped`; a batch can end up empty. The notes of a file are
+    issued once, as an `AudioWarning`.
     """
 
     def __init__(self, loader: DataLoader, on_error: str):
         one_of("on_error", on_error, ON_ERROR)
         self.loader = loader
         self.on_error = on_error
+        self._noted: set[str] = set()
 
     @property
     def batches(self) -> TrainBatches | UnlabeledBatches:
@@ -41,6 +44,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
+            for name, note in batch.notes:
+                if name not in self._noted:
+                    self._noted.add(name)
+                    warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=2)
             if batch.skipped and self.on_error == "raise":
                 raise AudioError(*batch.skipped[0])
             yield batch

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atk.data.audio import AudioError, load_audio
+from atk.data.audio import AudioError
 from atk.data.captions import Clip
-from atk.data.dataset import Batch, TrainDataset, collate, random_stream
+from atk.data.dataset import Batch, TrainDataset, random_stream
 from atk.data.references import ReferencePool
 from atk.ops.checks import one_of
 
@@ -155,7 +155,7 @@ class MixtureDataset(TrainDataset):
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> MixtureBatch:
         """Pad items to a batch; errors among the items go to `skipped`."""
-        batch = collate(items)
+        batch = super().collate(items)
         good = [item for item in items if not isinstance(item, AudioError)]
         count = max((len(item["references"]) for item in good), default=0)
         longest = max((len(track) for item in good for track in item["references"]), default=0)
@@ -233,12 +233,6 @@ class MixtureDataset(TrainDataset):
             return None
         before = int(random.integers(len(clip) - len(audio) + 1))
         return _Placed(F.pad(audio, (before, len(clip) - len(audio) - before)), before - start * self.sample_rate)
-
-    def _window(self, recording: Clip, start: float, seconds: float) -> Tensor:
-        try:
-            return load_audio(recording.path, self.sample_rate, start, seconds)
-        except AudioError as error:
-            raise AudioError(recording.file_name, error.reason) from None
 
     def _reference(
         self, pool: ReferencePool, index: int, sound: _Placed, random: np.random.Generator, clip: Clip

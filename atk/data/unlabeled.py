@@ -98,7 +98,9 @@ class UnlabeledAudio:
         path = self.paths[source]
         return str(Path(path, name)) if self.shard_sizes[source] < 0 else f"{path}:{name}"
 
-    def load(self, index: int, sample_rate: int, seconds: float, position: float) -> Tensor:
+    def load(
+        self, index: int, sample_rate: int, seconds: float, position: float, notes: list[str] | None = None
+    ) -> Tensor:
         """Load the crop of clip `index` at `position` (0 to 1), as `load_crop`: float32 `[samples]`.
 
         Raises:
@@ -111,7 +113,7 @@ class UnlabeledAudio:
             offset = int(self.arrays["offsets"][index])
             size = int(self.arrays["sizes"][index])
             content = read_member(self.paths[source], self.shard_sizes[source], offset, size, name)
-        return load_crop(name, sample_rate, seconds, position, content)
+        return load_crop(name, sample_rate, seconds, position, content, notes)
 
 
 class UnlabeledDataset(Dataset[dict[str, Any]]):
@@ -141,6 +143,7 @@ class UnlabeledDataset(Dataset[dict[str, Any]]):
         self.sample_rate = sample_rate
         self.clip_seconds = clip_seconds
         self.seed = seed
+        self._notes: list[tuple[str, str]] = []  # (file name, note) since the last batch
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -174,11 +177,15 @@ class UnlabeledDataset(Dataset[dict[str, Any]]):
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> Batch:
         """Combine items into a batch."""
-        return collate(items)
+        notes, self._notes = self._notes, []
+        return collate(items, notes)
 
     def _item(self, index: int, position: float) -> dict[str, Any]:
-        audio = self.pool.load(index, self.sample_rate, self.clip_seconds, position)
-        return {"audio": audio, "caption": "", "file": self.pool.name(index), "clip": index}
+        notes: list[str] = []
+        name = self.pool.name(index)
+        audio = self.pool.load(index, self.sample_rate, self.clip_seconds, position, notes)
+        self._notes += [(name, note) for note in notes]
+        return {"audio": audio, "caption": "", "file": name, "clip": index}
 
     def _spare_clips(self, step: int, batch: np.ndarray) -> np.ndarray:
         """Distinct clips that are not in the batch, at most `_ATTEMPTS` per slot: int64 `[up to 8 * batch_size]`."""

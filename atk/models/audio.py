@@ -63,7 +63,7 @@ class LogMel(nn.Module):
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
-        from atk.data.torchaudio_shim import transforms
+        from atk._torchaudio import transforms
 
         self.hop = config.hop
         self.window = config.window

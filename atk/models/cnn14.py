@@ -93,7 +93,7 @@ class _LogMel(nn.Module):
 
     def __init__(self, config: Cnn14Config):
         super().__init__()
-        from atk.data.torchaudio_shim import transforms
+        from atk._torchaudio import transforms
 
         self.window = config.window
         self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)

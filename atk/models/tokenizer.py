@@ -62,6 +62,6 @@ def train_bpe(
 def import_transformers() -> ModuleType:
     """Import transformers, after the shim that lets it import torchaudio if one for this torch is installed."""
     with contextlib.suppress(ImportError):
-        importlib.import_module("atk.data.torchaudio_shim")
+        importlib.import_module("atk._torchaudio")
     with optional_imports:
         return importlib.import_module("transformers")

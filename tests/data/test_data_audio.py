@@ -43,7 +43,7 @@ def test_torchaudio_without_its_compiled_part():
 import torch
 def missing(path): raise OSError("libc10_cuda.so: cannot open shared object file")
 torch.ops.load_library = missing
-from atk.data.torchaudio_shim import functional, transforms
+from atk._torchaudio import functional, transforms
 assert functional.resample(torch.ones(200), 200, 100).shape == (100,)
 assert transforms.MelSpectrogram(16000, 1024, n_mels=64)(torch.ones(4000)).shape[0] == 64
 assert functional.lfilter(torch.ones(1, 8), torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0])).shape == (1, 8)
@@ -62,7 +62,7 @@ class Hide:
     def find_spec(self, name, *_):
         if name == "torchaudio": raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hide())
-import atk.data.torchaudio_shim
+import atk._torchaudio
 """
     result = run_python(code)
     assert result.returncode == 1
@@ -137,9 +137,12 @@ def test_window_is_never_longer_than_asked(tmp_path, rate, seconds):
 
 def test_bad_arguments(tmp_path):
     path = write(tmp_path / "a.wav")
-    for arguments in [(0,), (RATE, -1.0), (RATE, 0.0, 0.0), (RATE, float("nan"))]:
-        with pytest.raises(ValueError, match="sample_rate and seconds must be above 0"):
+    for arguments in [(RATE, -1.0), (RATE, 0.0, 0.0), (RATE, float("nan"))]:
+        with pytest.raises(ValueError, match="start must be at least 0 and seconds above 0, got"):
             load_audio(path, *arguments)
+    for rate in (0, 2_000_000):
+        with pytest.raises(ValueError, match=rf"sample_rate must be in 1\.\.1000000 Hz, got {rate}"):
+            load_audio(path, rate)
     with pytest.raises(AudioError, match=r"ends at 1\.000 s, before the window at 2\.000 s"):
         load_audio(path, RATE, 2.0)
 

@@ -134,5 +134,5 @@ def test_load_crop_is_load_audio_at_a_relative_position(tmp_path):
     assert torch.equal(load_crop(path, RATE, 9.0, 0.7), load_audio(path, RATE))
     with pytest.raises(AudioError, match=r"^named: empty file"):
         load_crop("named", RATE, 1.0, 0.0, b"")
-    with pytest.raises(ValueError, match=r"position in \[0, 1\], got 1000, 1\.0 and 1\.1"):
+    with pytest.raises(ValueError, match=r"position in \[0, 1\], got 1\.0 and 1\.1"):
         load_crop(path, RATE, 1.0, 1.1)

@@ -170,7 +170,7 @@ def test_bad_arguments(tmp_path):
         (
             [tmp_path / "none"],
             ValueError,
-            r"none: no audio found, neither files \(\.wav, \.flac, .*\) nor \.tar shards",
+            r"none: no audio found, neither files \(\.wav, \.wave, .*\) nor \.tar shards",
         ),
         ([tmp_path / "a.wav"], ValueError, r"a\.wav: unlabeled audio must be a folder or a \.tar file"),
     ):
@@ -188,7 +188,9 @@ def test_a_large_pool_is_small(tmp_path, monkeypatch):
     count = 50_000
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(
-        listing_module, "_entries", lambda _: ([b"Y%09d_30.000.wav" % index for index in range(count)], [], [])
+        listing_module,
+        "_entries",
+        lambda _: listing_module._Entries([b"Y%09d_30.000.wav" % index for index in range(count)], [], [], []),
     )
     tracemalloc.start()
     try:

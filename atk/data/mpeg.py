@@ -1,0 +1,159 @@
+"""MPEG audio (MP3) frames, for files that do not say how many there are."""
+
+import mmap
+import re
+from typing import NamedTuple
+
+_RATES = (44100, 48000, 32000)  # of MPEG 1; halved in MPEG 2, quartered in MPEG 2.5
+_KBITS = {  # by (is MPEG 1, layer), ISO/IEC 11172-3 and 13818-3; index 0 is a free format, whose frames have any size
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_LARGEST_INDEX = 14  # of the tables above
+_SYNC = re.compile(rb"\xff[\xe2-\xff]")
+_RESYNC_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as decoders do
+_LEAST_KBITS, _MOST_KBITS = 4, 512  # average bit rates outside of these contradict the length in a tag
+_SLOPPY_BYTES = 4096
+
+
+class _Stream(NamedTuple):
+    """What all frames of a stream share."""
+
+    second_byte: int  # of a frame header, without the bit of the checksum
+    samples: int  # per frame and channel
+    sample_rate: int
+    sizes: tuple[int, ...]  # bytes of a frame by the third byte of its header; 0 where that is not of this stream
+
+
+def id3_size(head: bytes) -> int:
+    """Bytes of the ID3v2 tag that `head` begins with, 0 if it begins with something else."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    a, b, c, d = head[6:10]
+    return 10 + (a << 21 | b << 14 | c << 7 | d)
+
+
+def length_tag(data: bytes | mmap.mmap, start: int) -> tuple[bytes, int] | None:
+    """The length tag (a Xing frame) that MPEG audio lacks, and the offset of the audio that it belongs before.
+
+    Args:
+        data: content of the file.
+        start: offset of the first frame, or of other bytes shortly before it.
+
+    Returns:
+        None if this is not MPEG audio, or has a tag that agrees with the size of the file.
+    """
+    found = _first_frame(data, start)
+    if found is None:
+        return None
+    stream, first = found
+    audio = first
+    tag = _tag(data[first : first + stream.sizes[data[first + 2]]])
+    if tag is not None:
+        frames, stated = tag
+        seconds = frames * stream.samples / stream.sample_rate
+        plausible = frames and (not stated or _LEAST_KBITS < stated * 8e-3 / seconds < _MOST_KBITS)
+        end = first + stated
+        more = stated and end + _SLOPPY_BYTES < len(data) and _next_frame(data, end, stream) is not None
+        if plausible and not more:
+            return None
+        audio = first + stream.sizes[data[first + 2]]
+    return _xing_frame(data[first : first + 4], stream, _count(data, audio, stream)), audio
+
+
+def is_mpeg(data: bytes | mmap.mmap, start: int) -> bool:
+    """Whether MPEG audio begins at `start`."""
+    found = _first_frame(data, start)
+    return found is not None and found[1] == start
+
+
+def _stream(header: bytes) -> _Stream | None:
+    """The stream that a frame with this header belongs to; None if it is not a frame header."""
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
+    rate_index = header[2] >> 2 & 3
+    if header[0] != 0xFF or header[1] < 0xE0 or version == 1 or layer == 4 or rate_index == 3:
+        return None
+    first = version == 3
+    rate = _RATES[rate_index] >> (0 if first else 1 if version == 2 else 2)
+    samples = 384 if layer == 1 else 576 if layer == 3 and not first else 1152
+    sizes = [0] * 256
+    for index, kbits in enumerate(_KBITS[first, layer]):
+        for padding in (0, 1):
+            size = samples // 8 * kbits * 1000 // rate + padding
+            if layer == 1:
+                size = 4 * (12 * kbits * 1000 // rate + padding)
+            for private in (0, 1):
+                sizes[index << 4 | rate_index << 2 | padding << 1 | private] = size if kbits else 0
+    return _Stream(header[1] & 0xFE, samples, rate, tuple(sizes))
+
+
+def _size(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
+    """Size in bytes of the frame at `position`; 0 if there is no complete one."""
+    if position + 4 > len(data) or data[position] != 0xFF or data[position + 1] & 0xFE != stream.second_byte:
+        return 0
+    size = stream.sizes[data[position + 2]]
+    return size if position + size <= len(data) else 0
+
+
+def _first_frame(data: bytes | mmap.mmap, start: int) -> tuple[_Stream, int] | None:
+    """The first two adjacent frames of a stream, within a few kilobytes: the stream and the offset of the first one."""
+    for match in _SYNC.finditer(data, start, min(len(data) - 3, start + _RESYNC_BYTES)):
+        stream = _stream(data[match.start() : match.start() + 4])
+        if stream is not None and (size := _size(data, match.start(), stream)):
+            after = match.start() + size
+            if after == len(data) or _size(data, after, stream):
+                return stream, match.start()
+    return None
+
+
+def _next_frame(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int | None:
+    """Offset of the next frame of the stream, behind tags and damage; None if there is none nearby."""
+    while skipped := id3_size(data[position : position + 10]):
+        position += skipped
+    for match in _SYNC.finditer(data, position, min(len(data), position + _RESYNC_BYTES)):
+        size = _size(data, match.start(), stream)
+        if size and (match.start() + size == len(data) or _size(data, match.start() + size, stream)):
+            return match.start()
+    return None
+
+
+def _count(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
+    """The number of frames from `position` on."""
+    frames = 0
+    while True:
+        while size := _size(data, position, stream):
+            frames += 1
+            position += size
+        found = _next_frame(data, position, stream)
+        if found is None:
+            return frames
+        position = found
+
+
+def _tag(frame: bytes) -> tuple[int, int] | None:
+    """The number of frames and bytes that the length tag in a first frame states, 0 if unknown; None without a tag."""
+    content = frame[:200]
+    for name in (b"Xing", b"Info"):
+        if (at := content.find(name, 4, 48)) > 0:
+            flags, *fields = (int.from_bytes(content[at + i : at + i + 4], "big") for i in (4, 8, 12))
+            frames = fields.pop(0) if flags & 1 else 0
+            return frames, fields[0] if flags & 2 else 0
+    if content[36:40] == b"VBRI":
+        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
+    return None
+
+
+def _xing_frame(header: bytes, stream: _Stream, frames: int) -> bytes:
+    """A frame with a length tag; the frame has the largest bit rate, so that the tag fits."""
+    third = _LARGEST_INDEX << 4 | header[2] & 0x0C
+    content = bytearray(stream.sizes[third])
+    content[:4] = bytes([0xFF, header[1] | 1, third, header[3]])
+    mono = header[3] >> 6 == 3
+    mpeg1 = header[1] >> 3 & 3 == 3
+    at = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
+    content[at : at + 12] = b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return bytes(content)

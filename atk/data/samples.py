@@ -1,0 +1,102 @@
+"""Read samples of an open audio file as mono, in blocks, and decide what unusual samples mean."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from atk.data.containers import Unusable
+from atk.extras import optional_imports
+
+with optional_imports:
+    import soundfile
+
+_BLOCK_SAMPLES = 1 << 20  # read at a time, so that memory follows what is in the file, not what its header claims
+_SLOPPY_MP3_FRAMES = 2 * 1152  # encoder delay and padding make the stated length of an MP3 file inexact
+_HEADROOM = 64.0  # 36 dB above full scale; larger samples of float files are integers that nobody scaled
+_INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
+_PROBES = 8  # places of a float file where its scale is looked for
+_PROBE_FRAMES = 1024
+_CANCELED = 1e-2  # energy of the mean over channels, relative to that of unrelated channels
+
+
+def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.ndarray, str]:
+    """Read up to `count` frames from frame `first` and average the channels.
+
+    - Channels that cancel each other (the mean is 20 dB below that of unrelated channels) are replaced by the loudest.
+    - Float samples at integer scale (above 64, full scale being 1) are divided by 2^15, 2^23, or 2^31.
+
+    Returns:
+        float32 `[frames]`, and a note on what was changed; "" if nothing was.
+
+    Raises:
+        Unusable: decoding fails, the file ends early, or a sample is NaN, infinite or above 64.
+    """
+    scale, note = _scale(file)
+    blocks = []
+    energy = np.zeros(file.channels)
+    mean_energy = 0.0
+    for block in _blocks(file, first, count):
+        mono = block[:, 0] if file.channels == 1 else np.einsum("nc->n", block) / np.float32(file.channels)
+        if file.channels > 1:
+            energy += np.einsum("nc,nc->c", block, block)
+            mean_energy += float(mono @ mono)
+        blocks.append(mono)
+    if file.channels > 1 and mean_energy < _CANCELED * energy.sum() / file.channels**2 and file.seekable():
+        loudest = int(energy.argmax())
+        blocks = [block[:, loudest].copy() for block in _blocks(file, first, count)]
+        note = f"its channels cancel each other, so channel {loudest + 1} is used instead of their mean"
+    audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    if scale != 1:
+        audio = audio / np.float32(scale)
+    _check(audio, first, file.samplerate)
+    return audio, note
+
+
+def _blocks(file: soundfile.SoundFile, first: int, count: int) -> Iterator[np.ndarray]:
+    """Blocks `[n, channels]` of the window, in float32."""
+    rate = file.samplerate
+    size = max(1, _BLOCK_SAMPLES // file.channels)
+    done = 0
+    try:
+        if file.seekable():
+            file.seek(first)
+        else:  # some codecs can only be decoded from the start
+            for skipped in range(0, first, size):
+                file.read(min(size, first - skipped), dtype="float32", always_2d=True)
+        while done < count:
+            block = file.read(min(size, count - done), dtype="float32", always_2d=True)
+            done += len(block)
+            if len(block) == 0:
+                break
+            yield block
+    except soundfile.LibsndfileError:
+        raise Unusable(f"damaged or truncated: decoding fails after {(first + done) / rate:.3f} s") from None
+    if done == 0 or count - done > (_SLOPPY_MP3_FRAMES if file.format == "MP3" else 0):
+        raise Unusable(f"truncated: ends at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s")
+
+
+def _scale(file: soundfile.SoundFile) -> tuple[float, str]:
+    """The full scale of the file, and a note if it is not 1."""
+    if file.subtype not in ("FLOAT", "DOUBLE") or not file.seekable():
+        return 1.0, ""
+    peak = 0.0
+    for first in np.linspace(0, max(0, file.frames - _PROBE_FRAMES), _PROBES).astype(int).tolist():
+        file.seek(first)
+        probe = np.abs(file.read(_PROBE_FRAMES, dtype="float64"))
+        peak = max(peak, float(np.max(probe, initial=0.0, where=np.isfinite(probe))))
+    scale = next((scale for scale in _INTEGER_SCALES if peak <= scale), 1.0)
+    if peak <= _HEADROOM or scale == 1:
+        return 1.0, ""
+    return scale, f"its float samples are at integer scale (up to {peak:.0f}) and are divided by {scale:.0f}"
+
+
+def _check(audio: np.ndarray, first: int, rate: int) -> None:
+    """Raise Unusable for samples that cannot be sound."""
+    low, high = float(audio.min()), float(audio.max())  # NaN if there is one
+    if -_HEADROOM <= low <= high <= _HEADROOM:
+        return
+    if not np.isfinite(audio).all():
+        position = (first + int(np.argmin(np.isfinite(audio)))) / rate
+        raise Unusable(f"contains NaN or infinite samples (first at {position:.3f} s)")
+    position = (first + int(np.argmax(np.abs(audio) > _HEADROOM))) / rate
+    raise Unusable(f"contains samples up to {max(-low, high):.3g}, where full scale is 1 (first at {position:.3f} s)")
