@@ -13,7 +13,6 @@ from atk.data.captions import Clip, read_split
 from atk.data.side_files import read_events
 from atk.eval.figures import align
 from atk.models.clap import CLAP
-from atk.train.checkpoint import best_or_last
 
 
 def scene_in_sequence(scenes: Path) -> Clip:
@@ -51,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     clip = scene_in_sequence(arguments.scenes)
     picture = arguments.run / "align.png"
-    align(CLAP.from_pretrained(best_or_last(arguments.run)), clip.path, clip.captions[0], picture)
+    align(CLAP.from_pretrained(arguments.run), clip.path, clip.captions[0], picture)
     torch.manual_seed(0)
     shape = sizes.PAIRS["batch_128"]
     case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))

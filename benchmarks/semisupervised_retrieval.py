@@ -12,7 +12,6 @@ import yaml
 
 from atk.eval.retrieval import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
-from atk.train.checkpoint import model_folder
 from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
 
 CAPTIONED = 0.1  # fraction of the clips that keep their captions
@@ -86,7 +85,7 @@ def plan(folder: Path, seeds: int, steps: int, unlabeled: Path) -> dict[tuple[st
 
 def start(folder: Path) -> dict[str, float]:
     """Retrieval of the model that all arms start from."""
-    model = CLAP.from_pretrained(model_folder(folder / "first")).eval()
+    model = CLAP.from_pretrained(folder / "first").eval()
     test = embed_split(model, folder / "data", "test", clip_seconds=CLIP_SECONDS)
     return values_of(evaluate_retrieval(model, test))
 

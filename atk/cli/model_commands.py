@@ -128,7 +128,6 @@ def _load(arguments: Namespace, *classes: type[_Model]) -> _Model:
     from atk.models import from_pretrained
     from atk.models.clap import CLAP
     from atk.ops.checks import at_least
-    from atk.train.checkpoint import model_folder
     from atk.train.config import TrainConfig
 
     run = Path(arguments.run)
@@ -140,7 +139,7 @@ def _load(arguments: Namespace, *classes: type[_Model]) -> _Model:
             at_least(name, arguments[name], minimum)
     if arguments.clip_seconds is None:
         arguments.clip_seconds = _saved_config(run).get("clip_seconds", TrainConfig.clip_seconds)
-    model = from_pretrained(model_folder(run))
+    model = from_pretrained(run)
     if not isinstance(model, classes):
         wanted = " or ".join(model_class.__name__ for model_class in classes)
         raise ValueError(f"{run} holds a {type(model).__name__}, but this command needs a {wanted}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atk.data import Batch, Clip, EvalDataset, Loader
 from atk.extras import optional_imports
 from atk.models.clap import AudioEmbedding, TextEmbedding
+from atk.ops.checks import strings
 
 with optional_imports:
     from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
@@ -175,6 +176,10 @@ def embed_captions(model: EmbeddingModel, captions: Sequence[str], batch_size: i
         model: in evaluation mode.
         captions: N_t captions, at least one.
         batch_size: captions to embed at a time.
+
+    Raises:
+        TypeError: `captions` is not a list of strings.
     """
+    strings("captions", captions)
     batches = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
     return torch.cat([model.embed_text(batch).pooled.float().cpu() for batch in batches])

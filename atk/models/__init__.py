@@ -12,7 +12,8 @@ def from_pretrained(name: str | Path) -> "CLAP | Captioner":
     """Load a saved `CLAP` or `Captioner`, whichever `name` holds.
 
     Args:
-        name: a local folder or a hub repository, written by `save_pretrained` or by a `transformers.ClapModel`.
+        name: a run folder (its best checkpoint), or a local folder or hub repository that was written by
+            `save_pretrained` or by a `transformers.ClapModel`.
 
     Returns:
         The model, in evaluation mode.

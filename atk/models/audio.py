@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atk.models.layers import Float32Features
 from atk.nn.positions import sinusoids
 
 _TIME_POOL = (2, 2, 1, 1)  # time pooling of the four convolutions; each also halves the mel axis
@@ -55,7 +56,7 @@ class AudioEncoderConfig:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
 
 
-class LogMel(nn.Module):
+class LogMel(Float32Features):
     """Waveforms `[N, S]` in [-1, 1] to log-mel spectrograms `[N, ceil(S / hop), mel_bins]`.
 
     Each frame is centered on its hop and sees zeros outside the clip, so padding a batch changes no valid frame.

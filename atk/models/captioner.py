@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
 from atk.models.decoder import CaptionDecoder, DecoderConfig
+from atk.models.layers import check_waveforms
 from atk.models.saved import find_model, load_weights, save_model
 from atk.ops.checks import one_of
 
@@ -240,7 +241,10 @@ class Captioner(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Captioner":
-        """Load a model saved by `save_pretrained`, from a local folder or a hub repository, in evaluation mode.
+        """Load a model saved by `save_pretrained`, in evaluation mode.
+
+        Args:
+            name: a run folder (its best checkpoint), another local folder, or a hub repository.
 
         Raises:
             ValueError: `name` holds no such model.
@@ -270,10 +274,7 @@ def _difference_block(config: CaptionerConfig, width: int) -> nn.Module | None:
 
 
 def _check_audio(audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None) -> None:
-    if audio.dim() != 2 or not audio.is_floating_point():
-        raise ValueError(f"audio must be waveforms of shape [N, S], got {audio.dtype} {list(audio.shape)}")
-    if lengths.shape != audio.shape[:1]:
-        raise ValueError(f"lengths must have shape {list(audio.shape[:1])}, got {list(lengths.shape)}")
+    check_waveforms(audio, lengths)
     if references is None and reference_lengths is None:
         return
     if references is None or reference_lengths is None:

@@ -13,6 +13,7 @@ from atk.models import clap_transformers, msclap
 from atk.models.audio import AudioEncoder, AudioEncoderConfig
 from atk.models.clap_transformers import ClapConfig
 from atk.models.htsat import HTSAT
+from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.saved import find_model, load_weights, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
@@ -196,12 +197,21 @@ class CLAP(nn.Module):
         return self.encode_audio(audio, lengths), self.encode_text(tokens)
 
     def embed_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
-        """`encode_audio` with every vector of unit length."""
+        """`encode_audio` with every vector of unit length.
+
+        Args:
+            audio: waveforms `[N, S]` at `sample_rate`, floating point with full scale +-1.
+            lengths: valid samples of each clip `[N]`, integer.
+
+        Raises:
+            TypeError, ValueError: the type or shape of an argument is wrong.
+        """
+        check_waveforms(audio, lengths)
         pooled, frames, mask = self.encode_audio(audio, lengths)
         return AudioEmbedding(_unit(pooled), _unit(frames), mask)
 
     def embed_text(self, captions: list[str]) -> TextEmbedding:
-        """`encode_text` of `captions` with every vector of unit length."""
+        """`encode_text` of a list of captions, with every vector of unit length."""
         pooled, tokens, mask, offsets = self.encode_text(self.tokenize(captions))
         return TextEmbedding(_unit(pooled), _unit(tokens), mask, offsets)
 
@@ -236,7 +246,7 @@ class CLAP(nn.Module):
         """Load a model saved by `save_pretrained` or by a `transformers.ClapModel`, in evaluation mode.
 
         Args:
-            name: a local folder or a hub repository.
+            name: a run folder (its best checkpoint), another local folder, or a hub repository.
 
         Raises:
             ValueError: `name` holds no such model.

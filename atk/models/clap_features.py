@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from atk.models.layers import Float32Features
 from atk.ops.checks import one_of
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 PADDINGS = ("repeatpad", "repeat", "pad")
 
 
-class ClapFeatures(nn.Module):
+class ClapFeatures(Float32Features):
     """The features of `transformers.ClapFeatureExtractor`, which computes them in numpy.
 
     Clips longer than the extractor's `max_length_s` (10 s) are truncated.

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atk.models.layers import Float32Features
+
 FRAME_STRIDE = 32  # spectrogram frames per output frame: five poolings by 2
 _BLOCKS = 6
 _PUBLISHED = {32000: (1024, 320, 14000.0), 16000: (512, 160, 8000.0), 8000: (256, 80, 4000.0)}  # window, hop, fmax
@@ -85,7 +87,7 @@ class Cnn14Config:
         )
 
 
-class _LogMel(nn.Module):
+class _LogMel(Float32Features):
     """Waveforms `[N, S]` to `10 log10(max(x, 1e-10))` of their mel power spectra `[N, 1 + S // hop, mel_bins]`.
 
     Frames are centered on multiples of the hop. Each clip is reflect-padded at its own ends, not at those of the batch.
@@ -214,7 +216,7 @@ class Cnn14(nn.Module):
         audio = audio.masked_fill(samples >= lengths[:, None], 0)
         lengths = lengths.clamp(min=min_samples)
         frames = 1 + lengths // self.config.hop
-        x = self.log_mel(audio, lengths)
+        x = self.log_mel(audio, lengths).to(self.bn0.weight.dtype)
         mask = _valid_mask(frames, x)
         padded = not bool(mask.all())
         x = self.bn0(x[:, :, None], _valid_indices(mask) if padded else None).transpose(2, 3)  # [N, T, mel_bins, 1]

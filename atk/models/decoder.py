@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models.tokenizer import import_transformers, train_bpe
-from atk.ops.checks import at_least
+from atk.ops.checks import at_least, strings
 
 if TYPE_CHECKING:
     from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
@@ -132,7 +132,11 @@ class CaptionDecoder(nn.Module):
         """Targets of the decoder: padded `input_ids` and `attention_mask` `[N, L_t]`, int64.
 
         Captions are truncated to `config.max_tokens` tokens and keep the end token.
+
+        Raises:
+            TypeError: `captions` is not a list of strings.
         """
+        strings("captions", captions)
         return dict(
             self.tokenizer(
                 list(captions),

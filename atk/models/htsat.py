@@ -66,7 +66,8 @@ class HTSAT(nn.Module):
         """
         # False: features of a truncated clip are not fused with those of the full clip.
         longer = torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
-        outputs = self.model(input_features=self.features(audio, lengths), is_longer=longer)
+        features = self.features(audio, lengths).to(self.model.dtype)
+        outputs = self.model(input_features=features, is_longer=longer)
         frames = outputs.last_hidden_state.mean(2).transpose(1, 2)
         valid = (lengths * self.frames // self.features.samples).clamp(min=1)
         return outputs.pooler_output, frames, torch.arange(self.frames, device=audio.device) < valid[:, None]

@@ -1,9 +1,40 @@
-"""The repeated layers of a model, which training shards or recomputes one by one."""
+"""What the encoders share: features in float32 whatever the type of the weights, and the repeated layers of a model."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+class Float32Features(nn.Module):
+    """A module whose buffers (windows and filters) stay in float32 if the model is converted to half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            owner, _, attribute = name.rpartition(".")
+            module = self.get_submodule(owner)
+            converted = getattr(module, attribute)
+            if converted.dtype != buffer.dtype:
+                setattr(module, attribute, buffer.to(converted.device))
+        return self
+
+
+def check_waveforms(audio: Tensor, lengths: Tensor) -> None:
+    """Raise TypeError or ValueError unless `audio` is waveforms `[N, S]` with their `lengths [N]`."""
+    if not isinstance(audio, Tensor) or not audio.is_floating_point():
+        given = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
+        raise TypeError(f"audio must be a floating-point tensor with full scale +-1, got {given}")
+    if audio.dim() != 2:
+        raise ValueError(f"audio must be waveforms of shape [N, S], got {list(audio.shape)}")
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point():
+        given = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"lengths must be an integer tensor, the valid samples of each clip, got {given}")
+    if lengths.shape != audio.shape[:1]:
+        raise ValueError(f"lengths must have shape {list(audio.shape[:1])}, got {list(lengths.shape)}")
 
 
 def innermost_layers(model: nn.Module) -> list[nn.Module]:

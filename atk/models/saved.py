@@ -1,6 +1,7 @@
-"""Saving and loading models: a folder with `config.json` and `model.safetensors`, local or on the hub."""
+"""Saving and loading models: a folder with `config.json` and `model.safetensors`, a run folder, or a hub repository."""
 
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,34 +24,125 @@ def save_model(model: nn.Module, config: "DataclassInstance", folder: str | Path
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     save_weights(model, str(folder / _WEIGHTS))
     return folder
 
 
 def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Find a saved model in a local folder, or download it from a hub repository.
+    """Find a saved model in a local folder or a run folder (its best checkpoint), or download it from the hub.
 
     Returns:
         Its folder and the contents of its `config.json`.
 
     Raises:
-        ValueError: `name` holds no such model.
+        ValueError: `name` holds no such model, or its configuration is damaged.
+        FileNotFoundError: `name` is a run folder without a checkpoint.
     """
-    folder = Path(name)
+    folder = model_folder(Path(name))
     if not folder.is_dir():
         folder = _download(str(name))
     if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no model: expected {_CONFIG} and {_WEIGHTS} there")
-    return folder, json.loads((folder / _CONFIG).read_text())
+    try:
+        values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / _CONFIG}: damaged or cut short ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / _CONFIG}: not the configuration of a model")
+    return folder, values
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load the weights saved by `save_model` into `model`."""
+    """Load the weights saved by `save_model` into `model`.
+
+    Raises:
+        ValueError: the file is damaged, or holds the weights of another model.
+    """
     with optional_imports:
+        from safetensors import SafetensorError
         from safetensors.torch import load_model
 
-    load_model(model, folder / _WEIGHTS)
+    try:
+        load_model(model, folder / _WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS}: damaged or cut short ({error})") from None
+    except RuntimeError as error:  # names or shapes differ
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder / _WEIGHTS}: not the weights of the model in {_CONFIG} ({reason[:200]})") from None
+
+
+def model_folder(path: Path) -> Path:
+    """The saved model of a run folder (its best checkpoint), or `path` itself if it is not a run folder.
+
+    Raises:
+        FileNotFoundError: the run folder holds no checkpoint.
+    """
+    return best_or_last(path) if (path / "checkpoints").is_dir() else path
+
+
+def best_or_last(run: Path) -> Path:
+    """The checkpoint of a run folder to use: the best by validation, or the last of a run without validation.
+
+    Raises:
+        FileNotFoundError: `run` holds no checkpoint.
+    """
+    for name in ("best", "last"):
+        if (found := find_checkpoint(run / "checkpoints", name)) is not None:
+            return found
+    raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
+
+
+def find_checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint called "best" or "last" in the folder `checkpoints` of a run; None if there is none.
+
+    Its name is a folder, a link to one, or a text file that names one. If a copy has lost both names, the last
+    checkpoint is the newest one, and the best one is the oldest of several, as only these two are kept.
+    """
+    if (found := _named(folder, name)) is not None:
+        return found
+    steps = step_folders(folder)
+    if name == "last":
+        return steps[-1] if steps else None
+    return steps[0] if len(steps) > 1 and _named(folder, "last") is None else None
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The checkpoints of a run by step."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def damaged_file(folder: Path) -> Path | None:
+    """The first file of a saved model or checkpoint that is cut short or empty; None if all are whole."""
+    checks = {".safetensors": _is_safetensors, ".pt": zipfile.is_zipfile, ".json": _is_json}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return next((path for path in files if path.suffix in checks and not checks[path.suffix](path)), None)
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    path = folder / name
+    if path.is_file():
+        path = folder / path.read_text(encoding="utf-8", errors="replace").strip()
+    return path if path != folder and path.is_dir() else None
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+            ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return 8 + size + max(ends, default=0) == path.stat().st_size
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _download(name: str) -> Path:

@@ -1,5 +1,6 @@
 """The text encoder: a BERT- or RoBERTa-like checkpoint from transformers, or a small one trained from scratch."""
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from atk.models.text_pretrained import load_pretrained, prepare_tokenizer, text_tower
 from atk.models.tokenizer import import_transformers, train_bpe
 from atk.ops import checks
 
@@ -30,8 +32,8 @@ class TextEncoderConfig:
     """A pretrained text encoder, or the size of a small BERT with a tokenizer trained on the captions.
 
     Args:
-        pretrained: local folder or hub name of a BERT- or RoBERTa-like checkpoint; None = train from scratch with the
-            settings below.
+        pretrained: local folder or hub name of a checkpoint: BERT, RoBERTa, a decoder, the encoder of T5, or the text
+            tower of CLIP, for example; None = train from scratch with the settings below.
         pooling: what the global vector is: the first token ("cls"), the mean over valid tokens ("mean"), the end token
             ("last") or the output of the encoder's own pooling layer ("pooler").
         max_tokens: longer captions are truncated to this many tokens.
@@ -76,6 +78,7 @@ class TextEncoder(nn.Module):
         self.config = config
         # Checkpoints may be in half precision; weights are trained in float32, with or without autocast.
         self.model = model.float()
+        prepare_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         has_pooler = getattr(model, "pooler", None) is not None
         if config.pooling == "pooler" and not has_pooler:
@@ -98,15 +101,9 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the checkpoint cannot be loaded, or `captions` is empty but needed.
         """
-        transformers = import_transformers()
         if config.pretrained is not None:
-            try:
-                model = transformers.AutoModel.from_pretrained(config.pretrained)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(config.pretrained)
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"text.pretrained: cannot load {config.pretrained!r}: {reason}") from error
-            return cls(config, model, tokenizer)
+            return cls(config, *load_pretrained(config.pretrained))
+        transformers = import_transformers()
         tokenizer = train_tokenizer(captions, config.vocabulary)
         bert = transformers.BertConfig(
             vocab_size=len(tokenizer),
@@ -126,7 +123,7 @@ class TextEncoder(nn.Module):
         transformers = import_transformers()
         # Otherwise transformers may pick a different attention implementation, equal only up to rounding.
         saved = transformers.AutoConfig.from_pretrained(folder, _attn_implementation_autoset=False)
-        model = transformers.AutoModel.from_config(saved)
+        model = text_tower(transformers.AutoModel.from_config(saved))
         return cls(config, model, transformers.AutoTokenizer.from_pretrained(folder))
 
     def save(self, folder: Path) -> None:
@@ -142,8 +139,10 @@ class TextEncoder(nn.Module):
             reserve: number of pseudo-tokens that `forward` will insert; captions are truncated to leave space for them.
 
         Raises:
+            TypeError: `captions` is not a list of strings.
             ValueError: `reserve` is negative or leaves no space for a caption.
         """
+        checks.strings("captions", captions)
         limit = self._max_tokens()
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
         if reserve < 0:
@@ -168,6 +167,8 @@ class TextEncoder(nn.Module):
     def _max_tokens(self) -> int:
         """The number of tokens that configuration, tokenizer and position embeddings allow."""
         positions = getattr(self.model.config, "max_position_embeddings", 512)
+        if positions < 1:  # no limit, as in XLNet
+            positions = 512
         embedding = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         if embedding is not None and embedding.padding_idx is not None:
             positions -= embedding.padding_idx + 1  # RoBERTa's positions start after the padding index
@@ -234,6 +235,8 @@ class TextEncoder(nn.Module):
         device = self._word_embeddings().weight.device
         attention = tokens["attention_mask"]
         checks.embeddings("pseudo_tokens", pseudo_tokens, "N, P, D_T")
+        if "inputs_embeds" not in inspect.signature(self.model.forward).parameters:
+            raise ValueError(f"pseudo_tokens: a {self.model.config.model_type} takes no embeddings in place of words")
         captions, length = attention.shape
         count, inserted, width = pseudo_tokens.shape
         if count != captions or width != self.token_width:

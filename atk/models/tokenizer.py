@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from atk.extras import optional_imports
+from atk.ops.checks import strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,13 +26,16 @@ def train_bpe(
         options: keyword arguments of `transformers.PreTrainedTokenizerFast`.
 
     Raises:
+        TypeError: `captions` is a single string, or not all of them are strings.
         ValueError: `captions` is empty.
     """
     with optional_imports:
         import tokenizers
         from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    texts = sorted(set(captions))
+    given = captions if isinstance(captions, str) else list(captions)
+    strings("captions", given)
+    texts = sorted(set(given))
     if not texts:
         raise ValueError("captions: at least one caption is needed to train a tokenizer")
     # Not WordPiece: its trainer assigns ids to "##" pieces in hash order, and resumed runs must be reproducible.

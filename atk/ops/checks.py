@@ -1,5 +1,6 @@
 """Argument checks of the ops. Every error names the argument, what is required, and what was given."""
 
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -185,6 +186,16 @@ def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, max_seqlen: int |
         raise ValueError(
             f"max_seqlen_{of_name} must be at least the longest sequence, {int(lengths.max())}, got {max_seqlen}"
         )
+
+
+def strings(name: str, value: object) -> None:
+    """`value` is a list (or another sequence) of strings, not a single string."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        given = repr(value) if isinstance(value, (str, bytes)) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} must be a list of strings, got {given}")
+    for index, text in enumerate(value):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a list of strings, got {text!r} at index {index}")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """The parts of a step that are run to plan it: the encoders on a few clips, the loss on a few logits."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from atk.ops import reference
 from atk.ops.info_nce import logit_gradient_magnitude
 from atk.plan.cost import Cost, LinearCost, Trace
 from atk.train.aligned import AlignedConfig, AlignedTask
-from atk.train.checkpoint import model_folder
 from atk.train.contrastive import ContrastiveTask
 from atk.train.grad_cache import Embeddings
 from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
@@ -101,7 +99,7 @@ def logits_cost(skip_below: float) -> tuple[float, float]:
 def _task(config: PlanConfig) -> PlanTask:
     """The task that trains `config`, without its data."""
     if config.init is not None:
-        config = replace(config, model=CLAP.saved_config(model_folder(Path(config.init))))
+        config = replace(config, model=CLAP.saved_config(config.init))
     make: type[PlanTask] = AlignedTask if isinstance(config, AlignedConfig) else SemiSupervisedTask
     task: PlanTask = make.__new__(make)  # the constructor would read data
     task.config = config

@@ -1,11 +1,15 @@
-"""Checkpoints that survive a kill at any moment: written to a temporary folder, renamed, then linked."""
+"""Checkpoints that survive a kill at any moment: written to a temporary folder, renamed, then named last or best."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from atk.extras import optional_imports
+from atk.models.saved import damaged_file, find_checkpoint, step_folders
 
 _STATE = "training.pt"
 
@@ -20,7 +24,8 @@ class Saveable(Protocol):
 def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, Any], best: bool) -> Path:
     """Write `folder/step-<step>`: the model by `save_pretrained`, everything else to training.pt.
 
-    Then link `folder/last` to it, and `folder/best` too if `best`, and remove the checkpoints without a link.
+    Then name it `folder/last`, and `folder/best` too if `best`, and remove the checkpoints without a name. A name is a
+    link; where links cannot be made, it is a text file with the name of the checkpoint.
 
     Args:
         folder: the checkpoints of a run.
@@ -31,69 +36,100 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        OSError: the checkpoint cannot be written, such as to a full disk; the earlier ones are left whole.
     """
+    with optional_imports:
+        from safetensors import SafetensorError
+
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     partial = folder / f".partial-{step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    torch.save(state, partial / _STATE)
-    for path in (*partial.rglob("*"), partial):
-        _sync(path)
-    if target.exists():  # an earlier run was killed between this rename and the links below
+    try:
+        model.save_pretrained(partial)
+        torch.save(state, partial / _STATE)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        left = ", ".join(path.name for path in step_folders(folder)) or "none"
+        raise OSError(f"{target}: cannot be saved ({reason}); checkpoints left: {left}") from error
+    earlier = find_checkpoint(folder, "best")
+    if target.exists():  # an earlier run was killed between this rename and the names below
         shutil.rmtree(target)
     partial.rename(target)
     if best:  # before "last": a run killed in between resumes at the previous step and saves this one again
-        _link(folder / "best", target.name)
-    _link(folder / "last", target.name)
+        _name(folder / "best", target.name)
+    elif earlier is not None and earlier != folder / "best":  # the name was lost in a copy
+        _name(folder / "best", earlier.name)
+    _name(folder / "last", target.name)
     _sync(folder)
-    kept = {str((folder / name).readlink()) for name in ("last", "best") if (folder / name).is_symlink()}
-    for path in folder.iterdir():
-        if not path.is_symlink() and path.name not in kept:
+    kept = {found.resolve() for name in ("best", "last") if (found := find_checkpoint(folder, name)) is not None}
+    for path in step_folders(folder):
+        if path.resolve() not in kept:
             shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".partial-*"):
+        shutil.rmtree(path, ignore_errors=True)
     return target
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file; after a kill it holds either the old text or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in the folder `checkpoints` of a run, checked to be whole; None if there is none.
+
+    Raises:
+        ValueError: a file of it is cut short; the message names it, and a checkpoint that is whole.
+    """
+    last = find_checkpoint(folder, "last")
+    if last is not None and (damaged := damaged_file(last)) is not None:
+        raise ValueError(_damage(damaged, last, "its end is missing"))
+    return last
+
+
 def load_state(folder: Path) -> dict[str, Any]:
-    """Load everything but the model's weights from `folder/last`, to the CPU.
+    """Load everything but the model's weights from the last checkpoint in `folder`, to the CPU.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
+        ValueError: the file is damaged.
     """
-    path = folder / "last" / _STATE
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint to resume from: {path} does not exist")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    last = find_checkpoint(folder, "last")
+    if last is None or not (last / _STATE).is_file():
+        raise FileNotFoundError(f"no checkpoint to resume from: {folder / 'last' / _STATE} does not exist")
+    try:
+        return torch.load(last / _STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, depending on what is damaged
+        raise ValueError(_damage(last / _STATE, last, " ".join(str(error).split())[:200])) from error
 
 
-def model_folder(path: Path) -> Path:
-    """The saved model of a run folder (its best checkpoint), or `path` itself if it is not a run folder."""
-    return best_or_last(path) if (path / "checkpoints").is_dir() else path
+def _damage(file: Path, checkpoint: Path, reason: str) -> str:
+    """Say which file is damaged, and how to resume from what is left whole."""
+    real = checkpoint.resolve()
+    others = [path for path in step_folders(checkpoint.parent) if path.resolve() != real]
+    whole = next((path for path in reversed(others) if damaged_file(path) is None), None)
+    way_out = f"delete {real} to resume from {whole.name}, which is whole" if whole else "no other checkpoint is whole"
+    return f"{file}: damaged or cut short ({reason}); {way_out}"
 
 
-def best_or_last(run: Path) -> Path:
-    """The checkpoint of a run folder to use: the best by validation, or the last of a run without validation.
-
-    Raises:
-        FileNotFoundError: `run` holds no checkpoint.
-    """
-    for name in ("best", "last"):
-        if (run / "checkpoints" / name).is_dir():
-            return run / "checkpoints" / name
-    raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
-
-
-def _link(path: Path, target: str) -> None:
+def _name(path: Path, target: str) -> None:
+    """Make `path` a name of the folder `target` beside it."""
     partial = path.with_name(f".{path.name}-link")
     partial.unlink(missing_ok=True)
-    partial.symlink_to(target)
+    try:
+        partial.symlink_to(target)
+    except OSError:  # a file system without links
+        partial.write_text(target + "\n", encoding="utf-8")
+    if path.is_dir() and not path.is_symlink():  # a copy of the run in which links became folders
+        shutil.rmtree(path)
     partial.replace(path)
 
 
@@ -101,5 +137,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync folders
+            raise
     finally:
         os.close(descriptor)

@@ -16,7 +16,6 @@ from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
 from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
-from atk.train.checkpoint import model_folder
 from atk.train.config import TrainConfig
 from atk.train.grad_cache import Embeddings
 from atk.train.run import MakeTask, checkpoint_to_resume, run
@@ -71,7 +70,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
     def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device)
         if checkpoint is None and config.init is not None:
-            checkpoint = model_folder(Path(config.init))
+            checkpoint = Path(config.init)
         new = checkpoint is None
         model = CLAP.create(config.model, self.captions) if new else CLAP.from_pretrained(checkpoint)
         self.model = model.to(device)
@@ -118,6 +117,6 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
 def train_contrastive(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool) -> dict[str, Any] | None:
     """Train by a contrastive method; with `config.init`, its model replaces `config.model`."""
     if config.init is not None:
-        start = checkpoint_to_resume(config, resume) or model_folder(Path(config.init))
+        start = checkpoint_to_resume(config, resume) or config.init
         config = replace(config, model=CLAP.saved_config(start))
     return run(make_task, config, resume)

@@ -25,7 +25,6 @@ from atk.models.captioner import Captioner, CaptionerConfig, Difference
 from atk.nn import CrossAttentionDifference
 from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
-from atk.train.checkpoint import model_folder
 from atk.train.config import TrainConfig, fields_at_least
 from atk.train.grad_cache import Embeddings
 from atk.train.run import checkpoint_to_resume, run
@@ -119,7 +118,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         if checkpoint is not None:
             return Captioner.from_pretrained(checkpoint)
         if config.init is not None:
-            model = Captioner.from_pretrained(model_folder(Path(config.init)))
+            model = Captioner.from_pretrained(config.init)
             return model.with_difference(config.model.difference, config.model.heads)
         return Captioner.create(config.model, self.captions)
 
@@ -207,7 +206,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train a captioner by `config.objective`; arguments, result, and errors: see `atk.train.run.run`."""
     if config.init is not None:
-        start = checkpoint_to_resume(config, resume) or model_folder(Path(config.init))
+        start = checkpoint_to_resume(config, resume) or config.init
         saved = Captioner.saved_config(start)
         model = replace(saved, difference=config.model.difference, heads=config.model.heads)
         config = replace(config, model=model)

@@ -9,8 +9,9 @@ import torch
 
 from atk.device import pick_device
 from atk.distributed.collectives import world_size
+from atk.models.saved import best_or_last
 from atk.train import ranks
-from atk.train.checkpoint import best_or_last, write_atomically
+from atk.train.checkpoint import last_whole_checkpoint, write_atomically
 from atk.train.config import TrainConfig
 from atk.train.task import Task
 from atk.train.trainer import Trainer
@@ -85,6 +86,5 @@ def _summary(trainer: Trainer, task: Task, config: TrainConfig, device: torch.de
 
 
 def checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
-    """The checkpoint to resume from; None if a new run starts."""
-    last = Path(config.out) / "checkpoints" / "last"
-    return last if resume and last.is_dir() else None
+    """The checkpoint to resume from; None if a new run starts. Errors are as in `last_whole_checkpoint`."""
+    return last_whole_checkpoint(Path(config.out) / "checkpoints") if resume else None

@@ -257,3 +257,15 @@ def test_training_and_use_from_the_command_line(tiny_data, tmp_path, capsys):
     assert "this model uses only the first 10 s of each window of 12 s" in capsys.readouterr().err
     main([*command, "--out", str(tmp_path / "long"), "--init", str(out), "--clip-seconds", "10.5", "--steps", "1"])
     assert capsys.readouterr().err.count("this model uses only the first 10 s of each window of 10.5 s") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_give_nearly_the_same_vectors(published, dtype):
+    model = load(published[0])
+    audio, lengths = clips(10, 4.2)
+    with torch.no_grad():
+        expected = model.embed_audio(audio, lengths).pooled, model.embed_text(CAPTIONS).pooled
+        model.to(dtype)
+        got = model.embed_audio(audio, lengths).pooled, model.embed_text(CAPTIONS).pooled
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.cosine_similarity(ours, theirs).min() > 0.99

@@ -190,7 +190,7 @@ def test_minilm_weights_load_offline_and_rank_similar_texts_higher(monkeypatch):
             r"token_layer must be in 0..2",
         ),
         (lambda: train_tokenizer([], 100), "at least one caption"),
-        (lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(pretrained="/no/such/folder")), []), "cannot load"),
+        (lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(pretrained="/no/such/folder")), []), "cannot use"),
     ],
 )
 def test_errors(call, message):

@@ -1,10 +1,14 @@
 """Checkpoints are complete after a kill at any moment, and only the needed ones are kept."""
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from atk.models.saved import best_or_last, find_checkpoint
 from atk.train import checkpoint
 
 
@@ -12,6 +16,34 @@ class Model(torch.nn.Module):
     def save_pretrained(self, folder):
         folder.mkdir()
         (folder / "weights").write_text("complete")
+        (folder / "config.json").write_text('{"width": 3}')
+        save_file({"weight": torch.ones(1000)}, folder / "model.safetensors")
+
+
+def save(folder, step, best):
+    checkpoint.save_checkpoint(folder, step, Model(), {"step": step, "optimizer": torch.ones(1000)}, best=best)
+
+
+def step_of(path):
+    return path and torch.load(path / "training.pt")["step"]
+
+
+def copy_with_folders(run, copy):
+    shutil.copytree(run, copy)  # follows links, as `cp -rL`, `zip -r` and object stores do
+
+
+def copy_without_links(run, copy):
+    shutil.copytree(run, copy, symlinks=True)
+    for name in ("best", "last"):
+        (copy / name).unlink(missing_ok=True)
+
+
+def copy_with_text(run, copy):
+    """As a checkout on a file system without links."""
+    copy_without_links(run, copy)
+    for name in ("best", "last"):
+        if (run / name).is_symlink():
+            (copy / name).write_text(str((run / name).readlink()))
 
 
 def interrupt_call(patch, name, calls_before):
@@ -44,3 +76,81 @@ def test_an_interrupted_save_leaves_the_last_checkpoint_complete(tmp_path, name,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000001", "step-00000002"]
     checkpoint.save_checkpoint(tmp_path, 3, Model(), {"step": 3}, best=False)
     assert not (tmp_path / "step-00000002").exists()
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("copy", [copy_with_folders, copy_without_links, copy_with_text])
+def test_a_copied_run_resumes_and_saves(tmp_path, copy, best):
+    run, copied = tmp_path / "run", tmp_path / "copied"
+    save(run, 1, best=True)
+    save(run, 2, best=False)
+    copy(run, copied)
+    assert step_of(checkpoint.last_whole_checkpoint(copied)) == 2 and checkpoint.load_state(copied)["step"] == 2
+    assert step_of(find_checkpoint(copied, "best")) == 1
+    for step, expected in ((3, 3 if best else 1), (4, 4 if best else 1)):
+        save(copied, step, best=best)
+        assert checkpoint.load_state(copied)["step"] == step
+        assert step_of(find_checkpoint(copied, "best")) == expected
+    assert (copied / "last" / "training.pt").is_file() and (copied / "best" / "training.pt").is_file()
+    assert len(list(copied.glob("step-*"))) <= 2
+
+
+def test_a_run_without_validation_has_no_best(tmp_path):
+    run, copied = tmp_path / "run" / "checkpoints", tmp_path / "copied" / "checkpoints"
+    save(run, 1, best=False)
+    save(run, 2, best=False)
+    copy_without_links(run, copied)
+    assert find_checkpoint(copied, "best") is None and step_of(best_or_last(copied.parent)) == 2
+
+
+def test_saving_does_not_need_links(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", fail)
+    for step, best in ((1, True), (2, False), (3, False), (4, True)):
+        save(tmp_path, step, best)
+    save(tmp_path, 5, False)
+    assert checkpoint.load_state(tmp_path)["step"] == 5 and step_of(find_checkpoint(tmp_path, "best")) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, error):
+    save(tmp_path, 1, best=True)
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(_, path):
+        path.write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(OSError, match=r"step-00000002: cannot be saved \(.*\); checkpoints left: step-00000001"):
+            save(tmp_path, 2, best=True)
+    assert sorted(tmp_path.rglob("*")) == before and checkpoint.load_state(tmp_path)["step"] == 1
+    save(tmp_path, 2, best=True)
+    assert checkpoint.load_state(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
+@pytest.mark.parametrize("name", ["training.pt", "model.safetensors", "config.json"])
+def test_a_file_cut_short_is_named_with_what_is_whole(tmp_path, name, keep):
+    save(tmp_path, 1, best=True)
+    damaged = tmp_path / "last" / name
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=rf"{name}: damaged or cut short \(.*\); no other checkpoint is whole"):
+        checkpoint.last_whole_checkpoint(tmp_path)
+    damaged.write_bytes(content)
+    save(tmp_path, 2, best=False)
+    damaged.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=rf"{name}: .*; delete (\S+) to resume from step-00000001, which is whole"
+    ) as error:
+        checkpoint.last_whole_checkpoint(tmp_path)
+    shutil.rmtree(str(error.value).partition("delete ")[2].partition(" to resume")[0])
+    assert checkpoint.load_state(tmp_path)["step"] == 1
+    assert step_of(checkpoint.last_whole_checkpoint(tmp_path)) == 1

@@ -23,7 +23,7 @@ from support.runs import (
 import atk
 from atk.cli.main import main
 from atk.data import AudioError, Batch, UnlabeledAudio
-from atk.train.checkpoint import model_folder
+from atk.models.saved import model_folder
 from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, mixture
 
 TERMS = ("labeled", "mix", "unlabeled")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from support.runs import arguments, kill_at_a_random_moment, rows, training_state, weights
 
 from atk.cli.main import main
-from atk.train.checkpoint import best_or_last
+from atk.models.saved import best_or_last
 
 
 def test_run_folder_is_complete(tiny_run, tiny_data):
