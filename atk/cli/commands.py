@@ -104,7 +104,7 @@ def _model_command(text: str, name: str) -> Command:
     def run(arguments: Namespace) -> None:
         from atk.cli import model_commands
 
-        getattr(model_commands, name)(arguments)
+        getattr(model_commands, f"run_{name}")(arguments)
 
     return Command(text, add_arguments, run)
 

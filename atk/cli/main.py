@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import warnings
 
 import torch
 
@@ -9,6 +10,8 @@ import atk
 from atk.cli.exit_codes import FAILURE, INTERRUPTED, MISTAKE
 from atk.extras import missing_package
 from atk.ops.backend import BackendError
+
+_PYTHON_FORMAT = warnings.formatwarning
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = "atk"
+    warnings.formatwarning = _format_warning
     try:
         if not _runs_without_parser(argv):
             from atk.cli.commands import parse
@@ -35,6 +39,15 @@ def main(argv: list[str] | None = None) -> None:
         if code is None:
             raise
         sys.exit(code)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line for a warning about the user's data, Python's format for others."""
+    if category.__name__ == "DataWarning":
+        return f"{message}\n"
+    return _PYTHON_FORMAT(message, category, filename, lineno, line)
 
 
 def _runs_without_parser(argv: list[str]) -> bool:

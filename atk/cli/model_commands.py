@@ -166,7 +166,7 @@ def _reading_arguments(arguments: Namespace) -> dict[str, Any]:
     return {name: arguments[name] for name in ("clip_seconds", "batch_size", "workers", "on_error")}
 
 
-def evaluate(arguments: Namespace) -> None:
+def run_evaluate(arguments: Namespace) -> None:
     """Run `atk evaluate`."""
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
@@ -215,7 +215,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         print(arguments.out)
 
 
-def caption(arguments: Namespace) -> None:
+def run_caption(arguments: Namespace) -> None:
     """Run `atk caption`."""
     from atk.eval.captioning import caption_file
     from atk.models.captioner import Captioner
@@ -231,7 +231,7 @@ def caption(arguments: Namespace) -> None:
         print(text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}")
 
 
-def align(arguments: Namespace) -> None:
+def run_align(arguments: Namespace) -> None:
     """Run `atk align`."""
     from atk.eval.figures import align as draw
     from atk.models.clap import CLAP
@@ -248,7 +248,7 @@ def align(arguments: Namespace) -> None:
     print(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
 
 
-def search(arguments: Namespace) -> None:
+def run_search(arguments: Namespace) -> None:
     """Run `atk search`."""
     from atk.data.captions import describe_skipped
     from atk.eval.search import search as rank

@@ -1,6 +1,6 @@
 """Audio files, data folders, and batches of clips."""
 
-from atk.data.audio import AudioError, AudioInfo, AudioWarning, audio_info, load_audio, load_crop
+from atk.data.audio import AudioError, AudioInfo, DataWarning, audio_info, load_audio, load_crop
 from atk.data.captions import Clip, Split, describe_skipped, read_folder, read_split
 from atk.data.dataset import Batch, EvalDataset, TrainDataset, collate
 from atk.data.listing import find_audio, list_folder
@@ -14,9 +14,9 @@ __all__ = [
     "CONDITIONS",
     "AudioError",
     "AudioInfo",
-    "AudioWarning",
     "Batch",
     "Clip",
+    "DataWarning",
     "EvalDataset",
     "Loader",
     "MixConfig",

@@ -32,8 +32,8 @@ _UNKNOWN_FRAMES = 1 << 62
 _MOST_FRAMES_PER_BYTE = 64  # codecs need more bytes than this, except for silence
 
 
-class AudioWarning(UserWarning):
-    """Audio that is used, but not as it is in the file."""
+class DataWarning(UserWarning):
+    """Data that are not used as they are: a changed waveform, a table that is passed over."""
 
 
 class AudioError(ValueError):
@@ -105,7 +105,7 @@ def load_audio(
         sample_rate: sample rate of the result, in Hz.
         start: start of the window, in seconds.
         seconds: length of the window, clipped to the end of the file; None reads to the end.
-        notes: receives what was changed as above, if anything; None issues an `AudioWarning` instead.
+        notes: receives what was changed as above, if anything; None issues an `DataWarning` instead.
 
     Returns:
         float32 `[samples]` with 1 <= samples <= round(seconds * sample_rate); full scale is +-1.
@@ -235,7 +235,7 @@ def _window(
         count = min(count, max(1, math.ceil(seconds * rate - 1e-6)))
     mono, note = read_mono(file, first, count)
     if note and notes is None:
-        warnings.warn(f"{path}: {note}", AudioWarning, stacklevel=4)
+        warnings.warn(f"{path}: {note}", DataWarning, stacklevel=4)
     elif note and notes is not None:
         notes.append(note)
     audio = torch.from_numpy(np.ascontiguousarray(mono))

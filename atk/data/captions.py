@@ -1,6 +1,5 @@
 """Read data folders: `train.csv`, `val.csv` and `test.csv` list audio files and their captions."""
 
-import csv
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +9,12 @@ from typing import Literal, get_args
 
 from atk.data.audio import AudioError, audio_info
 from atk.data.listing import list_folder
+from atk.data.tables import Table
 from atk.ops.checks import one_of
 
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
+_DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _THREADS = 4  # headers are small reads, which disks serve faster in parallel
 
 Entry = tuple[str, Path, tuple[str, ...]]  # file name, path, captions
@@ -54,7 +55,7 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
 
     The columns are `file_name` (relative to the folder) and `caption`, or `caption_1`, `caption_2`, ... Captions of
     several rows of the same file are combined. Captions are stripped, each run of white space is replaced by a single
-    space, and exact duplicates within a clip are dropped.
+    space, and exact duplicates within a clip are dropped. See `atk.data.tables.Table` for the variants of CSV.
 
     Args:
         folder: data folder.
@@ -119,47 +120,41 @@ def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
     """Yield (file name, captions, None) for each good row and (name, [], what is wrong) for each bad one."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            columns = [i for i, name in enumerate(header) if name == "caption" or name.startswith("caption_")]
-            if "file_name" not in header or not columns:
-                raise ValueError(
-                    f"{path}: needs the columns file_name and caption (or caption_1, caption_2, ...), has "
-                    + (", ".join(header) or "none")
-                )
-            for row in reader:
-                if row:
-                    yield _row(row, header, columns, f"{path.name} line {reader.line_num}")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-        except csv.Error as error:
-            raise ValueError(f"{path} line {reader.line_num}: not well-formed CSV ({error})") from None
-
-
-def _row(row: list[str], header: list[str], columns: list[int], where: str) -> tuple[str, list[str], str | None]:
-    """Parse one row; `where` names its line in messages."""
-    cells = row + [""] * (len(header) - len(row))
-    name = cells[header.index("file_name")]
-    if not name.strip():
-        return where, [], "no file name"
-    if len(row) > len(header):
-        return name, [], f"{where} has {len(row)} fields for {len(header)} columns; quote captions that contain commas"
-    texts = [text for text in (" ".join(cells[i].split()) for i in columns) if text]
-    return name, texts, None if texts else f"{where} has no caption"
+    table = Table.open(path, ("file_name",), like=("caption", "caption_1"))
+    columns = [i for i, name in enumerate(table.header) if name == "caption" or name.startswith("caption_")]
+    if not columns:
+        found = ", ".join(table.header)
+        raise ValueError(f"{path}: lacks a column caption (or caption_1, caption_2, ...); its columns are {found}")
+    name_column = table.header.index("file_name")
+    for line, cells in table.rows():
+        where = f"{path.name} line {line}"
+        name = cells[name_column]
+        captions = [text for text in (" ".join(cells[i].split()) for i in columns) if text]
+        if not name.strip():
+            yield where, [], "no file name"
+        elif len(cells) > len(table.header):
+            fault = f"{where} has {len(cells)} fields for {len(table.header)} columns; quote captions that contain"
+            yield name, [], f"{fault} {_DELIMITER_NAMES[table.delimiter]}"
+        else:
+            yield name, captions, None if captions else f"{where} has no caption"
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """Path of a file; a non-ASCII name also matches a file stored in the other Unicode normalization form."""
-    path = folder / name
-    if name.isascii():
-        return path
-    normalized = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    """Path of a file, as listed or else in a spelling that exists.
+
+    Tried are the two Unicode normalization forms, the name without spaces around it, and Windows' separators.
+    """
+    names = [name]
+    if not name.isascii():
+        names += [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
+    if name != name.strip() or "\\" in name:
+        names += [name.strip(), name.strip().replace("\\", "/")]
+    if len(names) == 1:
+        return folder / name
     try:
-        return next((candidate for candidate in (path, *normalized) if candidate.exists()), path)
-    except OSError:  # the name is too long; the header check reports it
-        return path
+        return next((folder / spelling for spelling in names if (folder / spelling).exists()), folder / name)
+    except (OSError, ValueError):  # too long, or with a null character; the header check reports it
+        return folder / name
 
 
 def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_error: str, source: Path) -> Split:

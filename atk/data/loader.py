@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from atk.data.audio import AudioError, AudioWarning
+from atk.data.audio import AudioError, DataWarning
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
 from atk.data.sampler import TrainBatches, UnlabeledBatches
@@ -25,7 +25,7 @@ class Loader:
 
     With `on_error="raise"`, a file that cannot be decoded raises AudioError in the process that iterates. With "skip",
     the file is left out of its batch and listed in `Batch.skipped`; a batch can end up empty. The notes of a file are
-    issued once, as an `AudioWarning`.
+    issued once, as an `DataWarning`.
     """
 
     def __init__(self, loader: DataLoader, on_error: str):
@@ -47,7 +47,7 @@ class Loader:
             for name, note in batch.notes:
                 if name not in self._noted:
                     self._noted.add(name)
-                    warnings.warn(f"{name}: {note}", AudioWarning, stacklevel=2)
+                    warnings.warn(f"{name}: {note}", DataWarning, stacklevel=2)
             if batch.skipped and self.on_error == "raise":
                 raise AudioError(*batch.skipped[0])
             yield batch

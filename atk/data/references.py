@@ -1,8 +1,7 @@
 """Reference recordings that are mixed into clips: a captioned folder, any folder of audio, or the ESC-50 layout."""
 
-import csv
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from atk.data.captions import ON_ERROR, Clip, Entry, checked_clips, read_folder, read_split
+from atk.data.tables import Table
 from atk.ops.checks import one_of
 
 _ESC50_COLUMNS = ("filename", "fold", "category")
@@ -152,7 +152,7 @@ def _read_esc50(table: Path, on_error: str, is_selected: Callable[[int], bool]) 
     category: dict[str, str] = {}  # by file name
     skipped: list[tuple[str, str]] = []
     folds: set[int] = set()
-    for line, row in _esc50_rows(table):
+    for line, row in Table.open(table, _ESC50_COLUMNS).records():
         if fault := _fault(row):
             if on_error == "raise":
                 raise ValueError(f"{table} line {line}: {fault}")
@@ -167,20 +167,6 @@ def _read_esc50(table: Path, on_error: str, is_selected: Callable[[int], bool]) 
     entries: list[Entry] = [(name, table.parent.parent / name, ()) for name in category]
     split = checked_clips(entries, skipped, on_error, table)
     return ReferencePool(split.clips, [category[clip.file_name] for clip in split.clips], split.skipped)
-
-
-def _esc50_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with its line number; missing cells are ""."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        try:
-            if missing := [name for name in _ESC50_COLUMNS if name not in (reader.fieldnames or ())]:
-                required = ", ".join(_ESC50_COLUMNS)
-                raise ValueError(f"{table}: needs the columns {required}; {', '.join(missing)} missing")
-            for row in reader:
-                yield reader.line_num, row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{table} line {reader.line_num}: not well-formed CSV in UTF-8 ({error})") from None
 
 
 def _fault(row: dict[str, str]) -> str | None:

@@ -1,8 +1,14 @@
 """Read the optional annotation files of a data folder: events.csv, tags.csv and twins.csv."""
 
-import csv
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from atk.data.audio import DataWarning
+from atk.data.tables import ForeignTableError, Table
+
+_Row = TypeVar("_Row")
 
 
 class Event(NamedTuple):
@@ -22,7 +28,7 @@ def read_events(path: str | Path) -> list[Event]:
         ValueError: the file or a column is missing, a phrase is empty, or a time is not a number, is negative, or ends
             before it starts; the message names the line.
     """
-    return [_event(row, f"{path}, line {line}") for line, row in enumerate(_rows(Path(path), Event._fields), 2)]
+    return [_event(row, f"{path}, line {line}") for line, row in _records(Path(path), Event._fields)]
 
 
 def _event(row: dict[str, str], where: str) -> Event:
@@ -43,6 +49,7 @@ def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event
     Args:
         audio: audio file.
         path: events.csv that lists the file; None searches the parent folders and uses the nearest events.csv, if any.
+            Files of that name with other columns are passed over.
 
     Raises:
         ValueError: as for `read_events`, or `path` is given and does not list the file.
@@ -52,7 +59,13 @@ def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event
     for table in tables:
         if path is None and not table.is_file():
             continue
-        events = [event for event in read_events(table) if table.parent / event.file_name == audio]
+        try:
+            rows = read_events(table)
+        except (ForeignTableError, OSError):
+            if path is not None:
+                raise
+            continue
+        events = [event for event in rows if table.parent / event.file_name == audio]
         if path is not None and not events:
             raise ValueError(f"{path} lists no event of {audio}")
         return events
@@ -68,13 +81,13 @@ def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
     Raises:
         ValueError: the file or its column `file_name` is missing, it has no tags or no rows, or a value is not 0 or 1.
     """
-    rows = _rows(Path(path), ("file_name",))
-    tags = [name for name in rows[0] if name != "file_name"] if rows else []
+    rows = list(_records(Path(path), ("file_name",)))
+    tags = [name for name in rows[0][1] if name not in ("file_name", "")] if rows else []
     if not tags:
         raise ValueError(f"{path} must have a column for each tag and at least one line")
     table = {}
-    for line, row in enumerate(rows, 2):
-        values = [row[tag] for tag in tags]
+    for line, row in rows:
+        values = [row[tag].strip() for tag in tags]
         if any(value not in ("0", "1") for value in values):
             raise ValueError(f"{path}, line {line}: tags must be 0 or 1, got {', '.join(map(str, values))}")
         table[row["file_name"]] = [value == "1" for value in values]
@@ -88,18 +101,23 @@ def read_twins(path: str | Path) -> list[tuple[str, str]]:
         ValueError: the file or a column is missing.
     """
     pairs = {}
-    for row in _rows(Path(path), ("file_name", "twin")):
+    for _, row in _records(Path(path), ("file_name", "twin")):
         first, second = sorted((row["file_name"], row["twin"]))
         pairs[first, second] = None  # a dict keeps the order
     return list(pairs)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def read_if_ours(path: Path, read: Callable[[Path], list[_Row]]) -> list[_Row]:
+    """The rows of a side file that need not exist; one with other columns is passed over with a `DataWarning`."""
+    try:
+        return read(path) if path.is_file() else []
+    except ForeignTableError as error:
+        warnings.warn(f"{error}; it is passed over", DataWarning, stacklevel=3)
+        return []
+
+
+def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line and the cells of each row of a table with these columns."""
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restval="")
-        missing = [name for name in columns if name not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the column {', '.join(missing)}")
-        return list(rows)
+    return Table.open(path, columns).records()

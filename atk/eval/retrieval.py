@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from atk.data import eval_loader, read_split
 from atk.data.captions import OnError
-from atk.data.side_files import Event, read_events, read_tags, read_twins
+from atk.data.side_files import Event, read_events, read_if_ours, read_tags, read_twins
 from atk.eval.alignment import alignment_score
 from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
@@ -56,7 +56,7 @@ class EvalSplit:
         batch_size: windows to embed at a time.
         workers: number of processes that read audio; 0 = read in this process.
         on_error: "skip" skips and lists bad files and rows, "raise" stops at the first.
-        side_files: read twins.csv and events.csv if they exist, and keep the frames of the clips they name.
+        side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
 
     Raises:
         FileNotFoundError, ValueError: as `atk.data.read_split`, `read_twins` and `read_events`.
@@ -86,10 +86,8 @@ class EvalSplit:
             workers=workers,
             on_error=on_error,
         )
-        twins = self.folder / "twins.csv"
-        events = self.folder / "events.csv"
-        self.twins = read_twins(twins) if side_files and twins.is_file() else []
-        self.events = read_events(events) if side_files and events.is_file() else []
+        self.twins = read_if_ours(self.folder / "twins.csv", read_twins) if side_files else []
+        self.events = read_if_ours(self.folder / "events.csv", read_events) if side_files else []
 
     def embed(self, model: EmbeddingModel, progress: str | None = None) -> SplitEmbedding:
         """Embed all clips.

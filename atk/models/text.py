@@ -235,7 +235,7 @@ class TextEncoder(nn.Module):
         device = self._word_embeddings().weight.device
         attention = tokens["attention_mask"]
         checks.embeddings("pseudo_tokens", pseudo_tokens, "N, P, D_T")
-        if "inputs_embeds" not in inspect.signature(self.model.forward).parameters:
+        if "inputs_embeds" not in inspect.signature(type(self.model).forward).parameters:
             raise ValueError(f"pseudo_tokens: a {self.model.config.model_type} takes no embeddings in place of words")
         captions, length = attention.shape
         count, inserted, width = pseudo_tokens.shape

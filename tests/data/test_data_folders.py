@@ -110,14 +110,15 @@ def test_bad_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has none"),
-        (b"file_name,text\na.wav,x\n", "needs the columns file_name and caption .* has file_name, text"),
-        (b"file;caption\na.wav;x\n", "needs the columns"),
+        (b"", "lacks the column file_name; its columns are none"),
+        (b"file_name,text\na.wav,x\n", r"lacks a column caption \(or .*\); its columns are file_name, text"),
+        (b"file;caption\na.wav;x\n", "lacks the column file_name; its columns are file, caption"),
         (b"file_name,caption\n", "no usable clip; it lists none"),
         (b"file_name,caption\nb.wav,x\n", r"no usable clip; skipped 1: b\.wav \(no such file\)"),
         ("file_name,caption\na.wav,caf\xe9\n".encode("latin-1"), "not UTF-8"),
-        ("file_name,caption\na.wav,x\n".encode("utf-16"), "not UTF-8"),
-        (b'file_name,caption\na.wav,"x\na.wav,y\n', "line 3: not well-formed CSV"),
+        ("file_name,caption\na.wav,x\n".encode("utf-16-le"), "lacks the column file_name"),  # no byte-order mark
+        (b'file_name,caption\na.wav,"x\na.wav,y\n', r"line 2: not well-formed CSV \(a quote is never closed\)"),
+        (b'file_name,caption\na.wav,"x" y\n', "line 2: not well-formed CSV"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["skip", "raise"])

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from atk.data import AudioError, AudioWarning, eval_loader, load_audio, read_folder, train_loader
+from atk.data import AudioError, DataWarning, eval_loader, load_audio, read_folder, train_loader
 from atk.data import samples as samples_module
 
 RATE = 8000
@@ -32,7 +32,7 @@ def test_float_samples_at_integer_scale_are_scaled(tmp_path, bits, subtype):
         got = load_audio(path, RATE, *window, notes)
         assert torch.allclose(got, torch.from_numpy(tone(30)).float()[round(window[0] * RATE) :][: len(got)], atol=1e-6)
         assert len(notes) == 1 and notes[0].endswith(f") and are divided by {2 ** (bits - 1)}")
-    with pytest.warns(AudioWarning, match=r"a\.wav: its float samples are at integer scale"):
+    with pytest.warns(DataWarning, match=r"a\.wav: its float samples are at integer scale"):
         load_audio(path, RATE)
 
 
@@ -73,7 +73,7 @@ def test_clipped_audio_is_used(tmp_path):
 def test_channels_that_cancel_are_replaced_by_the_loudest(tmp_path, seconds):
     left = tone(seconds)
     path = write(tmp_path / "a.flac", np.stack([left, -0.98 * left], 1))
-    with pytest.warns(AudioWarning, match=r"a\.flac: its channels cancel each other, so channel 1 is used"):
+    with pytest.warns(DataWarning, match=r"a\.flac: its channels cancel each other, so channel 1 is used"):
         got = load_audio(path, RATE)
     assert torch.allclose(got, torch.from_numpy(left).float(), atol=1e-4)
 

@@ -197,7 +197,7 @@ def test_an_unreadable_held_out_split_fails_before_training(tiny_data, tmp_path,
     (folder / "test.csv").write_text("file,caption\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments(folder, tmp_path / "run"))
-    assert stop.value.code == 2 and "test.csv: needs the columns file_name and caption" in capsys.readouterr().err
+    assert stop.value.code == 2 and "test.csv: lacks the column file_name" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,114 @@
+"""CSV files as people write them."""
+
+import pytest
+import soundfile
+
+from atk.data import read_split
+from atk.data.side_files import find_events, read_events, read_tags, read_twins
+from atk.data.tables import ForeignTableError, Table
+
+EXPECTED = {"a.wav": ("a dog barks, then rain falls",), "b.wav": ("rain falls",), "c d.wav": ('a "loud" bell',)}
+PLAIN = 'file_name,caption\na.wav,"a dog barks, then rain falls"\nb.wav,rain falls\nc d.wav,"a ""loud"" bell"\n'
+VARIANTS = {
+    "plain": PLAIN,
+    "spaces after commas": PLAIN.replace(",", ", ").replace("barks, ", "barks,"),
+    "byte-order mark": "\ufeff" + PLAIN,
+    "DOS line ends": PLAIN.replace("\n", "\r\n"),
+    "old Mac line ends": PLAIN.replace("\n", "\r"),
+    "no line end at the end": PLAIN.rstrip(),
+    "empty lines": PLAIN.replace("\n", "\n\n"),
+    "lines of commas at the end": PLAIN + ",\n,,,\n",
+    "empty cells at the end": PLAIN.replace("\n", ",,,\n"),
+    "empty cells at the end of rows": PLAIN.replace("\n", ", ,\n").replace("caption, ,", "caption"),
+    "semicolons": PLAIN.replace(",", ";").replace("barks;", "barks,"),
+    "tabs": PLAIN.replace(",", "\t").replace("barks\t", "barks,"),
+    "all cells quoted": 'file_name,caption\n"a.wav","a dog barks, then rain falls"\n"b.wav","rain falls"\n'
+    '"c d.wav","a ""loud"" bell"\n',
+    "spaces around names": PLAIN.replace("b.wav", " b.wav ").replace("file_name,caption", " file_name , caption "),
+    "a column more": PLAIN.replace("caption\n", "caption,note\n").replace("rain falls\n", "rain falls,x\n"),
+    "captions over lines": PLAIN.replace("barks, then", "barks,\nthen"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in EXPECTED:
+        soundfile.write(tmp_path / name, [0.0] * 800, 8000)
+    return tmp_path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_gives_the_same_clips(folder, variant, encoding):
+    if encoding == "utf-16" and variant == "byte-order mark":
+        encoding = "utf-16-le"  # Python's utf-16 writes a mark of its own
+    (folder / "train.csv").write_bytes(VARIANTS[variant].encode(encoding))
+    split = read_split(folder, "train", "raise")
+    assert {clip.file_name.strip(): clip.captions for clip in split.clips} == EXPECTED
+
+
+def test_names_from_windows_are_found(folder):
+    (folder / "sub").mkdir()
+    (folder / "a.wav").rename(folder / "sub" / "a.wav")
+    (folder / "train.csv").write_text("file_name,caption\nsub\\a.wav,a dog barks\n")
+    (clip,) = read_split(folder, "train", "raise").clips
+    assert clip.path.samefile(folder / "sub" / "a.wav") and clip.file_name == "sub\\a.wav"
+
+
+def test_a_row_with_too_many_cells_is_named_with_its_delimiter(folder):
+    for delimiter, name in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
+        row = delimiter.join(("a.wav", "a dog", "barks"))
+        (folder / "train.csv").write_text(f"file_name{delimiter}caption\n{row}\nb.wav{delimiter}rain\n")
+        split = read_split(folder, "train")
+        assert split.skipped == [
+            ("a.wav", f"train.csv line 2 has 3 fields for 2 columns; quote captions that contain {name}")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "reason"),
+    [
+        ('a.wav,x\nb.wav,"rain\nc d.wav,y\n', 3, "a quote is never closed"),
+        ('a.wav,"x\ny"\nb.wav,"rain"falls\n', 4, "expected after"),
+        ('a.wav,"' + "x" * 200_000 + '"\n', 2, "field larger than field limit"),
+    ],
+)
+def test_the_line_where_the_trouble_starts_is_named(folder, rows, line, reason):
+    (folder / "train.csv").write_text("file_name,caption\n" + rows)
+    with pytest.raises(ValueError, match=rf"train\.csv line {line}: not well-formed CSV \(.*{reason}"):
+        read_split(folder, "train")
+
+
+def test_side_files_are_read_in_the_same_variants(tmp_path):
+    (tmp_path / "events.csv").write_bytes(
+        "\ufefffile_name; event; phrase; start; end\na.wav; dog; a dog; 0.5; 1,5\n".encode()
+    )
+    with pytest.raises(ValueError, match=r"events\.csv, line 2: start and end must be seconds, got '0\.5', '1,5'"):
+        read_events(tmp_path / "events.csv")
+    (tmp_path / "events.csv").write_text("file_name, event, phrase, start, end\n\na.wav, dog, a dog, 0.5, 1.5,,\n")
+    assert [event[2:] for event in read_events(tmp_path / "events.csv")] == [("a dog", 0.5, 1.5)]
+    (tmp_path / "tags.csv").write_text("file_name, dog, rain,\na.wav, 1, 0,\n")
+    assert read_tags(tmp_path / "tags.csv") == (["dog", "rain"], {"a.wav": [True, False]})
+    (tmp_path / "twins.csv").write_text("file_name\ttwin\nb.wav\ta.wav\n")
+    assert read_twins(tmp_path / "twins.csv") == [("a.wav", "b.wav")]
+
+
+@pytest.mark.parametrize(
+    "foreign", [b"Subject,Start Date\nmeeting,2026-01-01\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"", b"\x00" * 5000]
+)
+def test_a_file_of_the_same_name_that_belongs_to_something_else_is_passed_over(tmp_path, foreign):
+    audio = tmp_path / "a" / "b" / "clip.wav"
+    audio.parent.mkdir(parents=True)
+    (tmp_path / "events.csv").write_text("file_name,event,phrase,start,end\na/b/clip.wav,dog,a dog,0,1\n")
+    (tmp_path / "a" / "events.csv").write_bytes(foreign)
+    assert [event.phrase for event in find_events(audio)] == ["a dog"]
+    with pytest.raises(ForeignTableError, match=r"events\.csv: (lacks the column|not UTF-8)"):
+        find_events(audio, tmp_path / "a" / "events.csv")
+
+
+def test_a_table_is_read_row_by_row(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n" + "1,2\n" * 1000 + '3,"\n')
+    rows = Table.open(tmp_path / "a.csv", ("a",)).records()
+    assert next(rows) == (2, {"a": "1", "b": "2"})
+    with pytest.raises(ValueError, match="line 1002"):
+        list(rows)
