@@ -8,6 +8,7 @@ import torch
 
 import atk
 from atk.cli.exit_codes import FAILURE, INTERRUPTED, MISTAKE
+from atk.cli.output import accept_all_names
 from atk.extras import missing_package
 from atk.ops.backend import BackendError
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = "atk"
     warnings.formatwarning = _format_warning
+    accept_all_names()
     try:
         if not _runs_without_parser(argv):
             from atk.cli.commands import parse

@@ -9,6 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
+from atk.cli.output import print_result
+
 if TYPE_CHECKING:
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
@@ -191,13 +193,16 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
         result["tags"] = evaluate_tags(model, split)
     if arguments.zero_shot:
         result["zero_shot"] = zero_shot(model, split)
-    print(json.dumps(result, indent=2))
+    print_result(json.dumps(result, indent=2))
 
 
 def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
     from atk.data import MixConfig
     from atk.eval.captioning import CaptionSplit, evaluate_captions, format_captions, write_captions
+    from atk.eval.outputs import check_output
 
+    if arguments.out is not None:
+        check_output(arguments.out, b"file_name,added,", "a listing of captions")
     saved = _saved_config(Path(arguments.run)).get("mix", {})
     given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
     split = CaptionSplit(
@@ -208,11 +213,12 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         **_reading_arguments(arguments),
     )
     result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
-    print(json.dumps(result, indent=2))
-    print(format_captions(captions[: arguments.examples]))
     if arguments.out is not None:
         write_captions(Path(arguments.out), captions)
-        print(arguments.out)
+    print_result(json.dumps(result, indent=2))
+    print_result(format_captions(captions[: arguments.examples]))
+    if arguments.out is not None:
+        print_result(arguments.out)
 
 
 def run_caption(arguments: Namespace) -> None:
@@ -227,8 +233,8 @@ def run_caption(arguments: Namespace) -> None:
         clip_seconds=arguments.clip_seconds,
         beams=_beams(arguments),
     )
-    for start, end, text in captions:
-        print(text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}")
+    lines = [text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}" for start, end, text in captions]
+    print_result("\n".join(lines))
 
 
 def run_align(arguments: Namespace) -> None:
@@ -245,12 +251,13 @@ def run_align(arguments: Namespace) -> None:
         clip_seconds=arguments.clip_seconds,
         events=arguments.events,
     )
-    print(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
+    print_result(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
 
 
 def run_search(arguments: Namespace) -> None:
     """Run `atk search`."""
     from atk.data.captions import describe_skipped
+    from atk.eval.outputs import on_one_line
     from atk.eval.search import search as rank
     from atk.models.clap import CLAP
 
@@ -258,5 +265,5 @@ def run_search(arguments: Namespace) -> None:
     result = rank(model, arguments.folder, arguments.query, progress="search", **_reading_arguments(arguments))
     if result.skipped:
         sys.stderr.write(describe_skipped(result.skipped) + "\n")
-    for score, path in result.hits[: arguments.top]:
-        print(f"{score:.3f}  {path}")
+    lines = [f"{score:.3f}  {on_one_line(str(path))}" for score, path in result.hits[: arguments.top]]
+    print_result("\n".join(lines))

@@ -224,7 +224,7 @@ def _percent(hits: Sequence[bool]) -> float:
 
 def write_captions(path: Path, rows: Sequence[Captions]) -> None:
     """Write captions as CSV, with the fields of `Captions` as columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(field.name for field in fields(Captions))
         table.writerows(astuple(row) for row in rows)

@@ -13,6 +13,7 @@ from atk.data import Clip, audio_info, eval_loader, load_audio
 from atk.data.side_files import Event, find_events
 from atk.eval.alignment import AlignmentMap, similarity_map
 from atk.eval.embed import EmbeddingModel, device_of, embed_clips, evaluating
+from atk.eval.outputs import check_output, in_unicode
 from atk.extras import optional_imports
 
 if TYPE_CHECKING:
@@ -119,6 +120,13 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(firsts, lasts, strict=True))
 
 
+def _check_out(path: str | Path) -> None:
+    if Path(path).suffix.lower() == ".csv":
+        raise ValueError(f"out: {path} names the CSV; give the name of the picture")
+    check_output(path, b"\x89PNG", "a PNG picture")
+    check_output(Path(path).with_suffix(".csv"), b"word,", "an alignment")
+
+
 def _write_csv(path: Path, alignment: AlignmentMap) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -151,8 +159,10 @@ def align(
 
     Raises:
         AudioError: the file cannot be read.
-        ValueError: `text` contains no word, or `events` is malformed or does not list the file.
+        ValueError: `text` contains no word, `events` is malformed or does not list the file, or `out` or the CSV exists
+            and was not written by this function.
     """
+    _check_out(out)
     true_events = find_events(audio, events)
     seconds = min(audio_info(audio).seconds, longest)
     clip = Clip(str(audio), Path(audio), (), seconds)
@@ -163,10 +173,10 @@ def align(
         [(_, embedding)] = embed_clips(model, loader, [], {str(audio)})
         used = embedding.times < seconds + model.frame_seconds / 2  # the last window may end after `longest`
         embedding = embedding._replace(frames=embedding.frames[used], times=embedding.times[used])
-        wave = load_audio(audio, model.sample_rate, 0.0, seconds)[None]
+        wave = load_audio(audio, model.sample_rate, 0.0, seconds, notes=[])[None]  # the loader has issued the notes
         device = device_of(model)
         mel = model.log_mel(wave.to(device), torch.tensor([wave.shape[1]], device=device))[0]
     alignment = similarity_map(model, embedding, text)
-    title = f"{Path(audio).name}: {text if isinstance(text, str) else ', '.join(text)}"
+    title = f"{in_unicode(Path(audio).name)}: {text if isinstance(text, str) else ', '.join(text)}"
     align_figure(out, mel, alignment, seconds, true_events, title)
     return alignment

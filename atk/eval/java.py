@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Event, Timer
 
 _GET_JAVA = "apt-get install default-jre-headless"
+# Programs write numbers as the user's language does, and cannot read their own decimal commas.
+_ENGLISH = [f"-Duser.{name}" for name in ("language=en", "country=US", "language.format=en", "country.format=US")]
 
 
 class UnavailableError(Exception):
@@ -50,7 +52,9 @@ def run_java(arguments: list[str], time_limit: float) -> Generator[subprocess.Po
 
     Errors in the body become UnavailableError, with the last line that Java wrote to stderr or the error itself.
     """
-    command = ["java", "-Dfile.encoding=UTF-8", *arguments]
+    command = ["java", "-Dfile.encoding=UTF-8", *_ENGLISH, *arguments]
+    # These options override the command line.
+    environment = os.environ | {"_JAVA_OPTIONS": " ".join([os.environ.get("_JAVA_OPTIONS", ""), *_ENGLISH]).strip()}
     expired = Event()
 
     def expire() -> None:
@@ -67,6 +71,7 @@ def run_java(arguments: list[str], time_limit: float) -> Generator[subprocess.Po
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                env=environment,
             )
         except OSError as error:
             raise UnavailableError(f"java failed: {error}") from error

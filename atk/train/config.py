@@ -21,6 +21,14 @@ def fields_at_least(owner: object, minimum: float, *names: str) -> None:
             at_least(name, value, minimum)
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimizer: Adam with linear warmup and cosine decay, or schedule-free Adam.
@@ -111,6 +119,10 @@ class TrainConfig:
         for name in ("epochs", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str) and not _is_unicode(text):  # config.yaml could not hold it
+                    raise ValueError(f"{name}: {text!r} is not valid UTF-8; rename the file or folder")
         one_of("precision", self.precision, get_args(Precision))
         one_of("on_error", self.on_error, ON_ERROR)
 

@@ -1,0 +1,36 @@
+"""Results on standard output, which are not lost if it cannot take them."""
+
+import codecs
+import sys
+
+_CodingError = UnicodeEncodeError | UnicodeDecodeError | UnicodeTranslateError
+
+
+def print_result(text: str) -> None:
+    """Print a result; if standard output fails (other than a closed pipe), print it on stderr.
+
+    Raises:
+        OSError: standard output failed; the message says where the result is.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stderr.write(text + "\n")
+        raise OSError(f"standard output: {error.strerror}; the result is printed above instead") from None
+
+
+def accept_all_names() -> None:
+    """Let standard output take every file name: in its own bytes if they are not UTF-8, escaped if there is no way."""
+    codecs.register_error("atk_names", _encode_name)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="atk_names")
+
+
+def _encode_name(error: _CodingError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
