@@ -28,13 +28,25 @@ def default_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, cores // max(1, launched("LOCAL_WORLD_SIZE", 1))))
+
+
+def launched(variable: str, default: int) -> int:
+    """An integer that a launcher such as `torchrun` set in the environment; empty counts as not set.
+
+    Raises:
+        ValueError: the variable is not an integer of at least 0.
+    """
+    text = os.environ.get(variable, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{variable}: the environment variable must be an integer of at least 0, got {text!r}")
+    return int(text) if text else default
 
 
 def _local_device(device: torch.device) -> torch.device:
     """The device of this type that belongs to this rank; raises ValueError if there is none."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    ranks, local_rank = launched("WORLD_SIZE", 1), launched("LOCAL_RANK", 0)
+    if device.type != "cuda" or ranks <= 1:
         return device
     if device.index is not None:
         raise ValueError(f"device: don't select one GPU for a multi-rank run; use 'cuda', got '{device}'")

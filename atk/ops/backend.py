@@ -54,7 +54,7 @@ def choose(
     origin = "argument backend"
     known = {name for names in BACKENDS.values() for name in names}
     if backend == "auto":
-        backend = os.environ.get("ATK_BACKEND", "auto")
+        backend = os.environ.get("ATK_BACKEND") or "auto"
         origin = "environment variable ATK_BACKEND"
         if backend in known and backend not in among:
             backend = "auto"

@@ -44,6 +44,8 @@ class ContrastiveConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, as the loss contrasts pairs, got {self.batch_size}")
         one_of("gather", self.gather, GATHERS)
 
 
@@ -69,6 +71,8 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
 
     def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device)
+        if len(self.clips) < 2:
+            raise ValueError(f"data: train.csv must list at least 2 usable clips to contrast, got {len(self.clips)}")
         if checkpoint is None and config.init is not None:
             checkpoint = Path(config.init)
         new = checkpoint is None

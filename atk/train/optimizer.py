@@ -6,12 +6,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atk.extras import optional_imports
 from atk.train.config import OptimConfig
-
-ParameterGroups = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class _ScheduleFree(Protocol):
@@ -24,24 +22,69 @@ class _ScheduleFree(Protocol):
         """Put the average into the parameters."""
 
 
-def make_optimizer(parameters: ParameterGroups, optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
+def make_optimizer(groups: Iterable[dict[str, Any]], optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
     """The optimizer that `optim` names.
 
     Args:
-        parameters: parameters, or groups of them.
+        groups: groups of parameters, such as from `decay_groups`.
         optim: configuration.
         steps: number of steps of the whole run.
     """
     if optim.name == "adam":
-        return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay)
     with optional_imports:
         from schedulefree import AdamWScheduleFree
 
     optimizer = AdamWScheduleFree(
-        parameters, optim.lr, weight_decay=optim.weight_decay, warmup_steps=round(optim.warmup * steps)
+        groups, optim.lr, weight_decay=optim.weight_decay, warmup_steps=round(optim.warmup * steps)
     )
     optimizer.train()
     return optimizer
+
+
+def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that weight decay would harm: those of norms, biases (also tables of them), and scalars or vectors
+    such as the temperature and the `[CLS]` input."""
+    found: dict[int, nn.Parameter] = {}
+    for root in modules:
+        for module in root.modules():
+            is_norm = "norm" in type(module).__name__.lower()
+            for name, parameter in module.named_parameters(recurse=False):
+                if is_norm or "bias" in name or parameter.dim() <= 1:
+                    found[id(parameter)] = parameter
+    return list(found.values())
+
+
+def decay_groups(parameters: Iterable[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Groups for an optimizer with weight decay, which leaves out `undecayed`; empty ones are left out."""
+    spared = {id(parameter) for parameter in undecayed}
+    decayed, rest = [], []
+    for parameter in parameters:
+        (rest if id(parameter) in spared else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """The state of an optimizer as if all `parameters` were in one group, in their order."""
+    place = {id(parameter): index for index, parameter in enumerate(parameters)}
+    order = [place[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state = optimizer.state_dict()
+    group = state["param_groups"][0] | {"params": list(range(len(parameters)))}
+    return {"state": {order[index]: values for index, values in state["state"].items()}, "param_groups": [group]}
+
+
+def load_ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]) -> None:
+    """Load the result of `ordered_state`; groups keep their weight decay."""
+    place = {id(parameter): index for index, parameter in enumerate(parameters)}
+    order = [place[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    (saved,) = state["param_groups"]
+    groups = [
+        saved | {"params": group["params"], "weight_decay": group["weight_decay"]}
+        for group in optimizer.state_dict()["param_groups"]
+    ]
+    values = {index: state["state"][position] for index, position in enumerate(order) if position in state["state"]}
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:

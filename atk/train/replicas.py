@@ -15,7 +15,7 @@ from atk.distributed.collectives import world_size
 from atk.models.layers import innermost_layers
 from atk.train import grad_cache, ranks
 from atk.train.grad_cache import CachedTask, Embeddings, EncodeLast
-from atk.train.optimizer import ParameterGroups
+from atk.train.optimizer import decay_groups, load_ordered_state, ordered_state
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -46,9 +46,9 @@ class Replicas:
     def finish(self) -> None:
         """Complete the gradients of a step after its last backward."""
 
-    def groups(self, parameters: Sequence[Tensor]) -> ParameterGroups:
-        """The parameters in the groups that the optimizer needs."""
-        return parameters
+    def groups(self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The parameters in the groups that the optimizer needs; `undecayed` get no weight decay."""
+        return decay_groups(parameters, undecayed)
 
     def full_model(self, device: torch.device) -> AbstractContextManager[None]:
         """A context in which the first rank can use and save the whole model; a sharded one is moved to `device`."""
@@ -58,13 +58,15 @@ class Replicas:
         """Scale the gradients down to the norm `max_norm`; returns their norm before."""
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of the optimizer in the form that a single rank has."""
-        return optimizer.state_dict()
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """The state of the optimizer, independent of groups and ranks."""
+        return ordered_state(optimizer, parameters)
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]
+    ) -> None:
         """Load what `optimizer_state` returned, on any number of ranks."""
-        optimizer.load_state_dict(state)
+        load_ordered_state(optimizer, parameters, state)
 
 
 class Shards(Replicas):
@@ -101,9 +103,9 @@ class Shards(Replicas):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
 
-    def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Sharded and replicated parameters in separate groups, as no fused update takes both."""
-        return [{"params": group} for group in _split_by_sharding(parameters)]
+    def groups(self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """As in `Replicas`, with sharded and replicated parameters apart, as no fused update takes both."""
+        return [group for part in _split_by_sharding(parameters) for group in decay_groups(part, undecayed)]
 
     @contextmanager
     def full_model(self, device: torch.device) -> Generator[None, None, None]:
@@ -134,27 +136,25 @@ class Shards(Replicas):
                 grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
         """As in `Replicas`; tensors are gathered one at a time and kept on the CPU of the first rank only."""
-        state = optimizer.state_dict()
+        state = ordered_state(optimizer, parameters)
         gathered = {}
         for index, values in state["state"].items():
             full = {name: _on_cpu(full_tensor(value)) for name, value in values.items()}
             if ranks.is_first():
                 gathered[index] = full
-        indices = [index for group in state["param_groups"] for index in group["params"]]
-        return {"state": gathered, "param_groups": [state["param_groups"][0] | {"params": indices}]}
+        return {"state": gathered, "param_groups": state["param_groups"]}
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]
+    ) -> None:
         """As in `Replicas`; every rank keeps its shard."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         sharded = {
             index: {name: _sharded_like(parameters[index], value) for name, value in values.items()}
             for index, values in state["state"].items()
         }
-        (saved_group,) = state["param_groups"]
-        groups = [saved_group | {"params": group["params"]} for group in optimizer.state_dict()["param_groups"]]
-        optimizer.load_state_dict({"state": sharded, "param_groups": groups})
+        load_ordered_state(optimizer, parameters, {"state": sharded, "param_groups": state["param_groups"]})
 
 
 class _Encode(nn.Module):

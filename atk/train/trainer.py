@@ -21,7 +21,7 @@ from atk.train import grad_cache, ranks
 from atk.train.checkpoint import load_state, save_checkpoint
 from atk.train.config import TrainConfig
 from atk.train.log import RunLog, peak_memory_mib
-from atk.train.optimizer import copy_weights, evaluation_weights, learning_rate, make_optimizer
+from atk.train.optimizer import copy_weights, evaluation_weights, learning_rate, make_optimizer, without_decay
 from atk.train.replicas import replicate_or_shard
 from atk.train.task import Task
 
@@ -64,7 +64,8 @@ class Trainer:
         self.replicas = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.replicas.groups(self.parameters), config.optim, self.steps)
+        undecayed = without_decay(modules) if config.optim.weight_decay else []
+        self.optimizer = make_optimizer(self.replicas.groups(self.parameters, undecayed), config.optim, self.steps)
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf
@@ -76,7 +77,7 @@ class Trainer:
             self.task.criterion.load_state_dict(state["criterion"])
             if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
                 raise ValueError("a different optimizer")
-            self.replicas.load_optimizer_state(self.optimizer, state["optimizer"])
+            self.replicas.load_optimizer_state(self.optimizer, self.parameters, state["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"out: the run in {self.out} has a different optimizer, loss or mapper; keep the settings of its "
@@ -235,7 +236,7 @@ class Trainer:
     def _save(self, best: bool) -> None:
         self.task.skipped |= ranks.merge_dicts(self.task.skipped)
         state = {
-            "optimizer": self.replicas.optimizer_state(self.optimizer),
+            "optimizer": self.replicas.optimizer_state(self.optimizer, self.parameters),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,

@@ -172,8 +172,9 @@ def test_evaluate_writes_captions_only_to_out(mask_run, scenes, tmp_path, capsys
         assert len(list(csv.DictReader(file))) == 4
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main([*command, "--out", str(tmp_path / "no" / "captions.csv")])
-    assert json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["clips"] == 4
+        main([*command, "--out", str(scenes / "val.csv")])
+    captured = capsys.readouterr()
+    assert "val.csv exists and is not a listing of captions" in captured.err and not captured.out
 
 
 def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, monkeypatch):

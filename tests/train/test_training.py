@@ -222,8 +222,9 @@ def test_a_file_that_fails_in_training_is_named_once_and_counted_also_after_resu
 
 def test_a_batch_without_a_readable_file_is_skipped(tiny_data, tmp_path):
     folder = shutil.copytree(tiny_data, tmp_path / "data")
-    soundfile.write(folder / "train 0.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
-    main(arguments(folder, tmp_path / "run", "--batch-size", "1"))
+    for path in sorted(folder.glob("train *.wav"))[2:]:
+        soundfile.write(path, np.full(8000, np.nan), 16000, subtype="FLOAT")
+    main(arguments(folder, tmp_path / "run", "--batch-size", "2"))
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] != list(range(1, 13))
     assert training_state(tmp_path / "run")["step"] == 12
 

@@ -1,0 +1,40 @@
+"""What a launcher says in the environment."""
+
+import pytest
+import torch
+
+from atk.device import launched, pick_device
+from atk.ops.backend import choose
+from atk.train.ranks import process_group
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_empty_variables_count_as_not_set(monkeypatch, value):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ATK_BACKEND"):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value.strip() if name == "ATK_BACKEND" else value)
+    assert launched("LOCAL_RANK", 3) == 3 and pick_device("cpu") == CPU
+    with process_group(CPU, 10.0):
+        assert not torch.distributed.is_initialized()
+    assert choose("auto", CPU, torch.float64, among=("reference",)) == "reference"
+
+
+@pytest.mark.parametrize("value", ["two", "-1", "1.0", "²"])
+def test_other_values_are_named(monkeypatch, value):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(ValueError, match=rf"WORLD_SIZE: the environment variable must be an integer .* got '{value}'"):
+        pick_device("cpu")
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_what_is_missing_for_several_ranks_is_named(monkeypatch, missing):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, "" if name == missing else value)
+    with pytest.raises(
+        ValueError, match=rf"WORLD_SIZE is set, but {missing} is not; start several ranks with torchrun"
+    ):
+        process_group(CPU, 10.0).__enter__()
