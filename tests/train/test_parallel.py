@@ -78,8 +78,9 @@ def curve(out):
     ("shard", "then"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
 )
 def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, then):
-    more = (*NO_DROPOUT, "--micro-batch", "2", "--shard", shard, "--batch-size", "6", "--optim.weight-decay", "0.1")
-    main(arguments(tiny_data, tmp_path / "whole", *NO_DROPOUT, "--batch-size", "6"))
+    same = (*NO_DROPOUT, "--batch-size", "6", "--optim.weight-decay", "0.1")
+    more = (*same, "--micro-batch", "2", "--shard", shard)
+    main(arguments(tiny_data, tmp_path / "whole", *same))
     out = tmp_path / "run"
     job = start(2, arguments(tiny_data, out, *more))
     wait_for_step(job, out, 5)
