@@ -14,6 +14,7 @@ COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"
 COMPRESSED = "a compressed tar has no random access; decompress it to a plain .tar"
 
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_ZEROS_BYTES = 1 << 16  # read at a time
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -32,11 +33,12 @@ def expand_braces(pattern: str) -> list[str]:
 def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
     """Yield the name, offset and size in bytes of each regular file in a tar file, in order.
 
-    Only the headers are read, and none are kept in memory.
+    Only the headers are read, and none are kept in memory. Several archives in one file, as from `cat a.tar b.tar`, are
+    read one after the other. Members of the same name are all yielded.
 
     Raises:
         AudioError: the shard cannot be opened, is compressed or is not a tar file; or, after its intact members, is
-            truncated or damaged.
+            truncated or damaged, or has links in place of files.
     """
     try:
         with Path(shard).open("rb") as file:
@@ -78,17 +80,37 @@ def _members(file: BinaryIO, shard: str | Path) -> Iterator[tuple[bytes, int, in
     start = file.read(8)
     if start.startswith(_COMPRESSED_STARTS):
         raise AudioError(shard, COMPRESSED)
-    file.seek(0)
     end = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
-            # tarfile keeps every header, which would take gigabytes for millions of members.
-            tar.members.clear()  # pyrefly: ignore[missing-attribute]  # public attribute that typeshed lacks
-            if member.offset_data + member.size > end:
-                raise AudioError(shard, f"truncated inside {member.name}")
-            if member.isreg() and not member.issparse():
-                yield os.fsencode(member.name), member.offset_data, member.size
-        # tarfile stops at an unreadable header as if it were the end; the true end is a block of zeros.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise AudioError(shard, f"damaged at byte {tar.offset}")
+    if end == 0:
+        raise AudioError(shard, "empty file (0 bytes)")
+    links = 0
+    archive = 0  # offset of the archive at hand; a shard may consist of several, one after the other
+    while archive < end:
+        file.seek(archive)
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                # tarfile keeps every header, which would take gigabytes for millions of members.
+                tar.members.clear()  # pyrefly: ignore[missing-attribute]  # public attribute that typeshed lacks
+                if member.offset_data + member.size > end:
+                    raise AudioError(shard, f"truncated inside {member.name}")
+                if member.isreg() and not member.issparse():
+                    yield os.fsencode(member.name), member.offset_data, member.size
+                links += member.islnk() or member.issym() or member.issparse()
+            # tarfile stops at an unreadable header as if it were the end; the true end is a block of zeros.
+            archive = _after_zeros(file, tar.offset, end)
+            if archive == tar.offset < end:
+                raise AudioError(shard, f"damaged at byte {tar.offset}")
+    if links:
+        raise AudioError(shard, f"{links} links or sparse files left out; a shard must contain the files themselves")
+
+
+def _after_zeros(file: BinaryIO, start: int, end: int) -> int:
+    """Offset of the first block from `start` on that is not all zeros."""
+    file.seek(start)
+    while start < end:
+        content = file.read(_ZEROS_BYTES)
+        kept = len(content.lstrip(b"\0"))
+        if kept:
+            return start + (len(content) - kept) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        start += len(content)
+    return end

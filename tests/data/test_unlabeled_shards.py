@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from support.unlabeled_cases import audio_bytes, below, names, ramps, take, tar
 
@@ -98,3 +99,49 @@ def test_headers_are_not_kept(tmp_path):
     finally:
         tracemalloc.stop()
     assert len(pool) == 2000 and peak < 400 * 2000
+
+
+@pytest.mark.parametrize("zeros", [0, 512, 1 << 20])
+def test_concatenated_archives_are_one_shard(tmp_path, zeros):
+    parts = [tar(tmp_path / f"{name}.tar", [(f"{name}.wav", audio_bytes(index))]) for index, name in enumerate("abc")]
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "abc.tar").write_bytes(b"".join(path.read_bytes() + bytes(zeros) for path in parts))
+    pool = UnlabeledAudio.scan([tmp_path / "s"])
+    assert [name.rpartition(":")[2] for name in names(pool)] == ["a.wav", "b.wav", "c.wav"] and not pool.skipped
+    for index, path in enumerate(parts):
+        alone = UnlabeledAudio.scan([path])
+        assert torch.equal(pool.load(index, 8000, 1.0, 0.0), alone.load(0, 8000, 1.0, 0.0))
+
+
+def test_what_follows_the_end_of_an_archive_is_named(tmp_path):
+    path = tar(tmp_path / "s.tar", [("a.wav", audio_bytes())])
+    path.write_bytes(path.read_bytes() + b"not a tar header" * 100)
+    pool = UnlabeledAudio.scan([path])
+    assert len(pool) == 1 and pool.skipped[0][1].startswith("damaged at byte ")
+
+
+def test_links_in_a_shard_are_counted(tmp_path):
+    (tmp_path / "a.wav").write_bytes(audio_bytes())
+    (tmp_path / "b.wav").hardlink_to(tmp_path / "a.wav")
+    (tmp_path / "c.wav").symlink_to("a.wav")
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        for name in "abc":
+            file.add(tmp_path / f"{name}.wav", f"{name}.wav")
+    pool = UnlabeledAudio.scan([tmp_path / "s.tar"])
+    assert len(pool) == 1 and pool.skipped[0][1].startswith("2 links or sparse files left out")
+
+
+def test_members_of_the_same_name_are_all_used(tmp_path):
+    path = tar(tmp_path / "s.tar", [("a.wav", audio_bytes(0)), ("a.wav", audio_bytes(1))])
+    pool = UnlabeledAudio.scan([path])
+    first, second = (pool.load(index, 8000, 1.0, 0.0) for index in range(2))
+    assert len(pool) == 2 and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_mp3_members_without_a_tag_are_decoded(tmp_path, rate):
+    samples = 0.3 * torch.sin(torch.arange(rate) * 0.1).numpy()
+    soundfile.write(tmp_path / "a.mp3", samples, rate)
+    path = tar(tmp_path / "s.tar", [("a.mp3", (tmp_path / "a.mp3").read_bytes())])
+    pool = UnlabeledAudio.scan([path])
+    assert len(pool.load(0, rate, 5.0, 0.0)) == rate
