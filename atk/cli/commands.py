@@ -8,11 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 
 import atk
+from atk.cli import data_commands
 from atk.cli.exit_codes import FAILURE
-from atk.cli.parser import Parser, flag_value, with_underscores
+from atk.cli.parser import Parser, check_yaml, flag_value, with_underscores
 
 Run = Callable[[Namespace], None]
 
@@ -44,10 +45,14 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
 
     Raises:
         SystemExit: `--help` and `--version` with code 0, mistakes with code 2.
+        ValueError: the file of `--config` is missing or not a mapping in YAML.
     """
-    argv = with_underscores(argv)
+    argv = _with_saved_config(with_underscores(argv))
     parser = build_parser(argv)
-    config = parser.parse_args(_with_saved_config(argv))
+    Parser.config_file = flag_value(argv, "--config")
+    if Parser.config_file is not None:
+        check_yaml(Parser.config_file)
+    config = parser.parse_args(argv)
     name = config.subcommand
     return name, _commands()[name].run, parser.instantiate(config)[name]
 
@@ -79,8 +84,12 @@ def _commands() -> dict[str, Command]:
         "caption": _model_command("Describe an audio file, or what it contains and its reference does not.", "caption"),
         "align": _model_command("Draw which words match which times of an audio file.", "align"),
         "search": _model_command("Rank the audio files of a folder by a text query.", "search"),
+        "data": Command("Look after data folders.", data_commands.add_data, data_commands.run_data),
         "soundscapes": Command(
-            "Write a synthetic data set of captioned soundscapes.", _add_soundscapes, _soundscapes, "OUT [options]"
+            "Write a synthetic data set of captioned soundscapes.",
+            data_commands.add_soundscapes,
+            data_commands.run_soundscapes,
+            "OUT [options]",
         ),
         "plan": Command(
             "Predict memory and time of a training step without running it.", _add_plan, _plan, "[options]"
@@ -181,26 +190,6 @@ def _train(arguments: Namespace) -> None:
         return
     print(json.dumps(summary["metrics"], indent=2))
     print(f"{config.out}/summary.json")
-
-
-def _add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
-    from atk.soundscapes import PRESETS, SoundscapeConfig
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    preset = flag_value(argv, "--preset") or "medium"
-    parser.add_argument("out", type=str, help="folder to write")
-    parser.add_argument(
-        "--preset", type=Literal["easy", "medium", "hard"], default="medium", help="sets the defaults shown below"
-    )
-    parser.add_class_arguments(SoundscapeConfig)
-    parser.set_defaults(dict(PRESETS.get(preset, {})))
-
-
-def _soundscapes(arguments: Namespace) -> None:
-    from atk.soundscapes import SoundscapeConfig, write_soundscapes
-
-    values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
-    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values)))
 
 
 def _add_plan(parser: ArgumentParser, argv: list[str]) -> None:

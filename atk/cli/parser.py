@@ -4,8 +4,10 @@ import itertools
 import re
 import sys
 from argparse import Action, HelpFormatter
-from typing import Literal, NoReturn, get_origin
+from pathlib import Path
+from typing import ClassVar, Literal, NoReturn, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from atk.cli.exit_codes import MISTAKE
@@ -36,7 +38,12 @@ class Parser(ArgumentParser):
         description: what the command does.
         usage: replaces the usage line, which otherwise lists all options.
         version: printed by `--version`; None adds no such option.
+
+    Attributes:
+        config_file: file of `--config` on the command line at hand, the same for all parsers.
     """
+
+    config_file: ClassVar[str | None] = None
 
     def __init__(self, prog: str, description: str, usage: str | None = None, version: str | None = None):
         super().__init__(
@@ -51,7 +58,8 @@ class Parser(ArgumentParser):
         """Write one line to stderr and exit with code 2."""
         text = " ".join(message.split())
         parser = self._at_fault(text)
-        sys.stderr.write(f"{parser.prog}: {parser._one_line(text)} (see {parser.prog} --help)\n")
+        place = "" if self.config_file is None else f", on the command line or in {self.config_file}"
+        sys.stderr.write(f"{parser.prog}: {parser._one_line(text)}{place} (see {parser.prog} --help)\n")
         sys.exit(MISTAKE)
 
     def _at_fault(self, text: str) -> "Parser":
@@ -113,6 +121,18 @@ def with_underscores(argv: list[str]) -> list[str]:
 def _name_with_underscores(word: str) -> str:
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if _OPTION.fullmatch(name) else word
+
+
+def check_yaml(path: str) -> None:
+    """Raise ValueError unless the file is a mapping in YAML."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"--config: {path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"--config: {path}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config: {path}: not a mapping of settings to values")
 
 
 def flag_value(argv: list[str], name: str) -> str | None:

@@ -1,6 +1,7 @@
 """Load audio files as mono waveforms at a given sample rate, reading only the requested window."""
 
 import io
+import itertools
 import math
 import os
 import stat
@@ -155,6 +156,23 @@ def load_crop(
     with _opened(path, content) as file:
         start = position * max(0.0, file.frames / file.samplerate - seconds)
         return _window(file, path, sample_rate, start, seconds, notes)
+
+
+def decode_audio(path: str | Path) -> list[str]:
+    """Decode a whole file, half a minute at a time, and return the notes on it (see `load_audio`), without repeats.
+
+    Raises:
+        AudioError: the file cannot be used, or not to its end.
+    """
+    notes: dict[str, None] = {}
+    with _opened(path) as file:
+        windows = math.ceil(file.frames / (30 * file.samplerate))
+        bounds = np.linspace(0, file.frames, windows + 1).astype(np.int64).tolist()
+        for first, end in itertools.pairwise(bounds):
+            _, note = read_mono(file, first, end - first)
+            if note:
+                notes[note] = None
+    return list(notes)
 
 
 def _check_rate(sample_rate: int) -> None:

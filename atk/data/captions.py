@@ -118,13 +118,23 @@ def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str
     return f"skipped {len(skipped)}: {names}{more}"
 
 
+def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
+    """Yield the file name, the path and what is wrong (None if nothing is) of each row of a split.
+
+    Raises:
+        ValueError: as `read_split`.
+    """
+    for name, _, fault in _rows(path):
+        yield name, _locate(path.parent, name), fault
+
+
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
     """Yield (file name, captions, None) for each good row and (name, [], what is wrong) for each bad one."""
     table = Table.open(path, ("file_name",), like=("caption", "caption_1"))
     columns = [i for i, name in enumerate(table.header) if name == "caption" or name.startswith("caption_")]
     if not columns:
-        found = ", ".join(table.header)
-        raise ValueError(f"{path}: lacks a column caption (or caption_1, caption_2, ...); its columns are {found}")
+        names = ", ".join(table.header)
+        raise ValueError(f"{path}: lacks a column caption (or caption_1, caption_2, ...); its columns are {names}")
     name_column = table.header.index("file_name")
     for line, cells in table.rows():
         where = f"{path.name} line {line}"

@@ -47,18 +47,18 @@ class _Chunk(NamedTuple):
 
 
 class View:
-    """`prefix`, then the bytes of `file` from offset `skip` on, as a file to read."""
+    """`prefix`, then the bytes of `file` from offset `start` on, as a file to read."""
 
-    def __init__(self, file: BinaryIO, prefix: bytes, skip: int):
+    def __init__(self, file: BinaryIO, prefix: bytes, start: int):
         self.file = file
         self.prefix = prefix
-        self.skip = skip
+        self.start = start
         self.position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As `io.IOBase.seek`."""
         if whence == os.SEEK_END:
-            offset += self.file.seek(0, os.SEEK_END) - self.skip + len(self.prefix)
+            offset += self.file.seek(0, os.SEEK_END) - self.start + len(self.prefix)
         self.position = max(0, offset + self.position if whence == os.SEEK_CUR else offset)
         return self.position
 
@@ -70,7 +70,7 @@ class View:
         """As `io.BufferedIOBase.read`."""
         content = self.prefix[self.position : self.position + count]
         if len(content) < count:
-            self.file.seek(max(0, self.position - len(self.prefix)) + self.skip)
+            self.file.seek(max(0, self.position - len(self.prefix)) + self.start)
             content += self.file.read(count - len(content))
         self.position += len(content)
         return content

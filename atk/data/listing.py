@@ -208,23 +208,23 @@ def _once() -> Callable[[bytes], bool]:
 
 
 def _entries(folder: bytes) -> _Entries:
-    found = _Entries([], [], [], [])
+    contents = _Entries([], [], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if _is_hidden(name):
                 continue
             if _is_folder(entry):
-                found.folders.append(name)
+                contents.folders.append(name)
             elif (lower := name.lower()).endswith(_AUDIO):
-                found.audio.append(name)
+                contents.audio.append(name)
             elif lower.endswith(_SHARD + _COMPRESSED):
-                found.tars.append(name)
+                contents.tars.append(name)
             elif lower.endswith(_UNSUPPORTED):
-                found.unsupported.append(name)
-    for names in found:
+                contents.unsupported.append(name)
+    for names in contents:
         names.sort()
-    return found
+    return contents
 
 
 def _suffix(name: bytes) -> str:

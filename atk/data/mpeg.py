@@ -47,10 +47,10 @@ def length_tag(data: bytes | mmap.mmap, start: int) -> tuple[bytes, int] | None:
     Returns:
         None if this is not MPEG audio, or has a tag that agrees with the size of the file.
     """
-    found = _first_frame(data, start)
-    if found is None:
+    location = _first_frame(data, start)
+    if location is None:
         return None
-    stream, first = found
+    stream, first = location
     audio = first
     tag = _tag(data[first : first + stream.sizes[data[first + 2]]])
     if tag is not None:
@@ -67,8 +67,8 @@ def length_tag(data: bytes | mmap.mmap, start: int) -> tuple[bytes, int] | None:
 
 def is_mpeg(data: bytes | mmap.mmap, start: int) -> bool:
     """Whether MPEG audio begins at `start`."""
-    found = _first_frame(data, start)
-    return found is not None and found[1] == start
+    location = _first_frame(data, start)
+    return location is not None and location[1] == start
 
 
 def _stream(header: bytes) -> _Stream | None:
@@ -128,10 +128,10 @@ def _count(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
         while size := _size(data, position, stream):
             frames += 1
             position += size
-        found = _next_frame(data, position, stream)
-        if found is None:
+        following = _next_frame(data, position, stream)
+        if following is None:
             return frames
-        position = found
+        position = following
 
 
 def _tag(frame: bytes) -> tuple[int, int] | None:

@@ -49,8 +49,8 @@ class Table:
         delimiter = max(headers, key=lambda key: len({*columns, *like}.intersection(headers[key])))
         header = headers[delimiter]
         if missing := [name for name in columns if name not in header]:
-            found = ", ".join(filter(None, header)) or "none"
-            raise ForeignTableError(f"{path}: lacks the column {', '.join(missing)}; its columns are {found}")
+            names = ", ".join(filter(None, header)) or "none"
+            raise ForeignTableError(f"{path}: lacks the column {', '.join(missing)}; its columns are {names}")
         return cls(path, header, delimiter, encoding)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,8 +246,10 @@ def _read_cache(path: Path, roots: list[str]) -> UnlabeledAudio:
             arrays = {name: file[key] for name, key in _FILE_KEYS.items()}
         layout, folders, paths, sizes = (header[name] for name in ("layout", "folders", "paths", "shard_sizes"))
         skipped = [(name, reason) for name, reason in header["skipped"]]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a list of unlabeled audio ({error}); delete it to rescan the folders") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types, depending on what is damaged
+        raise ValueError(f"{path}: not a list of unlabeled audio ({error}); delete it to rescan the folders") from error
     if layout != _LAYOUT:
         raise ValueError(f"{path}: written by another version of atk; delete it to rescan the folders")
     if set(folders) != set(roots):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
 from atk.models.decoder import CaptionDecoder, DecoderConfig
 from atk.models.layers import check_waveforms
-from atk.models.saved import find_model, load_weights, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_model
 from atk.ops.checks import one_of
 
 Difference = Literal["mask", "subtraction", "none"]
@@ -232,7 +232,8 @@ class Captioner(nn.Module):
         folder, values = find_model(name)
         if "decoder" not in values:
             raise ValueError(f"{folder} holds no captioner: its configuration names no decoder")
-        return folder, CaptionerConfig.from_dict(values)
+        with naming_file(folder / "config.json"):
+            return folder, CaptionerConfig.from_dict(values)
 
     @classmethod
     def saved_config(cls, name: str | Path) -> CaptionerConfig:
@@ -250,8 +251,9 @@ class Captioner(nn.Module):
             ValueError: `name` holds no such model.
         """
         folder, config = cls._find(name)
-        model = cls(config, Cnn14(config.audio), CaptionDecoder.load(config.decoder, folder / _DECODER))
-        load_weights(model, folder)
+        with naming_file(folder):
+            model = cls(config, Cnn14(config.audio), CaptionDecoder.load(config.decoder, folder / _DECODER))
+            load_weights(model, folder)
         return model.eval()
 
 

@@ -15,7 +15,7 @@ from atk.models.clap_transformers import ClapConfig
 from atk.models.htsat import HTSAT
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
-from atk.models.saved import find_model, load_weights, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
 # Subfolders of a saved model.
@@ -231,10 +231,10 @@ class CLAP(nn.Module):
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
             return folder, ModelConfig(clap=ClapConfig(str(folder))), True
-        try:
+        if "decoder" in values or "text" not in values:
+            raise ValueError(f"{folder} holds no contrastive audio-text model: its configuration names no text encoder")
+        with naming_file(folder / "config.json"):
             return folder, ModelConfig.from_dict(values), False
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no contrastive audio-text model: config.json: {error}") from None
 
     @classmethod
     def saved_config(cls, name: str | Path) -> ModelConfig:
@@ -254,13 +254,14 @@ class CLAP(nn.Module):
         folder, config, from_transformers = cls._find(name)
         if from_transformers:
             return cls.create(config, []).eval()
-        if config.clap.enabled:
-            model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
-        elif config.msclap.enabled:
-            model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
-        else:
-            model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))
-        load_weights(model, folder)
+        with naming_file(folder):
+            if config.clap.enabled:
+                model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
+            elif config.msclap.enabled:
+                model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
+            else:
+                model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))
+            load_weights(model, folder)
         return model.eval()
 
 

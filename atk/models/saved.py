@@ -2,10 +2,13 @@
 
 import json
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from atk.extras import optional_imports
@@ -72,6 +75,20 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder / _WEIGHTS}: not the weights of the model in {_CONFIG} ({reason[:200]})") from None
 
 
+@contextmanager
+def naming_file(path: Path) -> Generator[None, None, None]:
+    """A context in which every error of loading a saved model becomes a ValueError that names its file or folder."""
+    try:
+        yield
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of many types, depending on what is damaged
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise ValueError(f"{path}: damaged, or not a model that this version can load ({reason})") from error
+
+
 def model_folder(path: Path) -> Path:
     """The saved model of a run folder (its best checkpoint), or `path` itself if it is not a run folder.
 
@@ -88,8 +105,8 @@ def best_or_last(run: Path) -> Path:
         FileNotFoundError: `run` holds no checkpoint.
     """
     for name in ("best", "last"):
-        if (found := find_checkpoint(run / "checkpoints", name)) is not None:
-            return found
+        if (checkpoint := find_checkpoint(run / "checkpoints", name)) is not None:
+            return checkpoint
     raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
 
 
@@ -99,8 +116,8 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
     Its name is a folder, a link to one, or a text file that names one. If a copy has lost both names, the last
     checkpoint is the newest one, and the best one is the oldest of several, as only these two are kept.
     """
-    if (found := _named(folder, name)) is not None:
-        return found
+    if (path := _named(folder, name)) is not None:
+        return path
     steps = step_folders(folder)
     if name == "last":
         return steps[-1] if steps else None
@@ -114,7 +131,7 @@ def step_folders(folder: Path) -> list[Path]:
 
 def damaged_file(folder: Path) -> Path | None:
     """The first file of a saved model or checkpoint that is cut short or empty; None if all are whole."""
-    checks = {".safetensors": _is_safetensors, ".pt": zipfile.is_zipfile, ".json": _is_json}
+    checks = {".safetensors": _is_safetensors, ".pt": _is_zip, ".json": _is_json}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return next((path for path in files if path.suffix in checks and not checks[path.suffix](path)), None)
 
@@ -124,6 +141,13 @@ def _named(folder: Path, name: str) -> Path | None:
     if path.is_file():
         path = folder / path.read_text(encoding="utf-8", errors="replace").strip()
     return path if path != folder and path.is_dir() else None
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def _is_safetensors(path: Path) -> bool:

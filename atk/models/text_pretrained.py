@@ -1,10 +1,12 @@
 """Load a text encoder and its tokenizer from a checkpoint of transformers, and try them before they are used."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
+from atk.models.saved import damaged_file
 from atk.models.tokenizer import import_transformers
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
         raise
     except Exception as error:  # of many types, depending on the checkpoint
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if Path(name).is_dir() and (damaged := damaged_file(Path(name))) is not None:
+            reason = f"{damaged.name} is damaged or cut short"
         raise ValueError(f"text.pretrained: cannot use {name!r}: {reason}") from error
     return model, tokenizer
 

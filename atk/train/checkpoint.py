@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
         _name(folder / "best", earlier.name)
     _name(folder / "last", target.name)
     _sync(folder)
-    kept = {found.resolve() for name in ("best", "last") if (found := find_checkpoint(folder, name)) is not None}
+    kept = {path.resolve() for name in ("best", "last") if (path := find_checkpoint(folder, name)) is not None}
     for path in step_folders(folder):
         if path.resolve() not in kept:
             shutil.rmtree(path, ignore_errors=True)

@@ -28,7 +28,8 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
         path = out / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a")
         self.board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
@@ -51,8 +52,8 @@ class RunLog:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # cut short by a kill
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut short by a kill, or damaged
         return math.inf
 
 

@@ -45,14 +45,14 @@ def make_optimizer(groups: Iterable[dict[str, Any]], optim: OptimConfig, steps: 
 def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The parameters that weight decay would harm: those of norms, biases (also tables of them), and scalars or vectors
     such as the temperature and the `[CLS]` input."""
-    found: dict[int, nn.Parameter] = {}
+    spared: dict[int, nn.Parameter] = {}
     for root in modules:
         for module in root.modules():
             is_norm = "norm" in type(module).__name__.lower()
             for name, parameter in module.named_parameters(recurse=False):
                 if is_norm or "bias" in name or parameter.dim() <= 1:
-                    found[id(parameter)] = parameter
-    return list(found.values())
+                    spared[id(parameter)] = parameter
+    return list(spared.values())
 
 
 def decay_groups(parameters: Iterable[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:

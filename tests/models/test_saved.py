@@ -26,18 +26,18 @@ def saved(request, tmp_path):
 
 
 def test_every_model_is_loaded_from_a_run_folder(saved):
-    kind, model, run = saved
+    model_class, model, run = saved
     expected = model.state_dict()
-    for load in (kind.from_pretrained, atk.models.from_pretrained):
+    for load in (model_class.from_pretrained, atk.models.from_pretrained):
         for name in (run, str(run), run / "checkpoints" / "best"):
             got = load(name)
-            assert type(got) is kind and not got.training
+            assert type(got) is model_class and not got.training
             assert all(torch.equal(value, expected[key]) for key, value in got.state_dict().items())
-    assert kind.saved_config(run) == model.config
+    assert model_class.saved_config(run) == model.config
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint: expected .*last, written by atk train"):
-        kind.from_pretrained(run)
+        model_class.from_pretrained(run)
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_every_model_is_loaded_from_a_run_folder(saved):
     ],
 )
 def test_a_damaged_model_is_named(saved, name, change, reason):
-    kind, _, run = saved
+    model_class, _, run = saved
     path = run / "checkpoints" / "step-00000001" / name
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{name}: {reason}"):
-        kind.from_pretrained(run)
+        model_class.from_pretrained(run)
 
 
 def test_weights_of_another_model_are_named(saved):
-    kind, _, run = saved
-    other = next(make for model, make in MODELS.items() if model is not kind)()
+    model_class, _, run = saved
+    other = next(make for model, make in MODELS.items() if model is not model_class)()
     other.save_pretrained(run / "other")
     shutil.copy(run / "other" / "model.safetensors", run / "checkpoints" / "step-00000001")
     with pytest.raises(ValueError, match=r"model\.safetensors: not the weights of the model in config\.json \("):
-        kind.from_pretrained(run)
+        model_class.from_pretrained(run)
