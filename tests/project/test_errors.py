@@ -37,21 +37,20 @@ def raised(path):
 
 
 def listed():
-    return {
-        message for row in re.findall(r"^\| (`.*`) \| ", PAGE, re.MULTILINE) for message in re.findall("`([^`]+)`", row)
-    }
+    cells = re.findall(r"^\| (`.*`) \| ", PAGE, re.MULTILINE)
+    return {message for cell in cells for message in re.findall("`([^`]+)`", cell)}
 
 
 @pytest.mark.parametrize("module", LISTED)
 def test_errors_of_the_code_are_in_the_page(module):
     path = ROOT / "atk" / f"{module}.py"
-    words = [
+    errors = [
         (line, message)
         for line, error, message in raised(path)
-        if error in EXPECTED and re.search(r"\w", message.replace("…", ""))
+        if error in EXPECTED and not re.fullmatch("(…|line|--config|[: ;])*", message)  # other functions say it
     ]
-    assert words
-    missing = [f"{path.name}:{line}: {message}" for line, message in words if message not in listed()]
+    assert errors
+    missing = [f"{path.name}:{line}: {message}" for line, message in errors if message not in listed()]
     assert not missing, "\n".join(missing)
 
 
