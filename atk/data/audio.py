@@ -7,7 +7,7 @@ import os
 import stat
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atk.data.containers import Unusable, corrected
+from atk.data.containers import Content, Unusable, corrected
 from atk.data.samples import read_mono
 from atk.extras import optional_imports
 
@@ -183,16 +183,14 @@ def _check_rate(sample_rate: int) -> None:
 @contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Generator[soundfile.SoundFile, None, None]:
     """Open a file, or its content in memory, and check its header."""
-    size = _size(path) if content is None else len(content)
-    if size == 0:
-        raise AudioError(path, "empty file (0 bytes)")
     try:
-        with Path(path).open("rb") if content is None else io.BytesIO(content) as raw:
-            view = corrected(raw, size, content is None and str(path).lower().endswith(".mp3"))
-            raw.seek(0)
-            source = view or (os.fsencode(path) if content is None else raw)  # bytes: names need not be UTF-8
-            with _sound_file(source) as file:
-                _check_header(file, size)
+        with _content_of(path) if content is None else nullcontext(Content(content, len(content))) as raw:
+            if raw.size == 0:
+                raise Unusable("empty file (0 bytes)")
+            view = corrected(raw, content is None and str(path).lower().endswith(".mp3"))
+            plain = os.fsencode(path) if content is None else io.BytesIO(content)  # bytes: names need not be UTF-8
+            with _sound_file(view or plain) as file:
+                _check_header(file, raw.size)
                 yield file
     except Unusable as error:
         raise AudioError(path, str(error)) from None
@@ -209,17 +207,22 @@ def _sound_file(source: Any) -> soundfile.SoundFile:
         raise Unusable("not readable as audio (headerless)") from None
 
 
-def _size(path: str | Path) -> int:
-    """Size of a regular file in bytes."""
+@contextmanager
+def _content_of(path: str | Path) -> Generator[Content, None, None]:
+    """Open a regular file."""
     try:
-        status = Path(path).stat()
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise AudioError(path, "no such file") from None
+        raise Unusable("no such file") from None
     except (OSError, ValueError) as error:  # the name is too long or contains a null character
-        raise AudioError(path, getattr(error, "strerror", None) or str(error)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(path, "not a file")
-    return status.st_size
+        raise Unusable(getattr(error, "strerror", None) or str(error)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("not a file")
+        yield Content(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
 
 
 def _check_header(file: soundfile.SoundFile, size: int) -> None:

@@ -1,11 +1,12 @@
 """Read data folders: `train.csv`, `val.csv` and `test.csv` list audio files and their captions."""
 
+import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from atk.data.audio import AudioError, audio_info
 from atk.data.listing import list_folder
@@ -15,9 +16,13 @@ from atk.ops.checks import one_of
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_THREADS = 4  # headers are small reads, which disks serve faster in parallel
+_CHUNK = 32  # files at a time
+_SLOW = 1e-3  # seconds per file
+_THREADS = 4  # for slow disks, which serve small reads faster in parallel
 
 Entry = tuple[str, Path, tuple[str, ...]]  # file name, path, captions
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,29 @@ def _locate(folder: Path, name: str) -> Path:
         return folder / name
 
 
+def map_files(read: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """Read files in order: one after the other as long as that is fast, in threads as soon as the disk is slow.
+
+    Headers that the system has cached are read faster without threads, which would wait for each other.
+    """
+    chunks = iter([items[first : first + _CHUNK] for first in range(0, len(items), _CHUNK)])
+    for chunk in chunks:
+        start = time.perf_counter()
+        results = [read(item) for item in chunk]
+        slow = time.perf_counter() - start > _SLOW * len(chunk)
+        yield from results
+        if slow:
+            break
+    else:
+        return
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for results in pool.map(lambda chunk: [read(item) for item in chunk], chunks):
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_error: str, source: Path) -> Split:
     """Read the header of each file: the readable ones become clips, the others are appended to `skipped`.
 
@@ -189,15 +217,13 @@ def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_e
             return AudioError(name, error.reason)
 
     clips = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for result in pool.map(check, entries):
-            if isinstance(result, Clip):
-                clips.append(result)
-            elif on_error == "raise":
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise result
-            else:
-                skipped.append((result.file, result.reason))
+    for result in map_files(check, entries):
+        if isinstance(result, Clip):
+            clips.append(result)
+        elif on_error == "raise":
+            raise result
+        else:
+            skipped.append((result.file, result.reason))
     if not clips:
         raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it lists none'}")
     return Split(clips, skipped)

@@ -2,7 +2,9 @@
 
 import mmap
 import re
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 _RATES = (44100, 48000, 32000)  # of MPEG 1; halved in MPEG 2, quartered in MPEG 2.5
 _KBITS = {  # by (is MPEG 1, layer), ISO/IEC 11172-3 and 13818-3; index 0 is a free format, whose frames have any size
@@ -15,7 +17,8 @@ _KBITS = {  # by (is MPEG 1, layer), ISO/IEC 11172-3 and 13818-3; index 0 is a f
 }
 _LARGEST_INDEX = 14  # of the tables above
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
-_RESYNC_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as decoders do
+_HEAD_BYTES = 4096  # two frames have at most 2882 bytes
+_SEARCH_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as decoders do
 _LEAST_KBITS, _MOST_KBITS = 4, 512  # average bit rates outside of these contradict the length in a tag
 _SLOPPY_BYTES = 4096
 
@@ -37,45 +40,78 @@ def id3_size(head: bytes) -> int:
     return 10 + (a << 21 | b << 14 | c << 7 | d)
 
 
-def length_tag(data: bytes | mmap.mmap, start: int) -> tuple[bytes, int] | None:
-    """The length tag (a Xing frame) that MPEG audio lacks, and the offset of the audio that it belongs before.
+class Content(Protocol):
+    """The bytes of a file."""
+
+    size: int
+
+    def read_at(self, position: int, count: int) -> bytes:
+        """Up to `count` bytes from `position` on."""
+        ...
+
+    def whole(self) -> AbstractContextManager[bytes | mmap.mmap]:
+        """All bytes."""
+        ...
+
+
+class Audio(NamedTuple):
+    """MPEG audio in a file.
+
+    Attributes:
+        start: offset of its first frame.
+        tag: a frame with the length (a Xing frame) that it lacks; empty if it has one that agrees with the file.
+        frames_start: offset of the first frame behind its own length tag, which `tag` replaces.
+    """
+
+    start: int
+    tag: bytes = b""
+    frames_start: int = 0
+
+
+def find_audio(content: Content, start: int, search: bool) -> Audio | None:
+    """The MPEG audio in a file; None if there is none.
 
     Args:
-        data: content of the file.
-        start: offset of the first frame, or of other bytes shortly before it.
-
-    Returns:
-        None if this is not MPEG audio, or has a tag that agrees with the size of the file.
+        content: the file.
+        start: offset behind an ID3 tag.
+        search: also look for a first frame that does not begin at `start`.
     """
-    location = _first_frame(data, start)
+    head = content.read_at(start, _SEARCH_BYTES if search else _HEAD_BYTES)
+    location = _first_frame(head)
     if location is None:
         return None
     stream, first = location
-    audio = first
-    tag = _tag(data[first : first + stream.sizes[data[first + 2]]])
-    if tag is not None:
-        frames, stated = tag
-        seconds = frames * stream.samples / stream.sample_rate
-        plausible = frames and (not stated or _LEAST_KBITS < stated * 8e-3 / seconds < _MOST_KBITS)
-        end = first + stated
-        more = stated and end + _SLOPPY_BYTES < len(data) and _next_frame(data, end, stream) is not None
-        if plausible and not more:
-            return None
-        audio = first + stream.sizes[data[first + 2]]
-    return _xing_frame(data[first : first + 4], stream, _count(data, audio, stream)), audio
+    if first and not search:
+        return None
+    audio = start + first
+    size = stream.sizes[head[first + 2]]
+    stated = _tag(head[first : first + size])
+    if stated is not None and _agrees(content, audio, stream, *stated):
+        return Audio(audio)
+    frames_start = audio if stated is None else audio + size
+    with content.whole() as data:
+        frames = _count(data, frames_start, stream)
+    return Audio(audio, _xing_frame(head[first : first + 4], stream, frames), frames_start)
 
 
-def is_mpeg(data: bytes | mmap.mmap, start: int) -> bool:
-    """Whether MPEG audio begins at `start`."""
-    location = _first_frame(data, start)
-    return location is not None and location[1] == start
+def _agrees(content: Content, audio: int, stream: _Stream, frames: int, size: int) -> bool:
+    """Whether a length tag of `frames` and `size` (0 if it does not say) agrees with the rest of the file."""
+    seconds = frames * stream.samples / stream.sample_rate
+    if not frames or (size and not _LEAST_KBITS < size * 8e-3 / seconds < _MOST_KBITS):
+        return False
+    end = audio + size
+    behind = content.read_at(end, _SEARCH_BYTES) if size and end + _SLOPPY_BYTES < content.size else b""
+    while skipped := id3_size(behind):
+        end += skipped
+        behind = content.read_at(end, _SEARCH_BYTES)
+    return _next_frame(behind, 0, stream) is None
 
 
-def _stream(header: bytes) -> _Stream | None:
-    """The stream that a frame with this header belongs to; None if it is not a frame header."""
-    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
-    rate_index = header[2] >> 2 & 3
-    if header[0] != 0xFF or header[1] < 0xE0 or version == 1 or layer == 4 or rate_index == 3:
+@lru_cache(maxsize=64)
+def _stream(second: int, rate_index: int) -> _Stream | None:
+    """The stream of a frame by the second byte of its header and its rate; None if it is not a frame header."""
+    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+    if version == 1 or layer == 4 or rate_index == 3:
         return None
     first = version == 3
     rate = _RATES[rate_index] >> (0 if first else 1 if version == 2 else 2)
@@ -88,7 +124,7 @@ def _stream(header: bytes) -> _Stream | None:
                 size = 4 * (12 * kbits * 1000 // rate + padding)
             for private in (0, 1):
                 sizes[index << 4 | rate_index << 2 | padding << 1 | private] = size if kbits else 0
-    return _Stream(header[1] & 0xFE, samples, rate, tuple(sizes))
+    return _Stream(second & 0xFE, samples, rate, tuple(sizes))
 
 
 def _size(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
@@ -99,14 +135,14 @@ def _size(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
     return size if position + size <= len(data) else 0
 
 
-def _first_frame(data: bytes | mmap.mmap, start: int) -> tuple[_Stream, int] | None:
-    """The first two adjacent frames of a stream, within a few kilobytes: the stream and the offset of the first one."""
-    for match in _SYNC.finditer(data, start, min(len(data) - 3, start + _RESYNC_BYTES)):
-        stream = _stream(data[match.start() : match.start() + 4])
-        if stream is not None and (size := _size(data, match.start(), stream)):
-            after = match.start() + size
-            if after == len(data) or _size(data, after, stream):
-                return stream, match.start()
+def _first_frame(head: bytes) -> tuple[_Stream, int] | None:
+    """The first two adjacent frames of a stream: the stream and the offset of the first one."""
+    for match in _SYNC.finditer(head, 0, max(0, len(head) - 3)):
+        at = match.start()
+        stream = _stream(head[at + 1], head[at + 2] >> 2 & 3)
+        size = 0 if stream is None else _size(head, at, stream)
+        if stream is not None and size and (at + size == len(head) or _size(head, at + size, stream)):
+            return stream, at
     return None
 
 
@@ -114,7 +150,7 @@ def _next_frame(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int 
     """Offset of the next frame of the stream, behind tags and damage; None if there is none nearby."""
     while skipped := id3_size(data[position : position + 10]):
         position += skipped
-    for match in _SYNC.finditer(data, position, min(len(data), position + _RESYNC_BYTES)):
+    for match in _SYNC.finditer(data, position, min(len(data), position + _SEARCH_BYTES)):
         size = _size(data, match.start(), stream)
         if size and (match.start() + size == len(data) or _size(data, match.start() + size, stream)):
             return match.start()

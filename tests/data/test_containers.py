@@ -37,7 +37,7 @@ def mp3(audio, rate=RATE, mode="VARIABLE"):
 
 def without_tag(data):
     """The MPEG frames without the one that holds the length."""
-    stream, first = mpeg._first_frame(data, 0)
+    stream, first = mpeg._first_frame(data)
     assert first == 0 and data[:64].count(b"Xing") + data[:64].count(b"Info") == 1
     return data[stream.sizes[data[2]] :]
 

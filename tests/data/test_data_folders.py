@@ -1,5 +1,6 @@
 """Reading data folders: one test for each unusual row or caption that docs/data.md describes."""
 
+import threading
 import unicodedata
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import soundfile
 
 from atk.data import AudioError, describe_skipped, read_folder, read_split
+from atk.data import captions as captions_module
 
 
 def write_audio(folder, *names, seconds=0.5):
@@ -152,3 +154,19 @@ def test_unlabeled_folder(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable clip"):
         read_folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("slow", [0.0, 1e9])  # seconds per file from which threads are used
+def test_files_are_read_in_order_with_and_without_threads(monkeypatch, slow):
+    monkeypatch.setattr(captions_module, "_SLOW", slow)
+    threads = set()
+
+    def read(item):
+        threads.add(threading.get_ident())
+        return -item
+
+    assert list(captions_module.map_files(read, range(1000))) == list(range(0, -1000, -1))
+    assert (len(threads) > 1) is (slow == 0)
+    some = captions_module.map_files(read, range(100_000))
+    assert next(some) == 0
+    some.close()  # does not read the rest
