@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atk.data import Batch, Clip, EvalDataset, Loader
 from atk.extras import optional_imports
 from atk.models.clap import AudioEmbedding, TextEmbedding
-from atk.ops.checks import strings
+from atk.ops.checks import at_least, strings
 
 with optional_imports:
     from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
@@ -179,7 +179,9 @@ def embed_captions(model: EmbeddingModel, captions: Sequence[str], batch_size: i
 
     Raises:
         TypeError: `captions` is not a list of strings.
+        ValueError: there is no caption.
     """
     strings("captions", captions)
+    at_least("the number of captions", len(captions), 1)
     batches = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
     return torch.cat([model.embed_text(batch).pooled.float().cpu() for batch in batches])

@@ -135,8 +135,10 @@ class CaptionDecoder(nn.Module):
 
         Raises:
             TypeError: `captions` is not a list of strings.
+            ValueError: there is no caption.
         """
         strings("captions", captions)
+        at_least("the number of captions", len(captions), 1)
         return dict(
             self.tokenizer(
                 list(captions),

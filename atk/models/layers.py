@@ -28,8 +28,8 @@ def check_waveforms(audio: Tensor, lengths: Tensor) -> None:
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
         given = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
         raise TypeError(f"audio must be a floating-point tensor with full scale +-1, got {given}")
-    if audio.dim() != 2:
-        raise ValueError(f"audio must be waveforms of shape [N, S], got {list(audio.shape)}")
+    if audio.dim() != 2 or len(audio) == 0:
+        raise ValueError(f"audio must be waveforms of shape [N, S] with N >= 1, got {list(audio.shape)}")
     if not isinstance(lengths, Tensor) or lengths.is_floating_point():
         given = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths must be an integer tensor, the valid samples of each clip, got {given}")

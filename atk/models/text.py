@@ -140,9 +140,10 @@ class TextEncoder(nn.Module):
 
         Raises:
             TypeError: `captions` is not a list of strings.
-            ValueError: `reserve` is negative or leaves no space for a caption.
+            ValueError: there is no caption; `reserve` is negative or leaves no space for a caption.
         """
         checks.strings("captions", captions)
+        checks.at_least("the number of captions", len(captions), 1)
         limit = self._max_tokens()
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
         if reserve < 0:

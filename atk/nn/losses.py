@@ -3,11 +3,13 @@
 import functools
 import math
 import operator
+import warnings
 
 import torch
 from torch import Tensor, nn
 
 from atk.distributed import GATHERS, aligned_info_nce, info_nce
+from atk.distributed.collectives import world_size
 from atk.ops import checks
 from atk.ops.backend import BACKENDS
 from atk.ops.info_nce import REDUCTIONS, check_vectors
@@ -48,6 +50,11 @@ class _ContrastiveLoss(nn.Module):
                 self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         return self.log_logit_scale.exp()
 
+    def _warn_of_one_pair(self, pairs: int) -> None:
+        alone = self.gather is None or world_size() == 1
+        if pairs == 1 and alone and self.training and not torch.compiler.is_compiling():
+            warnings.warn("a batch of one pair has nothing to contrast: its loss is always 0", stacklevel=3)
+
 
 class InfoNCELoss(_ContrastiveLoss):
     """Symmetric InfoNCE (3.3)-(3.5) on the cosine similarity of global vectors.
@@ -83,6 +90,7 @@ class InfoNCELoss(_ContrastiveLoss):
         """
         scale = self.logit_scale
         check_vectors(audio, text, scale)
+        self._warn_of_one_pair(len(audio))
         return info_nce(
             normalize(audio), normalize(text), scale, gather=self.gather, reduction=self.reduction, backend=self.backend
         )
@@ -164,6 +172,7 @@ class AlignedContrastiveLoss(_ContrastiveLoss):
         """
         terms = {}
         scale = self.logit_scale
+        self._warn_of_one_pair(len(audio))
         if self.global_weight:
             check_vectors(audio, text, scale)
             backend = self.backend if self.backend in BACKENDS["info_nce"] else "auto"

@@ -1,5 +1,7 @@
 """What is handed to a model by mistake: named at once. Weights in half precision: used."""
 
+import warnings
+
 import pytest
 import torch
 from support.tiny_captioner import tiny as tiny_captioner
@@ -9,6 +11,7 @@ from atk.data import UnlabeledAudio
 from atk.eval.caption_metrics import caption_metrics
 from atk.eval.embed import embed_captions
 from atk.models.text import train_tokenizer
+from atk.nn import AlignedContrastiveLoss, InfoNCELoss
 
 WAVES, LENGTHS = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 9000])
 TEXT = "a dog barks"
@@ -30,6 +33,32 @@ def test_a_list_of_strings_is_wanted(take, captions):
         take()(captions)
 
 
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: tiny_clap().embed_text,
+        lambda: tiny_captioner().tokenize,
+        lambda: lambda captions: embed_captions(tiny_clap(), captions),
+    ],
+)
+def test_no_caption_is_an_error(take):
+    with pytest.raises(ValueError, match="the number of captions must be at least 1, got 0"):
+        take()([])
+
+
+@pytest.mark.parametrize("loss", [InfoNCELoss, AlignedContrastiveLoss])
+def test_a_batch_of_one_pair_is_noted(loss):
+    vectors = torch.randn(2, 8), torch.randn(2, 8)
+    frames = () if loss is InfoNCELoss else (torch.randn(2, 5, 8), torch.randn(2, 3, 8))
+    with pytest.warns(UserWarning, match="a batch of one pair has nothing to contrast: its loss is always 0"):
+        loss()(*(value[:1] for value in (*vectors, *frames)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss()(*vectors, *frames)
+        loss().eval()(*(value[:1] for value in (*vectors, *frames)))
+        torch.compile(loss(), backend="aot_eager", fullgraph=True)(*vectors, *frames)
+
+
 def test_a_single_string_is_no_list_elsewhere_either():
     with pytest.raises(TypeError, match="candidates must be a list"):
         caption_metrics(TEXT, [[TEXT]])
@@ -45,8 +74,9 @@ def test_a_single_string_is_no_list_elsewhere_either():
     [
         ((WAVES * 32768).short(), LENGTHS, TypeError, r"audio must be a floating-point .* got torch\.int16"),
         (WAVES.numpy(), LENGTHS, TypeError, r"audio must be a floating-point .* got ndarray"),
-        (WAVES[0], LENGTHS[:1], ValueError, r"audio must be waveforms of shape \[N, S\], got \[16000\]"),
-        (WAVES[:, None], LENGTHS, ValueError, r"audio must be waveforms of shape \[N, S\], got \[2, 1, 16000\]"),
+        (WAVES[0], LENGTHS[:1], ValueError, r"audio must be waveforms of shape \[N, S\] .* got \[16000\]"),
+        (WAVES[:, None], LENGTHS, ValueError, r"audio must be waveforms of shape \[N, S\] .* got \[2, 1, 16000\]"),
+        (WAVES[:0], LENGTHS[:0], ValueError, r"audio must be waveforms of shape .* N >= 1, got \[0, 16000\]"),
         (WAVES, LENGTHS.float(), TypeError, r"lengths must be an integer tensor, .* got torch\.float32"),
         (WAVES, [16000, 9000], TypeError, r"lengths must be an integer tensor, .* got list"),
         (WAVES, LENGTHS[:1], ValueError, r"lengths must have shape \[2\], got \[1\]"),
