@@ -249,6 +249,7 @@ def _kernels(arguments: Namespace) -> None:
 def _tune(arguments: Namespace) -> None:
     import torch
 
+    from atk.eval.outputs import check_output
     from atk.kernels.launch import unavailable
     from atk.ops.backend import BackendError
 
@@ -257,6 +258,7 @@ def _tune(arguments: Namespace) -> None:
         raise BackendError(f"--tune: {reason}")
     from atk.kernels.tune import SHAPES, tune
 
+    check_output(arguments.tune, b"{", "a launch table")
     shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
     tuned = tune(shapes, [getattr(torch, arguments.dtype)], arguments.tune)
     print(f"{tuned.tried} candidates, {tuned.failed} failed, {tuned.wrong} wrong")
