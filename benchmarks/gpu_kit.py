@@ -233,7 +233,8 @@ def machine() -> str:
 
 def page(out: Path) -> str:
     """The part of the summary that is computed from the results in a folder."""
-    parts = ["## Key ratios", "Medians. `of the limit` names what bounds the case.", ratios(out)]
+    legend = "Times are medians. `of the limit`: the time of the hardware's limit divided by ours, and what sets the limit."
+    parts = ["## Key ratios", legend, ratios(out)]
     log = out / "ncu.csv"
     if log.is_file():
         parts += ["## Counters of the slowest kernels", counters(log)]

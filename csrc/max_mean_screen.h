@@ -145,8 +145,8 @@ float collect(const ScreenBlock& block, int64_t count, Index* index) {
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(score), _mm512_loadu_ps(score + kLanes)));
 }
 
-// How often screening failed for a chunk and a caption. Only their rows decide which blocks are scored directly, so
-// results do not depend on threads, on the order of work, or on the other captions of the call.
+// How often screening failed for a chunk and a caption. In a call that is screened, only their rows decide which blocks
+// are scored directly, so results depend neither on threads nor on the order of work nor on the other captions' rows.
 struct ScreenHistory {
   int64_t blocks = 0;
   int64_t failures = 0;
@@ -154,7 +154,7 @@ struct ScreenHistory {
   // Screening is tried as long as at most one block in eight failed.
   bool allows_screening() const { return failures * 8 <= blocks; }
 
-  // Counts a block with this many candidates. Returns whether scoring them is cheaper than scoring the block directly.
+  // Returns whether scoring this many candidates is clearly cheaper than scoring the block; counts a failure if not.
   bool record(const ScreenBlock& block, int64_t candidates) {
     constexpr int64_t kCandidateCost = 192;  // of a candidate, besides 2 per channel, in multiply-adds
     const int64_t screened_cost = candidates * (2 * block.D + kCandidateCost);

@@ -18,8 +18,9 @@ HEADS = ((256, 16), (256, 8), (768, 12), (768, 6), (1024, 4), (40, 2), (768, 8))
 def every_case(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
     """Every configuration that the launch heuristics can choose.
 
-    The max-mean kernels are combined with every length class, number of channels and index dtype, and with pairs. Only
-    for 128 and 64 channels are they also sparse, without masks or without accumulation.
+    For max-mean similarity, these are all combinations of length class, number of channels, and index dtype. Classes as
+    wide as a tile also occur with pairs. Sparse weights, missing masks, and (other than for pairs) missing accumulation
+    are compiled for 64 and 128 channels only.
     """
     for dtype in dtypes:
         yield from _small_cases(dtype)

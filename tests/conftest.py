@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_logstart():
-    """Exempt what has been imported from garbage collection, which would take a second with all those objects."""
+    """Exempt the objects of imported modules from garbage collection, which takes a second if it visits them all."""
     if len(sys.modules) > FROZEN["modules"] + 100:
         gc.collect()
         gc.freeze()

@@ -84,7 +84,7 @@ def batches_of(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """Endless training batches from step `start_step` on; batch k is a function of the dataset, its seed and k alone.
+    """Endless training batches from step `start_step` on; batch k depends neither on `start_step` nor on `workers`.
 
     Args:
         dataset: training dataset.

@@ -160,7 +160,7 @@ class Trainer:
         """Take one optimizer step.
 
         Returns:
-            The row to log; empty if no file of the batch could be read, which skips the step.
+            The row to log; empty if no rank could read a file of one of the batch's data sets, which skips the step.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are unchanged.
