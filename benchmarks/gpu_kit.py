@@ -233,7 +233,7 @@ def machine() -> str:
 
 def page(out: Path) -> str:
     """The part of the summary that is computed from the results in a folder."""
-    legend = "Times are medians. `of the limit`: the time of the hardware's limit divided by ours, and what sets the limit."
+    legend = "Times are medians. `of the limit`: the time of the hardware's limit divided by ours, and what sets it."
     parts = ["## Key ratios", legend, ratios(out)]
     log = out / "ncu.csv"
     if log.is_file():
