@@ -7,7 +7,6 @@ prints how many variants of each kind were read and refused, the slowest one, an
 
 import argparse
 import contextlib
-import os
 import pickle
 import random
 import resource
@@ -23,6 +22,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.processes import Job  # after the path has been set
+
+PER_PROCESS = 250  # variants
 SECONDS = 20.0  # limit of one variant
 MEMORY = 3 << 30  # limit of the address space above what the process has at the start, in bytes
 
@@ -71,46 +73,41 @@ def spoiled(content: bytes, other: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def outcomes(form: Format, variants: int, seed: int) -> list[Outcome]:
-    """Read `variants` variants, in processes of their own, so that a crash ends only one."""
+def outcomes(name: str, variants: int, seed: int) -> list[Outcome]:
+    """Read `variants` variants of the files called `name`, in processes of their own, so that a crash ends only one."""
     results: list[Outcome] = []
-    while len(results) < variants:
-        receiver, sender = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(receiver)
-            _read_variants(form, range(len(results), variants), seed, sender)
-        os.close(sender)
-        with os.fdopen(receiver, "rb") as pipe, contextlib.suppress(EOFError):
-            while True:
-                results.append(pickle.load(pipe))
-        _, status = os.waitpid(child, 0)
-        if len(results) < variants:
-            results.append(Outcome("crashed", 0.0, f"wait status {status}, variant {len(results)}"))
+    with tempfile.TemporaryDirectory() as folder:
+        while len(results) < variants:
+            first, end = len(results), min(variants, len(results) + PER_PROCESS)
+            report = Path(folder, str(first))
+            job = Job("support.fuzz:read_variants", name, first, end, seed, str(report))
+            job.wait((end - first) * SECONDS)
+            with report.open("rb") as file, contextlib.suppress(EOFError):
+                while True:
+                    results.append(pickle.load(file))
+            if len(results) < end:
+                results.append(Outcome("crashed", 0.0, f"variant {len(results)}: {job.output[-200:]}"))
     return results
 
 
-def _read_variants(form: Format, indices: range, seed: int, sender: int) -> None:
-    """The child process: send an outcome for each variant, then exit."""
-    code = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write to stderr
-        with os.fdopen(sender, "wb") as pipe, tempfile.TemporaryDirectory() as folder:
-            files = form.make(Path(folder))
-            contents = [path.read_bytes() for path in files]
-            form.read(files[0])
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-            for index in indices:
-                draw = random.Random(f"{seed} {index}")
-                place = draw.randrange(len(files))
-                files[place].write_bytes(spoiled(contents[place], draw.choice(contents), draw))
-                pickle.dump(_outcome(form, files[place], Path(folder)), pipe)
-                pipe.flush()
-                files[place].write_bytes(contents[place])
-        code = 0
-    finally:
-        os._exit(code)
+def read_variants(name: str, first: int, end: int, seed: int, report: str) -> None:
+    """Read the variants from `first` to `end - 1` and write their outcomes to `report`."""
+    from support.fuzz_kinds import KINDS
+
+    form = KINDS[name]
+    with Path(report).open("wb") as results, tempfile.TemporaryDirectory() as folder:
+        files = form.make(Path(folder))
+        contents = [path.read_bytes() for path in files]
+        form.read(files[0])
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        for index in range(first, end):
+            draw = random.Random(f"{seed} {index}")
+            place = draw.randrange(len(files))
+            files[place].write_bytes(spoiled(contents[place], draw.choice(contents), draw))
+            pickle.dump(_outcome(form, files[place], Path(folder)), results)
+            results.flush()
+            files[place].write_bytes(contents[place])
 
 
 def _outcome(form: Format, path: Path, folder: Path) -> Outcome:
@@ -148,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| kind | variants | read | refused | other | slowest (s) |\n|---|---|---|---|---|---|")
     for name in arguments.kinds:
-        results = outcomes(KINDS[name], arguments.variants, arguments.seed)
+        results = outcomes(name, arguments.variants, arguments.seed)
         counts = Counter(result.status for result in results)
         others = [result for result in results if result.status not in ("read", "refused")]
         slowest = max(results, key=lambda result: result.seconds)
