@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 import atk
 from atk.cli import data_commands
 from atk.cli.exit_codes import FAILURE
-from atk.cli.parser import Parser, check_yaml, flag_value, with_underscores
+from atk.cli.parser import Parser, flag_value, load_yaml, with_underscores
 
 Run = Callable[[Namespace], None]
 
@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
     parser = build_parser(argv)
     Parser.config_file = flag_value(argv, "--config")
     if Parser.config_file is not None:
-        check_yaml(Parser.config_file)
+        load_yaml(Parser.config_file)
     config = parser.parse_args(argv)
     name = config.subcommand
     return name, _commands()[name].run, parser.instantiate(config)[name]

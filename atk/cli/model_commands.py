@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from atk.cli.output import print_result
+from atk.cli.parser import load_yaml
 
 if TYPE_CHECKING:
     from atk.models.captioner import Captioner
@@ -161,7 +161,7 @@ def _beams(arguments: Namespace) -> int:
 
 def _saved_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return load_yaml(path) if path.is_file() else {}
 
 
 def _reading_arguments(arguments: Namespace) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
 
     if arguments.out is not None:
         check_output(arguments.out, b"file_name,added,", "a listing of captions")
-    saved = _saved_config(Path(arguments.run)).get("mix", {})
+    saved = _saved_config(Path(arguments.run)).get("mix") or {}
     given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
     split = CaptionSplit(
         arguments.data,
@@ -213,10 +213,12 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         **_reading_arguments(arguments),
     )
     result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
-    if arguments.out is not None:
-        write_captions(Path(arguments.out), captions)
-    print_result(json.dumps(result, indent=2))
-    print_result(format_captions(captions[: arguments.examples]))
+    try:
+        print_result(json.dumps(result, indent=2))
+        print_result(format_captions(captions[: arguments.examples]))
+    finally:
+        if arguments.out is not None:
+            write_captions(Path(arguments.out), captions)
     if arguments.out is not None:
         print_result(arguments.out)
 

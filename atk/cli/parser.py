@@ -5,7 +5,7 @@ import re
 import sys
 from argparse import Action, HelpFormatter
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn, get_origin
+from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -123,16 +123,21 @@ def _name_with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value if _OPTION.fullmatch(name) else word
 
 
-def check_yaml(path: str) -> None:
-    """Raise ValueError unless the file is a mapping in YAML."""
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: the file is missing, or not a mapping in YAML.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(f"--config: {path}: {error.strerror}") from None
+        raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"--config: {path}: not YAML ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--config: {path}: not a mapping of settings to values")
+        raise ValueError(f"{path}: not a mapping of settings to values")
+    return values
 
 
 def flag_value(argv: list[str], name: str) -> str | None:

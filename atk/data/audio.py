@@ -169,7 +169,7 @@ def decode_audio(path: str | Path) -> list[str]:
         windows = math.ceil(file.frames / (30 * file.samplerate))
         bounds = np.linspace(0, file.frames, windows + 1).astype(np.int64).tolist()
         for first, end in itertools.pairwise(bounds):
-            _, note = read_mono(file, first, end - first)
+            _, note = read_mono(file, first if file.seekable() else 0, end - first)  # others go on where they are
             if note:
                 notes[note] = None
     return list(notes)
@@ -220,7 +220,8 @@ def _content_of(path: str | Path) -> Generator[Content, None, None]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Unusable("not a file")
-        yield Content(descriptor, status.st_size)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        yield Content(descriptor, status.st_size, identity)
     finally:
         os.close(descriptor)
 

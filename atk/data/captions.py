@@ -80,16 +80,16 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     if not path.is_file():
         tables = sorted(table.name for table in path.parent.glob("*.csv"))
         raise FileNotFoundError(f"{path}: no such file; the folder has {', '.join(tables) or 'no .csv file'}")
-    captions: dict[str, list[str]] = {}
+    captions: dict[Path, tuple[str, list[str]]] = {}  # by path, as rows may spell a name in several ways
     skipped: list[tuple[str, str]] = []
     for name, texts, fault in _rows(path):
         if fault is None:
-            captions.setdefault(name, []).extend(texts)
+            captions.setdefault(_locate(path.parent, name), (name, []))[1].extend(texts)
         elif on_error == "raise":
             raise ValueError(f"{name}: {fault}")
         else:
             skipped.append((name, fault))
-    entries = [(name, _locate(path.parent, name), tuple(dict.fromkeys(texts))) for name, texts in captions.items()]
+    entries = [(name, file, tuple(dict.fromkeys(texts))) for file, (name, texts) in captions.items()]
     return checked_clips(entries, skipped, on_error, path)
 
 

@@ -1,7 +1,8 @@
 """Look at every row and every file of a data folder, and say what is wrong before a training run does."""
 
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,28 @@ def check_folder(
     audio, left_out = list_folder(folder)
     problems = [Problem(_relative(error.file, folder), error.reason, False) for error in left_out]
     tables = [folder / f"{split}.csv" for split in SPLITS if (folder / f"{split}.csv").is_file()]
+    rows, listed, faults = _read_tables(tables)
+    problems += faults
+    for name, splits in listed.values():
+        if len(splits) > 1:
+            problems.append(Problem(name, f"in {' and '.join(f'{split}.csv' for split in splits)}", False))
+    if tables:
+        known = {os.path.realpath(path) for path in listed if "\0" not in str(path)}
+        unlisted = [path for path in audio if os.path.realpath(path) not in known]
+        problems += [Problem(_relative(path, folder), "no split lists this file", False) for path in unlisted]
+        problems += _side_file_problems(folder, {name for name, _ in listed.values()})
+        files = {path: name for path, (name, _) in listed.items()}
+    else:
+        files = {path: _relative(path, folder) for path in audio}
+        if not files:
+            problems.append(Problem(str(folder), "neither a split (train.csv, val.csv, test.csv) nor audio", True))
+    problems += _audio_problems(files, decode, workers, progress)
+    return FolderCheck(problems, rows, len(files))
+
+
+def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, list[str]]], list[Problem]]:
+    """The number of rows of the splits, the name and the splits of each file by its path, and what is wrong."""
+    problems: list[Problem] = []
     rows = 0
     listed: dict[Path, tuple[str, list[str]]] = {}  # path: (name, splits)
     for table in tables:
@@ -89,21 +112,10 @@ def check_folder(
                     splits.append(table.stem)
         except ValueError as error:
             problems.append(Problem(table.name, str(error).removeprefix(f"{table}: "), True))
-    for name, splits in listed.values():
-        if len(splits) > 1:
-            problems.append(Problem(name, f"in {' and '.join(f'{split}.csv' for split in splits)}", False))
-    if tables:
-        resolved = {path.resolve() for path in listed}
-        unlisted = [path for path in audio if path.resolve() not in resolved]
-        problems += [Problem(_relative(path, folder), "no split lists this file", False) for path in unlisted]
-        problems += _side_file_problems(folder, {name for name, _ in listed.values()})
-        files = {path: name for path, (name, _) in listed.items()}
-    else:
-        files = {path: _relative(path, folder) for path in audio}
-        if not files:
-            problems.append(Problem(str(folder), "neither a split (train.csv, val.csv, test.csv) nor audio", True))
-    problems += _audio_problems(files, decode, workers, progress)
-    return FolderCheck(problems, rows, len(files))
+        else:
+            if not any(table.stem in splits for _, splits in listed.values()):
+                problems.append(Problem(table.name, "it lists no clip", True))
+    return rows, listed, problems
 
 
 def _audio_problems(files: dict[Path, str], decode: bool, workers: int, progress: str | None) -> Iterator[Problem]:

@@ -54,17 +54,21 @@ class Content:
     Args:
         source: descriptor of an open file, or its content in memory.
         size: its size in bytes.
+        identity: the same for unchanged files only; None if unknown.
     """
 
-    def __init__(self, source: int | bytes, size: int):
+    def __init__(self, source: int | bytes, size: int, identity: tuple[int, ...] | None = None):
         self.source = source
         self.size = size
+        self.identity = identity
         self.head = os.read(source, _HEAD_BYTES) if isinstance(source, int) else source
 
     def read_at(self, position: int, count: int) -> bytes:
         """Up to `count` bytes from `position` on."""
         if isinstance(self.source, bytes) or position + count <= len(self.head):
             return self.head[position : position + count]
+        if position >= self.size:
+            return b""
         os.lseek(self.source, position, os.SEEK_SET)
         return os.read(self.source, count)
 
@@ -162,21 +166,32 @@ def _with_true_size(content: Content, start: int, layout: _Layout) -> bytes:
     covered = chunk.size + -chunk.size % layout.align
     if available - covered <= chunk.size and not (unknown and layout.size_bytes == 8):
         return b""
-    if not unknown and _are_chunks(content, chunk.start + covered, layout):
+    ends = {chunk.start + chunk.size, chunk.start + covered}  # some writers forget the padding
+    if not unknown and any(_is_chunk(content, end, layout) for end in ends):
+        return b""
+    if chunk.size and not unknown and _is_zero(content, chunk.start + chunk.size):
         return b""
     true = available + (layout.id_bytes + layout.size_bytes if layout.counts_header else 0)
     field = min(true, (1 << 8 * layout.size_bytes) - 1).to_bytes(layout.size_bytes, layout.order)
     return content.read_at(start, chunk.size_at - start) + field
 
 
-def _are_chunks(content: Content, position: int, layout: _Layout) -> bool:
-    """Whether the rest of the file consists of chunks."""
-    end = position
-    for chunk in _chunks(content, position, layout):
-        end = chunk.start + chunk.size
-        if not (chunk.id[:4].isascii() and chunk.id[:4].decode().isprintable()) or end > content.size + _SLOPPY_BYTES:
+def _is_chunk(content: Content, position: int, layout: _Layout) -> bool:
+    """Whether another chunk begins at `position`."""
+    chunk = next(_chunks(content, position, layout), None)
+    if chunk is None:
+        return False
+    readable = chunk.id[:4].isascii() and chunk.id[:4].decode().isprintable()
+    return readable and chunk.start + chunk.size <= content.size + _SLOPPY_BYTES
+
+
+def _is_zero(content: Content, position: int) -> bool:
+    """Whether the file has nothing but zeros from `position` on."""
+    while data := content.read_at(position, 1 << 20):
+        if data.strip(b"\0"):
             return False
-    return end > position
+        position += len(data)
+    return True
 
 
 def _au_header(content: Content, start: int) -> bytes:
@@ -184,7 +199,7 @@ def _au_header(content: Content, start: int) -> bytes:
     head = content.read_at(start, 12)
     available = content.size - start - int.from_bytes(head[4:8], "big")
     stated = int.from_bytes(head[8:12], "big")
-    unknown = stated == 0 or stated >= _STREAMED
+    unknown = stated >= _STREAMED or stated < available - stated
     if stated > available + _SLOPPY_BYTES and not unknown:
         raise Unusable(f"truncated: the header says {stated} bytes of samples, the file has {available}")
     return head[:8] + b"\xff\xff\xff\xff" if unknown and available > 0 else b""

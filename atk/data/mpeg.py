@@ -16,11 +16,16 @@ _KBITS = {  # by (is MPEG 1, layer), ISO/IEC 11172-3 and 13818-3; index 0 is a f
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _LARGEST_INDEX = 14  # of the tables above
+_LAYER_3 = 1  # as a header spells it
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
 _HEAD_BYTES = 4096  # two frames have at most 2882 bytes
 _SEARCH_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as decoders do
 _LEAST_KBITS, _MOST_KBITS = 4, 512  # average bit rates outside of these contradict the length in a tag
 _SLOPPY_BYTES = 4096
+
+
+_COUNTS: dict[tuple[tuple[int, ...] | None, int], int] = {}  # frames, so that a file is searched only once
+_MOST_COUNTS = 10_000
 
 
 class _Stream(NamedTuple):
@@ -44,6 +49,7 @@ class Content(Protocol):
     """The bytes of a file."""
 
     size: int
+    identity: tuple[int, ...] | None
 
     def read_at(self, position: int, count: int) -> bytes:
         """Up to `count` bytes from `position` on."""
@@ -84,14 +90,21 @@ def find_audio(content: Content, start: int, search: bool) -> Audio | None:
     if first and not search:
         return None
     audio = start + first
+    if head[first + 1] >> 1 & 3 != _LAYER_3:  # decoders read length tags of MP3 only
+        return Audio(audio)
     size = stream.sizes[head[first + 2]]
     stated = _tag(head[first : first + size])
     if stated is not None and _agrees(content, audio, stream, *stated):
         return Audio(audio)
     frames_start = audio if stated is None else audio + size
-    with content.whole() as data:
-        frames = _count(data, frames_start, stream)
-    return Audio(audio, _xing_frame(head[first : first + 4], stream, frames), frames_start)
+    key = (content.identity, frames_start)
+    if content.identity is None or key not in _COUNTS:
+        with content.whole() as data:
+            frames = _count(data, frames_start, stream)
+        if len(_COUNTS) >= _MOST_COUNTS:
+            _COUNTS.clear()
+        _COUNTS[key] = frames
+    return Audio(audio, _xing_frame(head[first : first + 4], stream, _COUNTS[key]), frames_start)
 
 
 def _agrees(content: Content, audio: int, stream: _Stream, frames: int, size: int) -> bool:
@@ -178,8 +191,8 @@ def _tag(frame: bytes) -> tuple[int, int] | None:
             flags, *fields = (int.from_bytes(content[at + i : at + i + 4], "big") for i in (4, 8, 12))
             frames = fields.pop(0) if flags & 1 else 0
             return frames, fields[0] if flags & 2 else 0
-    if content[36:40] == b"VBRI":
-        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
+    if content[36:40] == b"VBRI":  # libsndfile ignores this one
+        return 0, 0
     return None
 
 

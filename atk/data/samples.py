@@ -31,6 +31,11 @@ def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.nda
     Raises:
         Unusable: decoding fails, the file ends early, or a sample is NaN, infinite or above 64.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # `_check` refuses what overflows
+        return _read_mono(file, first, count)
+
+
+def _read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.ndarray, str]:
     scale, note = _scale(file)
     blocks = []
     energy = np.zeros(file.channels)
@@ -44,7 +49,8 @@ def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.nda
     if file.channels > 1 and mean_energy < _CANCELED * energy.sum() / file.channels**2 and file.seekable():
         loudest = int(energy.argmax())
         blocks = [block[:, loudest].copy() for block in _blocks(file, first, count)]
-        note = f"its channels cancel each other, so channel {loudest + 1} is used instead of their mean"
+        canceled = f"its channels cancel each other, so channel {loudest + 1} is used instead of their mean"
+        note = f"{note}; {canceled}" if note else canceled
     audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if scale != 1:
         audio = audio / np.float32(scale)
@@ -79,13 +85,15 @@ def _scale(file: soundfile.SoundFile) -> tuple[float, str]:
     """The full scale of the file, and a note if it is not 1."""
     if file.subtype not in ("FLOAT", "DOUBLE") or not file.seekable():
         return 1.0, ""
-    peak = 0.0
+    probes = []
     for first in np.linspace(0, max(0, file.frames - _PROBE_FRAMES), _PROBES).astype(int).tolist():
         file.seek(first)
-        probe = np.abs(file.read(_PROBE_FRAMES, dtype="float64"))
-        peak = max(peak, float(np.max(probe, initial=0.0, where=np.isfinite(probe))))
+        probes.append(np.abs(file.read(_PROBE_FRAMES, dtype="float64")).ravel())
+    values = np.concatenate(probes)
+    values = values[np.isfinite(values) & (values > 0)]
+    peak = float(values.max(initial=0.0))
     scale = next((scale for scale in _INTEGER_SCALES if peak <= scale), 1.0)
-    if peak <= _HEADROOM or scale == 1:
+    if peak <= _HEADROOM or scale == 1 or float(np.median(values)) <= 1:  # a few outliers are no scale
         return 1.0, ""
     return scale, f"its float samples are at integer scale (up to {peak:.0f}) and are divided by {scale:.0f}"
 

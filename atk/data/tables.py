@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_SAMPLE = 1 << 16  # characters that tell how a file is written
 _DELIMITERS = ",;\t"
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -23,12 +25,14 @@ class Table:
         header: names of the columns, stripped.
         delimiter: comma, semicolon or tab.
         encoding: "utf-8-sig", or "utf-16" if the file starts with its byte-order mark.
+        spaced: whether spaces after delimiters do not count.
     """
 
     path: Path
     header: list[str]
     delimiter: str
     encoding: str
+    spaced: bool
 
     @classmethod
     def open(cls, path: Path, columns: Sequence[str], like: Sequence[str] = ()) -> "Table":
@@ -43,6 +47,7 @@ class Table:
             with path.open(encoding=encoding, newline="") as file:
                 # A record may span several lines, but the names of columns do not.
                 line = file.readline(csv.field_size_limit())
+                sample = file.read(_SAMPLE)
         except UnicodeError as error:
             raise ForeignTableError(f"{path}: not UTF-8 ({_reason(error)}); save it as UTF-8") from None
         headers = {delimiter: _header(line, delimiter) for delimiter in _DELIMITERS}
@@ -51,7 +56,8 @@ class Table:
         if missing := [name for name in columns if name not in header]:
             names = ", ".join(filter(None, header)) or "none"
             raise ForeignTableError(f"{path}: lacks the column {', '.join(missing)}; its columns are {names}")
-        return cls(path, header, delimiter, encoding)
+        spaced = f"{delimiter} " in line or _opens_quotes_after_spaces(sample, delimiter)
+        return cls(path, header, delimiter, encoding, spaced)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the line number and the cells of each row that is not empty.
@@ -66,7 +72,7 @@ class Table:
         line = 1
         try:
             with self.path.open(encoding=self.encoding, newline="") as file:
-                reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
+                reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=self.spaced, strict=True)
                 next(reader, None)
                 line = reader.line_num + 1
                 for cells in reader:
@@ -93,6 +99,13 @@ def _header(line: str, delimiter: str) -> list[str]:
         return [name.strip() for name in next(reader, [])]
     except csv.Error:
         return []
+
+
+def _opens_quotes_after_spaces(text: str, delimiter: str) -> bool:
+    """Whether quotes that follow a delimiter and spaces enclose whole cells."""
+    opened = re.findall(f'{delimiter} +"', text)
+    enclosed = re.findall(f'{delimiter} +"(?:[^"]|"")*"[ \t]*(?=[{delimiter}\r\n]|$)', text)
+    return bool(opened) and len(opened) == len(enclosed)
 
 
 def _reason(error: UnicodeError) -> str:

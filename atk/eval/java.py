@@ -84,6 +84,7 @@ def run_java(arguments: list[str], time_limit: float) -> Generator[subprocess.Po
             log.seek(0)
             # Indented lines belong to a stack trace; the line before it says more.
             lines = [line.strip() for line in log.read().split("\n") if line.strip() and not line[0].isspace()]
+            lines = [line for line in lines if not line.startswith("Picked up ")]  # options from the environment
             reason = lines[-1] if lines else str(error)
             limit = f"stopped after {time_limit:g} s"
             raise UnavailableError(limit if expired.is_set() else f"java failed: {reason}") from error

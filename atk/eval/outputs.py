@@ -14,7 +14,7 @@ def check_output(path: str | Path, starts: bytes, what: str) -> Path:
 
     Raises:
         ValueError: `path` is a folder, or a file that is something else.
-        OSError: its folder cannot be created.
+        OSError: it cannot be written, or its folder cannot be created.
     """
     path = Path(path)
     if path.is_dir():
@@ -24,6 +24,10 @@ def check_output(path: str | Path, starts: bytes, what: str) -> Path:
             if file.read(len(starts)) not in (starts, b""):
                 raise ValueError(f"out: {path} exists and is not {what}; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
+    path.open("ab").close()
+    if not existed:
+        path.unlink()
     return path
 
 

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +49,7 @@ def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{folder} holds no model: expected {_CONFIG} and {_WEIGHTS} there")
     try:
         values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / _CONFIG}: damaged or cut short ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{folder / _CONFIG}: not the configuration of a model")
@@ -129,11 +129,11 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def damaged_file(folder: Path) -> Path | None:
+def damaged_file(folder: Path, suffixes: Sequence[str] = (".safetensors", ".json", ".pt")) -> Path | None:
     """The first file of a saved model or checkpoint that is cut short or empty; None if all are whole."""
     checks = {".safetensors": _is_safetensors, ".pt": _is_zip, ".json": _is_json}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return next((path for path in files if path.suffix in checks and not checks[path.suffix](path)), None)
+    return next((path for path in files if path.suffix in suffixes and not checks[path.suffix](path)), None)
 
 
 def _named(folder: Path, name: str) -> Path | None:
@@ -156,15 +156,15 @@ def _is_safetensors(path: Path) -> bool:
         try:
             header = json.loads(file.read(min(size, path.stat().st_size)))
             ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return 8 + size + max(ends, default=0) == path.stat().st_size
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return False
-    return 8 + size + max(ends, default=0) == path.stat().st_size
 
 
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -34,8 +34,8 @@ def load_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBas
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of many types, depending on the checkpoint
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if Path(name).is_dir() and (damaged := damaged_file(Path(name))) is not None:
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        if Path(name).is_dir() and (damaged := damaged_file(Path(name), (".safetensors", ".json"))) is not None:
             reason = f"{damaged.name} is damaged or cut short"
         raise ValueError(f"text.pretrained: cannot use {name!r}: {reason}") from error
     return model, tokenizer

@@ -196,6 +196,8 @@ def strings(name: str, value: object) -> None:
     for index, text in enumerate(value):
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a list of strings, got {text!r} at index {index}")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{name} must be valid Unicode, got {text!r} at index {index}")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

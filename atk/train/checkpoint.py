@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment: written to a temporary folder, renamed, then named last or best."""
 
 import errno
+import math
 import os
 import shutil
 from pathlib import Path
@@ -58,6 +59,9 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
         left = ", ".join(path.name for path in step_folders(folder)) or "none"
         raise OSError(f"{target}: cannot be saved ({reason}); checkpoints left: {left}") from error
     earlier = find_checkpoint(folder, "best")
+    steps = step_folders(folder)
+    if earlier is None and len(steps) == 1 and state.get("best", -math.inf) > -math.inf:
+        earlier = steps[0]  # the run has a best score, so this is its checkpoint, whose names a copy has lost
     if target.exists():  # an earlier run was killed between this rename and the names below
         shutil.rmtree(target)
     partial.rename(target)

@@ -47,10 +47,10 @@ def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     such as the temperature and the `[CLS]` input."""
     spared: dict[int, nn.Parameter] = {}
     for root in modules:
-        for module in root.modules():
+        for path, module in root.named_modules():
             is_norm = "norm" in type(module).__name__.lower()
             for name, parameter in module.named_parameters(recurse=False):
-                if is_norm or "bias" in name or parameter.dim() <= 1:
+                if is_norm or "bias" in f"{path.rpartition('.')[2]}.{name}" or parameter.dim() <= 1:
                     spared[id(parameter)] = parameter
     return list(spared.values())
 

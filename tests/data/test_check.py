@@ -107,3 +107,13 @@ def test_the_command_groups_problems_and_exits_with_1(folder, capsys):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_odd_folders_do_not_end_the_check(folder):
+    (folder / "loop.wav").symlink_to(folder / "loop.wav")
+    (folder / "val.csv").write_text("file_name,caption\n")
+    with (folder / "train.csv").open("a") as file:
+        file.write("nul\0.wav,gone\n")
+    problems = problems_of(folder)
+    assert problems[("val.csv", "it lists no clip")] and problems[("nul\0.wav", "embedded null byte")]
+    assert not problems[("loop.wav", "no split lists this file")]

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from atk.data import AudioError, audio_info, load_audio, load_crop, mpeg, read_folder
+from atk.data.audio import decode_audio
 
 RATE = 16000
 SECONDS = 6
@@ -228,3 +229,58 @@ def test_codecs_that_cannot_seek(tmp_path, subtype):
     assert len(whole) == pytest.approx(3 * 8000, abs=400)
     assert torch.equal(load_audio(path, 8000, 1.0, 0.5), whole[8000:12000])
     assert torch.equal(load_crop(path, 8000, 0.5, 1.0), whole[-4000:])
+
+
+def vbri(data):
+    """`data` with the length in a tag of Fraunhofer's encoder in place of LAME's."""
+    stream, _ = mpeg._first_frame(data)
+    frame = bytearray(data[: stream.sizes[data[2]]])
+    frame[4:] = bytes(len(frame) - 4)
+    frame[36:58] = b"VBRI" + bytes(6) + len(data).to_bytes(4, "big") + (200).to_bytes(4, "big") + bytes(4)
+    return bytes(frame) + without_tag(data)
+
+
+def test_other_length_tags_are_replaced(tmp_path):
+    path = written(tmp_path / "a.mp3", vbri(mp3(burst(44100, 1), 44100)))
+    assert audio_info(path).seconds == pytest.approx(SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize("second", [0xFD, 0xFF])  # layers II and I
+def test_mpeg_layers_without_length_tags_are_left_alone(tmp_path, second):
+    size = 417 if second == 0xFD else 4 * (12 * 128000 // 44100)
+    bits = 0x80 if second == 0xFD else 0x40  # 128 kbit/s
+    frame = bytes([0xFF, second, bits, 0]) + bytes(size - 4)
+    path = written(tmp_path / "a.mp3", frame * 100)
+    assert audio_info(path).frames == soundfile.info(path).frames
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"LIST" + (4000).to_bytes(4, "little") + bytes(4000) + bytes(512),
+        b"LIST" + (4000).to_bytes(4, "little") + bytes(4000) + b"TAG" + bytes(125),
+        bytes(4000),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"subtype": "PCM_U8"}])
+def test_what_follows_the_samples_is_not_sound(tmp_path, tail, options):
+    data = encoded(tone(0.0557), format="WAV", **options)  # an odd number of bytes with 8 bits
+    frames = soundfile.info(io.BytesIO(data)).frames
+    assert audio_info(written(tmp_path / "a.wav", data + tail)).frames == frames
+    if options:  # some writers forget the padding
+        assert frames % 2 and audio_info(written(tmp_path / "a.wav", data[:-1] + tail)).frames == frames
+
+
+def test_an_untagged_mp3_is_searched_only_once(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.mp3", without_tag(mp3(tone())))
+    expected = audio_info(path)
+    monkeypatch.setattr(mpeg, "_count", None)
+    assert audio_info(path) == expected
+    with pytest.raises(TypeError):
+        audio_info(written(tmp_path / "a.mp3", without_tag(mp3(tone(2)))))
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "NMS_ADPCM_32"])
+def test_codecs_that_cannot_seek_are_decoded_to_their_end(tmp_path, subtype):
+    soundfile.write(tmp_path / "a.wav", tone(70, 8000), 8000, subtype=subtype)
+    assert decode_audio(tmp_path / "a.wav") == []

@@ -125,3 +125,19 @@ def test_a_block_never_holds_less_than_a_frame(monkeypatch, tmp_path):
     audio = np.random.default_rng(0).normal(0, 0.1, (100, 3))
     path = write(tmp_path / "a.wav", audio, subtype="FLOAT")
     assert torch.allclose(load_audio(path, RATE), torch.from_numpy(audio.mean(1)).float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 30.0])
+def test_an_outlier_is_no_scale(tmp_path, seconds):
+    audio = np.random.default_rng(0).normal(0, 0.1, round(seconds * RATE))
+    audio[10] = 100.0
+    path = write(tmp_path / "a.wav", audio, subtype="FLOAT")
+    with pytest.raises(AudioError, match="contains samples up to 100, where full scale is 1"):
+        load_audio(path, RATE)
+
+
+def test_two_notes_are_both_kept(tmp_path):
+    left = tone(peak=9000.0)
+    notes = []
+    load_audio(write(tmp_path / "a.wav", np.stack([left, -left], 1), subtype="FLOAT"), RATE, notes=notes)
+    assert len(notes) == 1 and "integer scale" in notes[0] and "cancel each other" in notes[0]

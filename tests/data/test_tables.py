@@ -112,3 +112,25 @@ def test_a_table_is_read_row_by_row(tmp_path):
     assert next(rows) == (2, {"a": "1", "b": "2"})
     with pytest.raises(ValueError, match="line 1002"):
         list(rows)
+
+
+def test_a_name_with_a_leading_space_and_a_quote_inside_a_cell(folder):
+    (folder / "a.wav").rename(folder / " a.wav")
+    (folder / "train.csv").write_text('file_name,caption\n a.wav,a dog\nb.wav, "loud" music plays\n')
+    split = read_split(folder, "train", "raise")
+    assert {clip.file_name: clip.captions for clip in split.clips} == {
+        " a.wav": ("a dog",),
+        "b.wav": ('"loud" music plays',),
+    }
+
+
+def test_spaces_after_commas_below_a_header_without(folder):
+    (folder / "train.csv").write_text('file_name,caption\na.wav, "a dog, then rain"\nb.wav, rain\n')
+    split = read_split(folder, "train", "raise")
+    assert [clip.captions for clip in split.clips] == [("a dog, then rain",), ("rain",)]
+
+
+def test_spellings_of_a_name_are_one_clip(folder):
+    (folder / "train.csv").write_text("file_name,caption\na.wav,one\na.wav ,two\n./a.wav,three\n")
+    (clip,) = read_split(folder, "train", "raise").clips
+    assert clip.file_name == "a.wav" and clip.captions == ("one", "two", "three")

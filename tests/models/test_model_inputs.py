@@ -41,9 +41,11 @@ def test_a_list_of_strings_is_wanted(take, captions):
         lambda: lambda captions: embed_captions(tiny_clap(), captions),
     ],
 )
-def test_no_caption_is_an_error(take):
+def test_no_caption_and_no_text_are_errors(take):
     with pytest.raises(ValueError, match="the number of captions must be at least 1, got 0"):
         take()([])
+    with pytest.raises(ValueError, match=r"captions must be valid Unicode, got 'caf\\udce9' at index 0"):
+        take()(["caf\udce9"])
 
 
 @pytest.mark.parametrize("loss", [InfoNCELoss, AlignedContrastiveLoss])

@@ -14,7 +14,7 @@ from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
 
 from atk.cli import commands
-from atk.data import UnlabeledAudio, audio_info, load_audio, read_split
+from atk.data import UnlabeledAudio, audio_info, load_audio, mpeg, read_split
 from atk.data.references import read_references
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.models import from_pretrained
@@ -38,11 +38,13 @@ def _make_audio(folder: Path, channels: int = 2, **options: object) -> list[Path
 
 
 def _make_bare_mp3(folder: Path) -> list[Path]:
-    """MP3 whose first frame, which holds the length, is missing."""
-    paths = _make_audio(folder, format="MP3")
-    for path in paths:
+    """MP3 without its first frame, which holds the length."""
+    paths = []
+    for path in _make_audio(folder, format="MP3"):
         data = path.read_bytes()
-        path.write_bytes(data[data.index(b"\xff", 100) :])
+        frame, first = mpeg._first_frame(data)
+        paths.append(path.with_suffix(".mp3"))
+        paths[-1].write_bytes(data[first + frame.sizes[data[first + 2]] :])
     return paths
 
 

@@ -154,3 +154,10 @@ def test_a_file_cut_short_is_named_with_what_is_whole(tmp_path, name, keep):
     shutil.rmtree(str(error.value).partition("delete ")[2].partition(" to resume")[0])
     assert checkpoint.load_state(tmp_path)["step"] == 1
     assert step_of(checkpoint.last_whole_checkpoint(tmp_path)) == 1
+
+
+def test_the_only_checkpoint_of_a_copy_stays_the_best(tmp_path):
+    checkpoint.save_checkpoint(tmp_path / "run", 1, Model(), {"step": 1, "best": 0.9}, best=True)
+    copy_without_links(tmp_path / "run", tmp_path / "copied")
+    checkpoint.save_checkpoint(tmp_path / "copied", 2, Model(), {"step": 2, "best": 0.9}, best=False)
+    assert step_of(find_checkpoint(tmp_path / "copied", "best")) == 1
