@@ -218,6 +218,9 @@ def test_java_that_hangs_is_stopped_with_its_children(fake_java, tmp_path):
     assert time.monotonic() - start < 200  # its children would sleep for 300
     assert scores.missing["METEOR"] == "stopped after 1 s" and "stopped after 1 s" in scores.tokenizer
     started = pids.read_text().split()
+    deadline = time.monotonic() + 10  # a killed process takes a moment to end
+    while any(running(pid) for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert len(started) == 4 and not [pid for pid in started if running(pid)]
 
 
