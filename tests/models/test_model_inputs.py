@@ -1,6 +1,7 @@
 """What is handed to a model by mistake: named at once. Weights in half precision: used."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -15,15 +16,16 @@ from atk.nn import AlignedContrastiveLoss, InfoNCELoss
 
 WAVES, LENGTHS = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 9000])
 TEXT = "a dog barks"
+clap, captioner = cache(tiny_clap), cache(tiny_captioner)  # for tests that leave them as they are
 
 
 @pytest.mark.parametrize(
     "take",
     [
-        lambda: tiny_clap().embed_text,
-        lambda: tiny_clap().tokenize,
-        lambda: tiny_captioner().tokenize,
-        lambda: lambda captions: embed_captions(tiny_clap(), captions),
+        lambda: clap().embed_text,
+        lambda: clap().tokenize,
+        lambda: captioner().tokenize,
+        lambda: lambda captions: embed_captions(clap(), captions),
         lambda: lambda captions: train_tokenizer(captions, 300),
     ],
 )
@@ -36,9 +38,9 @@ def test_a_list_of_strings_is_wanted(take, captions):
 @pytest.mark.parametrize(
     "take",
     [
-        lambda: tiny_clap().embed_text,
-        lambda: tiny_captioner().tokenize,
-        lambda: lambda captions: embed_captions(tiny_clap(), captions),
+        lambda: clap().embed_text,
+        lambda: captioner().tokenize,
+        lambda: lambda captions: embed_captions(clap(), captions),
     ],
 )
 def test_no_caption_and_no_text_are_errors(take):
@@ -70,7 +72,7 @@ def test_a_single_string_is_no_list_elsewhere_either():
         UnlabeledAudio.scan("folder")
 
 
-@pytest.mark.parametrize("take", [lambda: tiny_clap().embed_audio, lambda: tiny_captioner().generate])
+@pytest.mark.parametrize("take", [lambda: clap().embed_audio, lambda: captioner().generate])
 @pytest.mark.parametrize(
     ("audio", "lengths", "error", "reason"),
     [

@@ -14,15 +14,22 @@ from atk.models.clap import CLAP
 MODELS = {CLAP: tiny_clap, Captioner: tiny_captioner}
 
 
-@pytest.fixture(params=MODELS, ids=lambda model: model.__name__)
-def saved(request, tmp_path):
+@pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.__name__)
+def original(request, tmp_path_factory):
     """A model and a run folder with it as the best and with another one as the last checkpoint."""
-    model = MODELS[request.param]()
-    model.save_pretrained(tmp_path / "checkpoints" / "step-00000001")
-    MODELS[request.param]().save_pretrained(tmp_path / "checkpoints" / "step-00000002")
+    model, run = MODELS[request.param](), tmp_path_factory.mktemp("run")
+    model.save_pretrained(run / "checkpoints" / "step-00000001")
+    MODELS[request.param]().save_pretrained(run / "checkpoints" / "step-00000002")
     for name, step in (("best", 1), ("last", 2)):
-        (tmp_path / "checkpoints" / name).symlink_to(f"step-0000000{step}")
-    return request.param, model, tmp_path
+        (run / "checkpoints" / name).symlink_to(f"step-0000000{step}")
+    return request.param, model, run
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """As `original`, with a run folder of the test's own."""
+    model_class, model, run = original
+    return model_class, model, shutil.copytree(run, tmp_path / "run", symlinks=True)
 
 
 def test_every_model_is_loaded_from_a_run_folder(saved):
