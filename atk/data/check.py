@@ -124,11 +124,12 @@ def _audio_problems(files: dict[Path, str], decode: bool, workers: int, progress
 
     def look(path: Path) -> list[Problem]:
         try:
-            notes = decode_audio(path) if decode else []
+            if decode:
+                return [Problem(files[path], note, False) for note in decode_audio(path)]
             audio_info(path)
         except AudioError as error:
             return [Problem(files[path], error.reason, True)]
-        return [Problem(files[path], note, False) for note in notes]
+        return []
 
     with ThreadPoolExecutor(workers) as pool:
         bar: Any = tqdm(

@@ -23,8 +23,7 @@ _SEARCH_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as de
 _LEAST_KBITS, _MOST_KBITS = 4, 512  # average bit rates outside of these contradict the length in a tag
 _SLOPPY_BYTES = 4096
 
-
-_COUNTS: dict[tuple[tuple[int, ...] | None, int], int] = {}  # frames, so that a file is searched only once
+_COUNTS: dict[tuple[int, ...], int] = {}  # frames by file and offset, so that a file is searched only once
 _MOST_COUNTS = 10_000
 
 
@@ -97,14 +96,16 @@ def find_audio(content: Content, start: int, search: bool) -> Audio | None:
     if stated is not None and _agrees(content, audio, stream, *stated):
         return Audio(audio)
     frames_start = audio if stated is None else audio + size
-    key = (content.identity, frames_start)
-    if content.identity is None or key not in _COUNTS:
+    key = None if content.identity is None else (*content.identity, frames_start)
+    frames = None if key is None else _COUNTS.get(key)
+    if frames is None:
         with content.whole() as data:
             frames = _count(data, frames_start, stream)
-        if len(_COUNTS) >= _MOST_COUNTS:
-            _COUNTS.clear()
-        _COUNTS[key] = frames
-    return Audio(audio, _xing_frame(head[first : first + 4], stream, _COUNTS[key]), frames_start)
+        if key is not None:
+            if len(_COUNTS) >= _MOST_COUNTS:
+                _COUNTS.clear()
+            _COUNTS[key] = frames
+    return Audio(audio, _xing_frame(head[first : first + 4], stream, frames), frames_start)
 
 
 def _agrees(content: Content, audio: int, stream: _Stream, frames: int, size: int) -> bool:
