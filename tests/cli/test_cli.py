@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import atk
+from atk.cli import doctor
 from atk.cli.main import main
 
 
@@ -69,6 +70,66 @@ def test_soundscapes_and_a_second_call(capsys, tmp_path):
 def test_doctor_names_versions_and_backends(capsys):
     report = printed(capsys, "doctor")
     assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto uses" in report
+
+
+def test_doctor_names_gpus_and_missing_packages(monkeypatch):
+    def version(name):
+        if name == "soundfile":
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((index + 1) << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(atk, "backends", lambda op: {})
+    report = doctor.report()
+    assert "  cuda:0: GPU 0, 1024 of 8192 MiB free\n  cuda:1: GPU 1, 2048 of 8192 MiB free\n" in report
+    assert re.search(r"soundfile: missing \(reading audio\); pip install .*audio-text-kernels\[train\]", report)
+
+
+def test_tuning_names_the_table_and_how_to_use_it(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton")
+    from atk.kernels import launch, tune
+
+    def tuned(shapes, dtypes, out):
+        assert (shapes, dtypes) == ([(2, 3, 4, 5, 64)], [torch.float16])
+        return tune.Tuned([], tried=9, failed=2, wrong=1)
+
+    monkeypatch.setattr(launch, "unavailable", lambda device_type: None)
+    monkeypatch.setattr(tune, "tune", tuned)
+    table = tmp_path / "table.json"
+    shape = ["2", "3", "4", "5", "64"]
+    out = printed(capsys, "kernels", "--tune", table, "--shape", *shape, "--dtype", "float16")
+    assert out == f"9 candidates, 2 failed, 1 wrong\nset ATK_LAUNCH_TABLE={table} to use the table\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 1, ""),
+        (torch.OutOfMemoryError("no memory left"), 1, "no memory left"),
+    ],
+)
+def test_what_ends_a_command_becomes_its_exit_code(monkeypatch, capsys, error, code, message):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(doctor, "report", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == code and message in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail():
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(doctor, "report", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        main(["doctor"])
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "align", "search", "soundscapes", "kernels", "doctor"])

@@ -30,6 +30,19 @@ def test_other_values_are_named(monkeypatch, value):
         pick_device("cpu")
 
 
+def test_each_rank_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="use 'cuda', got 'cuda:0'"):
+        pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="local rank 2 needs a GPU of its own, but only 2 are visible"):
+        pick_device("auto")
+
+
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_what_is_missing_for_several_ranks_is_named(monkeypatch, missing):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
