@@ -19,13 +19,13 @@ from support.runs import CONFIG, arguments
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 FROZEN = {"modules": 0}
 if os.environ.get("TRITON_INTERPRET") == "1":
-    with contextlib.suppress(ImportError):  # without triton its cases are skipped
+    with contextlib.suppress(ImportError):  # without triton, its cases are skipped
         from support.interpreter import patch_once
 
         patch_once()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests
 def pytest_collection_modifyitems(items):
     for item in items:
         if runs_triton_backend(item):
@@ -74,7 +74,7 @@ NOTES = {"low": 220, "middle": 660, "high": 1980}
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Tones and their captions: 12 to train on, 4 to validate, 6 to test."""
-    import soundfile  # not on every machine that tests the kernels
+    import soundfile  # not installed on every machine that tests the kernels
     import yaml
 
     folder = tmp_path_factory.mktemp("data set")

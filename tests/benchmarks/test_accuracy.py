@@ -20,7 +20,7 @@ def scaled(gradient):
 
 
 def without_rows(gradient):
-    """Sets 5 % of the nonzero rows to zero."""
+    """`gradient` with 5 % of its nonzero rows set to zero."""
     rows = gradient.reshape(-1, gradient.shape[-1] if gradient.ndim > 1 else 1).clone()
     nonzero = rows.abs().sum(1).nonzero().flatten()
     rows[nonzero[::20]] = 0
@@ -46,7 +46,7 @@ def case_of(op, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("op", sizes.NAMED)
-def test_a_slightly_wrong_gradient_is_refused_for_every_provider(op, dtype):
+def test_a_slightly_wrong_gradient_is_refused_from_every_provider(op, dtype):
     case = case_of(op, dtype)
     truth = case.truth()
     providers = [
@@ -86,7 +86,7 @@ def truths():
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_a_value_is_held_to_the_last_places_of_its_type(dtype):
+def test_a_value_may_be_off_by_two_units_in_the_last_place_of_its_type(dtype):
     eps = torch.finfo(dtype).eps
     for tolerance in (rounded_inputs(dtype, gradient=1e-2), rounded_scores(dtype)):
         assert mistake(results(value=1 - 1.9 * eps), truths(), tolerance) == ""
@@ -111,7 +111,7 @@ def test_gradients_are_compared_by_entry_norm_and_direction():
         assert mistake(results(gradient=gradient), truths(), replace(tolerance, gradient=math.inf))
 
 
-def test_the_gradient_of_a_scale_counts_relative_to_the_loss_if_that_is_larger():
+def test_the_error_of_a_scale_gradient_is_relative_to_the_loss_if_the_loss_is_larger():
     tolerance = replace(rounded_scores(torch.bfloat16), norm=0.01)
     assert mistake(results(scale=0.509), truths(), tolerance) == ""
     assert mistake(results(scale=0.511), truths(), tolerance).startswith("error of gradient 2 ")

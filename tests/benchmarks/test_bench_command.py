@@ -79,7 +79,7 @@ def made_rows(status="ok", ms=2.0):
 
 
 @pytest.mark.parametrize(("rows", "code"), [(made_rows(), 0), (made_rows(ms=3.0), 1), (made_rows("wrong"), 1)])
-def test_a_regression_against_a_saved_run_ends_with_1(rows, code, tmp_path, monkeypatch, capsys):
+def test_a_regression_against_a_saved_run_exits_with_1(rows, code, tmp_path, monkeypatch, capsys):
     arguments = ["--ops", "info_nce", "--sizes", "tiny"]
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
     assert bench(tmp_path / "saved", *arguments)[1] == 0
@@ -129,7 +129,7 @@ def test_ops_without_a_selected_provider_have_no_table(tmp_path, monkeypatch, ca
     assert "atk bench: nothing to run: no selected op has such a provider\n" in capsys.readouterr().err
 
 
-def test_a_wrong_row_of_atk_ends_with_1(tmp_path, monkeypatch, capsys):
+def test_a_wrong_row_of_atk_exits_with_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows("wrong"))
     assert bench(tmp_path, "--ops", "info_nce", "--sizes", "tiny")[1] == 1
     assert "atk chunked: wrong (made)" in capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_a_wrong_row_of_atk_ends_with_1(tmp_path, monkeypatch, capsys):
         (["--compare", "no/such.json"], "no/such.json"),
     ],
 )
-def test_invalid_options_end_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_invalid_options_are_reported_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert bench(tmp_path, *arguments) == (None, 2)
     err = capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_the_pytest_benchmarks_run(tmp_path):
     selected = "tiny and info_nce and not aligned and not compile"
     command_line = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "-k", selected, "-p", "no:cacheprovider"]
     saved = tmp_path / "times.json"
-    # In an xdist worker pytest-benchmark would not time anything.
+    # In an xdist worker, pytest-benchmark times nothing.
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
     command_line.append(f"--benchmark-json={saved}")
     run = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
@@ -185,7 +185,7 @@ def test_the_pytest_benchmarks_run(tmp_path):
     assert len(benchmarks) >= 3 and all(benchmark["extra_info"]["error"] < 1e-4 for benchmark in benchmarks)
 
 
-def test_the_commit_is_only_that_of_this_project(tmp_path, monkeypatch):
+def test_only_a_commit_of_this_project_is_reported(tmp_path, monkeypatch):
     assert report.environment()["commit"] != "none" or not (ROOT / ".git").exists()
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     monkeypatch.setattr(report, "__file__", str(tmp_path / "site-packages" / "report.py"))

@@ -1,4 +1,4 @@
-"""The benchmark harness: statuses of providers, the limit, sweeps, regressions, plots and pages."""
+"""The benchmark harness: statuses of providers, the limit, sweeps, regressions, plots, and pages."""
 
 import copy
 import functools
@@ -81,7 +81,7 @@ def test_providers_that_cannot_be_timed_keep_their_row():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report its memory")
-def test_a_call_beyond_free_memory_fails_alone(monkeypatch):
+def test_only_the_call_that_exceeds_free_memory_fails(monkeypatch):
     def greedy(x):
         return (x * 2 + torch.ones(1 << 26).sum() * 0,)
 
@@ -237,7 +237,7 @@ def test_shapes_of_the_loss_have_equal_counts_of_clips_and_captions():
     assert shapes and all(shape.clips == shape.captions for shape in shapes)
 
 
-def test_remains_of_an_interrupted_pip_are_ignored(tmp_path, monkeypatch):
+def test_leftovers_of_an_interrupted_pip_install_are_ignored(tmp_path, monkeypatch):
     (tmp_path / "gone-1.0.dist-info").mkdir()
     (tmp_path / "inf_cl-9.9.dist-info").mkdir()
     (tmp_path / "inf_cl-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: inf_cl\nVersion: 9.9\n")

@@ -63,7 +63,7 @@ def executable(path, text):
 
 
 def run_kit(out, **environment):
-    """Run the kit from another folder; returns its exit code, standard output and standard error."""
+    """Run the kit from another folder; return its exit code, standard output, and standard error."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PEERS", "BUDGET")}
     kept |= {"DRY_RUN": "1", "PATH": PATH, "CUDA_HOME": str(out.parent), "OMP_NUM_THREADS": "1"}
     arguments = [str(ROOT / "benchmarks" / "gpu.sh"), str(out)]
@@ -120,7 +120,7 @@ def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     assert f"Send {out} (" in printed
 
 
-def test_the_summary_reports_when_nothing_works(tmp_path):
+def test_the_summary_is_written_even_if_nothing_works(tmp_path):
     out = tmp_path / "out"
     code, *_ = run_kit(out, PYTHON="false")
     summary = (out / "summary.md").read_text()
@@ -135,7 +135,7 @@ def test_the_summary_reports_when_nothing_works(tmp_path):
     assert "- versions: unknown" in summary and "false failed" in summary and "## What to send" in summary
 
 
-def test_steps_without_time_are_listed(tmp_path):
+def test_steps_that_run_out_of_time_are_listed(tmp_path):
     out = tmp_path / "out"
     code, *_ = run_kit(out, PYTHON="false", BUDGET="0")
     states = steps_of((out / "summary.md").read_text())
@@ -154,7 +154,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_gpu_it_stops_immediately(tmp_path):
+def test_without_a_gpu_the_kit_stops_immediately(tmp_path):
     out = tmp_path / "out"
     code, _, error = run_kit(out, PYTHON=sys.executable, DRY_RUN="", CUDA_VISIBLE_DEVICES="")
     assert code == 2 and error.startswith("gpu.sh needs a CUDA GPU, and torch sees none") and error.count("\n") == 1
@@ -218,7 +218,7 @@ def test_the_summary_counts_the_tests_of_each_file_and_lists_failures(tmp_path):
     assert "\nassert 1 == 2\n" in (tmp_path / "out" / "tests.log").read_text()
 
 
-def test_the_caller_sets_the_python_path_but_no_option_of_a_step(tmp_path):
+def test_steps_inherit_the_python_path_but_no_settings_of_triton_or_atk(tmp_path):
     check = '[ -z "$TRITON_INTERPRET$ATK_LAUNCH_TABLE$ATK_BACKEND" ] || exit 1\n'
     check += f"case $PYTHONPATH in *:{tmp_path}/mine) ;; *) exit 1 ;; esac\n"
     settings = {"TRITON_INTERPRET": "1", "ATK_LAUNCH_TABLE": "mine.json", "ATK_BACKEND": "cpp"}
@@ -230,7 +230,7 @@ def test_the_caller_sets_the_python_path_but_no_option_of_a_step(tmp_path):
     assert re.fullmatch(r"# GPU kit\n\n- commit: \S+\n- driver: 580\.1\n", first)
 
 
-def test_missing_libraries_of_the_model_are_no_failure(tmp_path):
+def test_missing_libraries_of_the_model_are_not_a_failure(tmp_path):
     python = executable(tmp_path / "python", "#!/bin/sh\ncase $2 in *find_spec*) echo torchaudio ;; esac\n")
     code, printed, _ = run_kit(tmp_path / "out", PYTHON=python)
     assert code == 0 and steps_of(printed)["bench_train_step"] == "not installed: torchaudio"

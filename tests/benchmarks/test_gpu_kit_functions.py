@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_kit.py`: profile, small calls, counters and ratios."""
+"""`benchmarks/gpu_kit.py`: profile, small calls, counters, and ratios."""
 
 import json
 import os
@@ -37,7 +37,8 @@ def test_the_profile_continues_after_an_op_that_fails(tmp_path, monkeypatch):
 def test_small_calls_continue_after_one_that_fails(monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed")
     called = []
-    monkeypatch.setattr("atk.info_nce", lambda *inputs, **options: called.append("info_nce"))  # None has no backward
+    # Both stand-ins return None, so their backward fails.
+    monkeypatch.setattr("atk.info_nce", lambda *inputs, **options: called.append("info_nce"))
     monkeypatch.setattr("atk.cross_attention_difference", lambda *inputs, **options: called.append("difference"))
     with pytest.raises(SystemExit, match=r"failed: (max_mean, )?info_nce, cross_attention"):
         gpu_kit.calls(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The benchmark of large batches: memory limit and peaks, rows, stages of a step, page and plot."""
+"""The benchmark of large batches: the memory limit and peaks, rows, stages of a step, the page, and the plot."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The commands on a finished run: what they print and write, their help and their error messages."""
+"""The commands on a finished run: what they print and write, their help, and their error messages."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_align_writes_picture_and_numbers(tiny_run, tiny_data, capsys, tmp_path)
     assert words[1:] == ["a", "low", "tone"]
 
 
-def test_soundscapes_and_a_second_call(capsys, tmp_path):
+def test_soundscapes_are_written_only_once(capsys, tmp_path):
     arguments = ["soundscapes", tmp_path / "scenes", "--preset", "easy", "--train", "3", "--test", "2", "--seed", "4"]
     assert printed(capsys, *arguments).strip() == str(tmp_path / "scenes")
     assert len((tmp_path / "scenes" / "train.csv").read_text().splitlines()) == 4
@@ -89,7 +89,7 @@ def test_doctor_names_gpus_and_missing_packages(monkeypatch):
     assert re.search(r"soundfile: missing \(reading audio\); pip install .*audio-text-kernels\[train\]", report)
 
 
-def test_tuning_names_the_table_and_how_to_use_it(monkeypatch, tmp_path, capsys):
+def test_tuning_prints_its_results_and_how_to_use_the_table(monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
     from atk.kernels import launch, tune
 
@@ -113,7 +113,7 @@ def test_tuning_names_the_table_and_how_to_use_it(monkeypatch, tmp_path, capsys)
         (torch.OutOfMemoryError("no memory left"), 1, "no memory left"),
     ],
 )
-def test_what_ends_a_command_becomes_its_exit_code(monkeypatch, capsys, error, code, message):
+def test_the_exception_that_ends_a_command_sets_its_exit_code(monkeypatch, capsys, error, code, message):
     def fail():
         raise error
 

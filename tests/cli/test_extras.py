@@ -1,4 +1,4 @@
-"""Where optional packages are missing, commands and classes name the extra to install in one line."""
+"""If an optional package is missing, commands and classes report in one line which extra to install."""
 
 import json
 import re
@@ -31,7 +31,7 @@ NEED_A_PARSER = (["train", "aligned", "--help"], ["bench"], ["plan", "--device",
 
 
 def atk_without(missing, *commands):
-    """(exit code, stdout, stderr) of each command in a process where the packages `missing` cannot be imported."""
+    """(exit code, stdout, stderr) of each command in a process that cannot import the packages in `missing`."""
     code = CODE.format(missing=missing, commands=[list(command) for command in commands])
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -75,7 +75,7 @@ def test_the_bench_extra_is_enough_for_the_parser_of_bench():
     assert code == 0, errors
 
 
-def test_imports_keep_other_errors():
+def test_optional_imports_name_the_extra_and_keep_other_errors():
     message = re.escape("needs PyYAML; pip install 'audio-text-kernels[train]'")
     with pytest.raises(ImportError, match=message), optional_imports:
         raise ModuleNotFoundError("No module named 'yaml.nodes'", name="yaml.nodes")

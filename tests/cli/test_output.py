@@ -1,4 +1,4 @@
-"""Names of every kind reach standard output, outputs replace nothing else, and results are not lost."""
+"""File names of every kind can be printed, outputs replace no unrelated files, and results are not lost."""
 
 import errno
 import io
@@ -50,7 +50,7 @@ def test_a_result_that_cannot_be_printed_goes_to_stderr(monkeypatch, capsys):
     assert capsys.readouterr().err == "the result\n"
 
 
-def test_search_prints_a_line_for_every_name(model, tmp_path, capfdbinary):
+def test_search_prints_one_line_for_every_name(model, tmp_path, capfdbinary):
     for index, name in enumerate(ODD_NAMES):
         tone(Path(tmp_path, os.fsdecode(name)), 300 + 100 * index)
     main(["search", str(model), str(tmp_path), "a dog", "--workers", "0", "--device", "cpu"])
@@ -96,9 +96,9 @@ def test_align_replaces_nothing_but_an_alignment(model, tmp_path, monkeypatch, c
         main([*arguments, "new/align.png"])
 
 
-def test_a_data_folder_whose_name_is_not_utf8_is_named_before_training(tmp_path, capsys):
+def test_a_folder_whose_name_is_not_utf8_is_reported_before_training(tmp_path, capsys):
     for option in ("--data", "--out"):
         with pytest.raises(SystemExit) as error:
             main(["train", "aligned", "--data", "d", "--out", "o", option, str(tmp_path / "caf\udce9")])
         assert error.value.code == 2
-        assert f"{option[2:]}: '" in (told := capsys.readouterr().err) and "is not valid UTF-8; rename" in told
+        assert f"{option[2:]}: '" in (err := capsys.readouterr().err) and "is not valid UTF-8; rename" in err

@@ -1,4 +1,4 @@
-"""`atk data check`: every problem of a data folder, before training meets it."""
+"""`atk data check` finds every problem of a data folder before training does."""
 
 import json
 
@@ -66,10 +66,10 @@ def test_a_file_in_two_splits_is_noted(folder):
     assert problems_of(folder) == {("a.wav", "in train.csv and test.csv"): False}
 
 
-def test_damage_behind_the_header_is_found_by_decoding(folder):
+def test_damage_after_the_header_is_found_by_decoding(folder):
     soundfile.write(folder / "long.flac", np.random.default_rng(0).normal(0, 0.1, 100 * RATE), RATE)
-    damaged = (folder / "long.flac").read_bytes()
-    (folder / "long.flac").write_bytes(damaged[: len(damaged) * 9 // 10])
+    whole = (folder / "long.flac").read_bytes()
+    (folder / "long.flac").write_bytes(whole[: len(whole) * 9 // 10])
     soundfile.write(folder / "a.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
     soundfile.write(folder / "b.wav", np.stack([np.sin(np.arange(RATE)), -np.sin(np.arange(RATE))], 1), RATE)
     with (folder / "train.csv").open("a") as file:
@@ -109,7 +109,7 @@ def test_the_command_groups_problems_and_exits_with_1(folder, capsys):
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_odd_folders_do_not_end_the_check(folder):
+def test_odd_folders_do_not_stop_the_check(folder):
     (folder / "loop.wav").symlink_to(folder / "loop.wav")
     (folder / "val.csv").write_text("file_name,caption\n")
     with (folder / "train.csv").open("a") as file:

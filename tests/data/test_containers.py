@@ -1,4 +1,4 @@
-"""Audio files whose headers do not say what there is: the true length, or a refusal by name."""
+"""Audio files whose headers are wrong or incomplete yield their true length or an error that names the file."""
 
 import io
 import resource
@@ -54,14 +54,14 @@ def id3(size):
 
 
 def burst(rate, channels):
-    """Noise after silence: the first frames of a variable bit rate say nothing about the others."""
+    """Noise after silence, so that the first frames of a variable-bit-rate file say nothing about the others."""
     audio = np.random.default_rng(0).normal(0, 0.2, (SECONDS * rate, channels)).astype(np.float32)
     audio[: 2 * rate] = 0
     return audio
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("rate", [8000, 22050, 44100])  # MPEG 2.5, 2 and 1
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])  # MPEG 2.5, 2, and 1
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
 def test_mp3_without_a_length(tmp_path, mode, rate, channels):
     whole = mp3(burst(rate, channels), rate, mode)
@@ -69,14 +69,13 @@ def test_mp3_without_a_length(tmp_path, mode, rate, channels):
     (tmp_path / "b.mp3").write_bytes(id3(300) + without_tag(whole))
     expected = load_audio(tmp_path / "a.mp3", rate)
     assert len(expected) == SECONDS * rate
-    delay = audio_info(tmp_path / "b.mp3").frames - len(
-        expected
-    )  # the encoder's delay and padding, which the tag tells
+    # The encoder's delay and padding, which only the tag states.
+    delay = audio_info(tmp_path / "b.mp3").frames - len(expected)
     assert 0 < delay < 3 * 1152
     got = load_audio(tmp_path / "b.mp3", rate)
     assert len(got) == audio_info(tmp_path / "b.mp3").frames
     assert torch.allclose(got[576:][: len(expected)], expected[: len(got) - 576], atol=1e-5)
-    start = 4.5  # a crop far behind the silence
+    start = 4.5  # a crop long after the silence
     crop = load_audio(tmp_path / "b.mp3", rate, start, 0.5)
     first = round(start * rate)
     assert torch.allclose(crop, got[first : first + len(crop)], atol=1e-3)
@@ -89,7 +88,7 @@ def test_concatenated_mp3_files_are_one_clip(tmp_path):
         assert len(load_audio(tmp_path / f"{name}.mp3", RATE, SECONDS, 0.5)) == RATE // 2
 
 
-def test_mp3_with_tags_behind_it_keeps_its_exact_length(tmp_path):
+def test_mp3_followed_by_tags_keeps_its_exact_length(tmp_path):
     (tmp_path / "a.mp3").write_bytes(mp3(tone()) + b"APETAGEX" + bytes(20000) + b"TAG" + bytes(125))
     assert audio_info(tmp_path / "a.mp3").frames == SECONDS * RATE
 
@@ -112,7 +111,7 @@ def test_a_tag_that_contradicts_the_data_is_not_believed(tmp_path):
         assert audio_info(tmp_path / "a.mp3").seconds == pytest.approx(SECONDS, abs=0.2)
 
 
-# Format, the offset of the size of the samples relative to the marker, bytes and byte order of that size.
+# Format, marker, offset from the marker to the size of the samples, and the length and byte order of that size.
 SIZES = [
     ({"format": "WAV"}, b"data", 4, 4, "little"),
     ({"format": "WAV", "subtype": "FLOAT"}, b"data", 4, 4, "little"),
@@ -125,13 +124,13 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "marker", "offset", "size", "order"), SIZES)
+@pytest.mark.parametrize(("options", "marker", "offset", "size_bytes", "order"), SIZES)
 @pytest.mark.parametrize("stated", ["none", "2 GiB", "all bits"])
-def test_recordings_that_were_never_finished_are_whole(tmp_path, options, marker, offset, size, order, stated):
-    stated = {"none": 0, "2 GiB": 0x7FFFFFFF if size == 4 else 2**63 - 1, "all bits": -1}[stated]
+def test_unfinished_recordings_are_read_whole(tmp_path, options, marker, offset, size_bytes, order, stated):
+    stated = {"none": 0, "2 GiB": 0x7FFFFFFF if size_bytes == 4 else 2**63 - 1, "all bits": -1}[stated]
     data = bytearray(encoded(tone(), **options))
     at = data.index(marker) + offset
-    data[at : at + size] = (stated % (1 << 8 * size)).to_bytes(size, order)
+    data[at : at + size_bytes] = (stated % (1 << 8 * size_bytes)).to_bytes(size_bytes, order)
     (tmp_path / "a.bin").write_bytes(data)
     whole = load_audio(written(tmp_path / "b.bin", encoded(tone(), **options)), RATE)
     got = load_audio(tmp_path / "a.bin", RATE)
@@ -142,12 +141,13 @@ def test_recordings_that_were_never_finished_are_whole(tmp_path, options, marker
 
 
 @pytest.mark.parametrize("stated", [1000, 40001])
-def test_a_size_filled_in_early_on_does_not_lose_the_rest(tmp_path, stated):
+def test_a_size_that_was_filled_in_too_early_loses_no_samples(tmp_path, stated):
     data = bytearray(encoded(tone(), format="WAV"))
     at = data.index(b"data") + 4
     data[at : at + 4] = stated.to_bytes(4, "little")
     assert audio_info(written(tmp_path / "a.wav", data)).seconds == SECONDS
-    notes = b"LIST" + (50000).to_bytes(4, "little") + bytes(50000)  # a real chunk larger than the samples stays out
+    # A chunk that is really there is not read as samples, even if it is larger than they are.
+    notes = b"LIST" + (50000).to_bytes(4, "little") + bytes(50000)
     finished = encoded(tone(1), format="WAV") + notes
     assert audio_info(written(tmp_path / "b.wav", finished)).seconds == 1
     empty = encoded(tone(0), format="WAV") + notes
@@ -155,8 +155,8 @@ def test_a_size_filled_in_early_on_does_not_lose_the_rest(tmp_path, stated):
         audio_info(written(tmp_path / "c.wav", empty))
 
 
-@pytest.mark.parametrize(("options", "marker", "offset", "size", "order"), SIZES)
-def test_cut_recordings_are_refused_at_the_header(tmp_path, options, marker, offset, size, order):
+@pytest.mark.parametrize(("options", "marker", "offset", "size_bytes", "order"), SIZES)
+def test_truncated_recordings_are_refused_by_their_header(tmp_path, options, marker, offset, size_bytes, order):
     data = encoded(tone(), **options)
     with pytest.raises(
         AudioError, match=r"a\.bin: (truncated: the header says \d+ bytes of samples, the file has|not re)"
@@ -199,10 +199,10 @@ def test_unusual_rates_take_little_memory(tmp_path, rate):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10
 
 
-def test_a_claim_of_hours_in_a_few_bytes(tmp_path):
+def test_a_few_bytes_that_claim_to_be_hours_are_refused_with_little_memory(tmp_path):
     data = bytearray(encoded(tone(), format="FLAC"))
     field = int.from_bytes(data[18:26], "big")
-    data[18:26] = (field >> 36 << 36 | (1 << 36) - 1).to_bytes(8, "big")  # samples in all, 36 bits
+    data[18:26] = (field >> 36 << 36 | (1 << 36) - 1).to_bytes(8, "big")  # the number of samples, in 36 bits
     path = written(tmp_path / "a.flac", data)
     tracemalloc.start()
     try:
@@ -214,7 +214,7 @@ def test_a_claim_of_hours_in_a_few_bytes(tmp_path):
         tracemalloc.stop()
 
 
-def test_long_silence_is_not_a_false_claim(tmp_path):
+def test_long_silence_is_not_taken_for_a_false_claim(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, np.zeros(600 * RATE, np.int16), RATE)
     assert path.stat().st_size * 64 < 600 * RATE and audio_info(path).seconds == 600
@@ -232,7 +232,7 @@ def test_codecs_that_cannot_seek(tmp_path, subtype):
 
 
 def vbri(data):
-    """`data` with the length in a tag of Fraunhofer's encoder in place of LAME's."""
+    """`data` with the length tag of Fraunhofer's encoder in place of LAME's."""
     stream, _ = mpeg._first_frame(data)
     frame = bytearray(data[: stream.sizes[data[2]]])
     frame[4:] = bytes(len(frame) - 4)
@@ -263,8 +263,8 @@ def test_mpeg_layers_without_length_tags_are_left_alone(tmp_path, second):
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"subtype": "PCM_U8"}])
-def test_what_follows_the_samples_is_not_sound(tmp_path, tail, options):
-    data = encoded(tone(0.0557), format="WAV", **options)  # an odd number of bytes with 8 bits
+def test_what_follows_the_samples_is_not_read_as_samples(tmp_path, tail, options):
+    data = encoded(tone(0.0557), format="WAV", **options)  # an odd number of bytes if a sample has 8 bits
     frames = soundfile.info(io.BytesIO(data)).frames
     assert audio_info(written(tmp_path / "a.wav", data + tail)).frames == frames
     if options:  # some writers forget the padding

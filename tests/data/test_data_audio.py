@@ -121,7 +121,7 @@ def test_channels_are_averaged(tmp_path, channels):
     assert (info.frames, info.sample_rate, info.channels, info.seconds) == (RATE, RATE, channels, 1.0)
 
 
-def test_window_is_where_it_was_asked_for(tmp_path):
+def test_window_is_at_the_requested_position(tmp_path):
     path = write(tmp_path / "a.wav", np.arange(800, dtype=np.float32) / 1000, rate=100, subtype="FLOAT")
     assert torch.allclose(load_audio(path, 100, 2.0, 1.5), torch.arange(200, 350) / 1000)
     assert torch.allclose(load_audio(path, 100, 7.5, 2.0), torch.arange(750, 800) / 1000)  # cut at the end
@@ -130,7 +130,7 @@ def test_window_is_where_it_was_asked_for(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
 @pytest.mark.parametrize("seconds", [0.1, 0.3333, 0.991])
-def test_window_is_never_longer_than_asked(tmp_path, rate, seconds):
+def test_window_is_never_longer_than_requested(tmp_path, rate, seconds):
     path = write(tmp_path / "a.wav", rate=rate)
     assert len(load_audio(path, 16000, 0.003, seconds)) == round(16000 * seconds)
 
@@ -188,7 +188,7 @@ def bad_file(path, fault):
         ("truncated wav", "truncated: the header says 16000 bytes of samples, the file has 9582"),
     ],
 )
-def test_bad_header_is_named(tmp_path, fault, reason):
+def test_bad_file_is_named_with_the_reason(tmp_path, fault, reason):
     path = bad_file(tmp_path / "a.wav", fault)
     for function in (audio_info, lambda path: load_audio(path, RATE)):
         with pytest.raises(AudioError, match=reason) as caught:
@@ -209,7 +209,7 @@ def test_wav_of_a_streaming_writer_is_whole(tmp_path):
     assert len(load_audio(path, RATE)) == RATE
 
 
-def test_flac_without_its_length_is_named(tmp_path):
+def test_flac_without_its_length_is_refused(tmp_path):
     path = write(tmp_path / "a.flac")
     data = bytearray(path.read_bytes())
     data[21] &= 0xF0  # clears the 36-bit sample count
@@ -220,7 +220,7 @@ def test_flac_without_its_length_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
-def test_truncated_file_is_found_where_it_ends(tmp_path, name):
+def test_truncation_is_an_error_only_in_windows_past_the_end(tmp_path, name):
     if name.endswith("mp3") and "MP3" not in soundfile.available_formats():
         pytest.skip("this libsndfile has no mp3")
     noise = np.random.default_rng(0).standard_normal(40000).astype(np.float32) / 10
@@ -239,7 +239,7 @@ def test_truncated_ogg_is_a_shorter_file(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_a_number_is_an_error_in_its_window_alone(tmp_path, value):
+def test_nonfinite_sample_is_an_error_only_in_windows_that_contain_it(tmp_path, value):
     audio = np.stack([tone(), tone()], 1)
     audio[6000, 1] = value
     path = write(tmp_path / "a.wav", audio, subtype="FLOAT")
@@ -249,7 +249,7 @@ def test_not_a_number_is_an_error_in_its_window_alone(tmp_path, value):
 
 
 def hours_long_wav(path):
-    """Write two hours of 8-bit 8 kHz audio as a sparse file: all samples -1, but 0 in the last tenth of a second."""
+    """Write two hours of 8-bit 8 kHz audio as a sparse file: all samples are -1 except for zeros in the last 0.1 s."""
     samples = 7200 * RATE
     header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + samples, b"WAVE", b"fmt ", 16, 1, 1, RATE, RATE, 1, 8,
                          b"data", samples)  # fmt: skip
@@ -268,7 +268,7 @@ def hours_long_flac(path):
 
 
 @pytest.mark.parametrize(("make", "name"), [(hours_long_wav, "a.wav"), (hours_long_flac, "a.flac")])
-def test_hours_long_file_costs_one_window(tmp_path, make, name):
+def test_hours_long_file_takes_only_the_memory_of_the_window(tmp_path, make, name):
     path = make(tmp_path / name)
     load_audio(path, 4000, 0.0, 0.1)  # imports are not measured
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Crops, windows and loaders: the content of a batch is a function of seed and step alone."""
+"""Crops, windows, and loaders: the content of a batch is a function of seed and step alone."""
 
 import itertools
 import multiprocessing
@@ -113,12 +113,12 @@ def test_windows_cover_each_clip(tmp_path):
         dataset[12]
 
 
-def test_clips_whole(tmp_path):
+def test_clips_are_whole_without_clip_seconds(tmp_path):
     dataset = EvalDataset(ramp_clips(tmp_path, [2.5, 0.05]), RATE, None)
     assert [len(dataset[i]["audio"]) for i in range(len(dataset))] == [2500, 50]
 
 
-def test_hours_long_clip_is_read_by_windows(tmp_path):
+def test_hours_long_clip_is_read_in_windows(tmp_path):
     with soundfile.SoundFile(tmp_path / "long.flac", "w", RATE, 1) as file:
         for _ in range(72):
             file.write(np.zeros(100 * RATE))
@@ -171,7 +171,7 @@ def test_pinned_memory(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_file_bad_only_when_decoded(tmp_path, workers):
+def test_a_file_whose_damage_shows_only_when_it_is_decoded(tmp_path, workers):
     ramp_clips(tmp_path, [1.0, 1.0])
     truncated_flac(tmp_path / "cut.flac")
     clips = read_folder(tmp_path).clips
@@ -256,10 +256,10 @@ def test_workers_leave_interrupts_to_the_trainer(tmp_path, signum):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("last", "code"),
+    ("last_line", "code"),
     [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("held = loader", 0), ("del loader", 0)],
 )
-def test_workers_end_with_the_trainer(tmp_path, last, code):
+def test_workers_end_with_the_trainer(tmp_path, last_line, code):
     ramp_clips(tmp_path, [1.0] * 4)
     script = f"""
 import os, signal
@@ -267,7 +267,7 @@ from atk.data import read_split, train_loader
 clips = read_split({str(tmp_path)!r}, "train").clips
 loader = iter(train_loader(clips, sample_rate=1000, clip_seconds=1.0, batch_size=1, workers=1))
 next(loader)
-{last}
+{last_line}
 """
     # Workers inherit the pipe, so `run` returns only after the last of them has ended.
     result = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120, check=False)
@@ -278,7 +278,7 @@ def test_processes_of_other_code_can_still_be_terminated(tmp_path):
     loader = iter(
         train_loader(ramp_clips(tmp_path, [1.0] * 4), sample_rate=RATE, clip_seconds=1.0, batch_size=1, workers=1)
     )
-    next(loader)  # the fork server runs
+    next(loader)  # the fork server is running now
     process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
     process.start()
     process.terminate()

@@ -156,7 +156,7 @@ def test_unlabeled_folder(tmp_path):
         read_folder(tmp_path / "none")
 
 
-@pytest.mark.parametrize("slow", [0.0, 1e9])  # seconds per file from which threads are used
+@pytest.mark.parametrize("slow", [0.0, 1e9])  # threads are used from this many seconds per file
 def test_files_are_read_in_order_with_and_without_threads(monkeypatch, slow):
     monkeypatch.setattr(captions_module, "_SLOW", slow)
     threads = set()

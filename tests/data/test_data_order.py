@@ -46,7 +46,7 @@ def test_buckets_hold_similar_lengths():
 
     assert spread(True) < 0.05 < 0.5 < spread(False)
     first = [TrainBatches(lengths, 10, 0, bucket=True).epoch(epoch)[0] for epoch in range(20)]
-    assert np.std([lengths[batch].mean() for batch in first]) > 0.1  # short and long batches are shuffled
+    assert np.std([lengths[batch].mean() for batch in first]) > 0.1  # batches of short and of long clips are shuffled
     batches = {
         frozenset(batch) for epoch in range(3) for batch in TrainBatches(lengths, 10, 0, bucket=True).epoch(epoch)
     }

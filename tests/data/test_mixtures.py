@@ -46,7 +46,7 @@ def test_the_reference_is_exactly_what_was_added(clips, pool):
         assert reference.abs().max() > 0 and len(reference) == len(item["audio"])
 
 
-def test_the_level_of_the_added_sound_is_the_ratio_asked_for(clips, pool):
+def test_the_added_sound_has_the_requested_signal_to_noise_ratio(clips, pool):
     item = make(clips, pool, snr_db=(6.0, 6.0))[0, 0]
     sound = item["references"][0]
     power = sound.square().sum() / sound.count_nonzero()
@@ -149,7 +149,7 @@ def test_a_clip_that_nothing_can_be_mixed_into_is_unchanged_in_evaluation(clips,
         make(clips, pool, avoid=[every] * len(clips))
 
 
-def test_a_pool_of_nothing_but_the_clip_is_refused_before_any_is_read(clips):
+def test_a_pool_that_holds_only_the_clip_is_refused_before_any_file_is_read(clips):
     pool = ReferencePool(clips[:1], [""], [])
     for evaluate in (False, True):
         with pytest.raises(ValueError, match=r"references: none of 1 can be mixed into clip0\.wav"):
@@ -183,7 +183,7 @@ def test_another_recording_of_the_class_is_never_the_clip(clips):
     assert added == {"clip2.wav", "clip3.wav"}
 
 
-def test_mixtures_stay_within_full_scale_and_references_follow(tmp_path, pool):
+def test_mixtures_and_references_are_scaled_alike_to_stay_within_full_scale(tmp_path, pool):
     loud = [write_clip(tmp_path / "loud.wav", 100, level=0.99)]
     item = make(loud, pool, snr_db=(0.0, 0.0))[0, 0]
     assert item["audio"].abs().max() <= 1.0
@@ -197,8 +197,8 @@ def test_silence_is_mixed_without_nan(tmp_path, pool):
     assert snr_gain(torch.zeros(4), torch.ones(4), 3.0) == snr_gain(torch.ones(4), torch.zeros(4), 3.0) == 1.0
 
 
-def write_sparse(path, floor):
-    """Write ten seconds: a tone in the first second, then noise at the level `floor`."""
+def sparse_pool(path, floor):
+    """A pool of one recording: a tone for one second, then nine seconds of noise at the level `floor`."""
     wave = floor * np.random.default_rng(0).standard_normal(10 * RATE)
     wave[:RATE] = 0.1 * np.sin(np.arange(RATE))
     soundfile.write(path, wave, RATE, subtype="FLOAT")
@@ -207,7 +207,7 @@ def write_sparse(path, floor):
 
 @pytest.mark.parametrize("floor", [0.0, 1e-5])
 def test_a_silent_window_of_a_recording_is_not_mixed_in(clips, tmp_path, floor):
-    pool = write_sparse(tmp_path / "sparse.wav", floor)
+    pool = sparse_pool(tmp_path / "sparse.wav", floor)
     for condition in ("same/same", "same/diff"):
         dataset = make(clips, pool, evaluate=False, rate=1.0, condition=condition)
         items = [dataset[index, epoch] for index in range(6) for epoch in range(10)]
@@ -218,7 +218,7 @@ def test_a_silent_window_of_a_recording_is_not_mixed_in(clips, tmp_path, floor):
         for item in mixed:
             (reference,) = item["references"]
             residual = reference[2:] + reference[:-2] - 2 * np.cos(1.0) * reference[1:-1]  # 0 for the tone
-            assert residual.square().sum() < reference.square().sum()  # noise would give three times that
+            assert residual.square().sum() < reference.square().sum()  # for noise, it would be three times as large
     silent = [write_clip(tmp_path / f"silent{n}.wav", 100, level=0.0) for n in range(2)]
     for condition in ("same/same", "diff/diff"):
         item = make(clips, ReferencePool(silent, ["x", "x"], []), condition=condition)[0, 0]

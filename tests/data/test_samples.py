@@ -1,4 +1,4 @@
-"""Samples that cannot be used as they are: the documented outcome, said once with the name of the file."""
+"""Samples that cannot be used as they are: the documented outcome, reported once with the file's name."""
 
 import tracemalloc
 import warnings
@@ -52,7 +52,7 @@ def test_float_samples_above_full_scale_are_used(tmp_path, peak):
 
 
 @pytest.mark.parametrize("value", [1e3, 1e12, 3e38])
-def test_a_single_huge_sample_is_an_error_in_its_window_alone(tmp_path, value):
+def test_a_single_huge_sample_is_an_error_only_in_windows_that_contain_it(tmp_path, value):
     audio = tone(30)
     audio[12345] = value
     path = write(tmp_path / "a.wav", audio, subtype="FLOAT")
@@ -93,7 +93,7 @@ def test_unrelated_silent_and_partly_opposite_channels_are_averaged(tmp_path, ch
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_loaders_say_it_once_with_the_name_of_the_file(tmp_path, workers):
+def test_loaders_warn_once_per_file_and_name_it(tmp_path, workers):
     left = tone(4)
     for name in ("a", "b"):
         write(tmp_path / f"{name}.flac", np.stack([left, -left], 1))
@@ -106,8 +106,8 @@ def test_loaders_say_it_once_with_the_name_of_the_file(tmp_path, workers):
             warnings.simplefilter("always")
             for batch, _ in zip(loader, range(3), strict=False):
                 assert len(batch) and not batch.skipped
-        said = [str(warning.message) for warning in caught]
-        assert sorted(text.partition(":")[0] for text in said) == ["a.flac", "b.flac"], said
+        messages = [str(warning.message) for warning in caught]
+        assert sorted(text.partition(":")[0] for text in messages) == ["a.flac", "b.flac"], messages
 
 
 def test_memory_is_that_of_the_mono_result(tmp_path):
@@ -128,7 +128,7 @@ def test_a_block_never_holds_less_than_a_frame(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 30.0])
-def test_an_outlier_is_no_scale(tmp_path, seconds):
+def test_an_outlier_is_not_taken_for_integer_scale(tmp_path, seconds):
     audio = np.random.default_rng(0).normal(0, 0.1, round(seconds * RATE))
     audio[10] = 100.0
     path = write(tmp_path / "a.wav", audio, subtype="FLOAT")

@@ -13,9 +13,9 @@ VARIANTS = {
     "plain": PLAIN,
     "spaces after commas": PLAIN.replace(",", ", ").replace("barks, ", "barks,"),
     "byte-order mark": "\ufeff" + PLAIN,
-    "DOS line ends": PLAIN.replace("\n", "\r\n"),
-    "old Mac line ends": PLAIN.replace("\n", "\r"),
-    "no line end at the end": PLAIN.rstrip(),
+    "DOS line endings": PLAIN.replace("\n", "\r\n"),
+    "old Mac line endings": PLAIN.replace("\n", "\r"),
+    "no newline at the end": PLAIN.rstrip(),
     "empty lines": PLAIN.replace("\n", "\n\n"),
     "lines of commas at the end": PLAIN + ",\n,,,\n",
     "empty cells at the end": PLAIN.replace("\n", ",,,\n"),
@@ -25,8 +25,8 @@ VARIANTS = {
     "all cells quoted": 'file_name,caption\n"a.wav","a dog barks, then rain falls"\n"b.wav","rain falls"\n'
     '"c d.wav","a ""loud"" bell"\n',
     "spaces around names": PLAIN.replace("b.wav", " b.wav ").replace("file_name,caption", " file_name , caption "),
-    "a column more": PLAIN.replace("caption\n", "caption,note\n").replace("rain falls\n", "rain falls,x\n"),
-    "captions over lines": PLAIN.replace("barks, then", "barks,\nthen"),
+    "an extra column": PLAIN.replace("caption\n", "caption,note\n").replace("rain falls\n", "rain falls,x\n"),
+    "captions that span lines": PLAIN.replace("barks, then", "barks,\nthen"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_name_with_a_leading_space_and_a_quote_inside_a_cell(folder):
     }
 
 
-def test_spaces_after_commas_below_a_header_without(folder):
+def test_spaces_after_commas_in_rows_but_not_in_the_header(folder):
     (folder / "train.csv").write_text('file_name,caption\na.wav, "a dog, then rain"\nb.wav, rain\n')
     split = read_split(folder, "train", "raise")
     assert [clip.captions for clip in split.clips] == [("a dog, then rain",), ("rain",)]

@@ -56,7 +56,7 @@ def test_crops_cover_a_clip_and_change_with_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize(("clips", "batch_size"), [(12, 4), (10, 4), (3, 8), (5, 4), (1, 3)])
-def test_each_clip_once_an_epoch_in_full_batches(clips, batch_size):
+def test_full_batches_hold_each_clip_once_per_epoch(clips, batch_size):
     batches = list(itertools.islice(UnlabeledBatches(clips, batch_size, seed=1), 60))
     assert {len(batch) for batch in batches} == {batch_size}
     drawn = [int(clips_of_batch[slot]) for batch in batches for _, slot, _, clips_of_batch in batch]

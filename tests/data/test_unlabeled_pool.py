@@ -1,4 +1,4 @@
-"""Pools of unlabeled audio: which files are listed, only once, and kept in a cache."""
+"""Pools of unlabeled audio: which files are listed, that each counts once, and the cache of the list."""
 
 import os
 import pickle
@@ -66,7 +66,7 @@ def test_links_to_folders_are_followed(tmp_path):
     assert below(UnlabeledAudio.scan([tmp_path / "x"]), tmp_path / "x") == ["link/000.wav", "link/001.wav"]
 
 
-def test_order_is_that_of_the_names(tmp_path, monkeypatch):
+def test_files_are_ordered_by_name(tmp_path, monkeypatch):
     ramps(tmp_path / "b", 3)
     ramps(tmp_path / "a", 2)
     expected = ["a/000.wav", "a/001.wav", "b/000.wav", "b/001.wav", "b/002.wav"]
@@ -87,7 +87,7 @@ def test_order_is_that_of_the_names(tmp_path, monkeypatch):
     assert below(UnlabeledAudio.scan([tmp_path]), tmp_path) == expected
 
 
-def test_folders_are_listed_once_and_kept(tmp_path, monkeypatch):
+def test_folders_are_listed_once_and_the_list_is_kept(tmp_path, monkeypatch):
     data = ramps(tmp_path / "data", 6)
     cache = tmp_path / "run" / "unlabeled.npz"
     tar(data / "s.tar", [("k.wav", audio_bytes())])
@@ -112,14 +112,14 @@ def test_folders_are_listed_once_and_kept(tmp_path, monkeypatch):
         assert all(torch.equal(resumed_batch.audio[i, :400], batch.audio[i, :400]) for i, _ in kept)
 
 
-def test_workers_do_not_list_again(tmp_path):
+def test_workers_do_not_list_the_folders_again(tmp_path):
     pool = UnlabeledAudio.scan([ramps(tmp_path, 4)])
     ramps(tmp_path, 1, first=7)
     files = {Path(name).name for batch in take(pool, 6, workers=1) for name in batch.files}
     assert files == {"000.wav", "001.wav", "002.wav", "003.wav"}
 
 
-def test_cache_of_other_folders_or_damaged(tmp_path):
+def test_a_damaged_cache_or_one_of_other_folders_is_refused(tmp_path):
     first = ramps(tmp_path / "first", 2)
     second = ramps(tmp_path / "second", 2)
     cache = tmp_path / "list.npz"
@@ -137,7 +137,7 @@ def test_cache_of_other_folders_or_damaged(tmp_path):
         UnlabeledAudio.scan([first, second], cache)
 
 
-def test_keys_of_the_cache_file_stay_readable(tmp_path):
+def test_keys_of_the_cache_file_stay_the_same(tmp_path):
     cache = tmp_path / "list.npz"
     UnlabeledAudio.scan([ramps(tmp_path / "data", 2)], cache)
     with np.load(cache) as file:
@@ -184,7 +184,7 @@ def test_bad_arguments(tmp_path):
             take(pool, 1, **{name: value})
 
 
-def test_a_large_pool_is_small(tmp_path, monkeypatch):
+def test_a_large_pool_takes_little_memory(tmp_path, monkeypatch):
     count = 50_000
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout: the same results as with files in a folder."""
+"""Tar shards in WebDataset layout: the same results as from files in a folder."""
 
 import tarfile
 import tracemalloc
@@ -12,8 +12,8 @@ from support.unlabeled_cases import audio_bytes, below, names, ramps, take, tar
 from atk.data import AudioError, UnlabeledAudio
 
 
-@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_members_equal_the_files_of_a_folder(tmp_path, form):
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_members_equal_the_files_of_a_folder(tmp_path, tar_format):
     suffixes = ("flac", "wav", "ogg", "mp3")
     contents = {f"{suffix}{i}.{suffix}": audio_bytes(i, suffix.upper()) for suffix in suffixes for i in range(2)}
     contents["Ø 犬 " + "n" * 150 + ".flac"] = audio_bytes(5, "FLAC")  # too long for a tar header
@@ -23,7 +23,7 @@ def test_members_equal_the_files_of_a_folder(tmp_path, form):
         (folder / name).write_bytes(content)
     labels = [(f"{Path(name).stem}.json", b'{"text": "a dog.wav"}') for name in contents]
     members = sorted([*contents.items(), *labels, (".hidden.wav", b"x"), ("__MACOSX/._a.wav", b"x")])
-    tar(tmp_path / "s.tar", [("./" + name, content) for name, content in members], form)
+    tar(tmp_path / "s.tar", [("./" + name, content) for name, content in members], tar_format)
     files = UnlabeledAudio.scan([folder])
     shard = UnlabeledAudio.scan([tmp_path / "s.tar"])
     assert names(shard) == [f"{tmp_path}/s.tar:./{name}" for name in below(files, folder)]
@@ -90,7 +90,7 @@ def test_a_shard_that_was_removed_or_changed(tmp_path):
         pool.load(0, 8000, 1.0, 0.0)
 
 
-def test_headers_are_not_kept(tmp_path):
+def test_headers_are_not_kept_in_memory(tmp_path):
     path = tar(tmp_path / "s.tar", [(f"{index}.wav", b"") for index in range(2000)])
     tracemalloc.start()
     try:
@@ -113,7 +113,7 @@ def test_concatenated_archives_are_one_shard(tmp_path, zeros):
         assert torch.equal(pool.load(index, 8000, 1.0, 0.0), alone.load(0, 8000, 1.0, 0.0))
 
 
-def test_what_follows_the_end_of_an_archive_is_named(tmp_path):
+def test_damage_after_the_end_of_an_archive_is_reported(tmp_path):
     path = tar(tmp_path / "s.tar", [("a.wav", audio_bytes())])
     path.write_bytes(path.read_bytes() + b"not a tar header" * 100)
     pool = UnlabeledAudio.scan([path])

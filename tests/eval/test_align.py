@@ -1,4 +1,4 @@
-"""Alignment maps, scores and figures of a model with known embeddings, and tables of events."""
+"""Alignment maps, scores, and figures of a model with known embeddings, and tables of events."""
 
 import csv
 
@@ -106,13 +106,13 @@ def test_score_counts_best_frames_inside_events():
     events = [
         Event("a.wav", "dog", "dog", 0.0, 0.2),  # right: both best frames are inside
         Event("a.wav", "engine", "an engine", 0.0, 0.1),  # wrong: the best frame is the fourth
-        Event("b.wav", "bell", "bells", 0.0, 0.1),  # of another clip
+        Event("b.wav", "bell", "bells", 0.0, 0.1),  # belongs to another clip
         Event("a.wav", "rain", "rain", 0.0, 0.1),  # no caption contains it
     ]
     result = score(SCENE, events)
     assert result["right"] == 50
     assert result["phrases"] == 2 and result["left_out"] == 1
-    # Frames centered at 0.05, 0.15 and, within half a frame, 0.25; then 0.05 and 0.15.
+    # Frames inside the first event: 0.05, 0.15, and, within half a frame, 0.25. Inside the second: 0.05 and 0.15.
     assert result["chance"] == pytest.approx(100 * (3 / 5 + 2 / 5) / 2)
 
 
@@ -182,8 +182,8 @@ def test_align_writes_figure_and_csv(tmp_path):
 
 
 @pytest.mark.slow
-def test_figure_shows_scores_where_and_when_they_are(tmp_path):
-    """The best cells (yellow) are left of the others, and the color of events appears only if there are events."""
+def test_figure_shows_scores_and_events_in_the_right_place(tmp_path):
+    """The best cells (yellow) are to the left of the others, and the color of events appears only with events."""
     alignment = similarity_map(FakeModel(), clip("dog", "", "", "", ""), ["dog"])
     mel = torch.zeros(10, 16)
     plain, marked = tmp_path / "plain.png", tmp_path / "marked.png"

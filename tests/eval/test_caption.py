@@ -1,4 +1,4 @@
-"""Captioning of held-out splits and of files."""
+"""Captioning of held-out splits and of single files."""
 
 import pytest
 import soundfile
@@ -37,13 +37,13 @@ def read(folder, **mix):
 
 
 def count_encoded(model):
-    """The number of windows in each later call of the encoder, and the hook to remove."""
+    """A list that receives the number of windows in each later call of the encoder, and the hook to remove."""
     calls = []
     return calls, model.audio_encoder.register_forward_hook(lambda _, inputs, output: calls.append(len(inputs[0])))
 
 
 def scores_of(values):
-    """A list of calls, and a stand-in for `caption_metrics` that records them and returns the values in turn."""
+    """A list of calls, and a stand-in for `caption_metrics` that adds to it and returns the values in turn."""
     calls = []
     remaining = iter(values)
     return calls, lambda candidates, references: calls.append((candidates, references)) or next(remaining)

@@ -14,7 +14,7 @@ from atk.eval import java
 from atk.eval.caption_metrics import METRICS, _tokenize, caption_metrics
 
 SENTENCES = json.loads(Path(__file__).with_name("captions_scored.json").read_text(encoding="utf-8"))
-# From pycocoevalcap 1.2 itself on these sentences: PTBTokenizer, then Bleu(4), Meteor, Rouge and Cider.
+# From pycocoevalcap 1.2 itself on these sentences: PTBTokenizer, then Bleu(4), Meteor, Rouge, and Cider.
 PUBLISHED = {
     "BLEU-1": 0.9241249156495204,
     "BLEU-2": 0.8148409617877559,
@@ -54,7 +54,7 @@ def score(candidate, *references):
 
 @pytest.mark.slow
 @needs_java
-def test_scores_equal_the_published_code(capfd):
+def test_scores_equal_those_of_the_published_code(capfd):
     scores = caption_metrics(**SENTENCES)
     assert list(scores.values)[: len(PUBLISHED)] == list(PUBLISHED)
     for name, value in PUBLISHED.items():
@@ -81,7 +81,7 @@ def test_small_cases_computed_by_hand(no_java):
     assert values["BLEU-1"] == pytest.approx(3 / 4)  # three of four words
     assert values["BLEU-2"] == pytest.approx(math.sqrt(3 / 4 * 2 / 3))  # two of three pairs
     assert values["BLEU-3"] == pytest.approx((3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3))
-    assert score("a dog", "a dog barks loudly")["BLEU-1"] == pytest.approx(math.exp(1 - 4 / 2))  # brevity
+    assert score("a dog", "a dog barks loudly")["BLEU-1"] == pytest.approx(math.exp(1 - 4 / 2))  # brevity penalty
     assert score("a a a a", "a dog barks a")["BLEU-1"] == pytest.approx(2 / 4)  # clipped counts
     assert score("a dog barks loudly", "a loud dog barks")["ROUGE-L"] == pytest.approx(3 / 4)  # a, dog, barks
     precision, recall, beta = 2 / 4, 2 / 2, 1.2

@@ -133,8 +133,9 @@ def test_twins(tmp_path):
     split = embed(write_twins(tmp_path / "data"))
     assert split.clips.keys() == {"a.wav", "b.wav", "c.wav", "d.wav", "e.wav"}
     twins = evaluate_retrieval(FakeModel(), split)["twins"]
-    # "a dog" is right, "dog and dog" wrong, "the bell" right. Global: "dog" (c) is right, as d has more silence, and
-    # "dog with dog" (d) wrong. Max-mean: "dog" (c) is right, and (d) scores 1 for both, as "with" matches silence.
+    # "a dog" is right, "dog and dog" is wrong, and "the bell" is right. Global: "dog" (c) is right, as d has more
+    # silence, and "dog with dog" (d) is wrong. Max-mean: "dog" (c) is right, and "dog with dog" (d) is wrong, as both
+    # clips score 1: "with" matches silence.
     assert (twins["pairs"], twins["captions"]) == (2, 5)
     assert twins["global"] == pytest.approx(100 * 3 / 5)
     assert twins["max_mean"] == pytest.approx(100 * 3 / 5)
@@ -181,7 +182,7 @@ def test_tags_and_zero_shot(tmp_path):
     tags = evaluate_tags(Model(), split)
     assert prompts == ["the sound of dog", "the sound of church bell", "the sound of never"]
     assert (tags["tags"], tags["left_out"], tags["clips"]) == (2, 1, 4)
-    # dog: both clips that contain the sound rank first, engine.wav ties with bell.wav at 0. bell: perfect.
+    # dog: the two clips that contain the sound rank first, and engine.wav ties with bell.wav at 0. bell: perfect.
     assert tags["ROC-AUC"] == pytest.approx(100 * ((2 + 0.5) / 3 + 1) / 2)
     zero = zero_shot(FakeModel(), split)
     assert zero == {"accuracy": pytest.approx(200 / 3), "chance": pytest.approx(100 / 3), "classes": 3, "clips": 3}

@@ -1,4 +1,4 @@
-"""Metrics against torchmetrics, scikit-learn and brute force."""
+"""Metrics against torchmetrics, scikit-learn, and brute force."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def random_problem(seed, queries=37, candidates=50, max_relevant=1, levels=None)
 
 
 def brute_force(similarity, relevant):
-    """The formulas of the docstring, one query and one rank at a time."""
+    """The formulas in the docstring of `retrieval_metrics`, one query and one rank at a time."""
     recall, precision, ranks = {1: [], 5: [], 10: []}, [], []
     for scores, truth in zip(similarity.tolist(), relevant.tolist(), strict=True):
         order = sorted(range(len(scores)), key=lambda c: (-scores[c], truth[c]))
@@ -37,7 +37,7 @@ def brute_force(similarity, relevant):
 
 
 def torchmetrics_value(metric, similarity, relevant, top_k=10):
-    from torchmetrics import retrieval  # takes seconds
+    from torchmetrics import retrieval  # takes seconds to import
 
     metric = getattr(retrieval, metric)(top_k=top_k)
     queries = torch.arange(len(similarity))[:, None].expand_as(similarity)
@@ -90,7 +90,7 @@ def test_constant_scores_give_zero():
     assert metrics == {"R@1": 0, "R@5": 0, "R@10": 0, "mAP@10": 0, "MedR": 20}
 
 
-def test_perfect_scores_and_half_types():
+def test_perfect_scores_in_double_and_half_types():
     relevant = torch.eye(12, dtype=torch.bool)
     for dtype in (torch.float64, torch.bfloat16):
         metrics = retrieval_metrics(relevant.to(dtype), relevant)

@@ -61,7 +61,7 @@ def test_colbert_scores_are_those_of_the_library(library, score, source):
     )
 
 
-def test_pylate_trains_on_our_scores():
+def test_grouped_scores_are_those_that_pylate_trains_on():
     script = example("colbert_scoring")
     library = pytest.importorskip("pylate.scores", reason="optional: see docs/examples/colbert_scoring.md")
     queries, documents = torch.randn(3, 6, 8), torch.randn(3, 2, 9, 8)

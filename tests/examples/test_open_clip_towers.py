@@ -1,4 +1,4 @@
-"""The open_clip example on a stand-in with its structure, and on open_clip itself if it is installed with CLAP."""
+"""The open_clip example on a stand-in with its structure, and on open_clip itself if it is installed and has CLAP."""
 
 import importlib
 import importlib.util
@@ -60,7 +60,7 @@ def test_open_clip_hooks_capture_frames_and_tokens():
     assert clap.text.transformer.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
-def test_open_clip_frames_are_normalized_if_the_tower_does_so():
+def test_open_clip_frames_are_normalized_if_the_tower_normalizes():
     clap = ClapStandIn().eval()
     towers = example("open_clip_towers").Towers(clap, [0, 1, 2])
     waveforms, input_ids = torch.randn(1, 100), torch.tensor([[0, 5, 2]])

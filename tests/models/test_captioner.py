@@ -1,4 +1,4 @@
-"""The captioner: loss, Diff block with and without references, generation and saved models."""
+"""The captioner: loss, Diff block with and without references, generation, and saved models."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def test_gradients_reach_every_weight():
     model = tiny().train()
     lengths = torch.full((4, 1), 32000)
     model(clips(LENGTHS), LENGTHS, model.tokenize(CAPTIONS), clips(lengths), lengths).backward()
-    # A key bias shifts all scores of a query equally.
+    # A key bias shifts all scores of a query equally, so its gradient is 0.
     zero = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0]
     assert [name for name in zero if not name.endswith("k_proj.bias")] == []
     assert not [name for name in model.state_dict() if "encoder." in name.replace("audio_encoder.", "")]
@@ -121,7 +121,7 @@ def test_four_tones_are_memorized():
     tones += 0.01 * torch.randn_like(tones)
     lengths = torch.full((4,), 16000)
     swapped = tones[[1, 0, 3, 2]]
-    # Clips alone and differences share a batch, so batch norm has the same statistics at every step.
+    # Each batch holds single clips and differences, so batch norm sees the same statistics at every step.
     batch = torch.cat([tones, tones + swapped]), torch.cat([lengths, lengths])
     references = torch.cat([torch.zeros_like(swapped), swapped])[:, None], torch.cat([0 * lengths, lengths])[:, None]
     tokens = model.tokenize(2 * CAPTIONS)
@@ -151,7 +151,7 @@ def test_a_saved_model_loads_unchanged(tmp_path, difference):
     assert model.generate(audio, LENGTHS) == again.generate(audio, LENGTHS) == again.generate(audio, LENGTHS)
     names = {path.name for path in (tmp_path / "saved").rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    bart = again.decoder.bart  # input and output embeddings are tied, also after loading
+    bart = again.decoder.bart  # input and output embeddings are still tied after loading
     assert bart.lm_head.weight is bart.model.decoder.embed_tokens.weight
 
 
@@ -190,7 +190,7 @@ def test_with_difference_keeps_a_diff_block_that_matches():
         assert changed.difference_block is not block and changed.projection is model.projection
 
 
-def test_a_clap_is_no_captioner(tmp_path):
+def test_a_clap_cannot_be_loaded_as_a_captioner(tmp_path):
     CLAP.create(ModelConfig(), CAPTIONS).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no captioner"):
         Captioner.from_pretrained(tmp_path)

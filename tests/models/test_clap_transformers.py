@@ -1,4 +1,4 @@
-"""A transformers.ClapModel as a CLAP: vectors, frames, saving and commands."""
+"""A transformers.ClapModel as a CLAP: vectors, frames, saving, and commands."""
 
 import json
 
@@ -47,7 +47,7 @@ def clap_folder(path, fusion=False, tokenizer=True, **text):
 
 @pytest.fixture(params=[False, True], ids=["plain", "fused"])
 def published(request, tmp_path):
-    """A folder as on the hub, the model in it and its feature extractor."""
+    """A folder like one on the hub, the model in it, and its feature extractor."""
     folder = tmp_path / "clap"
     model = clap_folder(folder, request.param)
     return folder, model, import_transformers().ClapFeatureExtractor.from_pretrained(folder)
@@ -70,7 +70,7 @@ def test_vectors_match_the_clap_model(published):
         )
         embeddings = ours.embed_audio(audio, lengths).pooled, ours.embed_text(CAPTIONS).pooled
     for embedding, output in zip(embeddings, expected, strict=True):
-        features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4, 5
+        features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4 or 5
         torch.testing.assert_close(embedding, torch.nn.functional.normalize(features, dim=-1), rtol=1e-4, atol=1e-5)
     assert ours.dim == 24 and ours.token_width == 32 and ours.sample_rate == RATE
     assert not any("logit_scale" in name for name in ours.state_dict())
@@ -90,7 +90,7 @@ def test_published_sizes():
 
 
 def test_frames_are_in_order_of_time(published):
-    """Without attention a frame depends only on the audio at its own time."""
+    """Without attention, a frame depends only on the audio at its own time."""
     encoder = load(published[0]).audio_encoder
     audio, lengths = clips(10)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_gradients_reach_both_encoders(published):
     audio, text = model.encode_audio(*clips(1, 2, 3, 4)), model.encode_text(model.tokenize(CAPTIONS, 2), pseudo)
     (audio.pooled.square().sum() + audio.frames.sum() + (text.pooled * text.tokens[:, 1]).sum()).backward()
     missing = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    # Key biases cancel in the softmax; fusion layers have no longer clip to fuse.
+    # Key biases cancel in the softmax, and fusion layers act only on clips longer than these.
     unused = {name for name in missing if not name.endswith("key.bias")}
     assert all("fusion_model" in name or "mel_conv2d" in name for name in unused), unused
     assert (pseudo.grad.abs().amax(2) > 0).all()
@@ -173,7 +173,7 @@ def test_from_pretrained_loads_a_clap_model(tmp_path):
     assert torch.equal(model.embed_text(CAPTIONS).pooled, load(tmp_path).embed_text(CAPTIONS).pooled)
 
 
-def test_trained_tokens_have_robertas_ids(tmp_path):
+def test_special_tokens_of_a_trained_tokenizer_have_robertas_ids(tmp_path):
     clap_folder(tmp_path, tokenizer=False)
     encoder = load(tmp_path, random_init=True).text_encoder
     ids = encoder.tokenize(["a dog barks", "engine"])["input_ids"]
@@ -190,7 +190,7 @@ def test_random_weights_follow_the_seed(tmp_path):
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
-def test_configurations_saved_before_clap_models_are_read():
+def test_configurations_older_than_clap_models_can_be_read():
     saved = json.loads(json.dumps(ModelConfig().__dict__, default=lambda value: value.__dict__))
     del saved["clap"]
     assert ModelConfig.from_dict(saved) == ModelConfig() and not ModelConfig().clap.enabled

@@ -1,4 +1,4 @@
-"""What is handed to a model by mistake: named at once. Weights in half precision: used."""
+"""Models report wrong inputs at once and accept weights in half precision."""
 
 import warnings
 from functools import cache
@@ -16,11 +16,11 @@ from atk.nn import AlignedContrastiveLoss, InfoNCELoss
 
 WAVES, LENGTHS = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 9000])
 TEXT = "a dog barks"
-clap, captioner = cache(tiny_clap), cache(tiny_captioner)  # for tests that leave them as they are
+clap, captioner = cache(tiny_clap), cache(tiny_captioner)  # for tests that do not change them
 
 
 @pytest.mark.parametrize(
-    "take",
+    "get_function",
     [
         lambda: clap().embed_text,
         lambda: clap().tokenize,
@@ -30,28 +30,28 @@ clap, captioner = cache(tiny_clap), cache(tiny_captioner)  # for tests that leav
     ],
 )
 @pytest.mark.parametrize("captions", [TEXT, [TEXT, None]])
-def test_a_list_of_strings_is_wanted(take, captions):
+def test_captions_must_be_a_list_of_strings(get_function, captions):
     with pytest.raises(TypeError, match=r"captions must be a list of strings, got ('a dog barks'|None at index 1)"):
-        take()(captions)
+        get_function()(captions)
 
 
 @pytest.mark.parametrize(
-    "take",
+    "get_function",
     [
         lambda: clap().embed_text,
         lambda: captioner().tokenize,
         lambda: lambda captions: embed_captions(clap(), captions),
     ],
 )
-def test_no_caption_and_no_text_are_errors(take):
+def test_an_empty_list_and_invalid_unicode_are_errors(get_function):
     with pytest.raises(ValueError, match="the number of captions must be at least 1, got 0"):
-        take()([])
+        get_function()([])
     with pytest.raises(ValueError, match=r"captions must be valid Unicode, got 'caf\\udce9' at index 0"):
-        take()(["caf\udce9"])
+        get_function()(["caf\udce9"])
 
 
 @pytest.mark.parametrize("loss", [InfoNCELoss, AlignedContrastiveLoss])
-def test_a_batch_of_one_pair_is_noted(loss):
+def test_a_batch_of_one_pair_causes_a_warning(loss):
     vectors = torch.randn(2, 8), torch.randn(2, 8)
     frames = () if loss is InfoNCELoss else (torch.randn(2, 5, 8), torch.randn(2, 3, 8))
     with pytest.warns(UserWarning, match="a batch of one pair has nothing to contrast: its loss is always 0"):
@@ -63,7 +63,7 @@ def test_a_batch_of_one_pair_is_noted(loss):
         torch.compile(loss(), backend="aot_eager", fullgraph=True)(*vectors, *frames)
 
 
-def test_a_single_string_is_no_list_elsewhere_either():
+def test_a_single_string_is_not_taken_for_a_list_elsewhere_either():
     with pytest.raises(TypeError, match="candidates must be a list"):
         caption_metrics(TEXT, [[TEXT]])
     with pytest.raises(TypeError, match=r"references\[0\] must be a list"):
@@ -72,7 +72,7 @@ def test_a_single_string_is_no_list_elsewhere_either():
         UnlabeledAudio.scan("folder")
 
 
-@pytest.mark.parametrize("take", [lambda: clap().embed_audio, lambda: captioner().generate])
+@pytest.mark.parametrize("get_function", [lambda: clap().embed_audio, lambda: captioner().generate])
 @pytest.mark.parametrize(
     ("audio", "lengths", "error", "reason"),
     [
@@ -86,9 +86,9 @@ def test_a_single_string_is_no_list_elsewhere_either():
         (WAVES, LENGTHS[:1], ValueError, r"lengths must have shape \[2\], got \[1\]"),
     ],
 )
-def test_waveforms_and_lengths_are_wanted(take, audio, lengths, error, reason):
+def test_audio_and_lengths_must_have_the_right_types_and_shapes(get_function, audio, lengths, error, reason):
     with pytest.raises(error, match=reason):
-        take()(audio, lengths)
+        get_function()(audio, lengths)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -1,4 +1,4 @@
-"""Encoders: invariance to padding, masks, pretrained weights and saved models."""
+"""Encoders: invariance to padding, masks, pretrained weights, and saved models."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def test_padding_a_clip_changes_nothing(hop):
 
 
 def test_lower_layers_see_less_context():
-    """Frames of layer 0 depend only on nearby audio, tokens of layer 0 only on their word."""
+    """Frames of layer 0 depend only on nearby audio, and tokens of layer 0 only on their word."""
     audio, lengths = torch.randn(1, 48000), torch.tensor([48000])
     changed = audio.clone()
     changed[:, :8000] = 0

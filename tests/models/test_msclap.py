@@ -1,4 +1,4 @@
-"""MS-CLAP 2023 against the encoders of transformers and, if installed, the modules of the package msclap."""
+"""MS-CLAP 2023 against the encoders of transformers and, if it is installed, the msclap package."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from atk.models.tokenizer import import_transformers
 
 CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "engine"]
 RATE, CLIP = 44100, 7 * 44100
-BLOCK = {  # of HTS-AT: name in MS-CLAP -> name in transformers
+BLOCK = {  # weights of an HTS-AT block: name in MS-CLAP -> name in transformers
     "norm1.weight": "layernorm_before.weight",
     "norm1.bias": "layernorm_before.bias",
     "attn.relative_position_bias_table": "attention.self.relative_position_bias_table",
@@ -195,7 +195,7 @@ def test_pseudo_tokens_are_inserted_before_the_end_token(published):
         torch.testing.assert_close(pooled[row], published.project("caption", hidden), rtol=1e-4, atol=1e-4)
 
 
-def test_long_captions_keep_their_end(published):
+def test_long_captions_keep_their_end_token(published):
     tokens = published.load(max_tokens=12).tokenize(["rain " * 50, ""], reserve=3)
     assert tokens["input_ids"].shape == (2, 9) and tokens["attention_mask"].sum(1).tolist() == [9, 2]
     assert tokens["input_ids"][0, -2:].tolist() == tokens["input_ids"][1, :2].tolist()
@@ -227,7 +227,7 @@ def test_saved_model_loads_unchanged(published, tmp_path, learn):
             assert torch.equal(before, after)
 
 
-def test_outputs_match_the_package_msclap(tmp_path, monkeypatch):
+def test_outputs_match_the_msclap_package(tmp_path, monkeypatch):
     import_transformers()
     clap = pytest.importorskip("msclap.models.clap", reason="package msclap is not installed")
     transformers = import_transformers()
@@ -240,7 +240,7 @@ def test_outputs_match_the_package_msclap(tmp_path, monkeypatch):
     model = CLAP.create(ModelConfig(msclap=msclap), []).eval()
     audio, lengths, repeated = clips()
     tokens = model.tokenize(CAPTIONS)
-    # The package pads with 0 and finds the end of a caption by it.
+    # The package pads with 0 and finds the end of a caption by counting the IDs that are not 0.
     inputs = {"input_ids": tokens["input_ids"] * tokens["attention_mask"], "attention_mask": tokens["attention_mask"]}
     with torch.no_grad():
         pooled = model.encode_audio(audio, lengths).pooled, model.encode_text(tokens).pooled

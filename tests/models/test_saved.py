@@ -1,4 +1,4 @@
-"""Saved models: from a run folder as well as from its checkpoint, and damaged ones."""
+"""Saved models: loading from a run folder and from its checkpoint, and errors for damaged files."""
 
 import shutil
 
@@ -16,7 +16,7 @@ MODELS = {CLAP: tiny_clap, Captioner: tiny_captioner}
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: model.__name__)
 def original(request, tmp_path_factory):
-    """A model and a run folder with it as the best and with another one as the last checkpoint."""
+    """A model class, a model, and a run folder whose best checkpoint is this model and whose last one is another."""
     model, run = MODELS[request.param](), tmp_path_factory.mktemp("run")
     model.save_pretrained(run / "checkpoints" / "step-00000001")
     MODELS[request.param]().save_pretrained(run / "checkpoints" / "step-00000002")
@@ -27,7 +27,7 @@ def original(request, tmp_path_factory):
 
 @pytest.fixture
 def saved(original, tmp_path):
-    """As `original`, with a run folder of the test's own."""
+    """Like `original`, but with a copy of the run folder that the test may change."""
     model_class, model, run = original
     return model_class, model, shutil.copytree(run, tmp_path / "run", symlinks=True)
 
@@ -57,7 +57,7 @@ def test_every_model_is_loaded_from_a_run_folder(saved):
         ("config.json", lambda data: b"[1, 2]", "not the configuration of a model"),
     ],
 )
-def test_a_damaged_model_is_named(saved, name, change, reason):
+def test_a_damaged_file_is_named(saved, name, change, reason):
     model_class, _, run = saved
     path = run / "checkpoints" / "step-00000001" / name
     path.write_bytes(change(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Checkpoints of many kinds as text encoders: they work, or are refused by name before training."""
+"""Checkpoints of many kinds as text encoders: they work, or an error names them before training."""
 
 import json
 
@@ -20,24 +20,26 @@ def tokenizer():
     return train_tokenizer(CAPTIONS, 300)
 
 
-def models(entries):
+def models(vocab_size):
     transformers = import_transformers()
     vision = {**SIZES, "image_size": 32, "patch_size": 16}
-    text = {**SIZES, "vocab_size": entries, "bos_token_id": 2, "eos_token_id": 3}
+    text = {**SIZES, "vocab_size": vocab_size, "bos_token_id": 2, "eos_token_id": 3}
     return {
         "distilbert": lambda: transformers.DistilBertModel(
-            transformers.DistilBertConfig(vocab_size=entries, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+            transformers.DistilBertConfig(vocab_size=vocab_size, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
         ),
         "gpt2": lambda: transformers.GPT2Model(
-            transformers.GPT2Config(vocab_size=entries, n_embd=16, n_layer=1, n_head=2, bos_token_id=3, eos_token_id=3)
+            transformers.GPT2Config(
+                vocab_size=vocab_size, n_embd=16, n_layer=1, n_head=2, bos_token_id=3, eos_token_id=3
+            )
         ),
         "xlnet": lambda: transformers.XLNetModel(
-            transformers.XLNetConfig(vocab_size=entries, d_model=16, n_layer=1, n_head=2, d_inner=32)
+            transformers.XLNetConfig(vocab_size=vocab_size, d_model=16, n_layer=1, n_head=2, d_inner=32)
         ),
         "t5": lambda: transformers.T5Model(
-            transformers.T5Config(vocab_size=entries, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+            transformers.T5Config(vocab_size=vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         ),
-        "bart": lambda: transformers.BartModel(transformers.BartConfig(vocab_size=entries, d_model=16, **SEQ2SEQ)),
+        "bart": lambda: transformers.BartModel(transformers.BartConfig(vocab_size=vocab_size, d_model=16, **SEQ2SEQ)),
         "clip": lambda: transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)),
     }
 
@@ -96,11 +98,11 @@ def test_old_weights_in_bin_files(tmp_path, tokenizer):
     assert torch.equal(encoder.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
 
 
-def no_padding_nor_end(folder, tokenizer, _):
+def neither_padding_nor_end_token(folder, tokenizer, _):
     import_transformers().PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(folder)
 
 
-def written_in_python(folder, *_):
+def python_tokenizer(folder, *_):
     import_transformers().CanineTokenizer().save_pretrained(folder)
 
 
@@ -131,8 +133,8 @@ def no_configuration(folder, *_):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (no_padding_nor_end, "its tokenizer has neither a padding token nor an end token"),
-        (written_in_python, "its tokenizer gives no character offsets; a checkpoint with a tokenizer.json is needed"),
+        (neither_padding_nor_end_token, "its tokenizer has neither a padding token nor an end token"),
+        (python_tokenizer, "its tokenizer gives no character offsets; a checkpoint with a tokenizer.json is needed"),
         (an_image_model, "a vit model has no word embeddings"),
         (ids_beyond_the_embeddings, "index out of range"),
         (weights_cut_short, r"model\.safetensors is damaged or cut short"),

@@ -1,6 +1,6 @@
-"""`atk.nn.CrossAttentionDifference` and `SubtractionDifference`: weights, gradients, padding and errors.
+"""`atk.nn.CrossAttentionDifference` and `SubtractionDifference`: weights, gradients, padding, and errors.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest

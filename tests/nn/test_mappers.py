@@ -1,4 +1,4 @@
-"""Audio-to-text mappers: equations, noise in training only, padding, gradients, errors."""
+"""Audio-to-text mappers: equations, noise in training only, padding, gradients, and errors."""
 
 import pytest
 import torch

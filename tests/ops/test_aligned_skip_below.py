@@ -1,6 +1,6 @@
 """`skip_below` of `atk.aligned_info_nce`: the backward skips pairs of small weight, within the documented bound.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask (4.12), on every available backend.
+"""`atk.cross_attention_difference` against `nn.MultiheadAttention` and the mask of (4.12), on every available backend.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest
@@ -35,7 +35,7 @@ def multihead(heads, mask):
 
 
 def check(got, truth, eager, dtype):
-    """Errors are at most 3 times those of eager in the same dtype, plus a few roundings of the largest value."""
+    """Allow 3 times the errors of `eager` in the same dtype, plus a few roundings of the largest value."""
     for name, value, wanted, plain in zip(("out", *NAMES), got, truth, eager, strict=False):
         scale = wanted.abs().max().item() if wanted.numel() else 0.0
         allowed = 3 * (plain.double() - wanted).abs().max().item() if wanted.numel() else 0.0
@@ -58,7 +58,7 @@ SHAPES = [  # n, frames, keys, width, heads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_values_and_gradients_are_those_of_multihead_attention(backend, shape, masked, dtype):
     if backend == "triton" and (dtype == torch.float64 or (dtype == torch.bfloat16 and TRITON_DEVICE.type == "cpu")):
-        pytest.skip("no float64; the interpreter's bfloat16 products are wrong (triton 3.7.1)")
+        pytest.skip("the kernels have no float64, and the interpreter's bfloat16 products are wrong (triton 3.7.1)")
     n, frames, keys, width, heads = shape
     tensors, mask = inputs(n, frames, keys, width, dtype, bias=masked)
     mask, grad = mask if masked else None, torch.randn(n, frames, width)
@@ -182,7 +182,7 @@ def test_autocast_determines_the_dtype():
             "k and source must hold the same number N of clips, got 3 and 2",
         ),
         ({"k": torch.randn(2, 5, 8).double()}, TypeError, "k and source must have the same dtype, got torch.float64"),
-        ({"k": torch.randn(2, 5, 8, device="meta")}, ValueError, "k and source must be on one device, got meta"),
+        ({"k": torch.randn(2, 5, 8, device="meta")}, ValueError, "k and source must be on the same device, got meta"),
         ({"out_weight": torch.randn(7, 8)}, ValueError, r"out_weight must have shape \[D, D\] with D = 8, got"),
         ({"out_bias": torch.randn(1, 8)}, ValueError, r"out_bias must have shape \[D\], got \[1, 8\]"),
         ({"key_mask": torch.ones(2, 5)}, TypeError, "key_mask must be a boolean tensor, True = valid, got torch.float"),

@@ -1,6 +1,6 @@
 """The autograd ops of the cross-attention difference: derivatives, compilation, memory, and the calls of the kernels.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import sys
@@ -28,7 +28,7 @@ def test_gradcheck(backend, masked):
 
 @pytest.fixture
 def fake_kernels(monkeypatch):
-    """Replaces `atk.kernels.cross_attention` by plain PyTorch, so that the ops can be tested without Triton."""
+    """Replace `atk.kernels.cross_attention` with plain PyTorch, so that the ops can be tested without Triton."""
 
     def forward(source, q, k, v, out_weight, out_bias, key_mask, num_heads):
         inputs = source, q, k, v, out_weight, out_bias, key_mask
@@ -116,7 +116,7 @@ def test_second_derivatives_raise(fake_kernels, backend, which):
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_cpu_uses_the_flash_kernel(dtype, width, masked):
     tensors, mask = inputs(width=2 * width, dtype=dtype)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):  # raises if it does not apply
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):  # raises if it cannot run
         gradients(op("sdpa", 2, mask if masked else None), tensors, torch.randn_like(tensors[0]))
 
 
@@ -135,7 +135,7 @@ def test_memory_is_linear_in_the_length():
     def peak(length, backend):
         return peak_growth(_STEP, length, backend)
 
-    # 18 tensors of 8,192 x 64 floats take 38 MB, the attention weights of one head 268.
+    # 18 tensors of 8,192 x 64 floats take 38 MB, and the attention weights of one head take 268 MB.
     short, long = peak(4096, "sdpa"), peak(8192, "sdpa")
     assert long < 80 and long < 2.5 * short
     short, long = peak(2048, "reference"), peak(4096, "reference")

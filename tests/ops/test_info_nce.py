@@ -1,4 +1,4 @@
-"""`atk.info_nce` and `atk.aligned_info_nce`: definitions, gradients and errors; the losses of `atk.nn`."""
+"""`atk.info_nce` and `atk.aligned_info_nce`: definitions, gradients, and errors; and the losses of `atk.nn`."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_large_scales_and_half_precision_stay_finite():
         assert loss.dtype == torch.float32 and torch.isfinite(loss) and loss > 100
 
 
-def test_one_pair_has_no_loss():
+def test_the_loss_of_one_pair_is_zero():
     assert atk.info_nce(torch.randn(1, 4), torch.randn(1, 4), 10.0).item() == 0
 
 

@@ -1,6 +1,6 @@
-"""The backends of InfoNCE: values and gradients against the reference, logits of any magnitude, blocks of ranks.
+"""The backends of InfoNCE: values and gradients against the reference, logits of any magnitude, and blocks of ranks.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest
@@ -43,7 +43,7 @@ def test_the_loss_of_many_pairs(shape):
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("scale", [30.0, 100.0])
-def test_well_separated_pairs_have_no_more_rounding_than_in_the_reference(noise, scale):
+def test_well_separated_pairs_have_at_most_twice_the_rounding_error_of_the_reference(noise, scale):
     audio = unit(600, 256)
     values = audio, F.normalize(audio + noise * unit(600, 256), dim=-1), torch.tensor(scale)
     truth = gradients(loss("reference"), *(value.double() for value in values))
@@ -96,7 +96,7 @@ def test_shared_and_separate_exponentials_are_both_used(monkeypatch):
     atk.info_nce(*CASES["one far column"]())
     audio, text, scale = CASES["all large"]()
     atk.info_nce(audio, text, scale)
-    assert len(calls) == 1  # large, but close to one another and to the bound
+    assert len(calls) == 1  # "all large" adds none: its logits are close to one another and to the bound
     atk.info_nce(*CASES["all small"]())
     assert len(calls) == 2
 

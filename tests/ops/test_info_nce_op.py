@@ -1,4 +1,4 @@
-"""The autograd op of InfoNCE: compilation, `opcheck`, second derivatives, the calls of the kernels, memory."""
+"""The autograd op of InfoNCE: compilation, `opcheck`, second derivatives, the calls of the kernels, and memory."""
 
 import sys
 import types
@@ -53,7 +53,7 @@ def test_second_derivatives(which):
 
 @pytest.fixture
 def fake_kernels(monkeypatch):
-    """Replaces `atk.kernels.info_nce` by the chunked backend, so that the op can be tested without Triton."""
+    """Replace `atk.kernels.info_nce` with the chunked backend, so that the op can be tested without Triton."""
 
     def forward(audio, text, scale, columns):
         assert audio.is_contiguous() and text.is_contiguous() and scale.dtype == torch.float32 and scale.dim() == 0
@@ -96,7 +96,7 @@ def test_memory_is_linear_in_the_number_of_pairs():
     def peak(pairs, backend):
         return peak_growth(_STEP, pairs, backend)
 
-    # Chunks take up to 34 MB, the inputs and gradients of 8,192 pairs 8 MB; their logits would take 268 MB.
+    # Chunks take up to 34 MB, and the inputs and gradients of 8,192 pairs take 8 MB; the logits would take 268 MB.
     short, long = peak(4096, "chunked"), peak(8192, "chunked")
     assert long < 70 and long < 2.2 * short
     assert peak(4096, "reference") > 130

@@ -1,6 +1,6 @@
-"""`atk.max_mean_similarity`: values, gradients and errors, on every backend that runs on this machine.
+"""`atk.max_mean_similarity`: values, gradients, and errors, on every backend that runs on this machine.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`. The
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`. The
 kernels have their own tests there.
 """
 
@@ -137,7 +137,7 @@ def test_normalize_is_the_cosine(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_normalize_of_zero_and_of_huge_vectors(dtype):
     audio, text = torch.zeros(1, 2, 64, dtype=dtype), torch.ones(1, 1, 64, dtype=dtype)
-    audio[0, 1] = 3e4  # its norm is beyond float16
+    audio[0, 1] = 3e4  # its norm is beyond the range of float16
     sim, grad_audio, _ = gradients(lambda a, t: atk.max_mean_similarity(a, t, normalize=True), audio, text)
     assert sim.item() == pytest.approx(0.5, rel=0.01) and grad_audio[0, 1].isfinite().all()
 
@@ -215,7 +215,7 @@ def test_compiles_into_one_graph(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_takes_mixed_and_half_precision_inputs(backend):
+def test_autocast_accepts_mixed_and_half_precision_inputs(backend):
     if backend == "triton" and TRITON_DEVICE.type == "cpu":
         pytest.skip(no_bf16)
     audio, text, audio_mask, text_mask = ragged(dtype=torch.bfloat16)
@@ -234,7 +234,7 @@ def test_autocast_takes_mixed_and_half_precision_inputs(backend):
         ({"text": torch.randn(2, 3, 6)}, ValueError, "text and audio must have the same width D, got 6 and 5"),
         ({"text": torch.randn(2, 3, 5).half()}, TypeError, "same dtype, got torch.float16 and torch.float32"),
         ({"text": torch.zeros(2, 3, 5, dtype=torch.int64)}, TypeError, "text must be float32"),
-        ({"text": torch.randn(2, 3, 5, device="meta")}, ValueError, "on one device, got meta and cpu"),
+        ({"text": torch.randn(2, 3, 5, device="meta")}, ValueError, "on the same device, got meta and cpu"),
         ({"audio": torch.randn(2, 4, 0), "text": torch.randn(2, 3, 0)}, ValueError, "at least one channel"),
         ({"audio_mask": torch.ones(2, 4)}, TypeError, "audio_mask must be a boolean tensor, True = valid"),
         ({"text_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"text_mask must have shape \[2, 3\]"),

@@ -1,6 +1,6 @@
-"""`save_index` of max-mean similarity: saved and recomputed winning tokens, results and memory.
+"""`save_index` of max-mean similarity: results and memory with saved and with recomputed winning tokens.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import sys
@@ -25,7 +25,7 @@ def test_recomputed_winners_give_the_same_gradients_bit_for_bit(backend, pairs, 
 
     saved, recomputed = gradients(op(True), audio, text), gradients(op(False), audio, text)
     assert all(map(torch.equal, saved, recomputed))
-    assert all(map(torch.equal, saved, gradients(op(True), audio, text)))  # repeated runs too
+    assert all(map(torch.equal, saved, gradients(op(True), audio, text)))  # and a repeated run agrees
     monkeypatch.setattr(max_mean_op, "INDEX_BUDGET", 0)
     assert all(map(torch.equal, saved, gradients(op(None), audio, text)))
 
@@ -52,5 +52,5 @@ def step(pairs):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @cpp_runs
 def test_recomputation_needs_no_memory_per_pair_and_frame():
-    # 1,024 * 1,024 * 250 winners take 262 MB, the workspace of the recomputation 67, everything else below 80.
+    # 1,024 * 1,024 * 250 winners take 262 MB, the workspace of the recomputation 67 MB, and the rest below 80 MB.
     assert peak_growth(_STEP, 1024, "recompute") < 150 < 250 < peak_growth(_STEP, 1024, "save")

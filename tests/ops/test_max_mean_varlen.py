@@ -1,6 +1,6 @@
 """`atk.max_mean_similarity_varlen` and `_pairs`: packed sequences, and clip i against caption i only.
 
-Without a GPU the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
+Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/kernels/test_interpreter.py`.
 """
 
 import pytest
@@ -25,10 +25,10 @@ def padded(rows, lengths):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("direction", ["audio", "text", "both"])
-@pytest.mark.parametrize("given", [False, True])
-def test_varlen_equals_padded_with_mask(backend, direction, given):
+@pytest.mark.parametrize("bounds_given", [False, True])
+def test_varlen_equals_padded_with_mask(backend, direction, bounds_given):
     audio, text, cu_audio, cu_text = packed()
-    bounds = {"max_seqlen_audio": 12, "max_seqlen_text": 30} if given else {}
+    bounds = {"max_seqlen_audio": 12, "max_seqlen_text": 30} if bounds_given else {}
 
     def op(audio, text):
         return atk.max_mean_similarity_varlen(
@@ -131,7 +131,7 @@ def test_varlen_and_pairs_compile_into_one_graph(backend):
         ({"cu_seqlens_audio": torch.tensor([0, 4, 2, 6]).int()}, ValueError, "must never decrease"),
         ({"cu_seqlens_audio": torch.tensor([0, 6], device="meta").int()}, ValueError, "on the device of audio"),
         ({"max_seqlen_text": -1}, ValueError, "max_seqlen_text must be at least 0"),
-        ({"max_seqlen_text": 2}, ValueError, "max_seqlen_text must be at least the longest sequence, 3, got 2"),
+        ({"max_seqlen_text": 2}, ValueError, "max_seqlen_text must be at least the longest length, 3, got 2"),
         (
             {"cu_seqlens_text": torch.tensor([0, 9]).int(), "max_seqlen_text": 9},
             ValueError,

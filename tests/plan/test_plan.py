@@ -123,7 +123,7 @@ def test_unlabeled_audio_is_encoded_too():
     assert parts_of(with_unlabeled)["op"].bytes == 0 and with_unlabeled.einsum_bytes == 0
 
 
-def test_micro_batches_bound_the_encoders_memory_and_cost_a_forward():
+def test_micro_batches_bound_the_encoders_memory_and_cost_an_extra_forward():
     at_once, small, large = (
         planned(aligned(batch_size=batch, micro_batch=micro)) for batch, micro in ((256, None), (256, 16), (1024, 16))
     )
@@ -133,7 +133,7 @@ def test_micro_batches_bound_the_encoders_memory_and_cost_a_forward():
     assert parts_of(small)["encoders"].seconds > 1.1 * parts_of(at_once)["encoders"].seconds
     embeddings = 256 * trace_encoders(aligned(), 5).embedding_bytes
     held = [parts_of(result)["embeddings and gradients"].bytes for result in (small, at_once)]
-    assert held[0] - held[1] == 2 * embeddings  # in parts and joined, not only their gradient
+    assert held[0] - held[1] == 2 * embeddings  # besides their gradient, they are held in parts and joined
     assert small.peak_bytes < at_once.peak_bytes < sum(part.bytes for part in at_once.parts)
 
 
@@ -180,7 +180,7 @@ def test_the_naive_einsum_and_the_reference_backend():
     assert parts_of(reference)["op"].bytes > 10 * parts_of(fused)["op"].bytes
 
 
-def test_the_largest_batch_fits_and_one_more_a_rank_does_not():
+def test_the_largest_batch_fits_and_one_more_clip_per_rank_does_not():
     config, memory = aligned(batch_size=8, micro_batch=4), 0.5
     result = planned(config, devices=2, memory=memory)
     assert result.largest_batch[4] > result.largest_batch[None] > 0

@@ -1,4 +1,4 @@
-"""What the pages say: every public name in the reference, commands that parse, figures that were measured."""
+"""What the pages say: every public name in the reference, commands that parse, and figures that were measured."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ def test_every_public_name_is_in_the_reference(module):
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_what_the_reference_names_is_there_and_described(name):
+def test_names_in_the_reference_exist_and_have_docstrings(name):
     module, _, attribute = name.rpartition(".")
     value = getattr(importlib.import_module(module), attribute)
     if not callable(value):
@@ -40,7 +40,7 @@ def test_what_the_reference_names_is_there_and_described(name):
 
 
 def commands():
-    """Lines of the pages' shell blocks, without comments, continued lines joined."""
+    """The lines of the pages' shell blocks, with continued lines joined and without comments."""
     for page in PAGES:
         for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
@@ -48,7 +48,7 @@ def commands():
 
 
 def atk_commands():
-    """What follows `atk` or `torchrun ... -m atk`."""
+    """The words after `atk` or `torchrun ... -m atk`."""
     return [words[words.index("atk") + 1 :] for words in commands() if "atk" in words]
 
 

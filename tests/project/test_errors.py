@@ -1,4 +1,4 @@
-"""docs/errors.md lists the errors that a user can meet, in the words of the code."""
+"""docs/errors.md lists the errors that a user can run into, in the words of the code."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from atk.cli import main as command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-# Modules whose every error belongs in the page; errors about arguments of functions are left to the docstrings.
+# Modules whose every error belongs on the page; errors about arguments of functions are left to the docstrings.
 LISTED = [
     *("data/audio", "data/captions", "data/containers", "data/listing", "data/references", "data/samples"),
     *("data/shards", "data/side_files", "data/tables", "data/unlabeled", "device", "eval/figures", "eval/outputs"),
@@ -21,7 +21,7 @@ EXPECTED = ("ValueError", "OSError", "FileNotFoundError", "AudioError", "Unusabl
 
 
 def text(node):
-    """A string with `…` in place of what is filled in; None for anything else."""
+    """A string with `…` in place of the values that it is filled with; None for anything else."""
     if isinstance(node, ast.JoinedStr):
         return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
@@ -42,12 +42,12 @@ def listed():
 
 
 @pytest.mark.parametrize("module", LISTED)
-def test_errors_of_the_code_are_in_the_page(module):
+def test_errors_of_the_code_are_on_the_page(module):
     path = ROOT / "atk" / f"{module}.py"
     errors = [
         (line, message)
         for line, error, message in raised(path)
-        if error in EXPECTED and not re.fullmatch("(…|line|[: ;])*", message)  # other functions say it
+        if error in EXPECTED and not re.fullmatch("(…|line|[: ;])*", message)  # other functions supply the words
     ]
     assert errors
     missing = [f"{path.name}:{line}: {message}" for line, message in errors if message not in listed()]

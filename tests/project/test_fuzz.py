@@ -1,4 +1,4 @@
-"""Spoiled files of every kind give the right result or an error that names them (more: tests/support/fuzz.py)."""
+"""Spoiled files of every kind give the right result or an error that names them; tests/support/fuzz.py tries more."""
 
 import sys
 
@@ -10,7 +10,7 @@ SLOW = ("run folder", "pretrained text encoder", "configuration")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by what /proc says")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to limit the memory of a process")
 @pytest.mark.parametrize("name", KINDS)
 def test_spoiled_files(name):
     results = outcomes(name, variants=20 if name in SLOW else 100, seed=1)

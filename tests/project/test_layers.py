@@ -19,7 +19,7 @@ MAX_LINES = 300
 
 @cache
 def modules() -> dict[str, Path]:
-    """{dotted name: file} of the library; kernels and bench are links in atk."""
+    """{dotted name: file} of the library; kernels and bench are symbolic links in atk."""
     files = [path for folder in (ROOT / "atk").iterdir() if folder.is_dir() for path in folder.rglob("*.py")]
     files += (ROOT / "atk").glob("*.py")
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(files)}

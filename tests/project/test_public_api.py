@@ -1,4 +1,4 @@
-"""The public interface is frozen: every exported name, its parameters and their defaults are listed in public_api.txt.
+"""The public interface is frozen: every exported name, its parameters, and their defaults are in public_api.txt.
 
 Run this file to print the list.
 """
@@ -20,7 +20,7 @@ If the change is intended, name it in CHANGELOG.md and update the list:
 
 
 def parameters_of(function: Callable) -> str:
-    """Names, kinds and defaults of the parameters, without annotations."""
+    """Names, kinds, and defaults of the parameters, without annotations."""
     signature = inspect.signature(function)
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
@@ -44,7 +44,7 @@ def members_of(name: str, cls: type) -> Iterator[str]:
 
 
 def interface(module: str) -> list[str]:
-    """One line for each public name of a module, followed by those of its members."""
+    """One line for each public name of a module, each followed by the lines of its members."""
     lines = []
     for attribute in sorted(importlib.import_module(module).__all__):
         name = f"{module}.{attribute}"

@@ -43,7 +43,7 @@ def python_identifiers(folder: str) -> Iterator[tuple[str, int, str]]:
 
 
 def cpp_identifiers() -> Iterator[tuple[str, int, str]]:
-    """Words outside comments and strings that follow no `.` or `->`: members of other libraries may have any name."""
+    """Words outside comments and strings, except after `.` or `->`: members of other libraries may have any name."""
     for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu")):
         code = NOT_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), path.read_text())
         for line, text in enumerate(code.splitlines(), 1):

@@ -70,7 +70,7 @@ def test_single_caption_column_and_no_val(tmp_path):
     assert not (folder / "val.csv").exists() and not (folder / "twins.csv").exists()
 
 
-def test_no_two_held_out_scenes_have_one_description():
+def test_no_two_held_out_scenes_have_the_same_description():
     config = SoundscapeConfig.preset("easy", train=0, val=100, test=300, twins=30)
     scenes = plan(config)
     held_out = scenes["val"] + scenes["test"]

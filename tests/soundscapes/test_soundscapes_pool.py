@@ -1,4 +1,4 @@
-"""Soundscapes for difference learning: pools of single events, rephrased captions, classes named in captions."""
+"""Soundscapes for difference learning: pools of single events, rephrased captions, and classes named in captions."""
 
 import hashlib
 import re
@@ -85,14 +85,14 @@ def test_pool_recordings_have_only_the_event_and_vary(written):
     assert all(len(different) == 7 for different in sounds.values())
 
 
-def test_pool_words_are_correct():
+def test_words_of_pool_captions_match_the_sound():
     config = SoundscapeConfig.preset("hard", pool=60, classes=2, similar=False, events=(2, 2))
     levels = {"quiet": [], "": [], "loud": []}
     for recording in plan_pool(config):
         wave, phrase = render_recording(recording, config)
         power = np.add.reduceat(wave**2, np.arange(0, len(wave), 800)) / 800
-        loud = re.search("loud|nois", phrase), re.search("quiet|soft|faint", phrase)
-        levels["loud" if loud[0] else "quiet" if loud[1] else ""].append(10 * np.log10(power.max()))
+        loud, quiet = re.search("loud|nois", phrase), re.search("quiet|soft|faint", phrase)
+        levels["loud" if loud else "quiet" if quiet else ""].append(10 * np.log10(power.max()))
         calls = np.convolve(np.abs(wave) > 0, np.ones(400), "same") > 0.5
         count = np.count_nonzero(np.diff(np.concatenate(([0], calls.astype(int)))) == 1)
         assert count == (3 if "three times" in phrase else 2 if re.search("twice|two times", phrase) else 1)
@@ -124,7 +124,7 @@ def test_bad_settings_name_the_field(bad):
         SoundscapeConfig(**bad)
 
 
-def test_a_folder_older_than_a_setting_has_its_default(written, tmp_path):
+def test_a_folder_written_before_a_setting_existed_has_its_default(written, tmp_path):
     config, folder = written
     path = tmp_path / "set"
     path.mkdir()

@@ -13,7 +13,7 @@ from atk.soundscapes.scenes import plan, render
 
 
 @pytest.mark.parametrize("twins", [0, 10])
-def test_event_times_are_true(twins):
+def test_event_times_are_exact(twins):
     config = small(train=0, val=0, test=20, twins=twins, backgrounds=())
     for scene in plan(config)["test"]:
         audio, events = render(scene, config)

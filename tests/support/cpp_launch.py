@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True, params=_C.available_isas())
 def isa(request):
-    """Runs every test of the importing module on each instruction set that this CPU supports."""
+    """Run every test of the importing module on each instruction set that this CPU supports."""
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(_C.available_isas()[0])
@@ -40,7 +40,7 @@ def valid_rows(sequences):
 
 
 def expected(audio, text, grad, pairs=False):
-    """sim, winners [N_t, T_a] (rows of text, -1 if there is none) and both gradients in float64, pair by pair."""
+    """sim, winners [N_t, T_a] (rows of text, -1 if there is none), and both gradients in float64, pair by pair."""
     frames, tokens = valid_rows(audio), valid_rows(text)
     a, t, g = audio.rows.double().numpy(), text.rows.double().numpy(), grad.double().numpy()
     sim, winners = np.zeros(g.shape), np.full((1 if pairs else text.num_sequences, len(a)), -1)
@@ -64,7 +64,7 @@ def expected(audio, text, grad, pairs=False):
 
 
 def launch(audio, text, grad=None, pairs=False, workspace=300):
-    """sim, winners, grad_audio, grad_text; checks that the modes without a saved index give the same bits."""
+    """Return sim, winners, grad_audio, and grad_text; check that the modes without a saved index give the same bits."""
     T_a, dtype = len(audio.rows), index_dtype(text.longest)
     index = torch.full((T_a,) if pairs else (text.num_sequences, T_a), torch.iinfo(dtype).max, dtype=dtype)
     shape = (text.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
@@ -87,7 +87,7 @@ def launch(audio, text, grad=None, pairs=False, workspace=300):
 
 
 def winners_of(audio, text, index, pairs):
-    """Converts the launchers' `index` to rows of `text` [N_t, T_a], -1 if there is no winner."""
+    """Convert the launchers' `index` to rows of `text` [N_t, T_a], -1 if there is no winner."""
     frames, tokens = valid_rows(audio), valid_rows(text)
     index = index.view(-1, len(audio.rows)).long().numpy()
     winners = np.full(index.shape, -1)
@@ -106,7 +106,7 @@ def same(a, b):
 
 
 def check(audio, text, pairs=False, grad=None):
-    """Compares a launch with `expected`, the winners exactly."""
+    """Compare a launch with `expected`; the winners must be equal."""
     shape = (text.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
     grad = torch.randn(shape) if grad is None else grad
     got, want = launch(audio, text, grad, pairs), expected(audio, text, grad, pairs)

@@ -25,7 +25,7 @@ BACKENDS = [
 
 
 def inputs(n=3, frames=7, keys=9, width=12, dtype=torch.float32, bias=True):
-    """source, q, k, v, out_weight, out_bias; and a mask with holes, whose first clip is full and last is empty."""
+    """source, q, k, v, out_weight, out_bias; and a mask with holes, full for the first clip and empty for the last."""
     tensors = [torch.randn(n, length, width) for length in (frames, frames, keys, keys)]
     tensors += [torch.randn(width, width) / width**0.5, torch.randn(width) if bias else None]
     mask = torch.rand(n, keys) > 0.4

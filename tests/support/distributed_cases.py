@@ -44,7 +44,7 @@ def pairs(count, dtype=torch.float64, width=8):
 
 
 def trimmed(value, mask):
-    """Sequences without padding beyond the longest, as a rank pads its own."""
+    """Sequences without padding beyond the longest one, as each rank pads its own."""
     length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
     return value[:, :length], mask[:, :length]
 
@@ -131,7 +131,7 @@ def modules_learn_the_temperature(rank, size):
 
 
 @case
-def float32_to_rounding(rank, size):
+def float32_agrees_up_to_rounding(rank, size):
     close = partial(torch.testing.assert_close, rtol=2e-5, atol=2e-6)
     for counts, gather in product(COUNTS[size], distributed.GATHERS):
         vectors = torch.randn(2, sum(counts), 8)

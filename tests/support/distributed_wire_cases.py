@@ -1,4 +1,4 @@
-"""Checks of gathers, groups, errors and traffic that run on each of K ranks; `distributed_ranks` starts them."""
+"""Checks of gathers, groups, errors, and traffic that run on each of K ranks; `distributed_ranks` starts them."""
 
 from functools import partial
 from itertools import product
@@ -58,16 +58,16 @@ def gather_of_packed_captions(rank, size):
 def ring_sums_gradients_in_float32(rank, size):
     counts = COUNTS[size][0]
     every, part = torch.randn(sum(counts), 3).bfloat16(), local_slice(counts, rank)
-    weights, of_local = torch.randn(size, sum(counts), 3).bfloat16(), torch.randn(size, 3).bfloat16()
+    weights, local_weights = torch.randn(size, sum(counts), 3).bfloat16(), torch.randn(size, 3).bfloat16()
     rows, local = every[part].clone().requires_grad_(), torch.zeros(3).bfloat16().requires_grad_()
 
     def score(source, block, local):
         assert torch.equal(block.detach(), every[local_slice(counts, source)])
-        return block * weights[rank, local_slice(counts, source)], local * of_local[source]
+        return block * weights[rank, local_slice(counts, source)], local * local_weights[source]
 
     sum(value.sum() for block in ring(score, rows, (local,), counts, None) for value in block).backward()
     assert torch.equal(rows.grad, weights[:, part].float().sum(0).bfloat16())
-    assert torch.equal(local.grad, of_local.float().sum(0).bfloat16())
+    assert torch.equal(local.grad, local_weights.float().sum(0).bfloat16())
 
 
 @case
@@ -144,9 +144,9 @@ def traffic_is_as_documented(rank, size):
     count, length, width = 2, 3, 4
     frames, tokens = (torch.randn(count, steps, width, requires_grad=True) for steps in (50, 2 * length))
     mask = torch.arange(2 * length).expand(count, -1) % 2 == 0
-    captions = (size - 1) * count * length * width * 4
+    caption_bytes = (size - 1) * count * length * width * 4
     for gather, passes in (("all", 2), ("ring", 3)):
         with Meter() as meter:
             distributed.aligned_info_nce(frames, tokens, 5.0, None, mask, gather=gather).backward()
-        assert meter.received == passes * captions, (gather, meter.received, captions)
-        assert meter.largest == captions // (size - 1)
+        assert meter.received == passes * caption_bytes, (gather, meter.received, caption_bytes)
+        assert meter.largest == caption_bytes // (size - 1)

@@ -20,7 +20,7 @@ def example(name: str) -> Any:
 
 
 def naive_similarity(frames, tokens, frame_mask=None, token_mask=None):
-    """(3.6) as an einsum over unit vectors; every clip and caption has a valid position."""
+    """Equation (3.6) as an einsum over unit vectors; every clip and caption has a valid position."""
     scores = torch.einsum("iad,jtd->ijat", F.normalize(frames, dim=-1), F.normalize(tokens, dim=-1))
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask[None, :, None], -math.inf)
@@ -35,7 +35,7 @@ def naive_info_nce(sim, logit_scale):
 
 
 def naive_total(embeddings, logit_scale):
-    """`L_total` (3.7) of the inputs of `AlignedContrastiveLoss`."""
+    """`L_total` of equation (3.7) for the inputs of `AlignedContrastiveLoss`."""
     local = dict(embeddings)
     cosine = F.normalize(local.pop("audio"), dim=-1) @ F.normalize(local.pop("text"), dim=-1).T
     return naive_info_nce(cosine, logit_scale) + naive_info_nce(naive_similarity(**local), logit_scale)

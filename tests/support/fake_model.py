@@ -1,4 +1,4 @@
-"""A model with known embeddings: the level of a frame encodes one of three sounds, and words are their names."""
+"""A model with known embeddings: the level of a frame encodes one of three sounds, and words name them."""
 
 import re
 
@@ -16,7 +16,7 @@ OTHER = len(SOUNDS)  # axis of silence and of all other words
 
 
 def sound(*names):
-    """A waveform with 0.1 s per name; "" = silence."""
+    """A waveform with 0.1 s per name, where "" is silence."""
     levels = [0.0 if not name else (SOUNDS.index(name) + 1) / 4 for name in names]
     return np.repeat(np.array(levels, dtype=np.float32), FRAME)
 

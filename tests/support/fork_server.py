@@ -14,14 +14,14 @@ PRELOADED = (
 
 
 def serve() -> None:
-    """Answers each line of stdin with a line on stdout: a process id, or the exit code of a process."""
+    """Answer each line of stdin with a line on stdout: a process id, or the exit code of a process."""
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(ImportError):
         from atk.models.tokenizer import import_transformers
 
-        # Both import much more than the package itself.
+        # Both load much more than `import transformers` does.
         import_transformers().BertModel, import_transformers().PreTrainedTokenizerFast
     gc.collect()
     gc.freeze()  # children neither scan nor copy what has been imported
@@ -37,7 +37,7 @@ def serve() -> None:
 
 
 def exit_code(pid: int) -> int | None:
-    """None while the process runs."""
+    """The exit code of a process, or None while it runs."""
     ended, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
 

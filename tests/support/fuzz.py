@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.processes import Job  # after the path has been set
 
 PER_PROCESS = 250  # variants
-SECONDS = 20.0  # limit of one variant
+SECONDS = 20.0  # time limit of one variant
 MEMORY = 3 << 30  # limit of the address space above what the process has at the start, in bytes
 
 
 class Format(NamedTuple):
     """Files of a kind.
 
-    `make(folder)` writes valid ones and returns those to spoil; `read(path, spoiled)` reads what `make` wrote, of which
+    `make(folder)` writes valid files and returns the ones to spoil. `read(path)` reads what `make` wrote, after
     the file `path` was spoiled, and checks the result.
     """
 
@@ -57,7 +57,7 @@ def spoiled(content: bytes, other: bytes, draw: random.Random) -> bytes:
         size = draw.choice((1, 1, 2, 4, 8, draw.randrange(1, 1 + end)))
         few = data[at : at + min(size, 8)]
         start = draw.randrange(len(other) + 1)
-        changes = [  # (bytes to replace from `at` on, by what)
+        changes = [  # (how many bytes to replace from `at` on, replacement)
             (len(few), bytes(byte ^ 1 << draw.randrange(8) for byte in few)),
             (len(few), bytes(draw.choice((0, 1, 0x7F, 0x80, 0xFF)) for _ in few)),
             (end, b""),
@@ -68,13 +68,13 @@ def spoiled(content: bytes, other: bytes, draw: random.Random) -> bytes:
             (size, bytes(min(size, end - at))),
             (end, other[start:]),
         ]
-        replaced, by = draw.choice(changes)
-        data[at : at + replaced] = by
+        count, replacement = draw.choice(changes)
+        data[at : at + count] = replacement
     return bytes(data)
 
 
 def outcomes(name: str, variants: int, seed: int) -> list[Outcome]:
-    """Read `variants` variants of the files called `name`, in processes of their own, so that a crash ends only one."""
+    """Read `variants` variants of the kind `name` in separate processes, so that a crash ends only one of them."""
     results: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         while len(results) < variants:
@@ -135,7 +135,7 @@ def _outcome(form: Format, path: Path, folder: Path) -> Outcome:
 
 
 def main() -> None:
-    """Run the kinds named on the command line."""
+    """Fuzz the kinds named on the command line."""
     from support.fuzz_kinds import KINDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

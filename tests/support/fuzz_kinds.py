@@ -38,7 +38,7 @@ def _make_audio(folder: Path, channels: int = 2, **options: object) -> list[Path
 
 
 def _make_bare_mp3(folder: Path) -> list[Path]:
-    """MP3 without its first frame, which holds the length."""
+    """Write MP3 files without their first frame, which holds the length."""
     paths = []
     for path in _make_audio(folder, format="MP3"):
         data = path.read_bytes()
@@ -184,14 +184,14 @@ def _make_yaml(folder: Path) -> list[Path]:
 
 
 def _read_yaml(path: Path) -> None:
-    told = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(stderr):
             commands.parse(["train", "aligned", "--config", str(path), "--data", "d", "--out", "o"])
     except SystemExit as stop:
-        if stop.code != 2 or told.getvalue().count("\n") != 1:
-            raise RuntimeError(told.getvalue()) from None
-        raise ValueError(told.getvalue()) from None
+        if stop.code != 2 or stderr.getvalue().count("\n") != 1:
+            raise RuntimeError(stderr.getvalue()) from None
+        raise ValueError(stderr.getvalue()) from None
 
 
 AUDIO = {

@@ -7,7 +7,7 @@ import atk
 
 
 def gradients(function, *values):
-    """What `function` returns, weighted into a scalar, and its gradients."""
+    """The outputs of `function`, and the gradients of their weighted sum."""
     leaves = [value.detach().clone().requires_grad_() for value in values]
     outs = [out for out in function(*leaves) if out is not None]
     weights = [torch.linspace(-1, 2, out.numel(), dtype=torch.float64).sin().view_as(out) for out in outs]
@@ -28,7 +28,7 @@ def unit(*shape):
 
 
 def assert_true(function, truth, *values, rtol=1e-5, grad=2e-5, floor=1e-12):
-    """Values close each; gradients by their largest entry, for entries that cancel have no relative precision."""
+    """Compare values one by one, and gradients relative to their largest entry, as sums that cancel lose precision."""
     (got, grads), (want, true_grads) = gradients(function, *values), gradients(truth, *(x.double() for x in values))
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=rtol, atol=rtol)

@@ -8,7 +8,7 @@ from support.processes import Job
 
 
 def peak_growth(step: str, size: int, backend: str) -> float:
-    """MB that `step(size)` takes more than `step(64)`; `step` is its source, in which `sys.argv[2]` is the backend."""
+    """How many MB more `step(size)` takes than `step(64)`; `step` is source code whose `sys.argv[2]` is the backend."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "growth")
         job = Job("support.peak_memory:measure", step, size, backend, str(result))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-PATIENCE = 120  # seconds until a job must have ended
+PATIENCE = 120  # seconds within which a job must end
 
 
 @cache
@@ -39,7 +39,7 @@ def _ask(**request):
 
 
 class Job:
-    """One or several processes that call the same function."""
+    """One or more processes that call the same function."""
 
     def __init__(self, function: str, *arguments: object, environments: tuple[dict[str, str], ...] = ({},)):
         folder = tempfile.mkdtemp(dir=_outputs().name)
@@ -56,7 +56,7 @@ class Job:
         return "".join(file.read_text(errors="replace") for file in self._files if file.exists())
 
     def poll(self) -> int | None:
-        """None while a process runs, then 0 or the exit code of one that failed."""
+        """None while any process runs, then the exit code of one that failed, or 0."""
         for pid in self.pids:
             if self._codes.get(pid) is None:
                 self._codes[pid] = _ask(wait=pid)
@@ -71,7 +71,7 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
 
     def wait(self, seconds: float = PATIENCE) -> int:
-        """The exit code of a job that ends in time."""
+        """Return the exit code of the job; fail the test if the job does not end in time."""
         deadline = time.monotonic() + seconds
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:

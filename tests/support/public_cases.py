@@ -1,4 +1,4 @@
-"""Shared by the tests of max-mean similarity: the available backends, ragged inputs, the definition as loops.
+"""Shared by the tests of max-mean similarity: the available backends, ragged inputs, and the definition as loops.
 
 Cases of the Triton backend create their tensors on the GPU if there is one; see `conftest.py`.
 """
@@ -25,7 +25,7 @@ no_bf16 = "the interpreter computes wrong bfloat16 products (triton 3.7.1)"
 
 
 def loop_similarity(audio, text, audio_mask, text_mask):
-    """(3.6) as Python loops in float64, independent of the einsum."""
+    """Equation (3.6) as Python loops in float64, independent of the einsum."""
     sim = torch.zeros(len(audio), len(text), dtype=torch.float64)
     for i, j in itertools.product(range(len(audio)), range(len(text))):
         frames, tokens = audio[i][audio_mask[i]].double(), text[j][text_mask[j]].double()

@@ -1,4 +1,4 @@
-"""Small soundscapes, and what they wrote."""
+"""Settings of small soundscapes, and readers of the files that they write."""
 
 import csv
 
@@ -18,5 +18,5 @@ def rows(path):
 
 
 def contents(folder):
-    """Bytes of each file below a folder, sorted by name."""
+    """`{name: bytes}` of all files in a folder and its subfolders, sorted by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

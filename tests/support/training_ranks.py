@@ -1,4 +1,4 @@
-"""One step of every trainer on K processes with gloo, compared with the same step of one process.
+"""One step of every trainer on K processes with gloo, compared with the same step on one process.
 
 Failures are collected for the test that started the processes.
 """
@@ -47,7 +47,7 @@ CASES = [
 
 
 def run_steps(size: int, folder: str, commands: list[list[str]]) -> None:
-    """Run every case of every command on this rank; failures are written to `folder`."""
+    """Run every case of every command on this rank, and write the failures to `folder`."""
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     failures = []
@@ -74,7 +74,7 @@ def launch(ranks: int, command: list[str], max_restarts: int) -> None:
 
 
 def lose_a_rank(folder: str) -> None:
-    """Fail in a step with DDP; writes whether DDP was freed before the group was destroyed."""
+    """Fail in a step with DDP; write whether DDP was freed before the group was destroyed."""
     replica: list[weakref.ref] = []
     freed = []
     destroy_group = dist.destroy_process_group
@@ -127,7 +127,7 @@ def _step(rank: int, size: int, init_method: str, command: list[str], case: dict
 
 
 def _compared_gradients(task, reference) -> int:
-    """Check the gradients of all weights; returns how many of them are not zero."""
+    """Check the gradients of all weights; return how many of them are not zero."""
     compared = 0
     for (name, weight), (_, expected) in zip(_weights(task), _weights(reference), strict=True):
         grad = replicas.full_tensor(weight.grad)

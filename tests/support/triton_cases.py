@@ -1,4 +1,4 @@
-"""Shared by the tests of the Triton kernels: where they run, inputs, float64 results, calls."""
+"""Shared by the tests of the Triton kernels: where they run, inputs, float64 results, and calls."""
 
 import os
 
@@ -21,7 +21,7 @@ needs_gpu_or_interpreter = pytest.mark.skipif(
 def inputs(N_a, N_t, L_a, L_t, D, dtype=torch.float32, valid=0.7):
     """Random embeddings [N, L, D] and masks [N, L] with gaps. The first clip and the last caption are empty.
 
-    With valid > 1 nothing is masked.
+    With valid > 1, nothing is masked.
     """
     generator = torch.Generator().manual_seed(N_a + 7 * L_a + 31 * L_t + D)
     audio, text = (torch.randn(n, length, D, generator=generator).to(dtype) for n, length in ((N_a, L_a), (N_t, L_t)))
@@ -57,7 +57,7 @@ def padded(sequences):
 
 
 def expected(audio, text, audio_mask, text_mask, grad=None):
-    """Similarities computed by torch.max in float64; with `grad` also both gradients, computed by gathering."""
+    """Similarities computed by torch.max in float64; with `grad`, also both gradients, computed by gathering."""
     audio, text = (x.double().cpu() for x in (audio, text))
     audio_mask, text_mask = audio_mask.cpu(), text_mask.cpu()
     scores = torch.einsum("atd,bld->abtl", audio, text).masked_fill(~text_mask[None, :, None], -torch.inf)

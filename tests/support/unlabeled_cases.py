@@ -22,9 +22,9 @@ def ramps(folder, count, seconds=2.0, first=0):
     return folder
 
 
-def tar(path, members, form=tarfile.PAX_FORMAT):
+def tar(path, members, tar_format=tarfile.PAX_FORMAT):
     """Write a tar file with members given as (name, bytes)."""
-    with tarfile.open(path, "w", format=form) as file:
+    with tarfile.open(path, "w", format=tar_format) as file:
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -32,10 +32,10 @@ def tar(path, members, form=tarfile.PAX_FORMAT):
     return path
 
 
-def audio_bytes(seed=0, form="WAV"):
+def audio_bytes(seed=0, file_format="WAV"):
     """Three seconds of noise as the content of an audio file."""
     file = io.BytesIO()
-    soundfile.write(file, np.random.default_rng(seed).standard_normal(3 * 8000) / 10, 8000, format=form)
+    soundfile.write(file, np.random.default_rng(seed).standard_normal(3 * 8000) / 10, 8000, format=file_format)
     return file.getvalue()
 
 

@@ -29,7 +29,7 @@ def step_of(path):
 
 
 def copy_with_folders(run, copy):
-    shutil.copytree(run, copy)  # follows links, as `cp -rL`, `zip -r` and object stores do
+    shutil.copytree(run, copy)  # follows links, as `cp -rL`, `zip -r`, and object stores do
 
 
 def copy_without_links(run, copy):
@@ -39,7 +39,7 @@ def copy_without_links(run, copy):
 
 
 def copy_with_text(run, copy):
-    """As a checkout on a file system without links."""
+    """Copy as a checkout does on a file system without links: a link becomes a text file with its target."""
     copy_without_links(run, copy)
     for name in ("best", "last"):
         if (run / name).is_symlink():
@@ -60,7 +60,7 @@ def interrupt_call(patch, name, calls_before):
     patch.setattr(Path, name, interrupted)
 
 
-# Interrupted when the folder is renamed, when `best` is linked, and after that, before `last` is linked.
+# Interrupted before the folder is renamed, before `best` is linked, and between linking `best` and `last`.
 @pytest.mark.parametrize(("name", "calls_before"), [("rename", 0), ("replace", 0), ("replace", 1)])
 def test_an_interrupted_save_leaves_the_last_checkpoint_complete(tmp_path, name, calls_before):
     checkpoint.save_checkpoint(tmp_path, 1, Model(), {"step": 1}, best=True)
@@ -118,7 +118,7 @@ def test_saving_does_not_need_links(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
 )
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, error):
+def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, monkeypatch, error):
     save(tmp_path, 1, best=True)
     before = sorted(tmp_path.rglob("*"))
 
@@ -137,7 +137,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch, error):
 
 @pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
 @pytest.mark.parametrize("name", ["training.pt", "model.safetensors", "config.json"])
-def test_a_file_cut_short_is_named_with_what_is_whole(tmp_path, name, keep):
+def test_a_file_cut_short_is_named_with_the_checkpoint_that_is_whole(tmp_path, name, keep):
     save(tmp_path, 1, best=True)
     damaged = tmp_path / "last" / name
     content = damaged.read_bytes()

@@ -33,12 +33,12 @@ SMALL_MODEL = {
         heads=2,
     ),
 }
-WAYS = {"input", "mix", "minus_added"}
+MODES = {"input", "mix", "minus_added"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_java():
-    """METEOR takes seconds per call; tests/eval/test_caption_metrics.py runs it."""
+    """Hide java, as METEOR takes seconds per call; tests/eval/test_caption_metrics.py runs METEOR."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
         yield
@@ -58,7 +58,7 @@ def same_weights(run, expected):
 def test_run_folder_is_complete(mask_run):
     summary = json.loads((mask_run / "summary.json").read_text())
     assert summary["method"] == "difference" and summary["steps"] == 12 and summary["backend"] == "sdpa"
-    assert set(summary["metrics"]) == {*WAYS, "named", "missing", "tokenizer", "clips", "skipped", "unmixed"}
+    assert set(summary["metrics"]) == {*MODES, "named", "missing", "tokenizer", "clips", "skipped", "unmixed"}
     assert set(summary["metrics"]["input"]) | set(summary["metrics"]["missing"]) == {
         "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr",
     }  # fmt: skip
@@ -67,7 +67,7 @@ def test_run_folder_is_complete(mask_run):
     assert config["objective"] == config["model"]["difference"] == "mask"
     with (mask_run / "captions_test.csv").open() as file:
         listing = list(csv.DictReader(file))
-    assert len(listing) == 6 and set(listing[0]) == {"file_name", "added", *WAYS, "minus_input"}
+    assert len(listing) == 6 and set(listing[0]) == {"file_name", "added", *MODES, "minus_input"}
     assert all(row["added"].startswith("audio/5-") for row in listing)  # the held-out fold
 
 
@@ -76,8 +76,8 @@ def test_run_folder_is_complete(mask_run):
 def test_every_objective_trains(scenes, tmp_path, objective):
     main(difference_arguments(scenes, tmp_path / "run", "--objective", objective, "--eval-every", 0))
     metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
-    ways = WAYS if objective == "subtraction" else WAYS - {"minus_added"}
-    assert set(metrics) - {"named", "missing", "tokenizer", "clips", "skipped", "unmixed"} == ways
+    modes = MODES if objective == "subtraction" else MODES - {"minus_added"}
+    assert set(metrics) - {"named", "missing", "tokenizer", "clips", "skipped", "unmixed"} == modes
     assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
 
 
@@ -129,7 +129,7 @@ def test_a_run_starts_from_another_captioner(mask_run, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_path):
+def test_a_run_resumes_without_the_run_that_it_started_from(mask_run, scenes, tmp_path):
     start, out = tmp_path / "start", tmp_path / "run"
     shutil.copytree(mask_run, start, symlinks=True)
     options = ["--init", start, "--steps", 1, "--optim.lr", 1e-9]
@@ -144,7 +144,7 @@ def test_a_started_run_does_not_need_its_init_to_resume(mask_run, scenes, tmp_pa
     main(["train", "difference", "--out", str(out), "--resume"])
     assert (out / "summary.json").is_file()
     with pytest.raises(SystemExit):
-        main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # a new run needs it
+        main(difference_arguments(scenes, tmp_path / "other", *options, "--resume"))  # a new run needs `start`
 
 
 @pytest.mark.slow
@@ -158,8 +158,8 @@ def test_evaluate_repeats_the_summary_and_lists_clips(mask_run, scenes, capsys):
     printed = capsys.readouterr().out
     result, end = json.JSONDecoder().raw_decode(printed)
     summary = json.loads((mask_run / "summary.json").read_text())["metrics"]
-    for way in WAYS:
-        assert result[way] == pytest.approx(summary[way])
+    for mode in MODES:
+        assert result[mode] == pytest.approx(summary[mode])
     assert printed[end:].count("minus_input") == 2
 
 
@@ -206,7 +206,7 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
         (["evaluate", "RUN", "--data", "SCENES", "--beams", "0"], "beams must be at least 1, got 0"),
     ],
 )
-def test_mistakes_are_one_line(mask_run, scenes, capsys, command, message):
+def test_mistakes_end_with_one_line_and_code_2(mask_run, scenes, capsys, command, message):
     places = {"RUN": str(mask_run), "SCENES": str(scenes)}
     with pytest.raises(SystemExit) as stop:
         main([places.get(word, word) for word in command])

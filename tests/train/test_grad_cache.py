@@ -1,4 +1,4 @@
-"""Gradient caching: a batch in parts gives the step of the whole batch, with dropout, noise, autocast and resume."""
+"""Gradient caching: a batch in parts gives the step of the whole batch, even with dropout, noise, and autocast."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def gradients(task):
 
 
 def with_one_graph(task, parts, autocast=contextlib.nullcontext):
-    """The same parts and random numbers, with the graphs of all parts kept."""
+    """The loss and gradients from the same parts and random numbers, but with the graphs of all parts kept."""
     torch.manual_seed(5)
     with autocast():
         encoded = [task.encode(part) for part in parts]
@@ -62,10 +62,10 @@ def cached(task, parts, autocast=contextlib.nullcontext):
     return loss.detach(), gradients(task)
 
 
-def check(task, batch, size, dtype):
+def check(task, batch, micro_batch, dtype):
     task.model.to(dtype).train()
     task.criterion.to(dtype).train()
-    parts = batch.split(size)
+    parts = batch.split(micro_batch)
     assert len(parts) > 1
     loss, grads = cached(task, parts)
     expected_loss, expected = with_one_graph(task, parts)
@@ -151,7 +151,7 @@ def test_batch_normalization_counts_each_part_once():
 
 
 @pytest.mark.slow
-def test_a_run_with_micro_batches_is_the_run_without(tiny_data, tmp_path):
+def test_a_run_with_micro_batches_has_the_losses_of_a_run_without_them(tiny_data, tmp_path):
     no_dropout = ["--model.audio.dropout", "0", "--model.text.dropout", "0", "--steps", "4"]
     main(arguments(tiny_data, tmp_path / "whole", *no_dropout))
     main(arguments(tiny_data, tmp_path / "parts", *no_dropout, "--micro-batch", "3"))
@@ -178,7 +178,7 @@ def test_activation_checkpointing_changes_no_bit(tiny_data, tmp_path):
     assert all(torch.equal(expected[name], value) for name, value in weights(tmp_path / "again").items())
 
 
-def test_activation_checkpointing_saves_less(tiny_data, tmp_path):
+def test_activation_checkpointing_keeps_fewer_activations(tiny_data, tmp_path):
     def saved_elements(**options):
         task = aligned_task(tiny_data, tmp_path / "run", options=options)
         sizes = []
@@ -189,7 +189,7 @@ def test_activation_checkpointing_saves_less(tiny_data, tmp_path):
     assert saved_elements(activation_checkpointing=True) < 0.7 * saved_elements()
 
 
-def test_captioners_do_not_support_it(tmp_path, capsys):
+def test_captioners_do_not_support_gradient_caching(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "difference", "--data", "x", "--out", str(tmp_path / "run"), "--micro-batch", "2"])
     assert stop.value.code == 2 and "micro_batch: gradient caching needs a contrastive loss" in capsys.readouterr().err

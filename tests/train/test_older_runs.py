@@ -1,4 +1,4 @@
-"""A run that version 0.1.0 stopped at step 6 of 12 still resumes, evaluates and searches."""
+"""A run of version 0.1.0, stopped at step 6 of 12, can still be resumed, evaluated, and used for search."""
 
 import json
 import tarfile

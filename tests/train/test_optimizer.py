@@ -50,13 +50,13 @@ def test_norms_biases_and_the_temperature_do_not_decay():
 
 
 @pytest.mark.parametrize("make", [tiny_clap, tiny_captioner])
-def test_half_of_a_model_decays(make):
+def test_all_weights_of_a_model_decay_except_those_of_norms(make):
     model, loss = make(), AlignedContrastiveLoss()
     spared = {id(parameter) for parameter in without_decay([model, loss])}
     for module in (*model.modules(), loss):
         for name, parameter in module.named_parameters(recurse=False):
-            weight = name.endswith("weight") and not isinstance(module, (nn.LayerNorm, nn.BatchNorm1d))
-            assert (id(parameter) in spared) is not weight, f"{type(module).__name__}.{name}"
+            decays = name.endswith("weight") and not isinstance(module, (nn.LayerNorm, nn.BatchNorm1d))
+            assert (id(parameter) in spared) is not decays, f"{type(module).__name__}.{name}"
 
 
 def step(optimizer, parameters):
@@ -84,7 +84,7 @@ def test_the_saved_state_does_not_depend_on_the_groups(name):
     for optimizer, values in ((grouped, parameters), (resumed, same)):
         step(optimizer, values)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(same, parameters, strict=True))
-    # A checkpoint in one group, as older versions wrote it, is loaded into groups that keep their weight decay.
+    # The state has a single group, as in older versions; the groups that it is loaded into keep their weight decay.
     single = make_optimizer(
         [{"params": list(copy.deepcopy(layers).parameters())}], replace(optim, weight_decay=0.2), 10
     )

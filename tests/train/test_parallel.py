@@ -1,4 +1,4 @@
-"""Training on several ranks: the same steps as one process; jobs that are killed, resumed elsewhere, or fail."""
+"""Training on several ranks: the steps of one process, and jobs that fail, are killed, or resume on more ranks."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from atk.train import ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 
-NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # ranks draw their own
+NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # each rank draws its own
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def start(ranks, command):
 
 
 def torchrun(ranks, command, max_restarts=0):
-    """The same with the agent of torchrun, which ends the other ranks when one fails."""
+    """Start an `atk` command with the agent of torchrun, which ends the other ranks when one fails."""
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return Job("support.training_ranks:launch", ranks, command, max_restarts, environments=(environment,))
 
@@ -75,9 +75,9 @@ def curve(out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shard", "then"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
+    ("shard", "shard_after"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
 )
-def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, then):
+def test_a_run_killed_on_two_ranks_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, shard_after):
     same = (*NO_DROPOUT, "--batch-size", "6", "--optim.weight-decay", "0.1")
     more = (*same, "--micro-batch", "2", "--shard", shard)
     main(arguments(tiny_data, tmp_path / "whole", *same))
@@ -86,7 +86,7 @@ def test_killed_on_two_ranks_it_resumes_on_four_like_one_process(tiny_data, tmp_
     wait_for_step(job, out, 5)
     job.kill()
     assert job.wait() == -signal.SIGKILL and not (out / "summary.json").exists()
-    job = start(4, ["train", "aligned", "--out", str(out), "--resume", "--shard", then])
+    job = start(4, ["train", "aligned", "--out", str(out), "--resume", "--shard", shard_after])
     assert job.wait() == 0, job.output
     assert curve(out) == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
     summary = json.loads((out / "summary.json").read_text())
@@ -100,7 +100,7 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_p
     job = torchrun(2, command, max_restarts=1)
     wait_for_step(job, out, 5)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
-    wait_for_step(job, out, len(rows(out)) + 5)  # torchrun has started both again
+    wait_for_step(job, out, len(rows(out)) + 5)  # torchrun has restarted both ranks
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     # torchrun reports the rank whose end it notices first: the killed one, or rank 0, which has lost it.
     assert job.wait() != 0 and ("SIGKILL" in job.output or "rank 0 lost the others" in job.output), job.output
@@ -140,7 +140,7 @@ def is_running(pid):
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )
-def test_network_errors_become_lost_ranks(monkeypatch, text, reason):
+def test_network_errors_are_reported_as_lost_ranks(monkeypatch, text, reason):
     def fail():
         with ranks.naming_lost_ranks():
             raise RuntimeError(text)

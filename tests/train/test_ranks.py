@@ -1,4 +1,4 @@
-"""What a launcher says in the environment."""
+"""The environment variables that a launcher sets."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_empty_variables_count_as_not_set(monkeypatch, value):
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "1.0", "²"])
-def test_other_values_are_named(monkeypatch, value):
+def test_invalid_values_are_named(monkeypatch, value):
     monkeypatch.setenv("WORLD_SIZE", value)
     with pytest.raises(ValueError, match=rf"WORLD_SIZE: the environment variable must be an integer .* got '{value}'"):
         pick_device("cpu")
@@ -39,12 +39,12 @@ def test_each_rank_takes_its_own_gpu(monkeypatch):
     with pytest.raises(ValueError, match="use 'cuda', got 'cuda:0'"):
         pick_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ValueError, match="local rank 2 needs a GPU of its own, but only 2 are visible"):
+    with pytest.raises(ValueError, match="local rank 2 needs a GPU of its own, but torch sees only 2"):
         pick_device("auto")
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_what_is_missing_for_several_ranks_is_named(monkeypatch, missing):
+def test_a_missing_variable_is_named_if_there_are_several_ranks(monkeypatch, missing):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, "" if name == missing else value)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Semi-supervised training: the three loss terms, their gradients, unlabeled audio, complete and resumed runs."""
+"""Semi-supervised training: the three loss terms, their gradients, unlabeled audio, and complete and resumed runs."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def test_gradients_reach_encoders_and_mapper_from_each_term_alone(tiny_data, noi
         assert reached(task.criterion.mapper) == len(list(task.criterion.mapper.parameters()))
 
 
-def test_terms_are_the_equations(tiny_data, noises, tmp_path):
+def test_terms_equal_their_equations(tiny_data, noises, tmp_path):
     task = semisupervised_task(tiny_data, noises, tmp_path, mapper__kind="mlp", mapper__noise=0.0, loss__mix_weight=0.5)
     task.model.eval()
     task.criterion.eval()
@@ -162,7 +162,7 @@ def test_a_few_unreadable_batches_are_skipped(tiny_data, noises, tmp_path, monke
     assert steps[0] == 1 and steps[-1] == 12 and len(steps) < 12
 
 
-def test_a_small_pool_fills_no_batch_twice(tiny_data, noises, tmp_path, capsys):
+def test_a_batch_holds_each_clip_of_a_small_pool_only_once(tiny_data, noises, tmp_path, capsys):
     task = semisupervised_task(tiny_data, noises / "more", tmp_path)
     batch = next(iter(task.batches(0)))
     assert len(batch.labeled) == 4 and len(set(batch.unlabeled.files)) == len(batch.unlabeled) == 2
@@ -203,7 +203,7 @@ def test_unlabeled_audio_must_be_given(tiny_data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_several_folders_follow_the_flag(tiny_data, noises, tmp_path):
+def test_several_folders_may_follow_the_flag(tiny_data, noises, tmp_path):
     task = semisupervised_config(tiny_data, noises, tmp_path / "run", unlabeled=f"{noises / 'more'}")
     assert task.unlabeled == [str(noises / "more")]
     main(

@@ -1,4 +1,4 @@
-"""The training loop: logged rates, the best checkpoint, compiled encoders."""
+"""The training loop: logged rates, the best checkpoint, and compiled encoders."""
 
 import math
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from atk.cli.main import main
 from atk.train.aligned import AlignedTask
 
 
-def test_the_logged_rate_leaves_out_validation(tiny_data, tmp_path, monkeypatch):
+def test_the_logged_rate_excludes_validation(tiny_data, tmp_path, monkeypatch):
     clock = [0.0]
     encode = AlignedTask.encode
 

@@ -1,4 +1,4 @@
-"""Training end to end on a tiny data set: run folders, exact resume after a kill, clean stops, error messages."""
+"""Training end to end on a tiny data set: run folders, exact resume after a kill, clean stops, and error messages."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_run_folder_is_complete(tiny_run, tiny_data):
 
 
 @pytest.mark.slow
-def test_its_configuration_repeats_the_run(tiny_run, tmp_path):
+def test_the_saved_configuration_repeats_a_run(tiny_run, tmp_path):
     main(["train", "aligned", "--config", str(tiny_run / "config.yaml"), "--out", str(tmp_path / "again")])
     assert all(torch.equal(weights(tiny_run)[name], value) for name, value in weights(tmp_path / "again").items())
 
@@ -208,7 +208,7 @@ def test_resuming_with_another_model_is_refused(tiny_run, capsys):
     assert yaml.safe_load((tiny_run / "config.yaml").read_text())["model"]["dim"] == 16
 
 
-def test_a_file_that_fails_in_training_is_named_once_and_counted_also_after_resuming(tiny_data, tmp_path, capsys):
+def test_a_file_that_fails_in_training_is_named_once_and_still_counted_after_resuming(tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "data")
     soundfile.write(folder / "train 0.wav", np.full(8000, np.nan), 16000, subtype="FLOAT")
     main(arguments(folder, tmp_path / "run", "--steps", "6"))
