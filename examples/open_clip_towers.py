@@ -1,4 +1,4 @@
-"""The aligned loss on the towers of an open_clip CLAP: hooks capture frames and tokens, open_clip is unchanged.
+"""The aligned loss on the towers of an open_clip CLAP: hooks capture frames and tokens; open_clip is unchanged.
 
     python examples/open_clip_towers.py --model CLAP-HTSAT-tiny-Roberta-base --data DIR --batch-size 32 --steps 1000
 
@@ -18,13 +18,13 @@ import atk
 from atk.data import read_split, train_loader
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this often, to match the rate of the spectrogram
+HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this many times, to match the rate of the spectrogram
 
 
 class Towers(nn.Module):
-    """Global vectors, frames and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower.
+    """Global vectors, frames, and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower.
 
-    `special_ids` are the ids of padding, `<s>`, `</s>` and other special tokens, which would match every frame.
+    `special_ids` are the ids of padding, `<s>`, `</s>`, and other special tokens, which would match every frame.
     """
 
     clap: Any
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="CLAP-HTSAT-tiny-Roberta-base", help="name of an open_clip configuration")
     parser.add_argument(
-        "--pretrained", help="open_clip's name of the weights (default: random; the text tower is pretrained)"
+        "--pretrained", help="open_clip's name for the weights (default: random; the text tower is pretrained)"
     )
     parser.add_argument("--data", help="folder with train.csv (file_name, caption); default: synthetic scenes in runs/")
     parser.add_argument("--steps", type=int, default=3)

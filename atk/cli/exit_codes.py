@@ -1,5 +1,5 @@
 """Exit codes of the `atk` command."""
 
 FAILURE = 1
-MISTAKE = 2  # of the user
+MISTAKE = 2  # made by the user
 INTERRUPTED = 130

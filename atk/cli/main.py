@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """One line for a warning about the user's data, Python's format for others."""
+    """One line for a warning about the user's data; Python's format for other warnings."""
     if category.__name__ == "DataWarning":
         return f"{message}\n"
     return _PYTHON_FORMAT(message, category, filename, lineno, line)
@@ -80,7 +80,7 @@ def _exit_code(error: Exception) -> int | None:
         return FAILURE
     if isinstance(error, (ValueError, OSError, ImportError, BackendError)):
         return MISTAKE
-    # Packages that are not installed have raised nothing.
+    # A package that is not installed cannot have raised the error.
     with contextlib.suppress(ImportError):
         from atk.train.ranks import RankLost
         from atk.train.trainer import Interrupted, TrainingError

@@ -21,7 +21,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 def _add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="run folder, or a folder with a saved model")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, or cuda:1")
     parser.add_argument(
         "--clip_seconds",
         type=float | None,

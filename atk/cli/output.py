@@ -1,4 +1,4 @@
-"""Results on standard output, which are not lost if it cannot take them."""
+"""Print results to standard output without losing them if it fails."""
 
 import codecs
 import sys
@@ -7,7 +7,7 @@ _CodingError = UnicodeEncodeError | UnicodeDecodeError | UnicodeTranslateError
 
 
 def print_result(text: str) -> None:
-    """Print a result; if standard output fails (other than a closed pipe), print it on stderr.
+    """Print a result; if standard output fails other than by a closed pipe, print it on stderr.
 
     Raises:
         OSError: standard output failed; the message says where the result is.
@@ -22,7 +22,7 @@ def print_result(text: str) -> None:
 
 
 def accept_all_names() -> None:
-    """Let standard output take every file name: in its own bytes if they are not UTF-8, escaped if there is no way."""
+    """Let standard output take every file name: as its own bytes if they are not UTF-8, escaped as a last resort."""
     codecs.register_error("atk_names", _encode_name)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:

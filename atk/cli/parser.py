@@ -40,7 +40,7 @@ class Parser(ArgumentParser):
         version: printed by `--version`; None adds no such option.
 
     Attributes:
-        config_file: file of `--config` on the command line at hand, the same for all parsers.
+        config_file: file given by `--config` on the command line, shared by all parsers.
     """
 
     config_file: ClassVar[str | None] = None
@@ -89,7 +89,7 @@ class Parser(ArgumentParser):
         return _with_hyphens(text)
 
     def _argument(self, key: str) -> str:
-        """An argument as the user writes it, from its key, in which names of subcommands may come first."""
+        """An argument as the user writes it, from its key, which may begin with names of subcommands."""
         keys = [key.split(".", count)[-1] for count in range(key.count(".") + 1)]
         option = next((f"--{key}" for key in keys if f"--{key}" in self._option_string_actions), None)
         return keys[-1] if option is None else _with_hyphens(option)
@@ -127,7 +127,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: the file is missing, or not a mapping in YAML.
+        ValueError: the file is missing, or does not hold a YAML mapping.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))

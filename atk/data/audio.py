@@ -25,16 +25,16 @@ from atk.extras import optional_imports
 with optional_imports:
     import soundfile
 
-SAMPLE_RATES = (100, 1_000_000)  # Hz; damaged headers claim others, which would take gigabytes to resample
+SAMPLE_RATES = (100, 1_000_000)  # Hz; damaged headers claim other rates, which would take gigabytes to resample
 
 _MAX_PHASES = 1280  # makes all pairs of standard rates exact
 _MAX_KERNEL = 2_000_000  # entries of a resampling kernel
 _UNKNOWN_FRAMES = 1 << 62
-_MOST_FRAMES_PER_BYTE = 64  # codecs need more bytes than this, except for silence
+_MOST_FRAMES_PER_BYTE = 64  # codecs pack fewer frames into a byte, except for silence
 
 
 class DataWarning(UserWarning):
-    """Data that are not used as they are: a changed waveform, a table that is passed over."""
+    """Data that are changed or ignored, such as a corrected waveform or a table with other columns."""
 
 
 class AudioError(ValueError):
@@ -75,11 +75,11 @@ class AudioInfo:
 
 
 def audio_info(path: str | Path) -> AudioInfo:
-    """Read the header of an audio file. If it lacks the length, or states one that cannot be, the file is searched.
+    """Read the header of an audio file. If its length is missing or impossible, the rest of the file is examined.
 
     Raises:
-        AudioError: the file is missing, empty, not audio, has no samples, has a sample rate outside of 100 Hz to 1 MHz,
-            or (uncompressed formats) is shorter than its header says.
+        AudioError: the file is missing, empty, or not audio, has no samples, has a sample rate outside 100 Hz to 1 MHz,
+            or, in an uncompressed format, is shorter than its header says.
     """
     with _opened(path) as file:
         return AudioInfo(file.frames, file.samplerate, file.channels)
@@ -99,14 +99,15 @@ def load_audio(
     to 96 kHz are exact; for others, such as 15994 and 16000, this shifts the pitch by up to about 4e-4.
 
     If the channels cancel each other, the loudest one is used instead of their mean. Samples of float files at integer
-    scale are divided by 2^15, 2^23, or 2^31. Otherwise, samples are used as they are, clipped or above full scale.
+    scale are divided by 2^15, 2^23, or 2^31. Otherwise, samples are not changed, even if they are clipped or
+    exceed full scale.
 
     Args:
         path: audio file with any channel count that libsndfile reads.
         sample_rate: sample rate of the result, in Hz.
         start: start of the window, in seconds.
         seconds: length of the window, clipped to the end of the file; None reads to the end.
-        notes: receives what was changed as above, if anything; None issues an `DataWarning` instead.
+        notes: list that receives notes on these changes; None issues a `DataWarning` instead.
 
     Returns:
         float32 `[samples]` with 1 <= samples <= round(seconds * sample_rate); full scale is +-1.
@@ -139,7 +140,7 @@ def load_crop(
         path: audio file, as in `load_audio`.
         sample_rate: sample rate of the result, in Hz.
         seconds: length of the crop.
-        position: 0 for the start of the file to 1 for its end.
+        position: from 0 (start of the file) to 1 (end).
         content: bytes of a file that is already in memory; `path` is then only used in messages.
         notes: as in `load_audio`.
 
@@ -162,14 +163,14 @@ def decode_audio(path: str | Path) -> list[str]:
     """Decode a whole file, half a minute at a time, and return the notes on it (see `load_audio`), without repeats.
 
     Raises:
-        AudioError: the file cannot be used, or not to its end.
+        AudioError: the file cannot be used, or cannot be decoded to its end.
     """
     notes: dict[str, None] = {}
     with _opened(path) as file:
         windows = math.ceil(file.frames / (30 * file.samplerate))
         bounds = np.linspace(0, file.frames, windows + 1).astype(np.int64).tolist()
         for first, end in itertools.pairwise(bounds):
-            _, note = read_mono(file, first if file.seekable() else 0, end - first)  # others go on where they are
+            _, note = read_mono(file, first if file.seekable() else 0, end - first)  # others continue where they are
             if note:
                 notes[note] = None
     return list(notes)

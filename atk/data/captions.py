@@ -1,4 +1,4 @@
-"""Read data folders: `train.csv`, `val.csv` and `test.csv` list audio files and their captions."""
+"""Read data folders: `train.csv`, `val.csv`, and `test.csv` list audio files and their captions."""
 
 import time
 import unicodedata
@@ -17,7 +17,7 @@ OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _CHUNK = 32  # files at a time
-_SLOW = 1e-3  # seconds per file
+_SLOW = 1e-3  # seconds per file above which the disk counts as slow
 _THREADS = 4  # for slow disks, which serve small reads faster in parallel
 
 Entry = tuple[str, Path, tuple[str, ...]]  # file name, path, captions
@@ -69,9 +69,9 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
 
     Raises:
         FileNotFoundError: the folder or split does not exist.
-        ValueError: the file is not UTF-8 or not well-formed CSV, a column is missing, or no clip is usable. With
-            `on_error="raise"` also if a row has no file name, no caption, or too many fields.
-        AudioError: with `on_error="raise"`, an audio file is missing, empty or unreadable.
+        ValueError: the file is not UTF-8 or not well-formed CSV, a column is missing, or no clip is usable; or, with
+            `on_error="raise"`, a row has no file name, no caption, or too many fields.
+        AudioError: with `on_error="raise"`, an audio file is missing, empty, or unreadable.
     """
     one_of("on_error", on_error, ON_ERROR)
     path = Path(folder) / f"{split}.csv"
@@ -80,7 +80,7 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     if not path.is_file():
         tables = sorted(table.name for table in path.parent.glob("*.csv"))
         raise FileNotFoundError(f"{path}: no such file; the folder has {', '.join(tables) or 'no .csv file'}")
-    captions: dict[Path, tuple[str, list[str]]] = {}  # by path, as rows may spell a name in several ways
+    captions: dict[Path, tuple[str, list[str]]] = {}  # by path, because rows may spell a name differently
     skipped: list[tuple[str, str]] = []
     for name, texts, fault in _rows(path):
         if fault is None:
@@ -98,7 +98,7 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
 
     Args:
         folder: folder of audio files, searched as by `list_folder`.
-        on_error: as in `read_split`; also for files with the suffix of a format that cannot be read.
+        on_error: as in `read_split`; files whose suffix belongs to an unsupported format count as bad, too.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -124,10 +124,10 @@ def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
-    """Yield the file name, the path and what is wrong (None if nothing is) of each row of a split.
+    """Yield, for each row of a split, the file name, the path, and what is wrong (None if nothing is).
 
     Raises:
-        ValueError: as `read_split`.
+        ValueError: as for `read_split`.
     """
     for name, _, fault in _rows(path):
         yield name, _locate(path.parent, name), fault
@@ -155,9 +155,10 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """Path of a file, as listed or else in a spelling that exists.
+    """Path of a listed file, in the first spelling that exists; as listed if none does.
 
-    Tried are the two Unicode normalization forms, the name without spaces around it, and Windows' separators.
+    The other spellings are both Unicode normalization forms, the name without surrounding spaces, and the name with
+    Windows separators replaced.
     """
     names = [name]
     if not name.isascii():
@@ -168,12 +169,12 @@ def _locate(folder: Path, name: str) -> Path:
         return folder / name
     try:
         return next((folder / spelling for spelling in names if (folder / spelling).exists()), folder / name)
-    except (OSError, ValueError):  # too long, or with a null character; the header check reports it
+    except (OSError, ValueError):  # the name is too long or contains a null character; the header check reports it
         return folder / name
 
 
 def map_files(read: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """Read files in order: one after the other as long as that is fast, in threads as soon as the disk is slow.
+    """Yield `read(item)` for each file in order: one at a time while that is fast, in threads once the disk is slow.
 
     Headers that the system has cached are read faster without threads, which would wait for each other.
     """
@@ -200,13 +201,13 @@ def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_e
 
     Args:
         entries: (file name, path, captions) of each file.
-        skipped: (name, reason) of what was skipped before; extended in place.
+        skipped: (name, reason) of everything skipped so far; extended in place.
         on_error: "skip" or "raise", as in `read_split`.
         source: folder or file that lists the entries, for messages.
 
     Raises:
         ValueError: no clip is usable.
-        AudioError: with `on_error="raise"`, a file is missing, empty or unreadable.
+        AudioError: with `on_error="raise"`, a file is missing, empty, or unreadable.
     """
 
     def check(entry: Entry) -> Clip | AudioError:

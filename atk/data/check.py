@@ -31,7 +31,7 @@ class Problem:
     Attributes:
         name: a file, a row, or a table.
         reason: what is wrong.
-        stops: training or evaluating with `on_error="raise"` would stop here.
+        stops: whether training or evaluating with `on_error="raise"` would stop here.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Problem:
 
     @property
     def category(self) -> str:
-        """The reason without its numbers."""
+        """The reason, with N for each number and without the name of the table."""
         return _NUMBER.sub("N", self.reason.split(" line ", 1)[-1] if " line " in self.reason else self.reason)
 
 
@@ -61,11 +61,11 @@ class FolderCheck:
 def check_folder(
     folder: str | Path, *, decode: bool = False, workers: int = 4, progress: str | None = None
 ) -> FolderCheck:
-    """Check the splits, the side files and the audio of a data folder; without splits, all audio below the folder.
+    """Check the splits, side files, and audio of a data folder; without splits, check all audio below the folder.
 
     Args:
         folder: data folder, or any folder of audio.
-        decode: decode every file in full, instead of reading its header only.
+        decode: decode every file in full instead of reading only its header.
         workers: files to read at a time.
         progress: label of a progress bar; None = no bar.
 
@@ -96,7 +96,7 @@ def check_folder(
 
 
 def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, list[str]]], list[Problem]]:
-    """The number of rows of the splits, the name and the splits of each file by its path, and what is wrong."""
+    """The total number of rows, the name and splits of each file by path, and the problems."""
     problems: list[Problem] = []
     rows = 0
     listed: dict[Path, tuple[str, list[str]]] = {}  # path: (name, splits)
@@ -140,7 +140,7 @@ def _audio_problems(files: dict[Path, str], decode: bool, workers: int, progress
 
 
 def _side_file_problems(folder: Path, listed: set[str]) -> Iterator[Problem]:
-    """What is wrong with events.csv, tags.csv and twins.csv, and which of their files no split lists."""
+    """What is wrong with events.csv, tags.csv, and twins.csv, and which of their files no split lists."""
     for table, names_in in _NAMES_IN.items():
         path = folder / table
         if not path.is_file():
@@ -149,7 +149,7 @@ def _side_file_problems(folder: Path, listed: set[str]) -> Iterator[Problem]:
             for name in sorted(names_in(path) - listed):
                 yield Problem(name, f"{table} names this file, but no split lists it", False)
         except ForeignTableError as error:
-            yield Problem(table, f"{str(error).removeprefix(f'{path}: ')}; it is passed over", False)
+            yield Problem(table, f"{str(error).removeprefix(f'{path}: ')}; it is ignored", False)
         except ValueError as error:
             yield Problem(table, str(error).removeprefix(str(path)).lstrip(", :"), True)
 

@@ -11,13 +11,13 @@ from atk.data import mpeg
 
 _SLOPPY_BYTES = 4096  # some writers overstate the size of the samples by the size of the header
 _STREAMED = 0x7FFFF000  # streaming writers leave a size of about 2^31 or 2^32
-_ID3 = b"ID3\x04\0\0\0\0\0\x40" + bytes(0x40)  # libsndfile recognizes MPEG audio without a name only behind a tag
+_ID3 = b"ID3\x04\0\0\0\0\0\x40" + bytes(0x40)  # libsndfile recognizes MPEG audio without a file name only after a tag
 _MOST_CHUNKS = 4096
 _HEAD_BYTES = 4096
 
 
 class Unusable(ValueError):  # noqa: N818 (becomes an AudioError with the name of the file)
-    """What is wrong with a file, without its name."""
+    """What is wrong with a file; the message does not name the file."""
 
 
 class _Layout(NamedTuple):
@@ -49,12 +49,12 @@ class _Chunk(NamedTuple):
 
 
 class Content:
-    """The bytes of a file, of which the first few thousand are read at once.
+    """The bytes of a file; the first few thousand are read right away.
 
     Args:
         source: descriptor of an open file, or its content in memory.
         size: its size in bytes.
-        identity: the same for unchanged files only; None if unknown.
+        identity: stays the same only while the file is unchanged; None if unknown.
     """
 
     def __init__(self, source: int | bytes, size: int, identity: tuple[int, ...] | None = None):
@@ -89,22 +89,22 @@ class View:
         self.position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As `io.IOBase.seek`."""
+        """Like `io.IOBase.seek`."""
         if whence == os.SEEK_END:
             offset += len(self.prefix) + max(0, self.content.size - self.start)
         self.position = max(0, offset + self.position if whence == os.SEEK_CUR else offset)
         return self.position
 
     def tell(self) -> int:
-        """As `io.IOBase.tell`."""
+        """Like `io.IOBase.tell`."""
         return self.position
 
     def read(self, count: int) -> bytes:
-        """As `io.BufferedIOBase.read`."""
+        """Like `io.BufferedIOBase.read`."""
         data = self.prefix[self.position : self.position + count]
         if len(data) < count:
-            behind = self.position + len(data) - len(self.prefix)  # bytes after the prefix that were read before
-            data += self.content.read_at(self.start + behind, count - len(data))
+            offset = self.position + len(data) - len(self.prefix)  # from the end of the prefix
+            data += self.content.read_at(self.start + offset, count - len(data))
         self.position += len(data)
         return data
 
@@ -112,15 +112,15 @@ class View:
 def corrected(content: Content, named_mp3: bool) -> View | None:
     """A view of an audio file with a header that libsndfile understands; None if it understands the file as it is.
 
-    - MPEG audio without a length, or with more audio behind what its length covers, gets a Xing frame with the number
-      of its frames.
-    - If a recorder never filled in the size of the samples, or filled it in only once early on, the samples last until
+    - MPEG audio that lacks a length, or that continues past its stated length, gets a Xing frame with the number of its
+      frames.
+    - If a recorder never filled in the size of the samples, or filled it in only once early on, the samples extend to
       the end of the file (WAV, AIFF, CAF, Wave64, AU).
-    - An ID3 tag before other audio than MPEG is left out.
+    - An ID3 tag before audio other than MPEG is left out.
 
     Args:
         content: the file.
-        named_mp3: libsndfile will see that its name ends with `.mp3`.
+        named_mp3: whether libsndfile gets a name that ends in `.mp3`.
 
     Raises:
         Unusable: the header states a larger size than the file has.
@@ -141,7 +141,7 @@ def corrected(content: Content, named_mp3: bool) -> View | None:
 
 
 def _chunks(content: Content, position: int, layout: _Layout) -> Iterator[_Chunk]:
-    """The chunks from `position` on whose headers lie in the file."""
+    """The chunks from `position` on, until a header would extend past the end of the file."""
     header = layout.id_bytes + layout.size_bytes
     for _ in range(_MOST_CHUNKS):
         if position + header > content.size:
@@ -154,7 +154,7 @@ def _chunks(content: Content, position: int, layout: _Layout) -> Iterator[_Chunk
 
 
 def _with_true_size(content: Content, start: int, layout: _Layout) -> bytes:
-    """The header up to the samples with their true size; empty if it is right or libsndfile corrects it."""
+    """The header, ending with the true size of the samples; empty if the size is right or libsndfile corrects it."""
     chunks = _chunks(content, start + layout.first, layout)
     chunk = next((chunk for chunk in chunks if chunk.id.startswith(layout.samples)), None)
     if chunk is None:
@@ -171,8 +171,8 @@ def _with_true_size(content: Content, start: int, layout: _Layout) -> bytes:
         return b""
     if chunk.size and not unknown and _is_zero(content, chunk.start + chunk.size):
         return b""
-    true = available + (layout.id_bytes + layout.size_bytes if layout.counts_header else 0)
-    field = min(true, (1 << 8 * layout.size_bytes) - 1).to_bytes(layout.size_bytes, layout.order)
+    true_size = available + (layout.id_bytes + layout.size_bytes if layout.counts_header else 0)
+    field = min(true_size, (1 << 8 * layout.size_bytes) - 1).to_bytes(layout.size_bytes, layout.order)
     return content.read_at(start, chunk.size_at - start) + field
 
 
@@ -195,7 +195,7 @@ def _is_zero(content: Content, position: int) -> bool:
 
 
 def _au_header(content: Content, start: int) -> bytes:
-    """The header of an AU file with the true size of the samples; empty if it is right."""
+    """The header of an AU file, with the size of the samples marked unknown; empty if the stated size is right."""
     head = content.read_at(start, 12)
     available = content.size - start - int.from_bytes(head[4:8], "big")
     stated = int.from_bytes(head[8:12], "big")
@@ -206,7 +206,7 @@ def _au_header(content: Content, start: int) -> bytes:
 
 
 def _mpeg_view(content: Content, start: int, named_mp3: bool) -> View | None:
-    """A view of MPEG audio that libsndfile recognizes, with its length; None for other data or if there is no need."""
+    """A view of MPEG audio that libsndfile recognizes, with its length; None for other data or if no view is needed."""
     audio = mpeg.find_audio(content, start, search=named_mp3)
     if audio is None:
         return None

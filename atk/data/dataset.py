@@ -18,13 +18,13 @@ _BatchT = TypeVar("_BatchT", bound="Batch")
 
 
 def random_stream(purpose: int, *key: int) -> np.random.Generator:
-    """Create a random generator that is a function of `purpose` and `key` alone, integers of at least 0."""
+    """Create a random generator that depends only on `purpose` and `key`, which are integers of at least 0."""
     # The seed includes the key length: seeds are zero-padded, so (1, 2) and (1, 2, 0) would give the same stream.
     return np.random.default_rng([purpose, len(key), *key])
 
 
 class _Clips(Dataset[dict[str, Any]]):
-    """Base class of both datasets. A bad file raises AudioError on its own; in a batch, the error replaces its item."""
+    """Base class of both datasets. A bad file raises AudioError when read alone; in a batch, the error replaces it."""
 
     def __init__(self, clips: Sequence[Clip], sample_rate: int):
         if not clips:
@@ -105,7 +105,7 @@ class EvalDataset(_Clips):
     """Evaluation dataset: `dataset[i]` is window i of all clips in order. Windows of a clip are consecutive.
 
     The last window of a clip is the remainder; it is dropped if it is shorter than a tenth of a window and not the
-    only one. Windows bound the memory of a batch with hours-long files.
+    only one. Windows bound the memory of a batch that contains hours-long files.
 
     Args:
         clips: clips from `read_split` or `read_folder`.
@@ -153,7 +153,7 @@ class Batch:
         files: file name of each clip.
         clips: index of each clip in the split `[N]`, int64.
         skipped: (file name, reason) of each file that could not be decoded.
-        notes: (file name, note) of each file that was used, but not as it is (see `load_audio`).
+        notes: (file name, note) of each file whose audio was changed (see `load_audio`).
     """
 
     audio: Tensor

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from atk.data.audio import AudioError
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, tar_members
 
-# What libsndfile reads; a file with another suffix may still be listed in a CSV file.
+# Suffixes of what libsndfile reads; a CSV file may also list files with other suffixes.
 AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
     *(".au", ".snd", ".caf", ".w64", ".rf64", ".bwf"),
@@ -33,14 +33,14 @@ _AUDIO, _SHARD, _COMPRESSED, _UNSUPPORTED = (
 
 
 class Listing:
-    """Compact list of clips: one byte string with all names and one array entry per clip and field.
+    """Compact list of clips: one byte string with all names, and one array entry per clip and field.
 
     Links to folders are followed, and each folder and shard is listed once no matter how it is reached. Hidden files
     and folders are ignored. Names are sorted: files of a folder come before its subfolders, shards come last. The order
     does not depend on the file system.
 
     Args:
-        fault: called with the error of each folder or shard that cannot be listed; raises to stop the listing.
+        fault: called with the error of each folder or shard that cannot be listed; it may raise to stop the listing.
 
     Attributes:
         names: concatenated names of the clips, relative to their folder or inside their shard.
@@ -141,8 +141,8 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
     Links to folders are followed, and each folder is searched once. Hidden files and folders are ignored.
 
     Returns:
-        The files whose suffix, in upper or lower case, is in `AUDIO_SUFFIXES`; and an error for each file that has
-        another suffix of audio or video, and for each folder that cannot be listed.
+        The files whose suffix, in upper or lower case, is in `AUDIO_SUFFIXES`; and an error for each audio or video
+        file of an unsupported format and for each folder that cannot be listed.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -179,8 +179,8 @@ class _Entries(NamedTuple):
 def _walk(
     root: bytes, is_new: Callable[[bytes], bool], fault: Callable[[AudioError], object]
 ) -> Iterator[tuple[bytes, _Entries]]:
-    """Yield each folder below `root`, relative to it, with its entries; folders that are not new are passed over."""
-    pending = [b""]  # the last one is next
+    """Yield each folder below `root`, relative to it, with its entries; folders that are not new are skipped."""
+    pending = [b""]  # the last one is visited next
     while pending:
         relative = pending.pop()
         path = os.path.join(root, relative) if relative else root
@@ -195,7 +195,7 @@ def _walk(
 
 
 def _once() -> Callable[[bytes], bool]:
-    """A function that tells whether it sees a folder or file for the first time."""
+    """A function that returns whether it sees a folder or file for the first time."""
     seen: set[tuple[int, int]] = set()
 
     def is_new(path: bytes) -> bool:

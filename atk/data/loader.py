@@ -1,4 +1,4 @@
-"""Loaders combine a dataset, an order and worker processes. The worker count never changes the batches."""
+"""Loaders combine a dataset, an order, and worker processes. The worker count never changes the batches."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ class Loader:
 
     With `on_error="raise"`, a file that cannot be decoded raises AudioError in the process that iterates. With "skip",
     the file is left out of its batch and listed in `Batch.skipped`; a batch can end up empty. The notes of a file are
-    issued once, as an `DataWarning`.
+    issued once, as a `DataWarning`.
     """
 
     def __init__(self, loader: DataLoader, on_error: str):
@@ -62,7 +62,7 @@ def train_loader(
         clips: clips from `read_split`.
         sample_rate: sample rate of the waveforms, in Hz; files with other rates are resampled.
         clip_seconds: longest crop; shorter clips are zero-padded, with their length in `Batch.lengths`.
-        seed: seed of the order, crops and captions.
+        seed: seed of the order, crops, and captions.
         options: `batch_size` and any other keyword argument of `batches_of`.
 
     Raises:
@@ -133,7 +133,7 @@ def unlabeled_loader(
         sample_rate: sample rate of the waveforms, in Hz.
         clip_seconds: longest crop; shorter clips are zero-padded.
         batch_size: clips per batch, over all ranks.
-        seed: seed of the order, crops and replacements.
+        seed: seed of the order, crops, and replacements.
         start_step: first batch to yield.
         workers, pin_memory, on_error, rank, world_size: as in `batches_of`.
 

@@ -18,8 +18,8 @@ from atk.ops.checks import one_of
 
 Condition = Literal["same/same", "same/diff", "diff/diff", "multi/same", "multi/diff"]
 CONDITIONS = get_args(Condition)
-_QUIET = 1e-4  # power at -40 dB of full scale
-_SILENT = 1e-7  # power at -70 dB of full scale; 16-bit dither is below -90 dB
+_QUIET = 1e-4  # power at -40 dB relative to full scale
+_SILENT = 1e-7  # power at -70 dB relative to full scale; 16-bit dither is below -90 dB
 _WINDOWS = 4  # windows of a recording to try before it counts as quiet
 _SHORTEST_SHIFT = 0.05  # smallest time shift of a reference, as a fraction of the clip
 
@@ -28,14 +28,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class MixConfig:
-    """What is mixed into a clip, and the reference that the model gets to subtract.
+    """What is mixed into a clip, and which reference the model subtracts.
 
     Args:
-        references: folder of recordings (ESC-50 layout, captioned, or any audio); None uses other clips of train.csv.
+        references: folder of recordings (ESC-50 layout, captioned, or any audio); null uses other clips of train.csv.
         condition: source/time of the reference: "same/same" is the added sound itself, "same/diff" the same recording
-            at another time, "diff/diff" another recording of its class; "multi/same", "multi/diff" add several sounds.
+            at another time, and "diff/diff" another recording of its class. "multi/same" and "multi/diff" add several
+            sounds.
         rate: fraction of the training clips that are mixed; the others are captioned as they are.
-        snr_db: power of the clip relative to all added sound, in dB, (lowest, highest).
+        snr_db: power of the clip relative to all added sound, in dB, as (lowest, highest).
         sources: maximum number of added sounds in the "multi" conditions; at least 2.
         test_folds: folds of the ESC-50 layout that are held out for evaluation.
     """
@@ -65,7 +66,7 @@ class MixtureBatch(Batch):
 
     Attributes:
         references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 if no clip has a reference.
-        reference_lengths: valid samples of each reference `[N, R]`, int64; 0 where a clip has fewer than R.
+        reference_lengths: valid samples of each reference `[N, R]`, int64; 0 where a clip has fewer than R references.
         inputs: clips before mixing `[N, S]`, float32; `[N, 0]` in training.
         added: names of the recordings mixed into each clip; empty if nothing was mixed in.
     """
@@ -84,22 +85,22 @@ class _Placed(NamedTuple):
 
 
 class MixtureDataset(TrainDataset):
-    """Mixture dataset: `dataset[clip, epoch]` is a clip, unchanged or mixed with recordings and their references.
+    """Mixture dataset: `dataset[clip, epoch]` is a clip, unchanged or mixed with recordings, and its references.
 
     All draws are a function of (seed, epoch, clip) alone. Nearly silent windows of a recording are redrawn, and a
-    recording with nothing above -70 dB of full scale is not mixed in.
+    recording with nothing above -70 dB relative to full scale is not mixed in.
 
     Args:
         clips, sample_rate, clip_seconds, seed: as in `TrainDataset`.
         mix: mixing settings.
         pool: recordings to mix in; None leaves every clip unchanged.
         pairs: use PairMix instead: mix with another clip, join the captions with "and", and give no reference.
-        evaluate: start every clip at 0, mix every clip for which the pool has a recording, and keep the unmixed clips.
-        avoid: classes to leave out, for each clip.
+        evaluate: start every clip at 0, mix every clip for which the pool has a recording, and keep each original.
+        avoid: for each clip, the classes that are not mixed into it.
 
     Raises:
-        ValueError: the pool has no recording for some clip (in evaluation: for all clips), or has no classes but the
-            condition needs them.
+        ValueError: the pool has no recording for some clip (in evaluation: for any clip), or has no classes although
+            the condition needs them.
     """
 
     def __init__(
@@ -132,12 +133,12 @@ class MixtureDataset(TrainDataset):
             raise ValueError(f"references: none of {len(pool.clips)} can be mixed into {unmixable[0]}")
 
     def _limits(self, row: int) -> tuple[Clip, Collection[str], int]:
-        """Arguments `clip`, `avoid` and `least` of `ReferencePool.choices` for a clip."""
+        """Arguments `clip`, `avoid`, and `least` of `ReferencePool.choices` for a clip."""
         least = 2 if self.mix.condition == "diff/diff" else 1
         return self.clips[row], self.avoid[row] if self.avoid else frozenset(), least
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Load `TrainDataset`'s item with "references" and "added", and "input" in evaluation; raises AudioError."""
+        """Load the item of `TrainDataset` plus "references", "added", and in evaluation "input"; raises AudioError."""
         row, epoch = index
         item = self._item(row, 0.0, self.clip_seconds, "") if self.evaluate else super().__getitem__(index)
         item |= {"references": [], "added": ()}
@@ -237,7 +238,7 @@ class MixtureDataset(TrainDataset):
     def _reference(
         self, pool: ReferencePool, index: int, sound: _Placed, random: np.random.Generator, clip: Clip
     ) -> Tensor | None:
-        """Recording `index` at another time, or another recording of its class; None if that one is silent."""
+        """Recording `index` at another time, or another recording of its class; None if the latter is silent."""
         if self.mix.condition == "diff/diff":
             placed = self._place(pool.clips[pool.another(random, index, clip)], sound.track, random)
             return None if placed is None else placed.track
@@ -259,7 +260,7 @@ def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
     """Gain for `added` `[S]` such that the power of `clip` `[S]` is `snr_db` dB above that of the scaled sound.
 
     Powers are means over the samples that aren't exactly zero, so silence around a sound doesn't count. The gain is 1
-    if either of them is silent.
+    if the clip or the sound is silent.
     """
     powers = [_power(x) for x in (clip, added)]
     return (powers[0] / powers[1] * 10 ** (-snr_db / 10)) ** 0.5 if min(powers) > 0 else 1.0

@@ -16,10 +16,10 @@ _KBITS = {  # by (is MPEG 1, layer), ISO/IEC 11172-3 and 13818-3; index 0 is a f
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _LARGEST_INDEX = 14  # of the tables above
-_LAYER_3 = 1  # as a header spells it
+_LAYER_3 = 1  # as headers encode it
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
 _HEAD_BYTES = 4096  # two frames have at most 2882 bytes
-_SEARCH_BYTES = 1 << 16  # give up after this much that is not MPEG audio, as decoders do
+_SEARCH_BYTES = 1 << 16  # give up after this many bytes that are not MPEG audio, as decoders do
 _LEAST_KBITS, _MOST_KBITS = 4, 512  # average bit rates outside of these contradict the length in a tag
 _SLOPPY_BYTES = 4096
 
@@ -30,14 +30,14 @@ _MOST_COUNTS = 10_000
 class _Stream(NamedTuple):
     """What all frames of a stream share."""
 
-    second_byte: int  # of a frame header, without the bit of the checksum
+    second_byte: int  # of a frame header, without the checksum bit
     samples: int  # per frame and channel
     sample_rate: int
-    sizes: tuple[int, ...]  # bytes of a frame by the third byte of its header; 0 where that is not of this stream
+    sizes: tuple[int, ...]  # of a frame in bytes, by the third byte of its header; 0 if it is not of this stream
 
 
 def id3_size(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that `head` begins with, 0 if it begins with something else."""
+    """Size in bytes of the ID3v2 tag at the start of `head`; 0 if there is none."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     a, b, c, d = head[6:10]
@@ -64,8 +64,8 @@ class Audio(NamedTuple):
 
     Attributes:
         start: offset of its first frame.
-        tag: a frame with the length (a Xing frame) that it lacks; empty if it has one that agrees with the file.
-        frames_start: offset of the first frame behind its own length tag, which `tag` replaces.
+        tag: a Xing frame with the length, if the file does not state its length or states a wrong one; else empty.
+        frames_start: offset of the first frame after the file's own length tag, which `tag` replaces.
     """
 
     start: int
@@ -78,8 +78,8 @@ def find_audio(content: Content, start: int, search: bool) -> Audio | None:
 
     Args:
         content: the file.
-        start: offset behind an ID3 tag.
-        search: also look for a first frame that does not begin at `start`.
+        start: offset after the ID3 tag, if there is one.
+        search: also look for a first frame that begins after `start`.
     """
     head = content.read_at(start, _SEARCH_BYTES if search else _HEAD_BYTES)
     location = _first_frame(head)
@@ -89,7 +89,7 @@ def find_audio(content: Content, start: int, search: bool) -> Audio | None:
     if first and not search:
         return None
     audio = start + first
-    if head[first + 1] >> 1 & 3 != _LAYER_3:  # decoders read length tags of MP3 only
+    if head[first + 1] >> 1 & 3 != _LAYER_3:  # decoders read length tags only in MP3
         return Audio(audio)
     size = stream.sizes[head[first + 2]]
     stated = _tag(head[first : first + size])
@@ -109,36 +109,36 @@ def find_audio(content: Content, start: int, search: bool) -> Audio | None:
 
 
 def _agrees(content: Content, audio: int, stream: _Stream, frames: int, size: int) -> bool:
-    """Whether a length tag of `frames` and `size` (0 if it does not say) agrees with the rest of the file."""
+    """Whether a length tag that states `frames` and `size` (0: not stated) agrees with the rest of the file."""
     seconds = frames * stream.samples / stream.sample_rate
     if not frames or (size and not _LEAST_KBITS < size * 8e-3 / seconds < _MOST_KBITS):
         return False
     end = audio + size
-    behind = content.read_at(end, _SEARCH_BYTES) if size and end + _SLOPPY_BYTES < content.size else b""
-    while skipped := id3_size(behind):
+    rest = content.read_at(end, _SEARCH_BYTES) if size and end + _SLOPPY_BYTES < content.size else b""
+    while skipped := id3_size(rest):
         end += skipped
-        behind = content.read_at(end, _SEARCH_BYTES)
-    return _next_frame(behind, 0, stream) is None
+        rest = content.read_at(end, _SEARCH_BYTES)
+    return _next_frame(rest, 0, stream) is None
 
 
 @lru_cache(maxsize=64)
-def _stream(second: int, rate_index: int) -> _Stream | None:
-    """The stream of a frame by the second byte of its header and its rate; None if it is not a frame header."""
-    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+def _stream(second_byte: int, rate_index: int) -> _Stream | None:
+    """The stream of a frame with this second header byte and sample rate; None if no frame header has them."""
+    version, layer = second_byte >> 3 & 3, 4 - (second_byte >> 1 & 3)
     if version == 1 or layer == 4 or rate_index == 3:
         return None
-    first = version == 3
-    rate = _RATES[rate_index] >> (0 if first else 1 if version == 2 else 2)
-    samples = 384 if layer == 1 else 576 if layer == 3 and not first else 1152
+    mpeg1 = version == 3
+    rate = _RATES[rate_index] >> (0 if mpeg1 else 1 if version == 2 else 2)
+    samples = 384 if layer == 1 else 576 if layer == 3 and not mpeg1 else 1152
     sizes = [0] * 256
-    for index, kbits in enumerate(_KBITS[first, layer]):
+    for index, kbits in enumerate(_KBITS[mpeg1, layer]):
         for padding in (0, 1):
             size = samples // 8 * kbits * 1000 // rate + padding
             if layer == 1:
                 size = 4 * (12 * kbits * 1000 // rate + padding)
             for private in (0, 1):
                 sizes[index << 4 | rate_index << 2 | padding << 1 | private] = size if kbits else 0
-    return _Stream(second & 0xFE, samples, rate, tuple(sizes))
+    return _Stream(second_byte & 0xFE, samples, rate, tuple(sizes))
 
 
 def _size(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
@@ -150,7 +150,7 @@ def _size(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int:
 
 
 def _first_frame(head: bytes) -> tuple[_Stream, int] | None:
-    """The first two adjacent frames of a stream: the stream and the offset of the first one."""
+    """Find the first two adjacent frames: their stream and the offset of the first one."""
     for match in _SYNC.finditer(head, 0, max(0, len(head) - 3)):
         at = match.start()
         stream = _stream(head[at + 1], head[at + 2] >> 2 & 3)
@@ -161,7 +161,7 @@ def _first_frame(head: bytes) -> tuple[_Stream, int] | None:
 
 
 def _next_frame(data: bytes | mmap.mmap, position: int, stream: _Stream) -> int | None:
-    """Offset of the next frame of the stream, behind tags and damage; None if there is none nearby."""
+    """Offset of the next frame of the stream, past any tags and damage; None if there is none nearby."""
     while skipped := id3_size(data[position : position + 10]):
         position += skipped
     for match in _SYNC.finditer(data, position, min(len(data), position + _SEARCH_BYTES)):
@@ -198,7 +198,7 @@ def _tag(frame: bytes) -> tuple[int, int] | None:
 
 
 def _xing_frame(header: bytes, stream: _Stream, frames: int) -> bytes:
-    """A frame with a length tag; the frame has the largest bit rate, so that the tag fits."""
+    """A frame with a length tag. It has the largest bit rate, so that the tag fits."""
     third = _LARGEST_INDEX << 4 | header[2] & 0x0C
     content = bytearray(stream.sizes[third])
     content[:4] = bytes([0xFF, header[1] | 1, third, header[3]])

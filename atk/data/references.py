@@ -93,7 +93,7 @@ class ReferencePool:
                 "add meta/esc50.csv or one subfolder per class"
             )
         if single := sorted(name for name, indices in self._by_class.items() if len(indices) < 2):
-            raise ValueError(f"references: class {single[0]!r} has only one recording, at least two are needed")
+            raise ValueError(f"references: class {single[0]!r} has only one recording; at least two are needed")
 
 
 def _indices(values: Iterable[str]) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ def read_references(
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_split` and `read_folder`.
         ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv lacks its file name,
-            fold or category.
+            fold, or category.
     """
     one_of("on_error", on_error, ON_ERROR)
     folder = Path(folder)

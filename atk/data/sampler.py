@@ -26,8 +26,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         start_step: first batch to yield.
         bucket: put clips of similar length in the same batch. Clips are sorted by length within random groups of 50
             batches, then the batches are shuffled, so their composition still changes every epoch.
-        drop_last: drop the clips beyond the last full batch of an epoch; different ones in every epoch.
-        rank: this process; it gets every `world_size`-th clip of each batch, starting at clip `rank`.
+        drop_last: drop the clips beyond the last full batch of an epoch, which differ from epoch to epoch.
+        rank: rank of this process, which gets every `world_size`-th clip of each batch, starting at clip `rank`.
         world_size: process count.
 
     Attributes:
@@ -85,7 +85,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         """Batches of an epoch, as clip indices."""
         random = random_stream(2, self.seed, epoch)
         order = random.permutation(self.clips)
-        if self.drop_last:  # before sorting, otherwise the longest clips would always be dropped
+        if self.drop_last:  # before sorting; otherwise, the longest clips would always be dropped
             order = order[: self.steps_per_epoch * self.batch_size]
         if self.bucket:
             assert self.lengths is not None
@@ -101,7 +101,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 class UnlabeledBatches(Sampler[list[UnlabeledKey]]):
     """Endless batches of `(step, slot, epoch, batch)`: consecutive epochs of the pool, reshuffled every epoch.
 
-    `batch` is the clips of the whole batch over all ranks, int64 `[batch_size]`, and the clip of a key is
+    `batch` holds the clips of the whole batch over all ranks, int64 `[batch_size]`, and the clip of a key is
     `batch[slot]`. Batches may cross the end of an epoch, so each clip appears once per epoch and every batch is full,
     even if the pool is smaller than a batch. With at least `2 * batch_size` clips, no batch contains a clip twice.
     Batch k is a function of (seed, k) alone.

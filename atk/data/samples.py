@@ -10,11 +10,11 @@ from atk.extras import optional_imports
 with optional_imports:
     import soundfile
 
-_BLOCK_SAMPLES = 1 << 20  # read at a time, so that memory follows what is in the file, not what its header claims
+_BLOCK_SAMPLES = 1 << 20  # read at a time, so that memory grows with the content of a file, not its stated length
 _SLOPPY_MP3_FRAMES = 2 * 1152  # encoder delay and padding make the stated length of an MP3 file inexact
 _HEADROOM = 64.0  # 36 dB above full scale; larger samples of float files are integers that nobody scaled
 _INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
-_PROBES = 8  # places of a float file where its scale is looked for
+_PROBES = 8  # places in a float file where its scale is measured
 _PROBE_FRAMES = 1024
 _CANCELED = 1e-2  # energy of the mean over channels, relative to that of unrelated channels
 
@@ -23,13 +23,13 @@ def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.nda
     """Read up to `count` frames from frame `first` and average the channels.
 
     - Channels that cancel each other (the mean is 20 dB below that of unrelated channels) are replaced by the loudest.
-    - Float samples at integer scale (above 64, full scale being 1) are divided by 2^15, 2^23, or 2^31.
+    - Float samples at integer scale (above 64, where full scale is 1) are divided by 2^15, 2^23, or 2^31.
 
     Returns:
         float32 `[frames]`, and a note on what was changed; "" if nothing was.
 
     Raises:
-        Unusable: decoding fails, the file ends early, or a sample is NaN, infinite or above 64.
+        Unusable: decoding fails, the file ends early, or a sample is NaN, infinite, or above 64.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # `_check` refuses what overflows
         return _read_mono(file, first, count)
@@ -93,7 +93,7 @@ def _scale(file: soundfile.SoundFile) -> tuple[float, str]:
     values = values[np.isfinite(values) & (values > 0)]
     peak = float(values.max(initial=0.0))
     scale = next((scale for scale in _INTEGER_SCALES if peak <= scale), 1.0)
-    if peak <= _HEADROOM or scale == 1 or float(np.median(values)) <= 1:  # a few outliers are no scale
+    if peak <= _HEADROOM or scale == 1 or float(np.median(values)) <= 1:  # a few outliers do not define a scale
         return 1.0, ""
     return scale, f"its float samples are at integer scale (up to {peak:.0f}) and are divided by {scale:.0f}"
 

@@ -25,20 +25,20 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     first, last = match[1], match[2]
     if int(first) > int(last):
-        raise ValueError(f"{pattern}: the range {match[0]} is empty, its start is above its end")
+        raise ValueError(f"{pattern}: the range {match[0]} is empty because its start is above its end")
     heads = [f"{pattern[: match.start()]}{index:0{len(first)}d}" for index in range(int(first), int(last) + 1)]
     return [head + rest for head in heads for rest in expand_braces(pattern[match.end() :])]
 
 
 def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name, offset and size in bytes of each regular file in a tar file, in order.
+    """Yield the name, offset, and size in bytes of each regular file in a tar file, in order.
 
     Only the headers are read, and none are kept in memory. Several archives in one file, as from `cat a.tar b.tar`, are
     read one after the other. Members of the same name are all yielded.
 
     Raises:
-        AudioError: the shard cannot be opened, is compressed or is not a tar file; or, after its intact members, is
-            truncated or damaged, or has links in place of files.
+        AudioError: the shard cannot be opened, is compressed, or is not a tar file; or, raised after the intact
+            members, the shard is truncated or damaged, or has links in place of files.
     """
     try:
         with Path(shard).open("rb") as file:
@@ -59,7 +59,7 @@ def read_member(shard: str, shard_size: int, offset: int, size: int, name: str) 
         shard_size: size of the tar file in bytes when it was indexed.
         offset: byte offset of the content.
         size: size of the content in bytes.
-        name: name of the member in error messages.
+        name: name of the member for error messages.
 
     Raises:
         AudioError: the shard no longer exists, or its size has changed.
@@ -84,7 +84,7 @@ def _members(file: BinaryIO, shard: str | Path) -> Iterator[tuple[bytes, int, in
     if end == 0:
         raise AudioError(shard, "empty file (0 bytes)")
     links = 0
-    archive = 0  # offset of the archive at hand; a shard may consist of several, one after the other
+    archive = 0  # offset of the current archive; a shard may consist of several, one after the other
     while archive < end:
         file.seek(archive)
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
@@ -109,8 +109,8 @@ def _after_zeros(file: BinaryIO, start: int, end: int) -> int:
     file.seek(start)
     while start < end:
         content = file.read(_ZEROS_BYTES)
-        kept = len(content.lstrip(b"\0"))
-        if kept:
-            return start + (len(content) - kept) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        remaining = len(content.lstrip(b"\0"))
+        if remaining:
+            return start + (len(content) - remaining) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         start += len(content)
     return end

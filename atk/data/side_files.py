@@ -1,4 +1,4 @@
-"""Read the optional annotation files of a data folder: events.csv, tags.csv and twins.csv."""
+"""Read the optional annotation files of a data folder: events.csv, tags.csv, and twins.csv."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,8 +25,8 @@ def read_events(path: str | Path) -> list[Event]:
     """Read an events.csv with the columns `file_name, event, phrase, start, end`.
 
     Raises:
-        ValueError: the file or a column is missing, a phrase is empty, or a time is not a number, is negative, or ends
-            before it starts; the message names the line.
+        ValueError: the file or a column is missing, a phrase is empty, a time is negative or not a number, or an event
+            ends before it starts; the message names the line.
     """
     return [_event(row, f"{path}, line {line}") for line, row in _records(Path(path), Event._fields)]
 
@@ -49,7 +49,7 @@ def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event
     Args:
         audio: audio file.
         path: events.csv that lists the file; None searches the parent folders and uses the nearest events.csv, if any.
-            Files of that name with other columns are passed over.
+            Files of that name with other columns are ignored.
 
     Raises:
         ValueError: as for `read_events`, or `path` is given and does not list the file.
@@ -76,7 +76,7 @@ def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
     """Read a tags.csv: `file_name`, then one column of 0 and 1 per tag.
 
     Returns:
-        The tags, and for each file name whether the file has each tag.
+        The tags, and for each file name, whether the file has each tag.
 
     Raises:
         ValueError: the file or its column `file_name` is missing, it has no tags or no rows, or a value is not 0 or 1.
@@ -108,11 +108,11 @@ def read_twins(path: str | Path) -> list[tuple[str, str]]:
 
 
 def read_if_ours(path: Path, read: Callable[[Path], list[_Row]]) -> list[_Row]:
-    """The rows of a side file that need not exist; one with other columns is passed over with a `DataWarning`."""
+    """The rows of a side file, none if it does not exist; one with other columns is ignored with a `DataWarning`."""
     try:
         return read(path) if path.is_file() else []
     except ForeignTableError as error:
-        warnings.warn(f"{error}; it is passed over", DataWarning, stacklevel=3)
+        warnings.warn(f"{error}; it is ignored", DataWarning, stacklevel=3)
         return []
 
 

@@ -1,4 +1,4 @@
-"""CSV files as people write them: byte-order marks, spaces after commas, semicolons or tabs, trailing empty cells."""
+"""CSV files as people write them: byte-order marks, spaces after commas, other delimiters, trailing empty cells."""
 
 import csv
 import io
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SAMPLE = 1 << 16  # characters that tell how a file is written
+_SAMPLE = 1 << 16  # characters from which the use of spaces is inferred
 _DELIMITERS = ",;\t"
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 class ForeignTableError(ValueError):
-    """A file that does not have the columns it should have; perhaps it belongs to something else."""
+    """A file without the expected columns; perhaps it belongs to another program."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Table:
     Attributes:
         path: the file.
         header: names of the columns, stripped.
-        delimiter: comma, semicolon or tab.
+        delimiter: comma, semicolon, or tab.
         encoding: "utf-8-sig", or "utf-16" if the file starts with its byte-order mark.
-        spaced: whether spaces after delimiters do not count.
+        spaced: whether spaces after delimiters are ignored.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Table:
 
     @classmethod
     def open(cls, path: Path, columns: Sequence[str], like: Sequence[str] = ()) -> "Table":
-        """Read the header; the delimiter is the one that splits it into the most of `columns` and `like`.
+        """Read the header; the delimiter is the one that yields the most names of `columns` and `like`.
 
         Raises:
             ForeignTableError: the file lacks one of `columns`, or is not text.
@@ -62,8 +62,8 @@ class Table:
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the line number and the cells of each row that is not empty.
 
-        Short rows are filled up with empty cells, and empty cells at the end that have no column are dropped; a row
-        with more cells than columns is left for the caller to judge.
+        Short rows are padded with empty cells, and empty cells past the last column are dropped; a row that still has
+        more cells than columns is left for the caller to judge.
 
         Raises:
             ValueError: the file is not well-formed CSV in UTF-8; the message names the line.

@@ -1,4 +1,4 @@
-"""Unlabeled audio of any size: folders and tar shards, listed once, stored compactly, drawn in an endless order."""
+"""Unlabeled audio of any size: folders and tar shards, listed once, stored compactly, and drawn in an endless order."""
 
 import json
 import math
@@ -55,13 +55,13 @@ class UnlabeledAudio:
 
         Folders are searched recursively for files with the suffixes of `find_audio`, and for tar shards (.tar) with
         members that have these suffixes. Only file names and tar headers are read; a clip that cannot be decoded is
-        only noticed when it is loaded. Each folder and shard is listed once, even if `folders` names it twice or one
+        noticed only when it is loaded. Each folder and shard is listed once, even if `folders` names it twice or one
         folder contains another.
 
         Args:
             folders: folders and tar files; `shards-{000..099}.tar` expands to a range of shards.
             cache: .npz file to keep the list in. If it exists, nothing is scanned and the order stays the same, even
-                if files were added or removed since; None scans again.
+                if files were added or removed since then; None always scans.
             on_error: "skip" leaves out folders and shards that cannot be listed and reports them in `skipped`; "raise"
                 stops at the first one.
 
@@ -89,7 +89,7 @@ class UnlabeledAudio:
         return len(self.arrays["ends"])
 
     def name(self, index: int) -> str:
-        """Absolute path of clip `index`; for a member of a shard, the path of the shard, a colon and its name."""
+        """Absolute path of clip `index`; for a member of a shard, the path of the shard, a colon, and the name."""
         ends = self.arrays["ends"]
         first = int(ends[index - 1]) if index else 0
         name = os.fsdecode(self.arrays["names"][first : int(ends[index])].tobytes())
@@ -100,7 +100,7 @@ class UnlabeledAudio:
     def load(
         self, index: int, sample_rate: int, seconds: float, position: float, notes: list[str] | None = None
     ) -> Tensor:
-        """Load the crop of clip `index` at `position` (0 to 1), as `load_crop`: float32 `[samples]`.
+        """Load the crop of clip `index` at `position` (0 to 1), as `load_crop` does: float32 `[samples]`.
 
         Raises:
             AudioError: the clip cannot be read.
@@ -148,7 +148,7 @@ class UnlabeledDataset(Dataset[dict[str, Any]]):
         return len(self.pool)
 
     def __getitems__(self, keys: Sequence[UnlabeledKey]) -> list[dict[str, Any] | AudioError]:
-        """Load the items of a batch or of a rank's part of it; errors of unreadable clips come before the item."""
+        """Load the items of a batch or of a rank's part of it; the errors of a slot precede its item."""
         items: list[dict[str, Any] | AudioError] = []
         spare = None
         for step, slot, epoch, batch in keys:

@@ -20,7 +20,7 @@ class Worker(ForkServerProcess):
 
 
 class WorkerContext(ForkServerContext):
-    """Starts clean workers instead of forks of a process with threads, locks and a CUDA context.
+    """Starts clean workers instead of forks of a process with threads, locks, and a CUDA context.
 
     Python has a single fork server. If other code started it first, it is not shielded and a SIGTERM ends it.
     """
@@ -33,9 +33,9 @@ class WorkerContext(ForkServerContext):
 
 
 def shield_server() -> None:
-    """Make this fork server ignore SIGTERM; without it, the trainer would lose track of all workers."""
+    """Make this fork server ignore SIGTERM; if it died, the trainer would lose track of all workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Blocked as well, so that a SIGTERM to another process of this server stays pending until it has started.
+    # Blocked as well, so that a SIGTERM to another child of this server stays pending until the child has started.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     util.register_after_fork(Worker, _restore_sigterm)
 

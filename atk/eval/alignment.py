@@ -11,7 +11,7 @@ from torch import Tensor
 from atk.data.side_files import Event
 from atk.eval.embed import ClipEmbedding, EmbeddingModel, evaluating
 
-# Words are separated by white space and sentence punctuation, and have at least one letter or digit.
+# Words are separated by white space and sentence punctuation, and contain a letter, digit, or underscore.
 _SEPARATORS = r"\s.,;:!?\"()\[\]{}…«»“”"
 _WORD = re.compile(rf"[^{_SEPARATORS}]*\w[^{_SEPARATORS}]*")
 _BATCH_SIZE = 64  # captions to embed at a time
@@ -57,7 +57,7 @@ class AlignmentMap:
         ]
 
     def frames_inside(self, events: Iterable[Event]) -> Tensor:
-        """Boolean mask `[L_a]` of the frames with their center inside an event, within half a frame."""
+        """Boolean mask `[L_a]` of the frames whose center is inside an event, give or take half a frame."""
         tolerance = self.frame_seconds / 2
         inside = torch.zeros(len(self.times), dtype=torch.bool)
         for event in events:
@@ -149,14 +149,14 @@ def alignment_score(
 ) -> dict[str, float]:
     """How often the best frame for the words of an event falls inside the event.
 
-    The score of a frame for a phrase is the highest similarity of any of its words, as in (3.6), because articles do
-    not point to a time. The caption is the first of the clip that contains the phrase. A phrase counts as right if the
-    best frame has its center inside the event, within half a frame. If frames tie for the best, all of them must.
-    Events of a clip with the same phrase form one case, and any of them counts.
+    The score of a frame for a phrase is its highest similarity to any word of the phrase, as in (3.6), because articles
+    do not point to a time. The caption is the clip's first one that contains the phrase. A phrase counts as right if
+    the best frame has its center inside the event, give or take half a frame. If several frames tie for the best, all
+    of them must. Events of a clip with the same phrase form one case, and any of them counts.
 
     Args:
         model: embeds the captions.
-        clips: embedded clips by file name. Events of other files are ignored.
+        clips: embedded clips, by file name. Events of other files are ignored.
         captions: captions of each clip, by file name.
         events: the events.
 

@@ -29,7 +29,7 @@ class CaptionScores:
 
     Args:
         values: score of each of `METRICS` that could be computed, in that order. Scores are fractions as in the
-            literature (BLEU-4 of 1.0 is a perfect match), CIDEr is up to 10.
+            literature (BLEU-4 of 1.0 is a perfect match); CIDEr goes up to 10.
         missing: for each other metric, what is missing and the command that installs it, or why the metric failed.
         tokenizer: name of the tokenizer; scores with different tokenizers can differ slightly.
     """
@@ -42,13 +42,13 @@ class CaptionScores:
 def caption_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], *, time_limit: float = 600.0
 ) -> CaptionScores:
-    """BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE and SPIDEr of captions against the references of their clips.
+    """BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, and SPIDEr of captions against the references of their clips.
 
-    BLEU, ROUGE-L and CIDEr need pycocoevalcap, METEOR also Java, SPICE also Java and the models of Stanford CoreNLP;
+    All metrics need pycocoevalcap; METEOR also needs Java, and SPICE needs Java and the models of Stanford CoreNLP.
     `SPIDEr = (CIDEr + SPICE) / 2`. Nothing is downloaded: metrics that cannot be computed are listed in `missing`.
-    Captions are tokenized by the Penn Treebank tokenizer of the published code, or without Java by a Python tokenizer
-    with the same conventions (lowercase, contractions split, punctuation removed). CIDEr weighs words by the inverse
-    number of clips that use them, so it is 0 for a single clip.
+    Captions are tokenized by the Penn Treebank tokenizer of the published code, or, without Java, by a Python tokenizer
+    with the same conventions (lowercase, contractions split, punctuation removed). CIDEr gives less weight to words
+    that more clips use, and none to words that all clips use, so it is 0 for a single clip.
 
     Args:
         candidates: one caption per clip, possibly empty.

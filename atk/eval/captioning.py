@@ -1,4 +1,4 @@
-"""Write captions for audio files, or for a held-out split, with metrics and a listing of the captions."""
+"""Write captions for an audio file or for a held-out split, the latter with metrics and a listing."""
 
 import csv
 import itertools
@@ -50,20 +50,20 @@ class Captions:
 class CaptionSplit:
     """A split of a data folder to caption, each clip by itself and mixed with recordings of `mix.references`.
 
-    Only held-out recordings are mixed in: the test folds of a folder in ESC-50's layout, or the test split of a
+    Only held-out recordings are mixed in: the test folds of a folder in the ESC-50 layout, or the test split of a
     captioned folder that has one. Without `mix.references`, other clips of the split are mixed in. A recording is not
     mixed into a soundscape that already contains its class.
 
     Args:
         folder: data folder.
-        split: "train", "val" or "test".
+        split: "train", "val", or "test".
         sample_rate: sample rate of the model, in Hz.
         clip_seconds: longer clips are truncated to this length.
         mix: condition and level of the mixtures.
         batch_size, workers, on_error: as in training.
 
     Raises:
-        FileNotFoundError, ValueError, AudioError: as `read_split`, `read_references` and `MixtureDataset`.
+        FileNotFoundError, ValueError, AudioError: as for `read_split`, `read_references`, and `MixtureDataset`.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def class_mentions(
 
     Returns:
         For each mode of captions, in percent: `"target"`, events of the clips that are mentioned; `"added"`, added
-        recordings with a class that is mentioned; `"target_alone"`, captions that mention an event of the clip and no
+        recordings whose class is mentioned; `"target_alone"`, captions that mention an event of the clip and no
         added sound.
     """
     from atk.soundscapes.phrases import classes_named

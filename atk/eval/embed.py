@@ -98,7 +98,7 @@ def embed_clips(
 ) -> Iterator[tuple[Clip, ClipEmbedding]]:
     """Embed the clips of an evaluation loader, in order.
 
-    The global vector of a clip is the mean over its windows, weighted by their lengths, scaled back to unit length.
+    The global vector of a clip is the mean over its windows, weighted by their lengths and scaled back to unit length.
 
     Args:
         model: in evaluation mode.

@@ -53,7 +53,7 @@ def run_java(arguments: list[str], time_limit: float) -> Generator[subprocess.Po
     Errors in the body become UnavailableError, with the last line that Java wrote to stderr or the error itself.
     """
     command = ["java", "-Dfile.encoding=UTF-8", *_ENGLISH, *arguments]
-    # These options override the command line.
+    # Options in this variable override those on the command line.
     environment = os.environ | {"_JAVA_OPTIONS": " ".join([os.environ.get("_JAVA_OPTIONS", ""), *_ENGLISH]).strip()}
     expired = Event()
 

@@ -1,4 +1,4 @@
-"""Retrieval, tagging and classification metrics of score matrices. All but ranks are in percent."""
+"""Retrieval, tagging, and classification metrics of score matrices. All but ranks are in percent."""
 
 import math
 
@@ -25,9 +25,9 @@ def retrieval_metrics(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
     Ties are pessimistic: an irrelevant candidate ranks ahead of a relevant one with the same score, so constant scores
     give 0. With one relevant candidate, as in text-to-audio retrieval, AP@10 is `1 / rank` within the first 10. With
     several, as in audio-to-text retrieval, it divides by `min(R, 10)`, like the truncated average precision of DCASE
-    and TREC. `RetrievalMAP(top_k=10)` of torchmetrics divides by the relevant candidates in the first 10 instead, so
-    one of five captions at rank 1 gives the full score. Both agree if `R = 1` or if all relevant candidates are in the
-    first 10.
+    and TREC. `RetrievalMAP(top_k=10)` of torchmetrics divides by the number of relevant candidates in the first 10
+    instead, so one of five captions at rank 1 gives the full score. Both agree if `R = 1` or if all relevant candidates
+    are in the first 10.
 
     Args:
         similarity: scores `[Q, C]`, higher = better, floating point.
@@ -47,7 +47,7 @@ def retrieval_metrics(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
             f"{list(relevant.shape)}"
         )
     if similarity.isnan().any():
-        raise ValueError(f"similarity has {int(similarity.isnan().sum())} NaN of {similarity.numel()} scores")
+        raise ValueError(f"similarity is NaN in {int(similarity.isnan().sum())} of {similarity.numel()} scores")
     ranks = []
     precisions = []
     for scores, truth in zip(similarity.split(_ROWS), relevant.split(_ROWS), strict=True):
@@ -67,7 +67,7 @@ def _check_relevant(relevant: Tensor) -> None:
         raise ValueError(f"relevant must have shape [Q, C] with Q, C >= 1, got {list(relevant.shape)}")
     empty = (~relevant.any(1)).nonzero()
     if len(empty):
-        raise ValueError(f"relevant: {len(empty)} queries have no relevant candidate, the first is row {empty[0, 0]}")
+        raise ValueError(f"relevant: {len(empty)} queries have no relevant candidate; the first is row {empty[0, 0]}")
 
 
 def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
             f"scores and labels must have the same shape [N, T], got {list(scores.shape)} and {list(labels.shape)}"
         )
     if scores.isnan().any():
-        raise ValueError(f"scores has {int(scores.isnan().sum())} NaN of {scores.numel()}")
+        raise ValueError(f"scores are NaN in {int(scores.isnan().sum())} of {scores.numel()} places")
     usable = labels.any(0) & ~labels.all(0)
     kept = int(usable.sum())
     if not kept:
@@ -161,7 +161,7 @@ def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Percentage of clips that score highest for their true class; a tie is wrong.
+    """Percentage of clips that score highest for their true class; a tie counts as wrong.
 
     Args:
         scores: score of each clip for each class `[N, K]`.
@@ -175,7 +175,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
             f"scores must be [N, K] and labels [N] with N, K >= 1, got {list(scores.shape)} and {list(labels.shape)}"
         )
     if scores.isnan().any():
-        raise ValueError(f"scores has {int(scores.isnan().sum())} NaN of {scores.numel()}")
+        raise ValueError(f"scores are NaN in {int(scores.isnan().sum())} of {scores.numel()} places")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels must be in 0..{scores.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
     right = scores.gather(1, labels[:, None])

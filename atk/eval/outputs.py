@@ -1,4 +1,4 @@
-"""Files that an evaluation writes: never over something else, and checked before the work starts."""
+"""Output files of an evaluation: checked before the work starts, and never written over something else."""
 
 import unicodedata
 from pathlib import Path
@@ -13,8 +13,8 @@ def check_output(path: str | Path, starts: bytes, what: str) -> Path:
         what: what such a file is, for the message.
 
     Raises:
-        ValueError: `path` is a folder, or a file that is something else.
-        OSError: it cannot be written, or its folder cannot be created.
+        ValueError: `path` is a folder, or an existing file of another kind.
+        OSError: the file cannot be written, or its folder cannot be created.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Evaluate a model on a data folder: retrieval both ways, twins, alignment, tags and zero-shot classification."""
+"""Evaluate a model on a data folder: retrieval both ways, twins, alignment, tags, and zero-shot classification."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,16 +50,16 @@ class EvalSplit:
 
     Args:
         folder: data folder.
-        split: "train", "val" or "test".
+        split: "train", "val", or "test".
         sample_rate: sample rate of the model, in Hz.
-        clip_seconds: clips are embedded in windows of this length, and the windows averaged; None = whole clips.
+        clip_seconds: clips are embedded in windows of this length, which are averaged; None = whole clips.
         batch_size: windows to embed at a time.
         workers: number of processes that read audio; 0 = read in this process.
-        on_error: "skip" skips and lists bad files and rows, "raise" stops at the first.
+        on_error: "skip" skips and lists bad files and rows; "raise" stops at the first one.
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
 
     Raises:
-        FileNotFoundError, ValueError: as `atk.data.read_split`, `read_twins` and `read_events`.
+        FileNotFoundError, ValueError: as for `atk.data.read_split`, `read_twins`, and `read_events`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str
 
     Returns:
         `"text_to_audio"`, `"audio_to_text"`: metrics; `"chance"`: both for a random order; `"clips"`, `"captions"`:
-        their number; `"skipped"`: (name, reason) of files and rows that were skipped; `"twins"`: see `score_twins`, if
+        their numbers; `"skipped"`: (name, reason) of files and rows that were skipped; `"twins"`: see `score_twins`, if
         twins.csv lists two clips of the split; `"alignment"`: see `atk.eval.alignment.alignment_score`, if events.csv
         lists phrases of the captions.
 
@@ -212,7 +212,7 @@ def score_twins(
 
     Returns:
         `"global"`: percentage of captions that are right by global cosine; `"max_mean"`: by frame-token similarity
-        (3.6), both NaN without captions; `"pairs"`: number of pairs; `"captions"`: number of captions scored.
+        (3.6); both are NaN without captions; `"pairs"`: number of pairs; `"captions"`: number of captions scored.
     """
     right = {"global": 0, "max_mean": 0}
     caption_count = 0

@@ -30,12 +30,12 @@ def search(
 
     Args:
         model: embeds the clips and the query.
-        folder: folder to search recursively for wav, flac, ogg, oga and mp3 files.
+        folder: folder of audio files, searched recursively as by `atk.data.list_folder`.
         query: text to search for.
-        clip_seconds: files are embedded in windows of this length, and the windows averaged; None = whole files.
+        clip_seconds: files are embedded in windows of this length, which are averaged; None = whole files.
         batch_size: windows to embed at a time.
         workers: number of processes that read audio; 0 = read in this process.
-        on_error: "skip" skips and lists unreadable files, "raise" stops at the first.
+        on_error: "skip" skips and lists unreadable files; "raise" stops at the first one.
         progress: label of a progress bar; None = no bar.
 
     Returns:

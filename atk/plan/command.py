@@ -24,9 +24,9 @@ _UNITS = {"matmul_tflops": 1e12, "bandwidth_gb": 1e9, "interconnect_gb": 1e9}
 def add_arguments(parser: ArgumentParser, method: str) -> None:
     """Add the arguments of `atk plan`, and those of `atk train` for this method."""
     if method not in _CONFIGS:
-        reason = "; it plans contrastive losses only" if method == "difference" else ""
+        reason = "; only contrastive losses can be planned" if method == "difference" else ""
         parser.error(f"--method must be one of {', '.join(map(repr, get_args(Method)))}, got {method!r}{reason}")
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below, as runs write it")
+    parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml")
     parser.add_argument("--method", type=Method, default="aligned", help="training method to plan for")
     parser.add_argument("--batch", type=int | None, default=None, help="short for --batch-size")
     parser.add_argument("--devices", type=int, default=1, help="number of ranks, with one device each")
@@ -64,7 +64,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _config(arguments: Namespace) -> PlanConfig:
-    """The configuration of a run without folders, on a device given by its own name."""
+    """The configuration of a run without its folders, and with the name of the device that runs it."""
     make = _CONFIGS[arguments.method]
     values: dict[str, Any] = {field.name: arguments[field.name] for field in fields(make) if field.name not in _IGNORED}
     if arguments.batch is not None:
@@ -75,7 +75,7 @@ def _config(arguments: Namespace) -> PlanConfig:
 
 
 def _device_name(name: str) -> str:
-    """The name of the device that `auto` or `cuda` selects here; other names as they are."""
+    """The name of the device that `auto` or `cuda` selects here; other names are returned unchanged."""
     if name != "auto" and not name.startswith("cuda"):
         return name
     device = pick_device(name)

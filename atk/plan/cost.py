@@ -1,4 +1,4 @@
-"""The cost of a computation: operations, bytes moved and bytes alive, traced on a small run and extrapolated."""
+"""The cost of a computation: operations, bytes moved, and bytes alive, traced on a small run and extrapolated."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Cost:
     held: npt.NDArray[np.float64]
 
     def seconds(self, rates: Rates) -> float:
-        """The time: for each operation, the longest of arithmetic, memory, random numbers and launch."""
+        """The total time, if each operation takes the longest of arithmetic, memory, random numbers, and launch."""
         arithmetic = self.flops / np.where(self.half, rates.matmul, rates.single)
         limits = np.stack([arithmetic, self.moved / rates.bandwidth, self.drawn / rates.random])
         return float(np.maximum(limits.max(axis=0), rates.launch).sum())
@@ -56,7 +56,7 @@ class LinearCost:
     Args:
         count: a small number of items.
         cost: cost of `count` items.
-        next_cost: cost of one more item.
+        next_cost: cost of `count + 1` items.
 
     Raises:
         ValueError: the two computations have different numbers of operations.

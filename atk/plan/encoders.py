@@ -20,7 +20,7 @@ from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, 
 PlanConfig = AlignedConfig | SemiSupervisedConfig
 PlanTask = ContrastiveTask[Any, Any]
 
-_CLIPS = 2  # of the run that is extrapolated
+_CLIPS = 2  # in the run that is extrapolated
 _LOGITS = 64  # rows and columns of the traced logits
 
 
@@ -34,11 +34,11 @@ class Encoders:
         cost: cost of forward and backward of n clips and captions.
         forward: number of operations in the forward.
         waveform_bytes: bytes per clip, including the unlabeled clip that goes with it.
-        embedding_bytes: bytes per pair of everything that the loss is a function of.
+        embedding_bytes: bytes per pair of everything that the loss depends on.
         aligned_bytes: bytes per pair of the frames and tokens among them.
         itemsize: bytes per value of the embeddings.
-        frames, tokens, valid_tokens, dim: L_a, L_t with and without special tokens, D; 0 frames and tokens if the loss
-            uses none.
+        frames, tokens, valid_tokens, dim: L_a, L_t with and without special tokens, and D; the first three are 0 if the
+            loss uses no frames and tokens.
         terms: number of InfoNCE losses on global vectors.
     """
 

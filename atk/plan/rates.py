@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-MATMUL_SIZE = 1024  # of the product that measures a CPU
-COPY_BYTES = 64 << 20  # of the copy that measures a CPU
+MATMUL_SIZE = 1024  # side of the matrices whose product measures a CPU
+COPY_BYTES = 64 << 20  # size of the copy that measures a CPU
 
 
 class Device(NamedTuple):
@@ -35,9 +35,9 @@ DEVICES = {
     "h200": Device(989, 67, 4800, 450),
     "l40s": Device(362, 91.6, 864, 32),
 }
-GPU_EFFICIENCY = Device(0.5, 0.7, 0.7, 0.6)  # share of these peaks that is assumed
+GPU_EFFICIENCY = Device(0.5, 0.7, 0.7, 0.6)  # assumed share of these peaks
 GPU_LAUNCH = 6e-6  # seconds between two kernels launched from Python
-CPU_EFFICIENCY = 0.8  # share of the rate of a large product that is assumed
+CPU_EFFICIENCY = 0.8  # assumed share of the measured rate of a large product
 CPU_INTERCONNECT = 1.25  # GB/s: 10-gigabit Ethernet
 CPU_LAUNCH = 4e-6
 
@@ -80,8 +80,8 @@ class Rates:
         device = next((peaks for known, peaks in DEVICES.items() if known in name.lower()), None)
         if device is None:
             raise ValueError(
-                f"device must be cpu or one of {', '.join(DEVICES)}, got {name!r}; for other devices give "
-                "--matmul-tflops, --bandwidth-gb and --interconnect-gb"
+                f"device must be cpu or one of {', '.join(DEVICES)}, got {name!r}; for other devices, give "
+                "--matmul-tflops, --bandwidth-gb, and --interconnect-gb"
             )
         peaks = Device(*(peak * share for peak, share in zip(device, GPU_EFFICIENCY, strict=True)))
         matmul = peaks.bf16 if bf16 else peaks.fp32

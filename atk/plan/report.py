@@ -23,7 +23,7 @@ class Plan:
         einsum_bytes: what the naive einsum would hold instead of the op: its scores and their gradient.
         largest_batch: largest batch that fits into the memory of the devices, by `micro_batch` (None: encoded at once);
             empty if the memory is not given.
-        facts: what the plan was made for.
+        facts: settings, sizes, and rates that the plan is based on.
     """
 
     parts: list[Part]
@@ -108,7 +108,7 @@ def _largest_batch_lines(result: Plan) -> list[str]:
         return []
     memory = result.facts["device_memory"]
     fits = "fits" if result.peak_bytes <= USABLE * memory * 2**30 else "does not fit"
-    lines = ["", f"{fits} into {memory:g} GiB per device, of which {USABLE:.0%} are usable; largest batch:"]
+    lines = ["", f"{fits} into {memory:g} GiB per device, of which {USABLE:.0%} is usable; largest batch:"]
     for size, batch in result.largest_batch.items():
         name = "encoded at once" if size is None else f"with micro_batch {size}"
         lines.append(f"  {name:36s}{f'{batch:,}' if batch else 'none':>12s}")

@@ -15,21 +15,21 @@ from atk.plan.encoders import Encoders, PlanConfig, logits_cost
 from atk.plan.rates import Rates
 from atk.train.aligned import AlignedConfig
 
-USABLE = 0.9  # share of a device's memory; fragmentation, libraries and the process itself need the rest
+USABLE = 0.9  # share of a device's memory; fragmentation, libraries, and the process itself need the rest
 MAX_CLIPS = 1 << 30  # where the search for the largest batch ends
 WORKSPACE_BYTES = 64 << 20  # of winner indices that the backward recomputes at a time
-STATE_BYTES = 16  # per weight: value, gradient and two moments in float32
+STATE_BYTES = 16  # per weight: value, gradient, and two moments in float32
 WEIGHT_BYTES = 4
 UPDATE_BYTES = 40  # moved per weight by clipping and Adam
 CPU_HEAP_BYTES = 200 << 20  # freed blocks below 32 MiB that glibc's malloc was seen to keep
-NORMALIZE_PASSES = 8  # over frames and tokens: to join them, to normalize them, and the backward of both
+NORMALIZE_PASSES = 8  # over frames and tokens: to join and normalize them, and in the backward of both
 # Speed of the op's forward and of its gathered gradients, relative to the assumed matmul rate (docs/kernels.md).
 CPU_OP = {"fp32": (2.0, 0.5), "bf16": (1.2, 0.5)}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run gets.
+    """The hardware of a run.
 
     Args:
         rates: rates of one device.
@@ -125,10 +125,11 @@ class Step:
         """Share of the data of all ranks that comes from other ranks."""
         return (self.ranks - 1) / self.ranks
 
-    def _weights(self, parts: int) -> Part:
-        """Replicated weights: an all-reduce of the gradients. Sharded: layers gathered for each forward and backward.
+    def _weights(self, micro_batches: int) -> Part:
+        """Weights, and their traffic between ranks.
 
-        `parts` is the number of micro-batches.
+        Replicated weights need one all-reduce of the gradients; sharded ones are gathered for each forward and
+        backward.
         """
         parameters = self.encoders.parameters
         updated: float = parameters
@@ -136,7 +137,8 @@ class Step:
         held: float = parameters * STATE_BYTES
         if self.config.shard and self.ranks > 1:
             held = held / self.ranks + self.encoders.gathered_parameters * WEIGHT_BYTES
-            transfers = parts * (3 if parts == 1 else 4)  # every forward and backward, and the gradients of each part
+            # Every forward and backward, and the gradients of each micro-batch.
+            transfers = micro_batches * (3 if micro_batches == 1 else 4)
             updated = parameters / self.ranks
         update_seconds = updated * UPDATE_BYTES / self.rates.bandwidth
         sent = transfers * parameters * WEIGHT_BYTES * self._remote_share()
@@ -156,10 +158,10 @@ class Step:
         return Part("encoders", cost.peak(), pairs / at_once * seconds), graph
 
     def _embeddings(self, pairs: int, at_once: int) -> tuple[Part, float]:
-        """Embeddings, normalized copies and gradients; and the bytes held while parts are encoded again."""
+        """Embeddings, normalized copies, and gradients; and the bytes held while parts are encoded again."""
         encoders = self.encoders
         embeddings = pairs * encoders.embedding_bytes
-        cached = embeddings * (3 if at_once < pairs else 1)  # in parts, joined, and the gradient of these
+        cached = embeddings * (3 if at_once < pairs else 1)  # in parts, joined, and the gradient of the joined ones
         normalized = pairs * encoders.aligned_bytes
         seconds = NORMALIZE_PASSES * embeddings / self.rates.bandwidth
         return Part("embeddings and gradients", cached + 2 * normalized, seconds), cached
@@ -173,10 +175,10 @@ class Step:
         itemsize = encoders.itemsize
         local = pairs * (encoders.valid_tokens + encoders.terms) * encoders.dim
         gathered = local * self.ranks
-        received = self._remote_share() * gathered * (2 * itemsize + 4 if ring else 2 * itemsize)  # ring sums: float32
+        received = self._remote_share() * gathered * (2 * itemsize + 4 if ring else 2 * itemsize)  # ring: float32 sums
         held = 2 * local * (itemsize + 4) if ring else 3 * gathered * itemsize
-        columns = 3 * 2 * self._remote_share() * pairs * self.ranks * 4
-        return Part(f"gather ({self.config.gather})", held, (received + columns) / self.rates.interconnect)
+        column_bytes = 3 * 2 * self._remote_share() * pairs * self.ranks * 4
+        return Part(f"gather ({self.config.gather})", held, (received + column_bytes) / self.rates.interconnect)
 
     def _op(self, pairs: int) -> Part:
         """Max-mean similarity: products, winner indices, and gradients that are gathered or multiplied."""

@@ -86,7 +86,7 @@ def moo(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def bleat(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """A nasal call with a tremble of seven to nine cycles per second."""
+    """A nasal call that trembles 7.5 to 9.5 times per second."""
     base = pitch * rng.uniform(300, 350)
     shake = rng.uniform(7.5, 9.5)
     freq = glide(t, base, base * 1.05, base * 0.9) * vibrato(t, shake, 0.05)

@@ -10,7 +10,7 @@ _VOICES = 5
 
 
 def background(name: str, rng: Generator, samples: int, rate: int) -> np.ndarray:
-    """Render the background `name` (white, pink, brown, hum or babble): float32 `[samples]` of unit RMS."""
+    """Render the background `name` (white, pink, brown, hum, or babble): float32 `[samples]` of unit RMS."""
     t = time_axis(samples / rate, rate)
     if name in _SLOPES:
         wave = noise(rng, t, 30.0, 0.47 * rate, slope=_SLOPES[name])

@@ -1,4 +1,4 @@
-"""Captions: wording of each event, of their order and of their overlap."""
+"""Captions: the wording of events, of their order, and of their overlap."""
 
 import re
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ _FRAMES = {
 def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[list[str]]]:
     """Write the captions of a scene.
 
-    With `config.rephrase`, the first caption is the same as without, and the phrases are those of the first caption.
+    With `config.rephrase`, the first caption is the same as without it, and the phrases are those of the first caption.
     Twins draw from the same generator: their captions have the same template and phrases, in opposite order.
 
     Returns:
@@ -111,7 +111,7 @@ def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first:
 
 
 def _in_order(template: tuple[str, str, str], parts: list[str]) -> str:
-    """Join parts with the template of the first, the middle and the last ones."""
+    """Join parts with the template of the first, the middle, and the last ones."""
     if len(parts) == 1:
         return parts[0]
     first, between, last = template

@@ -63,7 +63,7 @@ class SoundscapeConfig:
     rephrase: bool = False
     """Reword the events in each caption of a clip, as several annotators would."""
     pool: int = 0
-    """Recordings of single events without background per class, in pool/ with the ESC-50 layout; 0 or at least 5."""
+    """Number of recordings of single events per class, without background, in pool/ (as ESC-50); 0 or at least 5."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "events", "snr_db", "backgrounds"):
@@ -75,7 +75,7 @@ class SoundscapeConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "SoundscapeConfig":
-        """Settings of the preset `easy`, `medium` or `hard`, with overrides for any field."""
+        """Settings of the preset `easy`, `medium`, or `hard`, with overrides for any field."""
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         known = {field.name for field in dataclasses.fields(cls)}

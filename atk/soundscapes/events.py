@@ -1,4 +1,4 @@
-"""Event classes: how each is rendered, repeated and pitched, and which class it is easily confused with."""
+"""Event classes: how each is rendered, repeated, and pitched, and which class it is easily confused with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,7 +139,7 @@ def render_event(
 
 
 def _audible(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Trim `wave` to the 10 ms blocks within 35 dB of the loudest one, with 5 ms fades at the cuts."""
+    """Trim `wave` to the 10 ms blocks within 35 dB of the loudest one; fade its end, and a cut start, over 5 ms."""
     block = rate // 100
     blocks = np.add.reduceat(np.square(wave), np.arange(0, len(wave), block))
     audible = np.flatnonzero(blocks > blocks.max() * 10**-3.5)

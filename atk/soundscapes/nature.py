@@ -1,4 +1,4 @@
-"""Weather, water, fire and machines. Each function renders one sound from a time axis `t` and a pitch factor."""
+"""Weather, water, fire, and machines. Each function renders one sound from a time axis `t` and a pitch factor."""
 
 import numpy as np
 from numpy.random import Generator
@@ -39,7 +39,7 @@ def wind(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def waves(rng: Generator, t: np.ndarray, pitch: float) -> np.ndarray:
-    """Surf: broadband noise that swells, breaks brightly and recedes."""
+    """Surf: broadband noise that swells, breaks brightly, and recedes."""
     phase = np.mod(rng.uniform(0.5, 0.7) * t + rng.uniform(0, 0.2), 1.0)
     swell = np.where(phase < 0.6, (phase / 0.6) ** 2, (1 - (phase - 0.6) / 0.4) ** 1.5).astype(np.float32)
     body = noise(rng, t, 120, 900 * pitch, slope=3)

@@ -195,12 +195,12 @@ def classes_named(text: str) -> set[str]:
     is skipped, so "a car horn honks" is not an engine, and "an alarm clock rings" is neither an alarm nor a clock.
 
     A class is named by its forms in `CLAUSES` and `NOUNS`, or by the shorter `HEADS` in captions that are ungrammatical
-    or incomplete ("dog bark", "the dogs"). Case, articles, "is", "are", and the words for pitch, loudness and count are
-    ignored everywhere. Words are compared by their stems (bark, barks, barking). A run doesn't extend over punctuation
-    other than a hyphen.
+    or incomplete ("dog bark", "the dogs"). Case, articles, "is", "are", and the words for pitch, loudness, and count
+    are ignored everywhere. Words are compared by their stems (bark, barks, barking). A run doesn't extend across
+    punctuation other than a hyphen.
 
     If classes share a noun, the verb decides ("a horn honks", "a horn blows"; "a clock ticks", "a clock rings"). Alone,
-    "alarm", "clock", "engine" and "wind" stand for the class of that name, and "sea" for "waves"; "car", "horn",
+    "alarm", "clock", "engine", and "wind" stand for the class of that name, and "sea" for "waves"; "car", "horn",
     "phone" and "door" stand for none.
 
     Args:

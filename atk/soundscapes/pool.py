@@ -20,7 +20,7 @@ class Recording:
 
     Attributes:
         name: name of the event class.
-        target: column of the class in tags.csv, from 0.
+        target: index of the class among the tags of tags.csv, from 0.
         index: index of the recording within its class, from 0.
     """
 
@@ -35,7 +35,7 @@ class Recording:
 
     @property
     def source(self) -> int:
-        """Unique ID in the pool, the column src_file."""
+        """Unique ID in the pool, for the column src_file."""
         return self.target * MAX_POOL + self.index
 
     @property

@@ -104,7 +104,7 @@ def struck(t: np.ndarray, attack: float, tau: float) -> np.ndarray:
 
 
 def held(t: np.ndarray, rise: float, fall: float) -> np.ndarray:
-    """Envelope of a held sound: raised-cosine rise and fall over `rise` and `fall` s, at most half of the sound."""
+    """Envelope of a held sound: raised-cosine rise and fall over `rise` and `fall` s, each at most half of it."""
     ends = np.minimum(t / min(rise, t[-1] / 2), (t[-1] - t) / min(fall, t[-1] / 2))
     return (0.5 - 0.5 * np.cos(np.pi * np.clip(ends, 0.0, 1.0))).astype(np.float32)
 

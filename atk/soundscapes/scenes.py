@@ -25,7 +25,7 @@ _ATTEMPTS = 2000  # draws per scene before giving up
 
 @dataclass(frozen=True)
 class Event:
-    """An event with the attributes that a caption can name; "" means medium, or any if captions do not name it."""
+    """An event and its attributes; "" means medium, or any value if captions never name the attribute."""
 
     name: str
     pitch: str = ""
@@ -61,7 +61,7 @@ class Scene:
 
     @property
     def description(self) -> _Description:
-        """What a caption describes: the events, their attributes and their order."""
+        """What a caption describes: the events, their attributes, and their order."""
         return tuple(frozenset(group) for group in self.groups)
 
     def rng(self, config: SoundscapeConfig, *purpose: int) -> Generator:
@@ -146,7 +146,10 @@ def _draw(
     groups: Callable[[Generator, SoundscapeConfig], _Groups],
     taken: set[_Description] | None,
 ) -> Scene:
-    """Draw scene `index` with `groups(rng, config)` until neither it nor its reverse is `taken`, and add it there."""
+    """Draw scene `index` with `groups(rng, config)` until its description is new, and add that to `taken`.
+
+    A scene that gets a twin needs a new description in reverse, too.
+    """
     scene = Scene(split, index, (), source=index)
     rng = scene.rng(config, 0)
     for _ in range(_ATTEMPTS):
@@ -198,7 +201,7 @@ def draw_event(rng: Generator, config: SoundscapeConfig, name: str) -> Event:
 
 
 def event_sound(event: Event, rng: Generator, config: SoundscapeConfig, seconds: float) -> tuple[np.ndarray, float]:
-    """Render an event of at most `seconds`; returns the waveform and its level in dB (loudest 50 ms)."""
+    """Render an event of at most `seconds`; returns the waveform and its level in dB (in its loudest 50 ms)."""
     event_class = EVENTS[event.name]
     semitones = PITCH_SEMITONES[event.pitch] if config.pitch and event_class.pitched else _ANY_PITCH_SEMITONES
     level = rng.uniform(*(LEVEL_DB[event.loudness] if config.loudness else _ANY_LEVEL_DB))
@@ -212,7 +215,7 @@ def event_sound(event: Event, rng: Generator, config: SoundscapeConfig, seconds:
 
 
 def _offsets(rng: Generator, waves: list[np.ndarray], size: int) -> list[int]:
-    """Draw the first sample of each sound in a slot of `size` samples; a shorter sound is inside the longer one."""
+    """Draw the first sample of each sound in a slot of `size` samples; shorter sounds lie within the longest one."""
     longest = max(len(wave) for wave in waves)
     first = int(rng.integers(0, max(1, size - longest + 1)))
     return [first + int(rng.integers(0, longest - len(wave) + 1)) for wave in waves]

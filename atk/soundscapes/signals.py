@@ -1,4 +1,4 @@
-"""Bells, alarms, horns and whistles. Each function renders one sound from a time axis `t` and a pitch factor."""
+"""Bells, alarms, horns, and whistles. Each function renders one sound from a time axis `t` and a pitch factor."""
 
 import numpy as np
 from numpy.random import Generator
@@ -27,7 +27,7 @@ _DTMF_COLUMNS = (1209.0, 1336.0, 1477.0)
 
 
 def church_bell(rng: Generator, t: np.ndarray, pitch: float, strike: float = 440.0, beating: float = 0.0) -> np.ndarray:
-    """Inharmonic partials of a cast bell (hum, prime, minor third, fifth, octave); `beating` detunes a copy by Hz."""
+    """Inharmonic partials of a cast bell (hum, prime, minor third, fifth, octave); a copy is `beating` Hz higher."""
     freqs = pitch * strike * rng.uniform(0.95, 1.05) * np.array(_BELL_RATIOS) * rng.uniform(0.995, 1.005, 9)
     taus = t[-1] * 0.5 / (0.6 + 0.4 * np.array(_BELL_RATIOS))
     ring = partials(t, freqs, _BELL_GAINS, taus)

@@ -24,10 +24,10 @@ class LossConfig:
         reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss.
         global_weight: weight of InfoNCE on the cosine of the global vectors; 0 disables it.
         aligned_weight: weight of InfoNCE on the max-mean similarity of frames and tokens; 0 disables it.
-        direction: max-mean similarity: "audio" matches every frame with its best token, "text" every token with its
-            best frame, "both" is the mean of the two.
-        skip_below: leave pairs with a smaller softmax weight out of the backward of the aligned loss, which is faster;
-            0 is exact.
+        direction: "audio" matches every frame with its best token, "text" every token with its best frame; "both" takes
+            the mean of the two max-mean similarities.
+        skip_below: leave pairs with a smaller weight in the gradient out of the backward of the aligned loss, which is
+            faster; 0 is exact.
     """
 
     temperature: float = 0.2
@@ -76,7 +76,7 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
         )
 
     def encode(self, batch: Batch) -> Embeddings:
-        """Global vectors `[N, D]`; also frames, tokens and their masks if the loss uses them."""
+        """Global vectors `[N, D]`; also frames, tokens, and their masks if the loss uses them."""
         audio = self.model.encode_audio(batch.audio, batch.lengths)
         text = self.model.encode_text(self.model.tokenize(batch.captions))
         embeddings = {"audio": audio.pooled, "text": text.pooled}

@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
         The folder of the checkpoint.
 
     Raises:
-        OSError: the checkpoint cannot be written, such as to a full disk; the earlier ones are left whole.
+        OSError: the checkpoint cannot be written, as on a full disk; the earlier ones are left whole.
     """
     with optional_imports:
         from safetensors import SafetensorError
@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     earlier = find_checkpoint(folder, "best")
     steps = step_folders(folder)
     if earlier is None and len(steps) == 1 and state.get("best", -math.inf) > -math.inf:
-        earlier = steps[0]  # the run has a best score, so this is its checkpoint, whose names a copy has lost
+        earlier = steps[0]  # the run has a best score, so this checkpoint holds it; a copy has lost its names
     if target.exists():  # an earlier run was killed between this rename and the names below
         shutil.rmtree(target)
     partial.rename(target)
@@ -88,10 +88,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint in the folder `checkpoints` of a run, checked to be whole; None if there is none.
+    """The last checkpoint in the folder `checkpoints` of a run, verified to be whole; None if there is none.
 
     Raises:
-        ValueError: a file of it is cut short; the message names it, and a checkpoint that is whole.
+        ValueError: one of its files is cut short; the message names the file, and a checkpoint that is whole, if any.
     """
     last = find_checkpoint(folder, "last")
     if last is not None and (damaged := damaged_file(last)) is not None:

@@ -1,4 +1,4 @@
-"""Configuration of a training run: dataclasses that a YAML file and command-line flags fill."""
+"""Configuration of a training run: dataclasses filled from a YAML file and command-line flags."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -63,12 +63,12 @@ class TrainConfig:
     """Settings that all training methods share.
 
     Args:
-        data: folder with train.csv, val.csv (optional), test.csv and the audio files that they list.
+        data: folder with train.csv, optionally val.csv and test.csv, and the audio files that they list.
         out: run folder to write.
         epochs: passes over train.csv.
         steps: number of optimizer steps; overrides epochs.
-        seed: seed of the weights, the order of the clips, the crops and dropout.
-        device: "auto", "cpu", "cuda" or "cuda:1".
+        seed: seed of the weights, the order of the clips, the crops, and dropout.
+        device: "auto", "cpu", "cuda", or "cuda:1".
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it.
         backend: implementation of the fused ops; "auto" picks the fastest one that runs here, see `atk doctor`.
         clip_seconds: length of the random crops in training and of the windows in evaluation.

@@ -29,11 +29,11 @@ class ContrastiveConfig(TrainConfig):
     Args:
         init: run folder or model folder to start from; the settings under `model` are then taken from it.
         activation_checkpointing: keep only the inputs of the encoder layers and recompute the rest in the backward,
-            which saves memory for the time of a second forward.
+            which saves memory at the cost of a second forward.
         compile: run `torch.compile` on the encoders; the first steps then take minutes.
         gather: how captions are exchanged between ranks: "all" gathers them at once, "ring" passes them around, which
             takes less memory.
-        model: audio encoder, text encoder and shared space.
+        model: audio encoder, text encoder, and shared space.
     """
 
     init: str | None = None
@@ -54,7 +54,7 @@ CriterionT = TypeVar("CriterionT", bound=nn.Module)
 
 
 class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]):
-    """Model and validation of a contrastive method; subclasses define the criterion, `encode` and `loss_of`.
+    """Model and validation of a contrastive method; subclasses define the criterion, `encode`, and `loss_of`.
 
     Args:
         config: the run.
@@ -62,7 +62,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         checkpoint: saved model to resume from; None starts a new run.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError, BackendError: as `CaptionedTask`; the model cannot be loaded.
+        ValueError, FileNotFoundError, AudioError, BackendError: as for `CaptionedTask`, or the model cannot be loaded.
     """
 
     monitor = "mAP@10"

@@ -46,13 +46,13 @@ class DifferenceConfig(TrainConfig):
     Args:
         objective: "plain" learns captions from the clips alone. "mask" and "subtraction" mix a reference into the clip
             and learn its caption from what remains after the reference is removed, by a mask from cross-attention or
-            by subtraction. "pairmix" also learns from two mixed clips, whose captions are joined by "and".
+            by subtraction. "pairmix" also learns from mixtures of two clips, whose captions are joined by "and".
         init: run folder or model folder of a captioner to start from; encoder and decoder settings are then taken from
             it.
         clip_seconds: length of the random crops in training; in evaluation, longer clips are cut to it.
         beams: width of the beam search that writes captions.
         mix: what is mixed into the clips, and which references are subtracted.
-        model: encoder, Diff block and decoder; `model.difference` follows from `objective`.
+        model: encoder, Diff block, and decoder; `model.difference` follows from `objective`.
     """
 
     objective: Objective = "mask"
@@ -80,7 +80,7 @@ class DifferenceConfig(TrainConfig):
 
 
 class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
-    """Model, loss and validation of captioning and difference learning, for `atk.train.trainer.Trainer`.
+    """Model, loss, and validation of captioning and difference learning, for `atk.train.trainer.Trainer`.
 
     Args:
         config: the run.
@@ -88,8 +88,8 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         checkpoint: saved captioner to resume from; None starts a new run.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError, BackendError: as `CaptionedTask`, `CaptionSplit` and
-            `MixtureDataset`; the model cannot be loaded.
+        ValueError, FileNotFoundError, AudioError, BackendError: as for `CaptionedTask`, `CaptionSplit`, and
+            `MixtureDataset`, or the model cannot be loaded.
     """
 
     method = "difference"
@@ -147,7 +147,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         return pool
 
     def encode(self, batch: MixtureBatch) -> Embeddings:
-        """Cross-entropy of the captions, (4.9) or (4.3) for clips without a reference.
+        """Cross-entropy of the captions: (4.9), or (4.3) for clips without a reference.
 
         Returns:
             "loss": mean over the tokens of the captions `[1]`; "tokens": the number of tokens `[1]`.
@@ -174,7 +174,8 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         """Mean log-likelihood per token of one caption for each clip of val.csv, given the clip alone.
 
         Raises:
-            ValueError: no clip can be decoded; with `on_error="raise"`, a clip cannot (AudioError).
+            ValueError: no clip can be decoded.
+            AudioError: with `on_error="raise"`, a clip cannot be decoded.
         """
         assert self.validation is not None
         config = self.config

@@ -50,7 +50,7 @@ def backward(
     encode_last: EncodeLast | None = None,
     scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Accumulate the gradients of the loss of a batch that is given in parts; they equal those of the whole batch.
+    """Accumulate the gradients of the loss of a batch that is given in parts, equal to those of the whole batch.
 
     Every part draws its own random numbers (dropout, noise), which are replayed when it is encoded again. Batch
     normalization uses the statistics of a part, and counts each part once. A single part is encoded once.
@@ -59,8 +59,8 @@ def backward(
         task: `encode` is called twice per part, `loss_of` once.
         parts: batches for `encode`, at least one; None is a part without clips.
         device: device of the model.
-        autocast: makes the autocast context, a new one for each use, because its weight cache must not be shared
-            between code with and without a graph.
+        autocast: makes a new autocast context for each use, because its weight cache must not be shared between code
+            with and without a graph.
         encode_last: encodes the part whose backward runs last, where ranks reduce their gradients. Returns the
             embeddings, and other outputs from which the backward starts as well.
         scale: factor of the gradients.
@@ -177,7 +177,7 @@ def _set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
 
 @contextmanager
 def _frozen_statistics(model: nn.Module) -> Generator[None, None, None]:
-    """Batch normalization uses the statistics of the batch without updating its running statistics."""
+    """A context in which batch normalization uses the statistics of the batch without updating its running ones."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

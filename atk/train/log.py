@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl and TensorBoard; peak memory."""
+"""The log of a run (metrics.jsonl and TensorBoard), and its peak memory."""
 
 import json
 import math
@@ -35,7 +35,7 @@ class RunLog:
         self.board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Write a row, which has a "step"."""
+        """Write a row, which must have a "step"."""
         self.file.write(json.dumps({"step": row["step"], **row}) + "\n")
         self.file.flush()
         for name, value in row.items():

@@ -43,8 +43,8 @@ def make_optimizer(groups: Iterable[dict[str, Any]], optim: OptimConfig, steps: 
 
 
 def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters that weight decay would harm: those of norms, biases (also tables of them), and scalars or vectors
-    such as the temperature and the `[CLS]` input."""
+    """The parameters that weight decay would harm: those of norms, biases (including tables of them), and scalars or
+    vectors such as the temperature and the `[CLS]` input."""
     spared: dict[int, nn.Parameter] = {}
     for root in modules:
         for path, module in root.named_modules():
@@ -56,7 +56,7 @@ def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def decay_groups(parameters: Iterable[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Groups for an optimizer with weight decay, which leaves out `undecayed`; empty ones are left out."""
+    """Parameter groups for an optimizer: one with weight decay, and one without it for `undecayed`; none is empty."""
     spared = {id(parameter) for parameter in undecayed}
     decayed, rest = [], []
     for parameter in parameters:
@@ -67,8 +67,8 @@ def decay_groups(parameters: Iterable[Tensor], undecayed: Sequence[Tensor]) -> l
 
 def ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
     """The state of an optimizer as if all `parameters` were in one group, in their order."""
-    place = {id(parameter): index for index, parameter in enumerate(parameters)}
-    order = [place[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
+    order = [index_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
     group = state["param_groups"][0] | {"params": list(range(len(parameters)))}
     return {"state": {order[index]: values for index, values in state["state"].items()}, "param_groups": [group]}
@@ -76,8 +76,8 @@ def ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
 
 def load_ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]) -> None:
     """Load the result of `ordered_state`; groups keep their weight decay."""
-    place = {id(parameter): index for index, parameter in enumerate(parameters)}
-    order = [place[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
+    order = [index_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     (saved,) = state["param_groups"]
     groups = [
         saved | {"params": group["params"], "weight_decay": group["weight_decay"]}

@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, which writes, validates and reports."""
+    """Whether this is rank 0, which writes, validates, and reports."""
     return rank() == 0
 
 
@@ -65,7 +65,7 @@ def process_group(device: torch.device, timeout: float) -> Generator[None, None,
         with naming_lost_ranks():
             dist.barrier()  # the first rank may still be evaluating
     except BaseException as error:
-        _clear_frames(error)  # they hold DDP
+        _clear_frames(error)  # the frames hold references to DDP
         raise
     finally:
         gc.collect()  # if DDP outlives the group, its destructor can wait forever for a thread of the group
@@ -73,7 +73,7 @@ def process_group(device: torch.device, timeout: float) -> Generator[None, None,
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Drop the local variables of the functions that the error, its causes and their causes have left."""
+    """Clear the local variables in the tracebacks of the error and of everything that caused it."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -103,7 +103,7 @@ def naming_lost_ranks() -> Generator[None, None, None]:
             raise
         reason = "timed out" if "timed out" in text.lower() or "timeout" in text.lower() else "connection closed"
         raise RankLost(
-            f"rank {rank()} lost the others ({reason}); see the error of the rank that ended first"
+            f"rank {rank()} lost contact with the others ({reason}); see the error of the rank that ended first"
         ) from error
 
 

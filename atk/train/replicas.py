@@ -32,7 +32,7 @@ class Replicas:
     With one rank this does nothing.
 
     Args:
-        task: its model and criterion are trained.
+        task: the task whose model and criterion are trained.
     """
 
     def __init__(self, task: CachedTask):
@@ -55,7 +55,7 @@ class Replicas:
         return contextlib.nullcontext()
 
     def clip_gradients(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
-        """Scale the gradients down to the norm `max_norm`; returns their norm before."""
+        """Scale the gradients down to a norm of at most `max_norm`; returns their original norm."""
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
@@ -70,12 +70,12 @@ class Replicas:
 
 
 class Shards(Replicas):
-    """Every rank keeps a shard of each weight, gradient and optimizer state; layers are gathered when they are used.
+    """Every rank keeps a shard of each weight, gradient, and optimizer state; layers are gathered when they are used.
 
     The criterion (a temperature and at most a mapper) is replicated.
 
     Args:
-        task: its model is sharded in place.
+        task: the task whose model is sharded in place.
     """
 
     def __init__(self, task: CachedTask):
@@ -104,7 +104,7 @@ class Shards(Replicas):
                 parameter.grad /= world_size()
 
     def groups(self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """As in `Replicas`, with sharded and replicated parameters apart, as no fused update takes both."""
+        """As in `Replicas`, with sharded and replicated parameters apart, because no fused update takes both."""
         return [group for part in _split_by_sharding(parameters) for group in decay_groups(part, undecayed)]
 
     @contextmanager
@@ -172,7 +172,7 @@ class _Encode(nn.Module):
 
 
 class _Touch(torch.autograd.Function):
-    """Returns 0; its backward reaches every weight without a gradient.
+    """Returns 0; its backward reaches every weight but gives it no gradient.
 
     DDP waits for all weights, but a part may not use some of them.
     """

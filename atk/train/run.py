@@ -27,7 +27,7 @@ def run(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool = False) -> 
     `config.out`.
 
     Args:
-        make_task: called with the configuration, the device and the checkpoint to resume from (None: a new run).
+        make_task: called with the configuration, the device, and the checkpoint to resume from (None: a new run).
         config: the whole run; written to `config.yaml`.
         resume: continue from the last checkpoint in `config.out`; starts a new run if there is none yet.
 

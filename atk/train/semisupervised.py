@@ -57,7 +57,7 @@ class MapperConfig:
 
 @dataclass(frozen=True)
 class SemiSupervisedLossConfig:
-    """Loss: InfoNCE on captioned clips, on mixtures and on unlabeled clips.
+    """Loss: InfoNCE on captioned clips, on mixtures, and on unlabeled clips.
 
     Args:
         temperature: temperature of the softmax.
@@ -155,7 +155,7 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         checkpoint: saved model to resume from; None starts a new run.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError, BackendError: as `ContrastiveTask` and `UnlabeledAudio.scan`.
+        ValueError, FileNotFoundError, AudioError, BackendError: as for `ContrastiveTask` and `UnlabeledAudio.scan`.
     """
 
     method = "semisupervised"
@@ -239,7 +239,7 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
             return embeddings
         audio = model.encode_audio(unlabeled.audio, unlabeled.lengths)
         pseudo_tokens = self.criterion.map_audio(audio)
-        pairs = min(len(labeled), len(unlabeled))  # unreadable files are missing in either batch
+        pairs = min(len(labeled), len(unlabeled))  # either batch may lack unreadable files
         if weights.mix_weight and pairs:
             mixed = model.encode_audio(*mixture(labeled, unlabeled, pairs))
             first_captions = {name: value[:pairs] for name, value in captions.items()}

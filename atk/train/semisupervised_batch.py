@@ -28,11 +28,11 @@ class SemiSupervisedBatch:
 
     @property
     def sizes(self) -> list[int]:
-        """The number of clips of each data set that the loss uses; if one is 0, the batch is skipped."""
+        """The number of clips of each data set that the loss uses; if any is 0, the batch is skipped."""
         return [len(self.labeled)] + ([] if self.unlabeled is None else [len(self.unlabeled)])
 
     def pairs(self) -> "SemiSupervisedBatch":
-        """The first clips, equally many captioned and unlabeled ones."""
+        """The batch, cut to equally many captioned and unlabeled clips."""
         if self.unlabeled is None:
             return self
         count = min(self.sizes)

@@ -24,8 +24,8 @@ class Task(CachedTask, Protocol):
     """A training method: a loss that is a function of embeddings, which can be computed in parts.
 
     `encode` and `loss_of` run under autocast. `loss_of` returns this rank's share of the loss and of its terms; the
-    shares of all ranks add up to them. A batch has `files` (the names of its files), `sizes` (the number of clips of
-    each data set in it) and `split` (into parts).
+    shares of all ranks add up to the whole. A batch has `files` (the names of its files), `sizes` (the number of clips
+    of each data set in it), and `split` (into parts).
     """
 
     method: str
@@ -38,7 +38,7 @@ class Task(CachedTask, Protocol):
 
     @property
     def validation(self) -> object | None:
-        """The validation data, None if there is none."""
+        """The validation data; None if there is none."""
         ...
 
     def batches(self, start_step: int, /) -> Iterator[Any]:
@@ -91,7 +91,7 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         device: device to train on.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError: as `atk.data.read_split`.
+        ValueError, FileNotFoundError, AudioError: as for `atk.data.read_split`.
         BackendError: the backend cannot run here.
     """
 
@@ -156,7 +156,7 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         return self.dataset.collate([self.dataset.silence()]).to(self.device)
 
     def report(self, skipped: list[tuple[str, str]]) -> None:
-        """Name the files of a batch that could not be read on stderr, once each."""
+        """Print the names of the unreadable files of a batch to stderr, once each."""
         for name, reason in skipped:
             if name not in self.skipped:
                 self.skipped[name] = reason

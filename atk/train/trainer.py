@@ -35,17 +35,17 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 
 class Trainer:
-    """Trains a task: schedule, clipping, logging, checkpoints, exact resume.
+    """Trains a task: schedule, clipping, logging, checkpoints, and exact resume.
 
     All randomness of step k (order, crops, dropout) is a function of (seed, k), so a resumed run repeats exactly what
-    an uninterrupted run does; only weights, optimizer state and step are stored. With several ranks, each one gets its
-    share of every batch and its own random numbers for dropout; the first rank validates and writes.
+    an uninterrupted run does; checkpoints hold no random state. With several ranks, each one gets its share
+    of every batch and its own random numbers for dropout; the first rank validates and writes.
 
     Args:
-        task: model, data and loss.
+        task: model, data, and loss.
         config: the run.
         device: device to train on.
-        resume: load the last checkpoint in `config.out`. The task has loaded the model.
+        resume: load the last checkpoint in `config.out`. The task has already loaded the model.
 
     Raises:
         ValueError: the checkpoint does not match the optimizer or the criterion.
@@ -160,7 +160,7 @@ class Trainer:
         """Take one optimizer step.
 
         Returns:
-            The row to log; empty if no rank could read a file of one of the batch's data sets, which skips the step.
+            The row to log; empty if the step was skipped because no rank could read a file of one of the data sets.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are unchanged.
@@ -191,7 +191,7 @@ class Trainer:
         return row | {"lr": lr}
 
     def _row(self, shares: dict[str, Tensor], grad_norm: Tensor) -> dict[str, float]:
-        """The values to log: sums over ranks of `shares`, the task's readings and the gradient norm."""
+        """The values to log: sums over ranks of `shares`, the task's readings, and the gradient norm."""
         sums = total(torch.stack([share.detach().float() for share in shares.values()]))
         readings = self.task.readings() | {"grad_norm": grad_norm}
         # One copy to the host for all values.
@@ -199,7 +199,7 @@ class Trainer:
         return dict(zip([*shares, *readings], values.tolist(), strict=True))
 
     def _parts(self, batch: Any) -> list[Any]:
-        """The parts that are encoded at a time.
+        """The parts of a batch, which are encoded one after the other.
 
         The last one is None, a part without clips, if this rank has no clips of a data set that other ranks may have.
         """

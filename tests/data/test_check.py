@@ -55,7 +55,7 @@ def test_every_problem_is_listed_and_says_whether_training_stops(folder):
         ("notes.m4a", "this format cannot be read; convert it to FLAC, for example"),
         ("b.wav", "no split lists this file"),
         ("z.wav", "events.csv names this file, but no split lists it"),
-        ("twins.csv", "lacks the column file_name, twin; its columns are Subject, Date; it is passed over"),
+        ("twins.csv", "lacks the column file_name, twin; its columns are Subject, Date; it is ignored"),
     }
     stopping = {name for (name, _), stops in problems.items() if stops} - {"tags.csv", "train.csv line 6"}
     assert stopping == {name for name, _ in read_split(folder, "train").skipped if not name.startswith("train.csv")}

@@ -106,7 +106,7 @@ def test_median_rank_of_an_even_number_of_queries():
 @pytest.mark.parametrize(
     ("similarity", "relevant", "error", "message"),
     [
-        (torch.tensor([[float("nan"), 1]]), torch.tensor([[True, False]]), ValueError, "1 NaN of 2"),
+        (torch.tensor([[float("nan"), 1]]), torch.tensor([[True, False]]), ValueError, "NaN in 1 of 2"),
         (torch.ones(2, 2), torch.tensor([[True, False], [False, False]]), ValueError, "row 1"),
         (torch.ones(2, 3), torch.ones(2, 2, dtype=torch.bool), ValueError, r"\[2, 3\] and \[2, 2\]"),
         (torch.ones(2, 2), torch.ones(2, 2), TypeError, "boolean"),
@@ -164,7 +164,7 @@ def test_tag_metrics_of_constant_scores_are_at_chance():
     ("scores", "labels", "error", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool), ValueError, "none of 2 tags"),
-        (torch.full((2, 1), float("nan")), torch.tensor([[True], [False]]), ValueError, "2 NaN"),
+        (torch.full((2, 1), float("nan")), torch.tensor([[True], [False]]), ValueError, "NaN in 2 of 2"),
         (torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.bool), ValueError, r"\[3, 2\] and \[3, 1\]"),
         (torch.zeros(3, 2), torch.zeros(3, 2), TypeError, "boolean"),
     ],

@@ -103,7 +103,7 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_p
     wait_for_step(job, out, len(rows(out)) + 5)  # torchrun has restarted both ranks
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     # torchrun reports the rank whose end it notices first: the killed one, or rank 0, which has lost it.
-    assert job.wait() != 0 and ("SIGKILL" in job.output or "rank 0 lost the others" in job.output), job.output
+    assert job.wait() != 0 and ("SIGKILL" in job.output or "rank 0 lost contact" in job.output), job.output
     assert not (out / "summary.json").exists()
     job = start(2, command)
     assert job.wait() == 0, job.output
@@ -121,7 +121,7 @@ def test_a_rank_that_hangs_ends_the_job(tiny_data, tmp_path):
     while is_running(waiting) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(hanging, signal.SIGKILL)  # as torchrun does, 30 s later
-    assert job.wait() != 0 and "rank 0 lost the others (timed out)" in job.output, job.output
+    assert job.wait() != 0 and "rank 0 lost contact with the others (timed out)" in job.output, job.output
 
 
 def is_running(pid):
@@ -153,7 +153,7 @@ def test_network_errors_are_reported_as_lost_ranks(monkeypatch, text, reason):
         with pytest.raises(RuntimeError, match="mat1"):
             fail()
         return
-    with pytest.raises(ranks.RankLost, match=re.escape(f"rank 1 lost the others ({reason})")):
+    with pytest.raises(ranks.RankLost, match=re.escape(f"rank 1 lost contact with the others ({reason})")):
         fail()
 
 
