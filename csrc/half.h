@@ -66,7 +66,7 @@ static inline void narrow(float x, Float16* out) {
   const uint32_t sign = float_bits(x) >> 16 & 0x8000;
   const uint32_t magnitude = float_bits(x) & kMagnitudeMask;
   const uint32_t normal = (magnitude - rebias + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  // 0.5 has the spacing of float16 subnormals: adding it rounds the value into the low bits.
+  // Floats from 0.5 up are spaced like float16 subnormals: adding 0.5 rounds the value into the low bits.
   const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
   const uint32_t special = magnitude > kInfinityBits ? quiet_nan : infinity;
   out->bits = static_cast<uint16_t>(

@@ -70,7 +70,7 @@ void set_screening(const std::string& mode) {
   else if (mode == "never")
     screening_mode = Screening::never;
   else
-    throw std::invalid_argument("screening mode must be 'auto', 'always' or 'never', got '" + mode + "'");
+    throw std::invalid_argument("screening mode must be 'auto', 'always', or 'never', got '" + mode + "'");
 }
 
 Screening screening() { return screening_mode; }

@@ -1,4 +1,4 @@
-// Max-mean similarity on the CPU: lists the valid rows, splits the work into tasks and hands them to the kernels.
+// Max-mean similarity on the CPU: lists the valid rows, splits the work into tasks, and hands them to the kernels.
 // The split never changes a result: wherever a sum is split, its parts are added in an order set by the shapes alone.
 #include "max_mean.h"
 
@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kChunkWords = 96 << 10;      // packed frames that stay in a 1 MiB L2 cache
 constexpr int64_t kCaptionElements = 2 << 20;  // packed captions that stay in the last-level cache
 constexpr int64_t kGradFrames = 256;           // frames that the backward processes at a time
-constexpr int64_t kGradCaptions = 64;          // largest block of captions of a token_grad task
-constexpr int64_t kGradSums = 256 << 10;       // largest block in floats, unless a single caption is longer
+constexpr int64_t kGradCaptions = 64;          // captions in the largest block of a token_grad task
+constexpr int64_t kGradSums = 256 << 10;       // floats in the largest block, unless a single caption has more
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -49,7 +49,7 @@ struct CaptionPack {
   PackedCaptions view(const RowLists& rows) const { return {tokens.get(), magnitudes.get(), rows.view(), begin, end}; }
 };
 
-// Scores the captions [begin, end), packed at the same time. If `sim` is null, only the winners are written.
+// Packs the captions [begin, end) together and scores them. If `sim` is null, only the winners are written.
 void score_group(const Problem& problem, const Winners& winners, int64_t begin, int64_t end, const float* grad,
                  float* sim) {
   const MaxMean& op = problem.op;
@@ -112,7 +112,7 @@ void score(const Problem& problem, const Winners& winners, int64_t begin, int64_
   }
 }
 
-// Zeroes the gradients of the masked rows.
+// Zeroes the gradients of the rows that the mask excludes.
 void clear_padding(const Sequences& sequences, int64_t row_bytes, void* grad) {
   for (int64_t r = 0; r < sequences.num_rows && sequences.mask; ++r)
     if (!sequences.mask[r]) std::memset(static_cast<char*>(grad) + r * row_bytes, 0, row_bytes);
@@ -151,7 +151,7 @@ void frame_gradients(const Problem& problem, const Winners& winners, const void*
   });
 }
 
-// Cuts the captions [begin, end) into blocks for token_grad; returns where they start, and `end`.
+// Cuts the captions [begin, end) into blocks for token_grad; returns the starts of the blocks and, last, `end`.
 std::vector<int64_t> caption_blocks(const std::vector<int64_t>& offset, int64_t begin, int64_t end, int workers,
                                     int64_t width) {
   const int64_t max_captions = std::clamp<int64_t>((end - begin) / (2 * workers), 1, kGradCaptions);
@@ -223,15 +223,15 @@ void max_mean_backward(const MaxMean& op, const Winners& winners, int64_t worksp
 
   const bool saved = winners.index != nullptr;
   const int64_t row_bytes = op.audio.num_rows * winners.index_bytes;  // of the winner indices of a caption
-  const int64_t group = saved || op.pairs ? captions : std::clamp<int64_t>(workspace / row_bytes, 1, captions);
-  const auto index = make_buffer<char>(saved ? 0 : (op.pairs ? 1 : group) * row_bytes);
-  const auto carried = make_buffer<float>(group < captions ? problem.frames.source_row.size() * width : 0);
-  for (int64_t begin = 0; begin < captions; begin += group) {
-    const int64_t end = std::min(begin + group, captions);
+  const int64_t group_size = saved || op.pairs ? captions : std::clamp<int64_t>(workspace / row_bytes, 1, captions);
+  const auto index = make_buffer<char>(saved ? 0 : (op.pairs ? 1 : group_size) * row_bytes);
+  const auto carried = make_buffer<float>(group_size < captions ? problem.frames.source_row.size() * width : 0);
+  for (int64_t begin = 0; begin < captions; begin += group_size) {
+    const int64_t end = std::min(begin + group_size, captions);
     const Winners group_winners = saved ? winners : Winners{index.get(), winners.index_bytes, begin};
     if (!saved) score(problem, group_winners, begin, end, grad, nullptr);
     frame_gradients(problem, group_winners, packed_text.get(), begin, end, grad,
-                    group < captions ? carried.get() : nullptr, grad_audio);
+                    group_size < captions ? carried.get() : nullptr, grad_audio);
     token_gradients(problem, group_winners, begin, end, grad, grad_text);
   }
 }

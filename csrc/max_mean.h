@@ -27,17 +27,17 @@ struct Sequences {
 struct MaxMean {
   Sequences audio;
   Sequences text;
-  Dtype dtype;  // of audio, text and their gradients
+  Dtype dtype;  // of audio, text, and their gradients
   int64_t D;
   bool pairs;  // clip i with caption i only: [N_a, N_t] below becomes [N]
   int threads;
 };
 
-// Winning tokens [captions, T_a], a single row with pairs. The entries of a row belong to the valid frames, in order;
+// Winning tokens [captions, T_a]; a single row with pairs. The entries of a row belong to the valid frames, in order;
 // an entry is the token's index among the valid tokens of its caption.
 struct Winners {
   void* index;            // null: not wanted
-  int index_bytes;        // per entry: 1 (unsigned), 2 or 4 (signed)
+  int index_bytes;        // per entry: 1 (unsigned), or 2 or 4 (signed)
   int64_t first_caption;  // caption of row 0
 };
 
@@ -76,8 +76,8 @@ struct PackedCaptions {
 // Additional inputs of ScreenKernels::score.
 struct ScreenWorkspace {
   char* captions;           // captions as ScreenKernels::prepare_caption writes them
-  int64_t longest_caption;  // of the whole call
-  char* scratch;            // ScreenKernels::scratch_bytes
+  int64_t longest_caption;  // tokens of the longest caption of the whole call
+  char* scratch;            // of the size that ScreenKernels::scratch_bytes returns
   bool always;              // see ScreenKernels::applies
 };
 
@@ -125,7 +125,8 @@ struct TokenGradTask {
   void* grad_text;
 };
 
-// Forward that computes float32 scores only where int8 scores cannot rule a token out: same winners in less time.
+// A forward that computes float32 scores only where int8 scores cannot rule out a token. It finds the same winners in
+// less time.
 struct ScreenKernels {
   // Whether to screen this call; `always` ignores the expected gain.
   bool (*applies)(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always);

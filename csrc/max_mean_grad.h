@@ -27,8 +27,8 @@ struct CaptionGroup {
   float weight[kGatherCaptions];
 };
 
-// Calls visit(group) for groups of up to `max_size` captions. They cover the captions in [begin, end) that have tokens
-// and a nonzero gradient from this clip.
+// Calls visit(group) for groups of up to `max_size` captions. The groups cover the captions in [begin, end) that
+// have tokens and a nonzero gradient from this clip.
 template <int max_size, class Visit>
 inline void for_each_group(const MaxMean& op, const ValidRows& frames, const ValidRows& tokens, const float* grad,
                            int64_t clip, int64_t begin, int64_t end, const Visit& visit) {
@@ -56,7 +56,7 @@ inline void for_each_group(const MaxMean& op, const ValidRows& frames, const Val
   if (group.size) visit(group);
 }
 
-// Calls body(std::integral_constant<int, size>{}), 1 <= size <= B: the loops over a group have constant bounds.
+// Calls body(std::integral_constant<int, size>{}), 1 <= size <= B, so loops over a group have constant bounds.
 template <int B, class Body>
 inline void with_size(int size, const Body& body) {
   if constexpr (B > 1)

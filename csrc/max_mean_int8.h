@@ -8,8 +8,8 @@
 namespace atk {
 namespace {
 
-// sum += frame (unsigned) * token (signed), summed over groups of kDotChannels bytes. Assembly, because GCC 12 copies
-// the accumulators of the intrinsic back and forth, which halves the speed of a loop over many of them.
+// sum += frame (unsigned) * token (signed), summed over groups of kDotChannels bytes. In assembly, because GCC 12
+// copies the accumulators of the intrinsic back and forth, which halves the speed of a loop over many of them.
 inline void add_products(__m512i& sum, __m512i frame, __m512i token) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(frame), "v"(token));
 }

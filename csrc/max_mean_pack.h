@@ -10,7 +10,7 @@
 namespace atk {
 namespace {
 
-// The tokens of a caption are cut into the fewest tiles of at most kTileTokens, as equal as possible.
+// The tokens of a caption are cut into as few tiles of at most kTileTokens as possible, of nearly equal sizes.
 struct TokenTiles {
   int64_t base;    // tokens in a tile
   int64_t larger;  // this many tiles come first and have base + 1 tokens
@@ -23,7 +23,7 @@ inline TokenTiles token_tiles(int64_t tokens) {
 
 inline int64_t tile_size(const TokenTiles& tiles, int64_t tile) { return tiles.base + (tile < tiles.larger); }
 
-// A packed row consists of 32-bit words: one channel each, or two bfloat16 channels (zero-padded if D is odd).
+// A packed row consists of 32-bit words, each of one channel or of two bfloat16 channels (zero-padded if D is odd).
 #if defined(__AVX512BF16__)
 constexpr int64_t kBfloat16PerWord = 2;
 #else

@@ -1,4 +1,4 @@
-// Kernels for any CPU: the compiler maps vectors of four floats to SSE2, NEON or scalar registers.
+// Kernels for any CPU: the compiler maps vectors of four floats to SSE2, NEON, or scalar registers.
 #define ATK_LANES 4
 #if defined(__aarch64__)
 #define ATK_TILE_VECTORS 4

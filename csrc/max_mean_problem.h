@@ -38,7 +38,7 @@ struct RowLists {
   }
 };
 
-// How many parts to split each of `items` into to keep all workers busy.
+// Number of parts into which to split each of `items`, so that all workers stay busy.
 int64_t parts_per_item(int64_t items, int workers, int64_t max_parts) {
   const int64_t parts = workers == 1 ? 1 : (kTasksPerThread * workers + items - 1) / std::max<int64_t>(items, 1);
   return std::clamp<int64_t>(parts, 1, std::max<int64_t>(max_parts, 1));
@@ -67,7 +67,7 @@ struct Problem {
 
   double pairs_per_clip() const { return op.pairs ? 1 : static_cast<double>(op.text.num_sequences); }
 
-  // The clips that are paired with the captions [begin, end), in chunks of at most `length` frames.
+  // The clips to score with the captions [begin, end), in chunks of at most `length` frames.
   std::vector<Chunk> chunks(int64_t begin, int64_t end, int64_t length) const {
     std::vector<Chunk> result;
     for (int64_t i = op.pairs ? begin : 0; i < (op.pairs ? end : op.audio.num_sequences); ++i)

@@ -1,4 +1,4 @@
-// Rows quantized to int8 for the screening of max_mean_screen.h, and bounds on the quantization error.
+// Rows quantized to int8 for the screening in max_mean_screen.h, and bounds on the quantization error.
 //
 //   row = quantum (q + residual),   q int8,   |residual| <= 1/2 per component
 //
@@ -13,7 +13,7 @@
 namespace atk {
 namespace {
 
-static_assert(kLanes == 16 && kTileVectors == 2, "vectors of AVX-512, blocks of two vectors of frames");
+static_assert(kLanes == 16 && kTileVectors == 2, "needs AVX-512 vectors and blocks of two vectors of frames");
 
 constexpr float kUnitRoundoff = 0x1p-24f;      // relative error of a float32 operation
 constexpr float kNormSlack = 1.001f;           // exceeds the error of a norm of up to kMaxScreenChannels channels
@@ -41,7 +41,7 @@ inline __m512i magnitude_bits(__m512 x) {
   return _mm512_and_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(kMagnitudeMask));
 }
 
-// Widens row [D] to out [stride], zero-padded. Returns the bits of the largest magnitude: finite < infinity < NaN.
+// Widens row [D] to out [stride], zero-padded. Returns the bits of the largest magnitude (finite < infinity < NaN).
 template <class T>
 uint32_t copy_row(const T* row, int64_t D, int64_t stride, float* out) {
   __m512i largest = _mm512_setzero_si512();
@@ -60,8 +60,8 @@ struct Norms {
   float residual;
 };
 
-// Quantizes x = (row - center) / quantum: writes round(x), XORed byte by byte with `flip`, to out [stride] and, unless
-// null, x - round(x) to residual_out [stride].
+// Quantizes x = (row - center) / quantum: writes round(x), XORed byte by byte with `flip`, to out [stride] and,
+// unless it is null, x - round(x) to residual_out [stride].
 inline Norms quantize_row(const float* row, const float* center, float inverse_quantum, int64_t stride, uint8_t flip,
                           uint8_t* out, float* residual_out = nullptr) {
   __m512 norm = _mm512_setzero_ps(), residual_norm = norm;
@@ -88,14 +88,14 @@ inline void write_lane(const uint8_t* row, int64_t groups, int64_t lanes, uint8_
     std::memcpy(out + g * lanes * kDotChannels, row + g * kDotChannels, kDotChannels);
 }
 
-// In units of the quantum.
+// Bounds for the tokens of a caption, in units of the quantum.
 struct CaptionBounds {
   bool quantized;  // false: the caption cannot be screened, and the rest of its memory is not set
   float diameter;  // largest distance between two tokens
   float error;     // largest distance between two residuals, plus 2 rounding errors of the score of a frame of norm 1
 };
 
-// A caption prepared for screening, in one block of memory: bounds, float32 rows, int8 rows, corrections.
+// A caption prepared for screening, in one block of memory: bounds, float32 rows, int8 rows, and corrections.
 // The mean token is subtracted before quantizing. That shifts all scores of a frame equally and leaves smaller values
 // to quantize if the tokens are similar. All tokens share one quantum, so that a frame's int32 scores are comparable.
 struct ScreenedCaption {
@@ -132,8 +132,8 @@ inline uint32_t center_tokens(const float* rows, int64_t count, int64_t stride, 
   return _mm512_reduce_max_epu32(largest);
 }
 
-// Upper bound on the distance between any two of the rows [count, stride]. The true diameter is worth computing for few
-// rows only: for random rows it is sqrt(2) times the largest norm, where the triangle inequality gives 2 times.
+// Upper bound on the distance between any two of the rows [count, stride]. The true diameter is worth computing only
+// for few rows: for random rows, it is about sqrt(2) times the largest norm; the triangle inequality gives 2 times.
 inline float diameter(const float* rows, int64_t count, int64_t stride, float largest_norm) {
   constexpr int kRowsAtOnce = 4;
   if (count > kMaxPairwiseTokens) return 2 * largest_norm;
@@ -189,7 +189,7 @@ void quantize_caption(const T* rows, const int32_t* source_row, int64_t count, i
     l += tile_tokens;
   }
   const float roundings = static_cast<float>(stride / kLanes + 8);  // per score, see rescore
-  // caption.rows hold the residuals now.
+  // caption.rows now holds the residuals.
   const float residual_diameter =
       diameter(caption.rows, count, stride, max_norms.residual) + 6 * kUnitRoundoff * max_centered_norm;
   *caption.bounds = {true, __builtin_fminf(token_diameter * inverse_quantum * kNormSlack, 2 * max_centered_norm),
@@ -202,7 +202,7 @@ struct ScreenScratch {
   float* rows;          // [chunk, stride]
   uint8_t* quantized;   // blocks of [groups][kBlock][kDotChannels], kFrameZeroPoint added
   float* residual;      // [chunk] norms of the residuals
-  float* norm;          // [chunk] upper bounds on the norms of a frame and of its quantized frame
+  float* norm;          // [chunk] upper bounds on the norm of a frame, quantized or not
   int32_t* scores;      // [tokens, kBlock]
   uint32_t* candidate;  // [(tokens + 1) * kBlock] token * kBlock + frame
   int64_t* key;         // [(tokens + 1) * kBlock], see rescore

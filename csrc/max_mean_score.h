@@ -23,7 +23,7 @@ struct Float32Words {
   static Vec multiply_add(Vec sum, Vec frames, float token) { return sum + frames * token; }
 };
 
-// Two bfloat16 channels, one after the other in float32.
+// Two bfloat16 channels, multiplied one after the other in float32.
 struct Bfloat16Words {
   static Vec multiply_add(Vec sum, Vec frames, float token) {
     const IntVec words = reinterpret_cast<IntVec>(frames);
@@ -34,7 +34,7 @@ struct Bfloat16Words {
 };
 
 #if defined(__AVX512BF16__)
-// Two bfloat16 channels in one instruction, which flushes subnormals to zero.
+// Two bfloat16 channels, multiplied in one instruction, which flushes subnormals to zero.
 struct Bfloat16Dot {
   static Vec multiply_add(Vec sum, Vec frames, float token) {
     const IntVec tokens = IntVec{} + static_cast<int32_t>(float_bits(token));
@@ -151,7 +151,7 @@ float score_chunk(const float* frames, int64_t frame_count, const float* tokens,
 // What is known about the scores of a chunk of frames with a caption, from the magnitudes of both.
 struct ScoreBounds {
   bool finite;      // no score is infinite or NaN, since |score| <= D * max|a| * max|t|
-  bool flush_safe;  // also, flushing subnormals to zero is negligible in every score
+  bool flush_safe;  // finite, and flushing subnormals to zero is negligible in every score
 };
 
 inline ScoreBounds score_bounds(const Magnitudes& frames, const Magnitudes& tokens, int64_t D) {

@@ -1,13 +1,13 @@
 // Forward of the max-mean similarity through int8: int8 products rule out most tokens of each frame, and only the
 // remaining candidates are scored in float32. The winners are exactly those of float32 scores.
 //
-// With quanta s and p, a frame is a = s (x + dx) and a centered token t = p (y + dy), x and y int8. Then
+// With quanta s and p, a frame is a = s (x + dx) and a centered token t = p (y + dy), with x and y int8. Then
 //
 //   | <a, t> / (s p) - <x, y> | <= |dx| |t| / p + |x| |dy| =: e
 //
-// so tokens compare like their int32 scores unless these differ by 2 e or less. All candidates of a frame are scored
-// with the same order of operations, so equal tokens tie. e includes the rounding error of that score, so the winner is
-// the first maximum of all float32 scores, not only of the candidates.
+// so two tokens rank like their int32 scores unless these differ by 2 e or less. All candidates of a frame are scored
+// with the same order of operations, so equal tokens tie. e includes the rounding error of a float32 score, so the
+// winner is the first maximum of all float32 scores, not only of the candidates.
 #pragma once
 
 #include <climits>
@@ -17,7 +17,7 @@
 namespace atk {
 namespace {
 
-// Below these sizes scoring directly is faster.
+// Below these sizes, scoring directly is faster.
 constexpr int64_t kMinScreenTokens = 8;
 constexpr int64_t kMinScreenProducts = 1024;  // tokens * D, per frame and caption
 constexpr int64_t kMinScreenFrames = 1024;    // valid frames: fewer do not repay quantizing the captions
@@ -36,7 +36,7 @@ struct ScreenBlock {
   int64_t tokens;
 };
 
-// Writes the int32 scores, and to `threshold` the lowest score of a candidate for each frame.
+// Writes the int32 scores and, to `threshold`, the lowest int32 score of a candidate for each frame.
 inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors]) {
   using Tokens = std::make_integer_sequence<int, kTileTokens>;
   const int64_t groups = dot_groups(block.D);
@@ -58,7 +58,7 @@ inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors
     const __m512 norm = _mm512_loadu_ps(block.scratch.norm + block.first + v * kLanes);
     __m512 margin = _mm512_mul_ps(norm, _mm512_set1_ps(kNormSlack * bounds.error));
     margin = _mm512_fmadd_ps(residual, _mm512_set1_ps(kNormSlack * bounds.diameter), margin);
-    margin = _mm512_min_ps(margin, largest_margin);  // also replaces NaN, from 0 * infinity
+    margin = _mm512_min_ps(margin, largest_margin);  // also replaces a NaN from 0 * infinity
     threshold[v] =
         _mm512_sub_epi32(best[v], _mm512_cvt_roundps_epi32(margin, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
   }
@@ -101,7 +101,7 @@ inline __m128 sum_lanes(const __m512 (&x)[4]) {
 inline __m128i ordered(__m128i bits) { return _mm_xor_si128(bits, _mm_srli_epi32(_mm_srai_epi32(bits, 31), 1)); }
 
 // Scores the candidates in float32. A key holds the ordered score in its high half and the complement of the candidate
-// in its low half, so the largest key is the best score, and among equal scores the first token.
+// in its low half, so the largest key is that of the best score and, among equal scores, of the first token.
 inline void rescore(const ScreenBlock& block, int64_t count) {
   const int64_t stride = padded_channels(block.D);
   const float* frames = block.scratch.rows + block.first * stride;
@@ -145,18 +145,18 @@ float collect(const ScreenBlock& block, int64_t count, Index* index) {
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(score), _mm512_loadu_ps(score + kLanes)));
 }
 
-// How often screening failed for a chunk and a caption. In a call that is screened, only their rows decide which blocks
-// are scored directly, so results depend neither on threads nor on the order of work nor on the other captions' rows.
+// How often screening failed for a chunk and a caption. In a call that is screened, only the rows of that chunk and
+// that caption decide which blocks are scored directly, so results do not depend on the threads or the other captions.
 struct ScreenHistory {
   int64_t blocks = 0;
   int64_t failures = 0;
 
-  // Screening is tried as long as at most one block in eight failed.
+  // Screening is tried as long as at most one block in eight has failed.
   bool allows_screening() const { return failures * 8 <= blocks; }
 
   // Returns whether scoring this many candidates is clearly cheaper than scoring the block; counts a failure if not.
   bool record(const ScreenBlock& block, int64_t candidates) {
-    constexpr int64_t kCandidateCost = 192;  // of a candidate, besides 2 per channel, in multiply-adds
+    constexpr int64_t kCandidateCost = 192;  // multiply-adds per candidate, on top of 2 per channel
     const int64_t screened_cost = candidates * (2 * block.D + kCandidateCost);
     const int64_t direct_cost = block.frames * block.tokens * block.D;
     const bool cheaper = 5 * screened_cost <= 4 * direct_cost;
@@ -217,7 +217,7 @@ struct ScreenChunk {
            quantizable(magnitudes.largest) && quantizable(magnitudes.smallest_row_max);
   }
 
-  // Packs the block's frames on first use.
+  // Scores a block without screening; packs its frames on first use.
   float score_directly(int64_t j, int64_t begin, int64_t end) {
     bool& packed = scratch.packed[begin / kBlock];
     if (!packed) frames.pack(begin, end);

@@ -18,8 +18,8 @@ struct WideSpan {
   float channel[kSpan];
 };
 
-// A span of bfloat16 channels, which takes half the cache and is widened in one operation. Word c holds channel c in
-// its low half and channel c + kSpan / 2 in its high half.
+// A span of bfloat16 channels. It takes half the cache of a WideSpan, and one operation per vector widens it. Word c
+// holds channel c in its low half and channel c + kSpan / 2 in its high half.
 struct PairedSpan {
   uint32_t word[kSpan / 2];
 };

@@ -17,8 +17,8 @@ namespace atk {
 
 using OpenMpParallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// OpenMP's entry point, or null. It is looked up at run time because linking could load a second OpenMP runtime, and
-// PyTorch's idle threads spin, so any other thread would have to share their cores.
+// OpenMP's entry point, or null. It is looked up at run time because linking could load a second OpenMP runtime.
+// Its threads would have to share cores with PyTorch's idle threads, which spin.
 inline OpenMpParallel openmp_parallel() {
   static const pid_t loaded_by = getpid();
   static const auto parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
@@ -38,7 +38,7 @@ void run_on_new_threads(int workers, const Run& run) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Calls body(item, worker) once for every item in [0, items), worker in [0, workers). The body must not throw.
+// Calls body(item, worker) once for every item in [0, items), with worker in [0, workers). The body must not throw.
 template <class Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
   std::atomic<int64_t> next{0};

@@ -1,5 +1,6 @@
 // Vectors of one instruction set, written with the vector extension of GCC and Clang.
-// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS (the register tile).
+// The including file defines ATK_LANES (floats in a vector) and, for the register tile, ATK_TILE_VECTORS and
+// ATK_TILE_TOKENS.
 // All code compiled per instruction set is in unnamed namespaces and calls no inline function of the standard library:
 // the linker could otherwise run a copy compiled for a newer CPU on an older one.
 #pragma once

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU architecture without needing the GPU, and inspects the machine code.
 
-Reports registers, spills, shared memory and matrix instructions.
+Reports registers, spills, shared memory, and matrix instructions.
 """
 
 import re
@@ -30,8 +30,8 @@ from atk.kernels.compile_signatures import (
 class Row:
     """The compiled code of one kernel configuration.
 
-    `spills` is local memory per thread in bytes (stack and spilled registers), `shared` is shared memory in bytes.
-    `hgmma` counts warpgroup matrix instructions (Hopper), `hmma` counts matrix instructions of a single warp.
+    `spills` is local memory per thread in bytes (stack and spilled registers); `shared` is shared memory in bytes.
+    `hgmma` counts warpgroup matrix instructions (Hopper); `hmma` counts matrix instructions of a single warp.
     """
 
     kernel: str
@@ -118,12 +118,12 @@ def _compile(job: tuple[Case, Capability]) -> Row:
 
 
 def _describe(case: Case, arguments: CompileArguments) -> str:
-    """Describes a configuration: tile sizes, launch options and flags."""
+    """Describes a configuration: tile sizes, launch options, and flags."""
     constants = arguments.constants
     words: list[str] = []
     if case.kernel in (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS):
-        matrix = case.kernel in MAX_MEAN_KERNELS
-        names = ("BLOCK_A", "C", "LT", "BLOCK_D") if matrix else ("ROWS", "COLUMNS", "CHANNELS")
+        max_mean = case.kernel in MAX_MEAN_KERNELS
+        names = ("BLOCK_A", "C", "LT", "BLOCK_D") if max_mean else ("ROWS", "COLUMNS", "CHANNELS")
         words.append("x".join(str(constants[name]) for name in names))
         words.append("warps={num_warps} stages={num_stages}".format(**arguments.options))
         words.append("stationary" * bool(constants.get("STATIONARY")))

@@ -11,7 +11,7 @@ from atk.kernels.launch import tile_width
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # One of each kind: 32, multiples of each power of two from 64 up, and unaligned rows.
 CHANNELS = (32, 64, 128, 256, 512, 192, 100, 40)
-# (channels, heads): head widths of each power of two, then unaligned widths and widths that need padding.
+# (channels, heads): head widths that are powers of two, then an unaligned one and one that needs padding.
 HEADS = ((256, 16), (256, 8), (768, 12), (768, 6), (1024, 4), (40, 2), (768, 8))
 
 
@@ -19,7 +19,7 @@ def every_case(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
     """Every configuration that the launch heuristics can choose.
 
     For max-mean similarity, these are all combinations of length class, number of channels, and index dtype. Classes as
-    wide as a tile also occur with pairs. Sparse weights, missing masks, and (other than for pairs) missing accumulation
+    wide as a tile also occur with pairs. Sparse weights, missing masks, and (except for pairs) missing accumulation
     are compiled for 64 and 128 channels only.
     """
     for dtype in dtypes:
@@ -37,7 +37,7 @@ def every_case(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
 
 
 def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
-    """Max-mean kernels for every length class at 128 channels and all channels at 32 tokens; the rest once per kind."""
+    """Max-mean kernels for each length class at 128 channels and each width at 32 tokens; the rest once per kind."""
     for dtype in dtypes:
         yield from _small_cases(dtype)
         yield from (case for case in attention_cases(dtype) if (case.D, case.heads) == (768, 12))
@@ -52,7 +52,7 @@ def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Cas
 
 
 def attention_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """The kernels of the cross-attention difference: every head width with a mask, one head width without."""
+    """The kernels of the cross-attention difference: every head width with a mask, one head width without one."""
     for kernel in ATTENTION_KERNELS:
         for D, heads in HEADS if kernel != "gate" else [(768, 12), (40, 2)]:
             yield Case(kernel, dtype, 0, D, heads=heads)

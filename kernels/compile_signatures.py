@@ -1,4 +1,4 @@
-"""What the compiled code of a Triton kernel depends on: argument types, constants and compiler options of each case."""
+"""What the compiled code of a Triton kernel depends on: argument types, constants, and compiler options."""
 
 import inspect
 from dataclasses import dataclass
@@ -42,13 +42,13 @@ ALL_ATTENTION_KERNELS = {*ATTENTION_KERNELS, "key_end", "gate_backward"}
 ALL_INFO_NCE_KERNELS = {*INFO_NCE_KERNELS, "merge"}
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _INDEX_POINTERS = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
-# Tensors of the max-mean, packing, and normalization kernels with the dtype of the embeddings, and in float32. Others
-# are int32, except for those that `_pointer` names.
+# Tensors of the max-mean, packing, and normalization kernels that have the dtype of the embeddings, and those that are
+# float32. The others are int32, except for those that `_pointer` names.
 _EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "grad_rows"}
 _FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
-# Kernels of the cross-attention difference: the dtype of the embeddings, with these exceptions.
+# Tensors of the cross-attention kernels have the dtype of the embeddings, with these exceptions.
 _CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
-# Kernels of InfoNCE: the dtype of the embeddings, int64 for `positive`, otherwise float32.
+# Tensors of the InfoNCE kernels that have the dtype of the embeddings; `positive` is int64, and the others float32.
 _INFO_NCE_EMBEDDINGS = {"audio", "text", "weights"}
 # Tensors that a kernel without a pass over columns does not take.
 _COLUMN_TENSORS = {"column_parts", "columns", "grad_columns"}
@@ -66,8 +66,8 @@ class Case:
         dtype: of the embeddings.
         tokens: largest caption length of the length class; 0 for cross-attention and InfoNCE.
         D: channels.
-        chunked: whether captions can be longer than that, and are processed in chunks of `tokens`.
-        index_bytes: bytes of a winner index; 0 for a forward that does not save them.
+        chunked: whether captions can be longer than `tokens` and are processed in chunks of that length.
+        index_bytes: bytes of a winner index; 0 for a forward that saves none.
         masks: whether there are masks.
         accumulate: whether gradients accumulate in float32 buffers, because there are several groups of captions or
             parts of the frames.

@@ -1,4 +1,4 @@
-"""Launchers of the C++ extension (csrc/, built as `atk._C`): multi-threaded CPU kernels in float32, bfloat16, float16.
+"""Launchers of the C++ extension (csrc/, built as `atk._C`): multithreaded CPU kernels for all dtypes but float64.
 
 Shapes: N_a clips in T_a rows of frames, N_t captions in T_t rows of tokens, D channels. Callers check the arguments,
 allocate the outputs, and launch nothing of size 0.
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     _IMPORT_ERROR = str(error)
 
-WORKSPACE_BYTES = 64 << 20  # for the winner indices recomputed at a time; exceeded if one caption needs more
+WORKSPACE_BYTES = 64 << 20  # for the winner indices that are recomputed at a time; exceeded if one caption needs more
 _BUILD_ERROR = importlib.resources.files("atk") / "_build_error.txt"  # written by setup.py
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 
@@ -37,8 +37,8 @@ def unavailable() -> str | None:
 def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
     """Writes `sim[i,j] = mean_{t valid} max_{l valid} <audio[i,t], text[j,l]>` (3.6) and the winning tokens.
 
-    On CPUs with AVX-512 VNNI and BF16, int8 products first rule out most tokens of float32 and float16 captions. The
-    winners are still those of float32 scores.
+    On CPUs with AVX-512 VNNI and BF16, large calls in float32 or float16 first rule out most tokens with int8 products.
+    The winners are still those of float32 scores.
 
     Args:
         audio: N_a clips `[T_a, D]`, float32 | bfloat16 | float16.
@@ -47,7 +47,7 @@ def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tens
         index: `[N_t, T_a]` of `index_dtype(text.longest)`, contiguous, or None to skip the winners. A row starts with
             the winners of the valid frames, in order; the first token wins ties. An entry is the token's index among
             the valid tokens of its caption.
-        pairs: Compares clip i with caption i only: `sim` is `[N]`, `index` is `[T_a]`.
+        pairs: whether to compare clip i with caption i only; `sim` is then `[N]`, and `index` is `[T_a]`.
     """
     index_address, index_bytes = _winners(index, text)
     _problem(audio, text, pairs).forward(index=index_address, index_bytes=index_bytes, sim=sim.data_ptr())
@@ -63,16 +63,16 @@ def max_mean_backward(
     pairs: bool,
     sparse: bool,
 ) -> None:
-    """Writes the gradients of `max_mean_forward`, summed in float32 in a fixed order, for any number of threads.
+    """Writes the gradients of `max_mean_forward`, summed in float32, in the same order for any number of threads.
 
     Args:
-        grad: dL/dsim `[N_a, N_t]` (`[N]` with `pairs`) float32, contiguous. Pairs with gradient 0 cost nothing.
-        audio, text, pairs: As for `max_mean_forward`.
-        index: As written by `max_mean_forward` for the same inputs. If None, the winners are recomputed for as many
+        grad: dL/dsim `[N_a, N_t]` (`[N]` with `pairs`), float32, contiguous. Pairs with gradient 0 cost nothing.
+        audio, text, pairs: as in `max_mean_forward`.
+        index: as written by `max_mean_forward` for the same inputs. If None, the winners are recomputed for as many
             captions at a time as fit in `WORKSPACE_BYTES`; the gradients are bitwise the same.
-        grad_audio: `[T_a, D]`, fully overwritten: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]`, n_i valid frames.
+        grad_audio: `[T_a, D]`, fully overwritten: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]` for n_i valid frames.
         grad_text: `[T_t, D]`, fully overwritten: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
-        sparse: Ignored; the Triton launcher uses this hint.
+        sparse: ignored; a hint for the Triton launcher.
     """
     index_address, index_bytes = _winners(index, text)
     _problem(audio, text, pairs).backward(

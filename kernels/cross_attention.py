@@ -77,7 +77,7 @@ class _Problem:
         )
 
     def gate(self, attended: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, gate: Tensor) -> None:
-        """Writes `out` and `gate`, both [N, L_a, D], from `attended` [N, L_a, D], `weight` [D, D] and `bias` [D]."""
+        """Writes `out` and `gate`, both [N, L_a, D], from `attended` [N, L_a, D], `weight` [D, D], and `bias` [D]."""
         meta = self._meta("gate")
         T = self.N * self.L_a
         grid = (triton.cdiv(T, meta["ROWS"]) * triton.cdiv(self.D, meta["COLUMNS"]),)
@@ -120,7 +120,7 @@ def forward(
     bitwise equal to `source`.
 
     Args:
-        source: [N, L_a, D] float32, bfloat16 or float16, contiguous. All tensors but the mask have the same dtype.
+        source: [N, L_a, D] float32, bfloat16, or float16, contiguous. All tensors but the mask have the same dtype.
         q: [N, L_a, D], contiguous.
         k: [N, L_ref, D], contiguous.
         v: [N, L_ref, D], contiguous.
@@ -130,7 +130,7 @@ def forward(
         num_heads: H; a head has at most 256 channels.
 
     Returns:
-        out, gate = sigmoid(-Z_sim) and attended, the input of the output projection, each [N, L_a, D] of the dtype of
+        out, gate = sigmoid(-Z_sim), and attended (the input of the output projection), each [N, L_a, D] in the dtype of
         the inputs; and lse [N, H, L_a] float32, the binary logarithm of the sum over valid keys of e^logit.
 
     Raises:
@@ -150,18 +150,19 @@ def backward(
     grad: Tensor, source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int, gate: Tensor, attended: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """The gradients of source, q, k, v, out_weight and out_bias, given the gradient `grad` of out.
+    """The gradients of source, q, k, v, out_weight, and out_bias, given the gradient `grad` of out.
 
     The gradients are 0 at padded keys. A clip without a valid key passes `grad` on to its source and contributes to no
     other gradient.
 
     Args:
-        grad: [N, L_a, D] of the dtype of the inputs, contiguous.
+        grad: [N, L_a, D] in the dtype of the inputs, contiguous.
         source, q, k, v, out_weight, out_bias, key_mask, num_heads: as passed to `forward`.
         gate, attended, lse: as returned by `forward`.
 
     Returns:
-        Gradients of the shapes and dtypes of source, q, k, v, out_weight and out_bias; the last is None without a bias.
+        Gradients of source, q, k, v, out_weight, and out_bias, in their shapes and dtypes. The last is None without a
+        bias.
 
     Raises:
         ValueError: num_heads does not divide D, or the heads are too wide.

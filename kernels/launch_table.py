@@ -1,7 +1,7 @@
 """Tuned launch configurations that override the heuristics: a table written by the user, or the packaged one.
 
 A table is JSON: `{"entries": [{"gpu", "kernel", "dtype", "tokens", "chunked", "D", "launch": {...}}, ...]}`. An entry
-applies to the GPU of that name, one kernel, dtype and length class of captions, and rows packed to D channels.
+applies to one GPU model, one kernel, one dtype, one length class of captions, and rows packed to D channels.
 """
 
 import json
@@ -91,12 +91,12 @@ def _check(entry: Entry) -> None:
     if entry["D"] % launch["channels"]:
         raise ValueError(f"channels must divide D = {entry['D']}; got {launch['channels']}")
     if forward and launch["stationary"] and (entry["chunked"] or entry["D"] != launch["channels"]):
-        raise ValueError("stationary needs captions that fit one tile: chunked must be false, channels must equal D")
+        raise ValueError("stationary needs captions that fit one tile: chunked must be false and channels must equal D")
 
 
 def _check_values(values: object, wanted: _Allowed) -> None:
     if not isinstance(values, dict) or set(values) != set(wanted):
-        raise ValueError(f"must have exactly {', '.join(wanted)}; got {values!r}")
+        raise ValueError(f"must have exactly the keys {', '.join(wanted)}; got {values!r}")
     for name, allowed in wanted.items():
         # Compare types too: True == 1 in Python, but not here.
         if allowed and not any(values[name] == value and type(values[name]) is type(value) for value in allowed):

@@ -63,10 +63,10 @@ def normalize_rows(rows: Tensor, mask: Tensor | None, unit: Tensor, inverse_norm
     Masked rows and rows with a norm below 1e-12 give zeros in both outputs. NaN in a row gives NaN in both.
 
     Args:
-        rows: [T, D] float32, bfloat16 or float16, contiguous.
+        rows: [T, D] float32, bfloat16, or float16, contiguous.
         mask: [T] bool, True = valid. None: every row is valid.
-        unit: written, [T, D] of the dtype of `rows`, contiguous.
-        inverse_norm: written, [T] float32.
+        unit: output, [T, D] in the dtype of `rows`, contiguous.
+        inverse_norm: output, [T] float32.
     """
     T, D = rows.shape
     launch = normalize_launch(D)
@@ -80,10 +80,10 @@ def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, gr
     """Writes grad_rows = inverse_norm * (grad - <grad, unit> unit), and 0 where inverse_norm is 0.
 
     Args:
-        grad: [T, D] float32, bfloat16 or float16, contiguous; the gradient of `unit`.
+        grad: [T, D] float32, bfloat16, or float16, contiguous; the gradient of `unit`.
         unit: [T, D] of the same dtype, contiguous, as written by `normalize_rows`.
         inverse_norm: [T] float32, as written by `normalize_rows`.
-        grad_rows: written, [T, D] of the same dtype, contiguous. Dot products accumulate in float32.
+        grad_rows: output, [T, D] of the same dtype, contiguous. Dot products accumulate in float32.
     """
     T, D = grad.shape
     launch = normalize_launch(D)
@@ -96,7 +96,7 @@ def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, gr
 def normalize_launch(D: int) -> dict[str, int]:
     """Compile-time arguments of both kernels.
 
-    A program takes 4,096 elements. Unaligned rows need an address per element, so a program takes fewer of those.
+    A program handles up to 4,096 elements at a time, or 1,024 of unaligned rows, which need an address per element.
     """
     block = min(1024, next_power_of_two(D))
     return {"ROWS": max(1, min(64, (4096 if D % 16 == 0 else 1024) // block)), "BLOCK_D": block}

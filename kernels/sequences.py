@@ -26,7 +26,7 @@ class Sequences(NamedTuple):
 
 
 def index_dtype(longest: int) -> torch.dtype:
-    """The dtype of winner indices for captions of up to `longest` tokens: uint8, int16 or int32."""
+    """The dtype of winner indices for captions of up to `longest` tokens: uint8, int16, or int32."""
     return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
 
 

@@ -20,10 +20,10 @@ from atk.kernels.pack import LengthClass
 from atk.kernels.sequences import from_padded, index_dtype
 from atk.kernels.weights import slot_weights
 
-# (N_a, N_t, L_a, L_t, D): captions of every length class; within a shape all have the same length.
+# (N_a, N_t, L_a, L_t, D): captions of every length class; within a shape, all have the same length.
 SHAPES = tuple((1024, 1024, 256, L_t, D) for L_t in (8, 16, 32, 64, 128) for D in (128, 256, 512))
-# Largest allowed difference from the default's result, relative to its largest value: products are summed in a
-# different order.
+# Largest allowed difference from the default's result, relative to its largest value: candidates sum the products in
+# another order.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
@@ -76,11 +76,11 @@ def tune(
     """Times every candidate for every kernel and shape, and writes the fastest to the launch table `out`.
 
     Candidates that differ least from the default are tried first. The result of each is checked against the default's.
-    Candidates that fail to compile, exceed the GPU's resources or give a wrong result are skipped and counted.
+    Candidates that fail to compile, exceed the GPU's resources, or give a wrong result are skipped and counted.
 
     Args:
-        shapes: (N_a, N_t, L_a, L_t, D) of each problem. A later shape of the same length class and D overrides.
-        dtypes: float32, bfloat16 or float16.
+        shapes: (N_a, N_t, L_a, L_t, D) of each problem. The last shape of a length class and D overrides earlier ones.
+        dtypes: float32, bfloat16, or float16.
         out: path of the table; rewritten after each kernel and shape.
         device: where to run; "cpu" is the Triton interpreter.
         repeats: timed calls per candidate.
@@ -114,7 +114,7 @@ def tune(
 
 
 def _nearest_first(launches: Iterable[Launch], default: Launch) -> list[Launch]:
-    """Sorts configurations by how many of their values differ from the default, in case the time runs out."""
+    """Sorts configurations by how many of their values differ from the default, fewest first, in case time runs out."""
     return sorted(launches, key=lambda launch: sum(map(operator.ne, astuple(launch), astuple(default))))
 
 

@@ -1,4 +1,4 @@
-"""Contrastive losses over the pairs of all ranks, and differentiable gathers for writing your own."""
+"""Contrastive losses over the pairs of all ranks, and differentiable gathers for writing your own losses."""
 
 from atk.distributed.losses import (
     GATHERS,

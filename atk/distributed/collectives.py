@@ -1,4 +1,4 @@
-"""Differentiable collectives for batches that are split over ranks in parts of unequal size.
+"""Differentiable collectives for batches that are split across ranks into parts of unequal size.
 
 K ranks; rank r holds n_r of the N rows. The objective is the sum of the scalars on which the ranks call `backward`, so
 the gradient of a collective's input on one rank includes the gradients of its outputs on all ranks. All ranks must run
@@ -17,17 +17,17 @@ from atk.ops import checks
 
 
 def world_size(group: "dist.ProcessGroup | None" = None) -> int:
-    """K; 1 without an initialized process group."""
+    """The number of ranks K; 1 without an initialized process group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 class Layout(NamedTuple):
-    """How a batch is split over ranks, and the values on which all ranks have to agree. Lists have one entry per rank.
+    """How a batch is split across ranks, and the values on which all ranks must agree. Lists have one entry per rank.
 
-    An item is a pair, or a row, depending on the caller.
+    An item is a pair, a caption, or a row, depending on the caller.
     """
 
-    rank: int  # this process
+    rank: int  # of this process
     items: list[int]
     rows: list[int]
     longest: int  # rows of the longest item on any rank
@@ -79,7 +79,7 @@ def join_graph(value: Tensor, differentiable: bool) -> Tensor:
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: "dist.ProcessGroup | None") -> Tensor:
-    """The rows of all ranks in the order of ranks, without a gradient. `counts` holds the row count of every rank.
+    """The rows of all ranks in rank order, without a gradient. `counts` holds the row count of every rank.
 
     Rows are padded to the largest count, so that one `all_gather` is enough.
     """
@@ -99,8 +99,8 @@ def gather_rows(rows: Tensor, counts: list[int], group: "dist.ProcessGroup | Non
 class Gather(torch.autograd.Function):
     """`gather_rows` with a gradient. The backward is a reduce-scatter: each rank gets the summed gradient of its rows.
 
-    It runs as an all-to-all and a sum in the order of ranks, which moves as many bytes as a reduce-scatter, takes
-    unequal counts and gives the same bits on every network. 16-bit gradients are summed in float32 and rounded once.
+    It runs as an all-to-all and a sum in rank order, which moves as many bytes as a reduce-scatter primitive, takes
+    unequal counts, and gives the same bits on every network. 16-bit gradients are summed in float32 and rounded once.
     """
 
     @staticmethod
@@ -131,8 +131,8 @@ def sum_dtype(value: Tensor) -> torch.dtype:
 class LogSumExp(torch.autograd.Function):
     """`log sum_r exp(value_r)` over ranks, elementwise; every rank gets the full result.
 
-    One all-reduce of the maximum and one of the sum. The gradient is `e^(value_r - result)` times the sum over ranks
-    of the gradients of `result`, a third all-reduce.
+    The forward runs one all-reduce of the maximum and one of the sum. The gradient is `e^(value_r - result)` times
+    the sum over ranks of the gradients of `result`, which takes a third all-reduce.
     """
 
     @staticmethod

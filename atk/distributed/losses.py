@@ -1,4 +1,4 @@
-"""Contrastive losses over the pairs of all ranks. Captions are exchanged, frames stay local (docs/distributed.md).
+"""Contrastive losses over the pairs of all ranks. Captions are exchanged; frames stay local (docs/distributed.md).
 
 K ranks of `torch.distributed`; rank r holds N_r of the N pairs. Each loss returns this rank's share: the shares of all
 ranks add up to the loss of the whole batch, and so do the gradients of replicated parameters, including the
@@ -56,20 +56,19 @@ def total(share: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
 
 
 def gather(rows: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, slice]:
-    """The rows of all ranks in the order of ranks, with a gradient.
+    """The rows of all ranks in rank order, with a gradient.
 
-    The gradient of a row is the sum of its gradients on all ranks, accumulated in float32 at least and in the order of
-    ranks.
+    The gradient of a row is the sum of its gradients on all ranks, accumulated in float32 at least, in rank order.
 
     Args:
-        rows: `[N_r, D]` with any N_r, including 0; float32, bfloat16, float16 or float64.
-        group: the ranks; None: all. Without an initialized process group there is one rank.
+        rows: `[N_r, D]` with any N_r, including 0; float32, bfloat16, float16, or float64.
+        group: the ranks; None: all. Without an initialized process group, there is one rank.
 
     Returns:
         `[N, D]`, and the slice of this rank's rows.
 
     Raises:
-        ValueError, TypeError: `rows` has a wrong shape or dtype, or D or the dtype differs between ranks (raised on
+        ValueError, TypeError: `rows` has the wrong shape or dtype, or D or the dtype differs between ranks (raised on
             every rank).
         RuntimeError: when a second derivative is taken.
     """
@@ -91,10 +90,10 @@ def gather_packed(
         group: as in `gather`.
 
     Returns:
-        `[T, D]` and `[N + 1]` of all ranks, and the slice of this rank's captions among the N.
+        `[T, D]` and `[N + 1]` for all ranks, and the slice of this rank's captions among all N.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `gather`, or `cu_seqlens_text` does not match `text`.
+        ValueError, TypeError, RuntimeError: as in `gather`, or `cu_seqlens_text` does not match `text`.
     """
     checks.embeddings("text", text, "T, D")
     checks.cu_seqlens("cu_seqlens_text", cu_seqlens_text, "text", text, None)
@@ -118,7 +117,7 @@ def info_nce(
 ) -> Tensor:
     """This rank's share of `atk.info_nce` over the pairs of all ranks.
 
-        share_r = 1/N sum_{i of rank r} (logsumexp_j S_ij - S_ii) + (logsumexp_j S_ji - S_ii),   j over all N
+        share_r = 1/N sum_{i of rank r} [(logsumexp_j S_ij - S_ii) + (logsumexp_j S_ji - S_ii)],   j over all N
 
     Args:
         audio: clip embeddings `[N_r, D]` of this rank; N_r may differ between ranks and may be 0.
@@ -130,12 +129,12 @@ def info_nce(
         group: the ranks; None: all. With one rank, or no process group, this is `atk.info_nce`.
 
     Returns:
-        Scalar in float32 (float64 for float64 input). The share of a rank without pairs is 0; it must still call
-        `backward`, because the backward communicates.
+        Scalar in float32 (float64 for float64 input). The share of a rank without pairs is 0; that rank must still
+        call `backward`, because the backward communicates.
 
     Raises:
-        ValueError, TypeError: as `atk.info_nce`, or arguments differ between ranks, or no rank has a pair.
-        atk.BackendError, RuntimeError: as `atk.info_nce`.
+        ValueError, TypeError: as in `atk.info_nce`, or arguments differ between ranks, or no rank has a pair.
+        atk.BackendError, RuntimeError: as in `atk.info_nce`.
     """
     if _only_local(gather, group):
         return local_info_nce(audio, text, logit_scale, reduction=reduction, backend=backend)
@@ -190,7 +189,7 @@ def aligned_info_nce(
         reduction, normalize, direction, skip_below, save_index, backend: as in `atk.aligned_info_nce`.
         group: the ranks; None: all. With one rank, or no process group, this is `atk.aligned_info_nce`.
 
-    Returns, raises: as `atk.distributed.info_nce`.
+    Returns, raises: as in `atk.distributed.info_nce`.
     """
     if _only_local(gather, group):
         return local_aligned_info_nce(
@@ -204,7 +203,7 @@ def aligned_info_nce(
     check_skip_below(skip_below)
     backend = choose(backend, audio.device, audio.dtype)
     clips, captions = from_padded(audio, audio_mask), _pack_valid(text, text_mask)
-    if normalize:  # here, so that it runs once and not for every block
+    if normalize:  # here, so that it runs once and not once per block
         clips = clips._replace(rows=normalize_rows(clips.rows, clips.mask, backend))
         captions = captions._replace(rows=normalize_rows(captions.rows, captions.mask, backend))
     layout = _exchange_layout(captions.rows, captions.num_sequences, captions.longest, (clips.rows, logit_scale), group)

@@ -26,10 +26,10 @@ def ring(
     least. Sums are taken in the order of the ring, so results are bitwise reproducible.
 
     Args:
-        score: returns at least one tensor; gradients reach only the arguments listed here.
+        score: returns at least one tensor; only `rows_k` and `local` get gradients.
         rows: block of this rank `[T_r, D]`.
         local: floating-point tensors of this rank, passed to `score`.
-        counts: `T_k` of every rank.
+        counts: the number of rows T_k of every rank.
         group: the ranks, at least two; None: all.
     """
     sizes: list[int] = []
@@ -72,7 +72,7 @@ class _Ring(torch.autograd.Function):
         grad_local = [torch.zeros_like(value, dtype=sum_dtype(value)) for value in local]
 
         def differentiate(source: int, block: Tensor) -> Tensor:
-            """The gradient of one block; adds to `grad_local`."""
+            """Return the gradient of one block and add the block's share to `grad_local`."""
             grad_block, *terms = _recompute(ctx, source, (block, *local), grads[source])
             for accumulated, term in zip(grad_local, terms, strict=True):
                 accumulated.add_(term)

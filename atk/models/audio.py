@@ -1,4 +1,4 @@
-"""Audio encoder: log-mel spectrogram, four convolutions and a Transformer with a `[CLS]` token (thesis ch. 3)."""
+"""Audio encoder: log-mel spectrogram, four convolutions, and a Transformer with a `[CLS]` token (thesis ch. 3)."""
 
 import math
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class _ConvBlock(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Waveforms to frame features: log-mel, four convolutions that downsample time by 4, Transformer with `[CLS]`."""
+    """Waveforms to frame features: log-mel, four convolutions that downsample time by 4, and a `[CLS]` Transformer."""
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
@@ -161,7 +161,7 @@ class AudioEncoder(nn.Module):
             lengths: valid samples of each clip `[N]`, int64.
 
         Returns:
-            `[CLS]` features `[N, width]`, frame features `[N, L_a, width]` and the frame mask `[N, L_a]`, boolean. A
+            `[CLS]` features `[N, width]`, frame features `[N, L_a, width]`, and the frame mask `[N, L_a]`, boolean. A
             clip shorter than one output frame counts as one frame.
         """
         frame_samples = FRAME_STRIDE * self.config.hop

@@ -18,18 +18,18 @@ from atk.ops.checks import one_of
 Difference = Literal["mask", "subtraction", "none"]
 DIFFERENCES = get_args(Difference)
 _DECODER = "decoder"
-_MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this much larger
+_MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this many times as large
 
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """Audio encoder, Diff block and decoder of a captioner.
+    """Audio encoder, Diff block, and decoder of a captioner.
 
     Args:
         difference: Diff block that removes the references from a clip: "mask" masks the clip's features by
-            cross-attention to the references, "subtraction" subtracts their features frame by frame, "none" builds a
-            captioner without references.
-        heads: attention heads of the mask.
+            cross-attention to the references, "subtraction" subtracts their features frame by frame, and "none" builds
+            a captioner without references.
+        heads: number of attention heads of the mask.
         audio: audio encoder.
         decoder: caption decoder.
     """
@@ -54,7 +54,7 @@ class CaptionerConfig:
 
 
 class Captioner(nn.Module):
-    """CNN14, projection to the decoder's width, Diff block for clips with references, BART decoder (4.1)-(4.5)."""
+    """CNN14, projection to the decoder's width, Diff block for clips with references, and BART decoder (4.1)-(4.5)."""
 
     difference_block: nn.Module | None
 
@@ -80,7 +80,7 @@ class Captioner(nn.Module):
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 
     def with_difference(self, difference: Difference, heads: int) -> "Captioner":
-        """A captioner with another Diff block that shares the encoder, projection and decoder of this one.
+        """A captioner with another Diff block and with the encoder, projection, and decoder of this one.
 
         Returns this captioner itself if its Diff block already matches.
         """
@@ -134,9 +134,9 @@ class Captioner(nn.Module):
             features = block(features, references.flatten(1, 2), valid.flatten(1, 2))
         else:
             padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
-            for track in range(z_ref.shape[1]):
-                reference = F.pad(references[:, track], (0, 0, 0, padding))
-                features = block(features, reference, F.pad(valid[:, track], (0, padding)))
+            for r in range(z_ref.shape[1]):
+                reference = F.pad(references[:, r], (0, 0, 0, padding))
+                features = block(features, reference, F.pad(valid[:, r], (0, padding)))
         return z.index_copy(0, rows, features.to(z.dtype))
 
     def forward(
@@ -183,7 +183,7 @@ class Captioner(nn.Module):
             max_tokens: maximum length of a caption in tokens; None = `decoder.max_tokens`.
 
         Raises:
-            ValueError: as `forward`, or `beams` or `max_tokens` is out of range.
+            ValueError: as in `forward`, or `beams` or `max_tokens` is out of range.
         """
         features = self._features(audio, lengths, references, reference_lengths)
         return self.decoder.generate(*features, beams, max_tokens)
@@ -199,11 +199,11 @@ class Captioner(nn.Module):
         if not bool(present.any()):
             return self.encode(audio, lengths)
         self._require_difference_block()
-        clips, tracks = self._encode_both(audio, lengths, references[present], reference_lengths[present])
+        clips, given = self._encode_both(audio, lengths, references[present], reference_lengths[present])
         z, mask = clips
-        z_tracks, tracks_mask = tracks  # [P, L_ref, D], [P, L_ref] of the P references that are present
-        z_ref = z_tracks.new_zeros(*present.shape, *z_tracks.shape[1:]).index_put((present,), z_tracks)
-        ref_mask = tracks_mask.new_zeros(*present.shape, z_tracks.shape[1]).index_put((present,), tracks_mask)
+        z_given, given_mask = given  # [P, L_ref, D], [P, L_ref] of the P references that are present
+        z_ref = z_given.new_zeros(*present.shape, *z_given.shape[1:]).index_put((present,), z_given)
+        ref_mask = given_mask.new_zeros(*present.shape, z_given.shape[1]).index_put((present,), given_mask)
         return self.difference(z, z_ref, ref_mask), mask
 
     def _require_difference_block(self) -> nn.Module:
@@ -212,19 +212,19 @@ class Captioner(nn.Module):
         return self.difference_block
 
     def _encode_both(
-        self, audio: Tensor, lengths: Tensor, tracks: Tensor, track_lengths: Tensor
+        self, audio: Tensor, lengths: Tensor, references: Tensor, reference_lengths: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`encode` clips and references, in one batch (and with shared batch statistics) if padding allows."""
-        longest = max(audio.shape[1], tracks.shape[1])
-        if longest * (len(audio) + len(tracks)) > _MAX_PADDING_RATIO * (audio.numel() + tracks.numel()):
-            return self.encode(audio, lengths), self.encode(tracks, track_lengths)
-        batch = torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (audio, tracks)])
-        z, mask = self.encode(batch, torch.cat([lengths, track_lengths]))
+        longest = max(audio.shape[1], references.shape[1])
+        if longest * (len(audio) + len(references)) > _MAX_PADDING_RATIO * (audio.numel() + references.numel()):
+            return self.encode(audio, lengths), self.encode(references, reference_lengths)
+        batch = torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (audio, references)])
+        z, mask = self.encode(batch, torch.cat([lengths, reference_lengths]))
         clips = len(audio)
         return _trimmed(z[:clips], mask[:clips]), _trimmed(z[clips:], mask[clips:])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save configuration, tokenizer and weights (safetensors) to `folder`."""
+        """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
         self.decoder.save(save_model(self, self.config, folder) / _DECODER)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Audio and text encoders with a shared space for frames, tokens and one global vector per clip or caption."""
+"""Audio and text encoders with a shared space for frames, tokens, and one global vector per clip or caption."""
 
 import math
 from collections.abc import Iterable
@@ -26,16 +26,16 @@ _MSCLAP = "msclap"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Audio encoder, text encoder and the width of the space they share.
+    """Audio encoder, text encoder, and the width of the space they share.
 
-    `clap` or `msclap` replaces `dim`, `audio` and `text`, except for `max_tokens`, `vocabulary` and `token_layer` of
+    `clap` or `msclap` replaces `dim`, `audio`, and `text`, except for `max_tokens`, `vocabulary`, and `token_layer` of
     `text`.
 
     Args:
         dim: width of the shared space.
         audio: audio encoder.
         text: text encoder.
-        clap: ClapModel of transformers in place of both encoders; truncates clips to 10 s.
+        clap: a ClapModel of transformers in place of both encoders; truncates clips to 10 s.
         msclap: MS-CLAP 2023 in place of both encoders; truncates clips to 7 s.
     """
 
@@ -47,7 +47,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.clap.enabled and self.msclap.enabled:
-            raise ValueError("clap and msclap exclude each other, got both")
+            raise ValueError("only one of clap and msclap can be set, got both")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -64,7 +64,7 @@ class ModelConfig:
 
 
 class AudioEmbedding(NamedTuple):
-    """Clips in the shared space: `pooled [N, D]`, `frames [N, L_a, D]`, boolean `mask [N, L_a]`."""
+    """Clips in the shared space: `pooled [N, D]`, `frames [N, L_a, D]`, and boolean `mask [N, L_a]`."""
 
     pooled: Tensor
     frames: Tensor
@@ -185,7 +185,7 @@ class CLAP(nn.Module):
                 result then has L_t + P tokens, and `mask` excludes the pseudo-tokens.
 
         Raises:
-            TypeError, ValueError: as `TextEncoder.forward`.
+            TypeError, ValueError: as in `TextEncoder.forward`.
         """
         pooled, features, mask, offsets = self.text_encoder(tokens, pseudo_tokens)
         return TextEmbedding(self.text_projection(pooled), self.text_projection(features), mask, offsets)
@@ -216,7 +216,7 @@ class CLAP(nn.Module):
         return TextEmbedding(_unit(pooled), _unit(tokens), mask, offsets)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save configuration, tokenizer and weights (safetensors) to `folder`."""
+        """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
         folder = save_model(self, self.config, folder)
         if isinstance(self.audio_encoder, AudioEncoder):
             self.text_encoder.save(folder / _TEXT)
@@ -227,7 +227,7 @@ class CLAP(nn.Module):
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, ModelConfig, bool]:
-        """Folder and configuration of a saved model, and whether transformers saved it, not `save_pretrained`."""
+        """Folder and configuration of a saved model; whether transformers saved it rather than `save_pretrained`."""
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
             return folder, ModelConfig(clap=ClapConfig(str(folder))), True

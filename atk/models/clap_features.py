@@ -24,7 +24,7 @@ class ClapFeatures(Float32Features):
         extractor: the `ClapFeatureExtractor` that provides the settings.
         channels: channels of the model's input: 4 copies with feature fusion, 1 without.
         filters: mel filters `[fft_window_size // 2 + 1, mel_bins]` of a checkpoint, saved with the weights; None =
-            those of the extractor, not saved.
+            those of the extractor, which are not saved.
 
     Raises:
         ValueError: the extractor pads short clips in an unknown way.
@@ -59,7 +59,7 @@ class ClapFeatures(Float32Features):
     def _fill(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """Pad or truncate clips to waveforms `[N, samples]`, as `extractor.padding` says.
 
-        "repeat" repeats the clip, "repeatpad" repeats it a whole number of times and pads with zeros, "pad" only pads.
+        "repeat" repeats the clip, "repeatpad" repeats it a whole number of times and then pads, and "pad" only pads.
         """
         audio = F.pad(audio, (0, max(0, 1 - audio.shape[1])))
         lengths = lengths.clamp(1, self.samples)[:, None]
@@ -68,7 +68,10 @@ class ClapFeatures(Float32Features):
         return audio.gather(1, index % lengths).masked_fill(index >= copies * lengths, 0)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
-        """Log-mel spectrograms in dB `[N, S // hop + 1, mel_bins]` of waveforms `[N, S]`, without padding them."""
+        """Log-mel spectrograms in dB `[N, S // hop + 1, mel_bins]` of waveforms `[N, S]`.
+
+        Only waveforms shorter than the FFT window are padded.
+        """
         size = self.extractor.fft_window_size
         audio = F.pad(audio, (0, max(0, size - audio.shape[1])))
         with torch.autocast(audio.device.type, enabled=False):

@@ -35,9 +35,9 @@ class ClapConfig:
     """A `transformers.ClapModel` that replaces both encoders if `pretrained` or `random_init` is set.
 
     Args:
-        pretrained: local folder or hub name of a ClapModel, such as laion/clap-htsat-unfused. Of the encoder settings
-            only `text.max_tokens`, `text.vocabulary` and `text.token_layer` then apply.
-        random_init: use random weights, in the architecture of `pretrained` or else in that of the published models.
+        pretrained: local folder or hub name of a ClapModel, such as laion/clap-htsat-unfused. Of the encoder
+            settings, only `text.max_tokens`, `text.vocabulary`, and `text.token_layer` then apply.
+        random_init: use random weights, in the architecture of `pretrained` or else that of the published models.
     """
 
     pretrained: str | None = None
@@ -52,12 +52,12 @@ class ClapConfig:
 def create_encoders(
     config: ClapConfig, text: TextEncoderConfig, captions: Iterable[str]
 ) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
-    """Create the audio encoder, the text encoder and their projections from a ClapModel.
+    """Create the audio encoder, the text encoder, and their projections from a ClapModel.
 
     The checkpoint's temperature is not used, as every trainer has its own.
 
     Args:
-        config: which ClapModel.
+        config: which ClapModel to create.
         text: only `max_tokens` and `token_layer` apply, and `vocabulary` if a tokenizer is trained.
         captions: training data of the tokenizer, if the checkpoint has none.
 
@@ -114,7 +114,7 @@ def _model(transformers: ModuleType, config: ClapConfig) -> "ClapModel":
         raise ValueError(f"clap.pretrained: cannot load {name!r}: {str(error).splitlines()[0]}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.endswith(_COMPUTED))
     if missing:
-        raise ValueError(f"clap.pretrained: {name!r} lacks {len(missing)} weights, the first is {missing[0]}")
+        raise ValueError(f"clap.pretrained: {name!r} lacks weights ({len(missing)} in all; the first is {missing[0]})")
     return model
 
 
@@ -132,8 +132,8 @@ def _tokenizer(
     else:
         if not config.random_init:
             sys.stderr.write(
-                f"clap.pretrained: {name!r} has no tokenizer; training one on the captions, so its word embeddings "
-                "have to be learned again\n"
+                f"clap.pretrained: {name!r} has no tokenizer; training one on the captions, so the word "
+                "embeddings have to be learned again\n"
             )
         tokenizer = train_bpe(
             captions,

@@ -59,16 +59,16 @@ class Cnn14Config:
                 f"got {self.fmin:g} and {self.fmax:g}"
             )
         if len(self.channels) != _BLOCKS or min(self.channels) < 1:
-            raise ValueError(f"channels must have six entries, got {self.channels}")
+            raise ValueError(f"channels must have six positive entries, got {self.channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     @classmethod
     def published(cls, sample_rate: int = 32000, pretrained: str | None = None) -> "Cnn14Config":
-        """The settings of a published checkpoint: Cnn14 (32,000 Hz), Cnn14_16k or Cnn14_8k.
+        """The settings of a published checkpoint: Cnn14 (32,000 Hz), Cnn14_16k, or Cnn14_8k.
 
         Args:
-            sample_rate: 32000, 16000 or 8000, in Hz.
+            sample_rate: 32000, 16000, or 8000, in Hz.
             pretrained: file of the checkpoint; None = random weights.
 
         Raises:
@@ -116,7 +116,7 @@ class _LogMel(Float32Features):
         audio = audio.float()
         half = self.window // 2
         step = torch.arange(half, device=audio.device).expand(len(audio), -1)
-        end = step + lengths[:, None]  # the half window after each clip
+        end = step + lengths[:, None]  # indices of the half window after each clip
         before = audio.gather(1, _reflected(step - half, lengths))
         after = audio.gather(1, _reflected(end, lengths))
         padded = F.pad(torch.cat([before, audio], 1), (0, half)).scatter(1, half + end, after)
@@ -129,7 +129,7 @@ class _LogMel(Float32Features):
 
 
 def _reflected(index: Tensor, lengths: Tensor) -> Tensor:
-    """Map sample indices `[N, K]` outside clips of `lengths [N]` to the samples that reflect padding puts there."""
+    """Map sample indices `[N, K]` outside clips of `lengths [N]` to those that reflect padding puts there."""
     period = 2 * (lengths[:, None] - 1)
     index = index % period
     return torch.minimum(index, period - index)
@@ -152,7 +152,7 @@ class _BatchNorm(nn.BatchNorm1d):
 
 
 class _ConvBlock(nn.Module):
-    """Twice 3 x 3 convolution, batch norm, ReLU. Memory stays `[N, T, F, C]` throughout, to avoid copies."""
+    """3 x 3 convolution, batch norm, and ReLU, twice. The memory layout stays `[N, T, F, C]`, to avoid copies."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -171,7 +171,7 @@ class _ConvBlock(nn.Module):
 
 
 class Cnn14(nn.Module):
-    """Waveforms to frame features: log-mel spectrogram, six convolution blocks, mean over the mel axis.
+    """Waveforms to frame features: log-mel spectrogram, six convolution blocks, and mean over the mel axis.
 
     Parameter names are those of the published checkpoints. Padding a batch changes no valid frame in evaluation mode
     and does not enter the batch statistics in training. The SpecAugment of PANNs is omitted.
@@ -208,7 +208,7 @@ class Cnn14(nn.Module):
 
         Returns:
             Frame features `[N, L, channels[-1]]` and their mask `[N, L]`, boolean, with `L = (1 + S // hop) // 32`. A
-            clip shorter than one output frame is padded with silence to one.
+            clip shorter than one output frame is padded with silence to one frame.
         """
         min_samples = (FRAME_STRIDE - 1) * self.config.hop
         audio = F.pad(audio, (0, max(0, min_samples - audio.shape[1])))
@@ -268,7 +268,7 @@ def _mismatches(state: dict[str, Tensor], encoder: Cnn14) -> list[str]:
     faults += [f"{name} is not part of CNN14" for name in state if name not in expected]
     for name, shape in expected.items():
         if name in state and tuple(state[name].shape) != shape:
-            faults.append(f"{name} has shape {list(state[name].shape)}, the configuration needs {list(shape)}")
+            faults.append(f"{name} has shape {list(state[name].shape)}, but the configuration needs {list(shape)}")
     if not faults and not torch.allclose(state[_FILTERS], filters, rtol=1e-3, atol=1e-3 * float(filters.max())):
-        faults.append(f"{_FILTERS} differs from the mel filters of sample_rate, fmin and fmax")
+        faults.append(f"{_FILTERS} differs from the mel filters of sample_rate, fmin, and fmax")
     return faults

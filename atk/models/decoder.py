@@ -71,7 +71,7 @@ class CaptionDecoder(nn.Module):
         # Checkpoints may be in half precision; weights are trained in float32, with or without autocast.
         self.bart = bart.float()
         self.tokenizer = tokenizer
-        bart.model.encoder = None  # the features come from audio, so its weights would get no gradient
+        bart.model.encoder = None  # the features come from audio, so the encoder's weights would get no gradient
         assert bart.config.d_model is not None  # every BART configuration sets it
         self.width = bart.config.d_model
         self.max_positions = bart.config.max_position_embeddings
@@ -227,7 +227,9 @@ def _pretrained(name: str) -> "tuple[BartForConditionalGeneration, PreTrainedTok
         raise ValueError(f"decoder.pretrained: cannot load {name!r}: {reason}") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ValueError(f"decoder.pretrained: {name!r} lacks {len(missing)} weights, the first is {missing[0]}")
+        raise ValueError(
+            f"decoder.pretrained: {name!r} lacks weights ({len(missing)} in all; the first is {missing[0]})"
+        )
     return bart, tokenizer
 
 

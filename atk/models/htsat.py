@@ -44,7 +44,7 @@ class HTSAT(nn.Module):
         return self.longest_seconds / self.frames
 
     def log_mel(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectrograms in dB `[N, frames, mel_bins]` of clips, neither repeated nor truncated, and their valid frames.
+        """Spectrograms in dB `[N, frames, mel_bins]` of whole clips, never repeated, and their valid frame counts.
 
         Args:
             audio: waveforms `[N, S]` at `sample_rate`.
@@ -61,8 +61,8 @@ class HTSAT(nn.Module):
 
         Returns:
             Pooled features `[N, width]`; frame features averaged over frequency `[N, L_a, width]`; and the frame mask
-            `[N, L_a]`, boolean. The model repeats short clips to fill its input. Only frames of the first repetition
-            are valid, at least one, so that frame times are times in the clip.
+            `[N, L_a]`, boolean. The model repeats short clips to fill its input. Only the frames of the first
+            repetition, at least one, are valid, so that frame times are times in the clip.
         """
         # False: features of a truncated clip are not fused with those of the full clip.
         longer = torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
@@ -74,7 +74,7 @@ class HTSAT(nn.Module):
 
 
 def _frame_count(config: "ClapAudioConfig") -> int:
-    """Number of output frames. HTS-AT cuts the spectrogram along time and stacks the pieces to a square image."""
+    """Number of output frames. HTS-AT cuts the spectrogram along time and stacks the pieces into a square image."""
     strides = (config.patch_stride,) * 2 if isinstance(config.patch_stride, int) else config.patch_stride
     bands, steps = (config.spec_size // stride // 2 ** (len(config.depths) - 1) for stride in strides)
     return steps * bands // (bands // (config.spec_size // config.num_mel_bins))

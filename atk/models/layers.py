@@ -1,4 +1,4 @@
-"""What the encoders share: features in float32 whatever the type of the weights, and the repeated layers of a model."""
+"""What the encoders share: features in float32 for weights of any dtype, checks of waveforms, and repeated layers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ class Float32Features(nn.Module):
 
 
 def check_waveforms(audio: Tensor, lengths: Tensor) -> None:
-    """Raise TypeError or ValueError unless `audio` is waveforms `[N, S]` with their `lengths [N]`."""
+    """Raise TypeError or ValueError unless `audio` holds waveforms `[N, S]` and `lengths` their lengths `[N]`."""
     if not isinstance(audio, Tensor) or not audio.is_floating_point():
         given = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
         raise TypeError(f"audio must be a floating-point tensor with full scale +-1, got {given}")

@@ -44,7 +44,7 @@ _RENAMES = (
     (".mlp.fc1.", ".intermediate.dense."),
     (".mlp.fc2.", ".output.dense."),
 )
-# The classifier, and what the model computes itself: STFT, mel filters, attention masks.
+# The classifier, and what the model computes itself: STFT, mel filters, and attention masks.
 _UNUSED = re.compile(r"(tscam_conv|head|spectrogram_extractor|logmel_extractor)\.|.*\.attn_mask$")
 _MASKS = re.compile(r".*\.attn\.(masked_)?bias$")
 
@@ -54,7 +54,7 @@ class MsClapConfig:
     """MS-CLAP 2023, which replaces both encoders if `weights` is set.
 
     Args:
-        weights: local file CLAP_weights_2023.pth of microsoft/msclap on the hub. Of the encoder settings only
+        weights: local copy of CLAP_weights_2023.pth from microsoft/msclap on the hub. Of the encoder settings, only
             `text.max_tokens` and `text.token_layer` then apply.
         tokenizer: local folder or hub name of GPT-2's tokenizer, which is not part of that file.
     """
@@ -69,7 +69,7 @@ class MsClapConfig:
 
 
 class Projection(nn.Module):
-    """Projects features `[..., width]` to the shared space `[..., dim]`: linear map, residual layer, layer norm."""
+    """Projects features `[..., width]` to the shared space `[..., dim]`: linear map, residual layer, and layer norm."""
 
     def __init__(self, width: int, dim: int, dropout: float = 0.5):
         super().__init__()
@@ -85,7 +85,7 @@ class Projection(nn.Module):
 
 
 def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
-    """Create the audio encoder, the text encoder and their projections with the published weights.
+    """Create the audio encoder, the text encoder, and their projections with the published weights.
 
     The temperature (every trainer has its own), the sound-event classifier, and SpecAugment are left out.
 
@@ -97,7 +97,7 @@ def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSA
         ValueError: the file or the tokenizer cannot be loaded or does not match the model.
     """
     transformers = import_transformers()
-    assert config.weights is not None  # `config.enabled`
+    assert config.weights is not None  # because `config.enabled`
     state = _read(config.weights)
     htsat_state = _with_prefix(state, _HTSAT)
     gpt2_state = _with_prefix(state, _GPT2)
@@ -166,8 +166,8 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if _UNUSED.match(name):
             continue
         new_name = name
-        for ms_clap, ours in _RENAMES:
-            new_name = new_name.replace(ms_clap, ours)
+        for msclap_name, transformers_name in _RENAMES:
+            new_name = new_name.replace(msclap_name, transformers_name)
         if ".qkv." in new_name:
             for part, chunk in zip(("query", "key", "value"), value.chunk(3), strict=True):
                 renamed[new_name.replace("qkv", part)] = chunk
@@ -214,7 +214,7 @@ def _text_config(transformers: ModuleType, state: dict[str, Tensor]) -> "GPT2Con
 
 
 def _extractor(transformers: ModuleType, state: dict[str, Tensor]) -> "ClapFeatureExtractor":
-    """The log-mel settings. The mel filters are those of the checkpoint."""
+    """The settings of the log-mel features; their mel filters come from the checkpoint."""
     filters = state[_FILTERS]
     window = state[_STFT][0, 0]  # the row of frequency 0 is the window itself
     size = len(window)

@@ -77,7 +77,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def naming_file(path: Path) -> Generator[None, None, None]:
-    """A context in which every error of loading a saved model becomes a ValueError that names its file or folder."""
+    """A context in which every error in loading a saved model becomes a ValueError that names its file or folder."""
     try:
         yield
     except (ImportError, MemoryError, torch.OutOfMemoryError):
@@ -99,7 +99,7 @@ def model_folder(path: Path) -> Path:
 
 
 def best_or_last(run: Path) -> Path:
-    """The checkpoint of a run folder to use: the best by validation, or the last of a run without validation.
+    """The checkpoint to use from a run folder: the best by validation, or the last of a run without validation.
 
     Raises:
         FileNotFoundError: `run` holds no checkpoint.
@@ -113,7 +113,7 @@ def best_or_last(run: Path) -> Path:
 def find_checkpoint(folder: Path, name: str) -> Path | None:
     """The checkpoint called "best" or "last" in the folder `checkpoints` of a run; None if there is none.
 
-    Its name is a folder, a link to one, or a text file that names one. If a copy has lost both names, the last
+    Its name is a folder, a link to one, or a text file that names one. If a copied run has lost both names, the last
     checkpoint is the newest one, and the best one is the oldest of several, as only these two are kept.
     """
     if (path := _named(folder, name)) is not None:
@@ -125,7 +125,7 @@ def find_checkpoint(folder: Path, name: str) -> Path | None:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """The checkpoints of a run by step."""
+    """The checkpoints of a run in order of step."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 

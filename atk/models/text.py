@@ -35,7 +35,7 @@ class TextEncoderConfig:
         pretrained: local folder or hub name of a checkpoint: BERT, RoBERTa, a decoder, the encoder of T5, or the text
             tower of CLIP, for example; None = train from scratch with the settings below.
         pooling: what the global vector is: the first token ("cls"), the mean over valid tokens ("mean"), the end token
-            ("last") or the output of the encoder's own pooling layer ("pooler").
+            ("last"), or the output of the encoder's own pooling layer ("pooler").
         max_tokens: longer captions are truncated to this many tokens.
         vocabulary: maximum size of a tokenizer trained on the captions.
         width: width of the Transformer.
@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
 
     Args:
         config: settings.
-        model: a BERT-, RoBERTa- or GPT-2-like model of transformers.
+        model: a BERT-, RoBERTa-, or GPT-2-like model of transformers.
         tokenizer: the tokenizer that goes with it.
     """
 
@@ -166,7 +166,7 @@ class TextEncoder(nn.Module):
         )
 
     def _max_tokens(self) -> int:
-        """The number of tokens that configuration, tokenizer and position embeddings allow."""
+        """The number of tokens that configuration, tokenizer, and position embeddings allow."""
         positions = getattr(self.model.config, "max_position_embeddings", 512)
         if positions < 1:  # no limit, as in XLNet
             positions = 512
@@ -187,7 +187,7 @@ class TextEncoder(nn.Module):
 
         Returns:
             Global features `[N, width]`; token features `[N, L_t + P, width]`; the mask `[N, L_t + P]`, boolean, that
-            excludes padding, special tokens and pseudo-tokens; and the character span of each token
+            excludes padding, special tokens, and pseudo-tokens; and the character span of each token
             `[N, L_t + P, 2]`. "mean" pooling includes the pseudo-tokens.
 
         Raises:
@@ -268,7 +268,9 @@ def _insert(value: Tensor, new: Tensor, position: Tensor) -> Tensor:
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """Train a lowercase byte-level BPE tokenizer with BERT's special tokens. It depends only on the set of captions.
+    """Train a lowercase byte-level BPE tokenizer with BERT's special tokens.
+
+    The result depends only on the set of captions.
 
     Args:
         captions: training data.

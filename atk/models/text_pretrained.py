@@ -53,10 +53,10 @@ def text_tower(model: nn.Module) -> "PreTrainedModel":
 
 
 def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Pad on the right, where the encoder expects it, and with the end token if there is no padding token.
+    """Make the tokenizer pad on the right, as the encoder expects, and with the end token if it has no padding token.
 
     Raises:
-        ValueError: there is neither a padding token nor an end token.
+        ValueError: the tokenizer has neither a padding token nor an end token.
     """
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def train_bpe(
     captions: Iterable[str], vocabulary: int, special_tokens: dict[str, str], template: str, **options: object
 ) -> "PreTrainedTokenizerFast":
-    """Train a lowercase byte-level BPE tokenizer. It depends only on the set of captions.
+    """Train a lowercase byte-level BPE tokenizer. The result depends only on the set of captions.
 
     Args:
         captions: training data.
@@ -64,7 +64,7 @@ def train_bpe(
 
 
 def import_transformers() -> ModuleType:
-    """Import transformers, after the shim that lets it import torchaudio if one for this torch is installed."""
+    """Import transformers, after the shim that lets it import a torchaudio that was built for another torch."""
     with contextlib.suppress(ImportError):
         importlib.import_module("atk._torchaudio")
     with optional_imports:

@@ -1,4 +1,4 @@
-"""Losses, difference blocks and audio-to-text mappers as `torch.nn` modules."""
+"""Losses, difference blocks, and audio-to-text mappers as `torch.nn` modules."""
 
 from atk.nn.difference import CrossAttentionDifference, SubtractionDifference
 from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss

@@ -12,11 +12,11 @@ from atk.ops.cross_attention_op import zero_rows
 class CrossAttentionDifference(nn.Module):
     """`Z_diff = (1 - sigmoid(CrossAttention(Z, Z_ref))) * Z` (4.11), (4.12), including the attention's projections.
 
-    Parameters have the names, shapes and initial values of `torch.nn.MultiheadAttention(dim, num_heads,
+    Parameters have the names, shapes, and initial values of `torch.nn.MultiheadAttention(dim, num_heads,
     batch_first=True)`, so either module loads the `state_dict` of the other.
 
     Args:
-        dim: channels D of the frames.
+        dim: number of channels D of the frames.
         num_heads: number of attention heads; must divide D.
         bias: whether the input and output projections have a bias.
         backend: as in `atk.cross_attention_difference`.
@@ -52,7 +52,7 @@ class CrossAttentionDifference(nn.Module):
         without a valid reference frame are returned unchanged, and so is the whole input if `reference` is None.
 
         Raises:
-            ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
+            ValueError, TypeError: a shape, dtype, device, or mask is invalid; the message names the argument.
             RuntimeError: when a second derivative is taken, except with the backend `"reference"`.
         """
         checks.embeddings("input", input, "N, L_a, D", like=("in_proj_weight", self.in_proj_weight))
@@ -79,13 +79,13 @@ class CrossAttentionDifference(nn.Module):
         """A block with a copy of the weights of `attention`, on its device and in its dtype.
 
         Raises:
-            ValueError: `attention` has dropout, keys or values of a different width, `add_bias_kv` or `add_zero_attn`.
+            ValueError: `attention` has dropout, keys or values of a different width, `add_bias_kv`, or `add_zero_attn`.
         """
         same_width = attention.in_proj_weight is not None
         if attention.dropout or not same_width or attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError(
-                "attention must have no dropout, kdim, vdim, add_bias_kv or add_zero_attn to be a difference, "
-                f"got dropout={attention.dropout}, kdim={attention.kdim}, vdim={attention.vdim}, "
+                "attention must have no dropout, kdim, vdim, add_bias_kv, or add_zero_attn to become a difference "
+                f"block, got dropout={attention.dropout}, kdim={attention.kdim}, vdim={attention.vdim}, "
                 f"add_bias_kv={attention.bias_k is not None}, add_zero_attn={attention.add_zero_attn}"
             )
         weight = attention.in_proj_weight
@@ -120,10 +120,10 @@ class SubtractionDifference(nn.Module):
         """`Z_diff` `[N, L, D]` of the frames `input` and `reference` `[N, L, D]`.
 
         `reference_mask` is boolean `[N, L]`, True = valid, None = all valid. Invalid frames subtract nothing, whatever
-        values they hold. If `reference` is None the input is returned unchanged.
+        values they hold. If `reference` is None, the input is returned unchanged.
 
         Raises:
-            ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
+            ValueError, TypeError: a shape, dtype, device, or mask is invalid; the message names the argument.
         """
         checks.embeddings("input", input, "N, L, D")
         if reference is None:

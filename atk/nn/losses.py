@@ -46,7 +46,7 @@ class _ContrastiveLoss(nn.Module):
     def logit_scale(self) -> Tensor:
         """`1 / temperature`, at most 100 if learnable."""
         if isinstance(self.log_logit_scale, nn.Parameter):
-            with torch.no_grad():  # clamps the parameter itself, as CLIP does: a clamped result has no gradient
+            with torch.no_grad():  # clamp the parameter, as CLIP does: a clamped result would have no gradient
                 self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         return self.log_logit_scale.exp()
 
@@ -64,8 +64,8 @@ class InfoNCELoss(_ContrastiveLoss):
         learnable: whether to learn the temperature (kept above 0.01).
         reduction: `"sum"` of the two directions or their `"mean"`.
         backend: as in `atk.info_nce`.
-        gather: `"all"` or `"ring"` gives this rank's share of the loss over the pairs of all ranks, see
-            `atk.distributed.info_nce`. None gives the loss of this rank's pairs. With one rank all are the same.
+        gather: `"all"` or `"ring"` gives this rank's share of the loss over the pairs of all ranks; see
+            `atk.distributed.info_nce`. None gives the loss of this rank's pairs. With one rank, all three are the same.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -86,7 +86,7 @@ class InfoNCELoss(_ContrastiveLoss):
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Scalar loss of clips `[N, D]` and their captions `[N, D]`; vectors are normalized here.
 
-        Raises: as `atk.info_nce`.
+        Raises: as in `atk.info_nce`.
         """
         scale = self.logit_scale
         check_vectors(audio, text, scale)
@@ -161,14 +161,14 @@ class AlignedContrastiveLoss(_ContrastiveLoss):
         frame_mask: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The unweighted losses `"global"` and `"aligned"`, without those of weight 0.
+        """The unweighted losses `"global"` and `"aligned"`, except those with weight 0.
 
         Args:
             audio, text: global vectors `[N, D]`, normalized here.
             frames, tokens: `[N, L_a, D]` and `[N, L_t, D]`, normalized here; required if `aligned_weight` is not 0.
             frame_mask, token_mask: boolean `[N, L_a]` and `[N, L_t]`, True = valid, None = all valid.
 
-        Raises: as `atk.info_nce` and `atk.aligned_info_nce`.
+        Raises: as in `atk.info_nce` and `atk.aligned_info_nce`.
         """
         terms = {}
         scale = self.logit_scale

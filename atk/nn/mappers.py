@@ -42,7 +42,7 @@ class TransformerMapper(nn.Module):
     Args:
         dim: width D of the frames.
         token_width: width D_T of the text encoder's input embeddings and of the decoder.
-        tokens: number of pseudo-tokens per clip, `L_un` (1, 2 or 4 in the thesis).
+        tokens: number of pseudo-tokens per clip, `L_un` (1, 2, or 4 in the thesis).
         layers: number of decoder layers.
         heads: number of attention heads; must divide `token_width`.
         dropout: dropout rate.
@@ -88,5 +88,5 @@ class TransformerMapper(nn.Module):
 
 
 def _add_noise(mapper: MLPMapper | TransformerMapper, value: Tensor) -> Tensor:
-    """In training, `z + eps` with `eps ~ N(0, sigma^2 I)` (5.13)."""
+    """`z + eps` with `eps ~ N(0, sigma^2 I)` in training, else `z` (5.13)."""
     return value + mapper.noise * torch.randn_like(value) if mapper.training and mapper.noise else value

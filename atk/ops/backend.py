@@ -17,11 +17,11 @@ class BackendError(RuntimeError):
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if `backend` can run on this device and dtype here, else the reason why not."""
+    """None if `backend` can run here with this device and dtype, else the reason why not."""
     if backend in ("reference", "sdpa", "chunked"):
         return None
     if dtype not in _KERNEL_DTYPES:
-        return f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}; use backend='reference'"
+        return f"takes float32, bfloat16, and float16, not {str(dtype).removeprefix('torch.')}; use backend='reference'"
     if backend == "cpp":
         if device.type != "cpu":
             return f"runs on CPU tensors, not on {device.type}"
@@ -39,7 +39,7 @@ def choose(
     dtype: torch.dtype,
     among: tuple[str, ...] = BACKENDS["max_mean_similarity"],
 ) -> str:
-    """The backend that runs this call: `backend` itself, or for `"auto"` the value of `ATK_BACKEND` or the fastest.
+    """The backend that runs this call: `backend` itself or, for `"auto"`, `ATK_BACKEND` or the preferred one.
 
     Args:
         backend: the name that the caller passed.

@@ -11,17 +11,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def embeddings(name: str, value: Tensor | None, axes: str, like: tuple[str, Tensor] | None = None) -> Tensor:
-    """Return `value`, checked to be a floating-point tensor with the axes listed in `axes`, such as "N, L, D".
+    """Return `value` after checking that it is a floating-point tensor with the axes in `axes`, such as "N, L, D".
 
-    `like` is the name and value of another tensor, which must have the same dtype, device and width D. Under autocast
-    the dtypes may differ.
+    `like` is the name and value of another tensor, which must have the same dtype, device, and width D. Under
+    autocast, the dtypes may differ.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape [{axes}], got {type(value).__name__}")
     if value.dim() != axes.count(",") + 1:
         raise ValueError(f"{name} must have shape [{axes}], got {list(value.shape)}")
     if value.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 (or float64, reference only), got {value.dtype}")
+        raise TypeError(f"{name} must be float32, bfloat16, float16, or float64, got {value.dtype}")
     if value.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one channel (D >= 1), got shape {list(value.shape)}")
     if like is None:
@@ -32,7 +32,7 @@ def embeddings(name: str, value: Tensor | None, axes: str, like: tuple[str, Tens
             f"{name} and {other_name} must have the same width D, got {value.shape[-1]} and {other.shape[-1]}"
         )
     if value.device != other.device:
-        raise ValueError(f"{name} and {other_name} must be on one device, got {value.device} and {other.device}")
+        raise ValueError(f"{name} and {other_name} must be on the same device, got {value.device} and {other.device}")
     if value.dtype != other.dtype and not _autocast_casts(value, other):
         raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
     return value
@@ -46,7 +46,7 @@ def _autocast_casts(*values: Tensor) -> bool:
 
 
 def mask(name: str, value: Tensor | None, of_name: str, of: Tensor) -> None:
-    """`value` is None or a boolean tensor over the first two axes of `of`, on its device."""
+    """Check that `value` is None or a boolean tensor over the first two axes of `of`, on its device."""
     if value is None:
         return
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
@@ -64,7 +64,7 @@ def _dtype_or_type(value: object) -> torch.dtype | str:
 
 
 def padded(audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None) -> None:
-    """Padded frames `[N_a, L_a, D]`, tokens `[N_t, L_t, D]` and their masks fit the max-mean ops."""
+    """Check that padded frames `[N_a, L_a, D]`, tokens `[N_t, L_t, D]`, and their masks fit the max-mean ops."""
     embeddings("audio", audio, "N_a, L_a, D")
     embeddings("text", text, "N_t, L_t, D", like=("audio", audio))
     mask("audio_mask", audio_mask, "audio", audio)
@@ -75,7 +75,7 @@ def padded(audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Te
 
 
 def same_count(audio: Tensor, text: Tensor) -> None:
-    """There are as many clips as captions."""
+    """Check that there are as many clips as captions."""
     if audio.shape[0] != text.shape[0]:
         raise ValueError(
             f"audio and text must hold the same number N of pairs, got {audio.shape[0]} and {text.shape[0]}"
@@ -83,7 +83,7 @@ def same_count(audio: Tensor, text: Tensor) -> None:
 
 
 def scalar(name: str, value: Tensor | float) -> None:
-    """`value` is a real number or a real tensor of one element."""
+    """Check that `value` is a real number or a real tensor of one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise ValueError(
@@ -94,7 +94,7 @@ def scalar(name: str, value: Tensor | float) -> None:
 
 
 def positive(value: Tensor, audio: Tensor, text: Tensor) -> None:
-    """`value` is an int64 row index into `text` for every clip of `audio`. On a GPU the indices are not read."""
+    """Check that `value` holds an int64 row index into `text` for each clip; on a GPU, the indices are not read."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
         raise TypeError(f"positive must be an int64 tensor, got {_dtype_or_type(value)}")
     if value.shape != audio.shape[:1]:
@@ -112,7 +112,7 @@ def cross_attention(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
 ) -> None:  # fmt: skip
-    """Frames, queries, keys, values and the output projection fit the cross-attention difference."""
+    """Check that frames, queries, keys, values, and the output projection fit the cross-attention difference."""
     embeddings("source", source, "N, L_a, D")
     for name, value, axes in (("q", q, "N, L_a, D"), ("k", k, "N, L_ref, D"), ("v", v, "N, L_ref, D")):
         embeddings(name, value, axes, like=("source", source))
@@ -134,7 +134,7 @@ def _projection(name: str, value: Tensor, axes: str, source: Tensor) -> None:
 
 
 def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """`value` and `other` have the same batch size."""
+    """Check that `value` and `other` have the same batch size."""
     if value.shape[0] != other.shape[0]:
         raise ValueError(
             f"{name} and {other_name} must hold the same number N of clips, got {value.shape[0]} and {other.shape[0]}"
@@ -142,21 +142,21 @@ def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None
 
 
 def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """`value` and `other` have the same shape."""
+    """Check that `value` and `other` have the same shape."""
     if value.shape != other.shape:
         raise ValueError(f"{name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}")
 
 
 def heads(num_heads: int, width: int) -> None:
-    """`num_heads` is a positive integer that divides `width`."""
+    """Check that `num_heads` is a positive integer that divides `width`."""
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads must be a positive integer that divides D = {width}, got {num_heads}")
 
 
 def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, max_seqlen: int | None) -> None:
-    """`value` splits the rows of `of` into sequences of at most `max_seqlen` rows.
+    """Check that `value` splits the rows of `of` into sequences of at most `max_seqlen` rows.
 
-    On a GPU the values are read only if `max_seqlen` is None.
+    On a GPU, the values are read only if `max_seqlen` is None.
     """
     if not isinstance(value, Tensor) or value.dtype != torch.int32:
         raise TypeError(f"{name} must be an int32 tensor, got {_dtype_or_type(value)}")
@@ -171,7 +171,7 @@ def cu_seqlens(name: str, value: Tensor, of_name: str, of: Tensor, max_seqlen: i
 
 
 def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, max_seqlen: int | None) -> None:
-    """The offsets in `value` split the rows of `of` into sequences of at most `max_seqlen` rows.
+    """Check that the offsets in `value` split the rows of `of` into sequences of at most `max_seqlen` rows.
 
     Synchronizes with a GPU.
     """
@@ -189,7 +189,7 @@ def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, max_seqlen: int |
 
 
 def strings(name: str, value: object) -> None:
-    """`value` is a list (or another sequence) of strings, not a single string."""
+    """Check that `value` is a list (or another sequence) of strings, not a single string."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         given = repr(value) if isinstance(value, (str, bytes)) else f"a {type(value).__name__}"
         raise TypeError(f"{name} must be a list of strings, got {given}")
@@ -201,12 +201,12 @@ def strings(name: str, value: object) -> None:
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """`value` is one of `choices`."""
+    """Check that `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
-    """`value` is at least `minimum`; NaN is rejected."""
+    """Check that `value` is at least `minimum`; NaN is rejected."""
     if not value >= minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -23,16 +23,16 @@ def cross_attention_difference(
     num_heads: int,
     backend: str = "auto",
 ) -> Tensor:
-    """Suppress what each clip shares with its reference by a cross-attention mask (thesis eqs. 4.11, 4.12).
+    """Suppress what each clip shares with its reference, with a cross-attention mask (thesis eqs. 4.11, 4.12).
 
-    Takes queries, keys and values that are already projected, and computes
+    Takes queries, keys, and values that are already projected, and computes
 
         Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias      over valid keys
         out = (1 - sigmoid(Z_sim)) * source = sigmoid(-Z_sim) * source
 
     Head h of H uses channels `h * D / H` to `(h + 1) * D / H`. Only `"reference"` materializes the `L_a x L_ref`
-    attention weights, in the forward or the backward; one exception is `"sdpa"` in float64 on a GPU, where PyTorch has
-    no memory-efficient kernel.
+    attention weights, in the forward or the backward; the one exception is `"sdpa"` in float64 on a GPU, where PyTorch
+    has no memory-efficient kernel.
 
     Args:
         source: frame embeddings Z of the input `[N, L_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
@@ -42,16 +42,16 @@ def cross_attention_difference(
         out_bias: bias of the output projection `[D]`, or None.
         key_mask: boolean `[N, L_ref]`, True = valid reference frame, in any pattern; None = all valid.
         num_heads: H; must divide D.
-        backend: `"auto"`, `"triton"`, `"sdpa"` or `"reference"`; see `atk.backends("cross_attention_difference")`.
+        backend: `"auto"`, `"triton"`, `"sdpa"`, or `"reference"`; see `atk.backends("cross_attention_difference")`.
 
     Returns:
         `[N, L_a, D]` in the dtype of the inputs. Padded keys contribute nothing and get zero gradient, whatever values
-        k and v hold there. A clip without a valid key (including L_ref = 0) returns its source bit for bit and passes
-        gradients to the source only. NaN in a valid position propagates. Under autocast all inputs are cast to the
-        autocast dtype, as for a matrix product, and the result has that dtype.
+        k and v hold there. The result for a clip without a valid key (including L_ref = 0) is its source, bit for bit,
+        and only the source gets a gradient from it. NaN in a valid position propagates. Under autocast, all inputs are
+        cast to the autocast dtype, as for a matrix product, and the result has that dtype.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, or mask is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
@@ -65,7 +65,7 @@ def difference(
 ) -> Tensor:  # fmt: skip
     """`cross_attention_difference` on checked arguments.
 
-    `finite_padding` asserts that padded positions of k and v hold finite values, which saves a pass to clear them.
+    `finite_padding` promises that padded positions of k and v hold finite values, which saves a pass to clear them.
     """
     backend = choose(backend, source.device, source.dtype, among=BACKENDS["cross_attention_difference"])
     if source.dtype != torch.float64 and torch.is_autocast_enabled(source.device.type):

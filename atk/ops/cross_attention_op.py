@@ -1,4 +1,4 @@
-"""The autograd ops behind `atk.cross_attention_difference`: PyTorch's attention plus one epilogue op, and Triton's op.
+"""The autograd ops behind `atk.cross_attention_difference`: PyTorch's attention with an epilogue op, and a Triton op.
 
 N clips, L_a frames, L_ref reference frames (keys), D channels, H heads. Z_sim is the projected attention (4.11); the
 gate `sigmoid(-Z_sim)` is the mask M of (4.12). Memory saved for the backward is linear in L_a and L_ref.
@@ -23,7 +23,7 @@ def dispatch(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int, backend: str, finite_padding: bool,
 ) -> Tensor:  # fmt: skip
-    """`sigmoid(-Z_sim) * source` [N, L_a, D]; `finite_padding`: padded positions of k and v hold finite values."""
+    """`sigmoid(-Z_sim) * source` [N, L_a, D]. With `finite_padding`, padded positions of k and v hold finite values."""
     if backend == "reference":
         return reference.cross_attention_difference(source, q, k, v, out_weight, out_bias, key_mask, num_heads)
     if backend == "triton":
@@ -40,7 +40,7 @@ def dispatch(
         q = zero_rows(q, absent[:, None].expand(q.shape[:2]))
         if not finite_padding:
             k, v = zero_rows(k, ~key_mask), zero_rows(v, ~key_mask)
-        # A softmax over no keys is NaN: where absent, attend to one padded key; the epilogue discards the result.
+        # A softmax over no keys is NaN: clips without keys attend to a padded one; the epilogue discards the result.
         key_mask = torch.cat([key_mask[:, :1] | absent[:, None], key_mask[:, 1:]], 1)
     return _epilogue(attend(q, k, v, key_mask, num_heads), out_weight, out_bias, source, absent)[0]
 
@@ -48,7 +48,7 @@ def dispatch(
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, num_heads: int) -> Tensor:
     """`concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h)` [N, L_a, D] by PyTorch's attention.
 
-    The mask stays [N, 1, 1, L_ref]. On the CPU the flash kernel takes it in every dtype and head width; on a GPU the
+    The mask stays [N, 1, 1, L_ref]. On the CPU, the flash kernel takes it for every dtype and head width; on a GPU, the
     memory-efficient kernel does, and PyTorch pads it to the required alignment. For long batches on the CPU, trailing
     padding is trimmed clip by clip.
     """
@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, num_heads: 
 
 
 def _worth_trimming(q: Tensor, key_mask: Tensor) -> list[int] | None:
-    """Keys of each clip up to the last valid one, or None if trimming saves less than one call per clip costs."""
+    """Number of keys of each clip up to the last valid one; None if trimming saves less than a call per clip costs."""
     clips, frames, width = q.shape
     if clips == 0 or q.device.type != "cpu" or torch.compiler.is_compiling():
         return None
@@ -111,10 +111,10 @@ def _epilogue_backward(
     grad: Tensor, attended: Tensor, out_weight: Tensor, source: Tensor, gate: Tensor, absent: Tensor | None,
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of attended, out_weight, out_bias ([0] without one) and source.
+    """Gradients of attended, out_weight, out_bias (shape [0] if there is none), and source.
 
     With `d = grad * source * gate * (1 - gate)`, the gradient of -Z_sim, they are `-d out_weight`, `-d^T attended`,
-    `-sum d` and `grad * gate`.
+    `-sum d`, and `grad * gate`.
     """
     d = torch.empty_like(gate)  # [N, L_a, D]
     torch.mul(grad, source, out=d)
@@ -147,7 +147,7 @@ def _forward(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """out, gate, attended (before the projection) [N, L_a, D], and the log-sum-exp of the logits [N, H, L_a]."""
+    """out, gate, and attended (before the projection) [N, L_a, D]; the base-2 log-sum-exp of the logits [N, H, L_a]."""
     from atk.kernels import cross_attention
 
     source, q, k, v, out_weight = (value.contiguous() for value in (source, q, k, v, out_weight))
@@ -170,7 +170,7 @@ def _backward(
     grad: Tensor, source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int, gate: Tensor, attended: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of source, q, k, v, out_weight and out_bias ([0] without one)."""
+    """Gradients of source, q, k, v, out_weight, and out_bias (shape [0] if there is none)."""
     from atk.kernels import cross_attention
 
     grad, source, q, k, v, out_weight = (value.contiguous() for value in (grad, source, q, k, v, out_weight))

@@ -1,7 +1,7 @@
 """Symmetric InfoNCE on global vectors and on frame-token max-mean similarity: the public functions.
 
-`atk.info_nce`, `atk.pairwise_logsumexp` and `atk.aligned_info_nce`. The autograd op behind the first two is in
-`info_nce_op`.
+They are `atk.info_nce`, `atk.pairwise_logsumexp`, and `atk.aligned_info_nce`. The autograd op behind the first two is
+in `info_nce_op`.
 """
 
 from typing import Literal, get_args
@@ -40,19 +40,19 @@ def info_nce(
         logit_scale: `1 / temperature`, a number or a scalar tensor; a tensor receives a gradient.
         positive: int64 `[N_a]`: the caption of clip i is row `positive[i]` of `text` `[N_t, D]`, with any N_t, for
             example the captions gathered from all ranks. The loss is then the audio-to-text direction only, averaged
-            over the N_a clips, because no rank has complete columns. For the other direction swap audio and text, or
-            take both directions from one call of `pairwise_logsumexp`. None: row i, and both directions.
-        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`, which halves each direction. The two
-            calls with `positive` add up to the symmetric loss under either reduction.
-        backend: `"auto"`, `"triton"`, `"chunked"` (plain PyTorch, any device) or `"reference"`; see
+            over the N_a clips, because no rank has complete columns. For the other direction, swap audio and text, or
+            take both directions from one call of `pairwise_logsumexp`. None: row i, and both directions of the loss.
+        reduction: `"sum"` of the two directions as in (3.5), or their `"mean"`, which halves each direction. Under
+            either reduction, two calls with `positive`, one per direction, add up to the symmetric loss.
+        backend: `"auto"`, `"triton"`, `"chunked"` (plain PyTorch, any device), or `"reference"`; see
             `atk.backends("info_nce")`.
 
     Returns:
         Scalar loss in float32 (float64 for float64 input). Logits of 16-bit embeddings are accumulated in float32,
-        also under autocast. NaN propagates. Results are bitwise reproducible on one machine.
+        even under autocast. NaN propagates. Results are bitwise reproducible on one machine.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or option is invalid; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
@@ -82,21 +82,21 @@ def pairwise_logsumexp(
     """Log-sum-exp of every row and column of `S = logit_scale * audio @ text.T`, without materializing S.
 
     `rows[i] = logsumexp_j S[i, j]` and `columns[j] = logsumexp_i S[i, j]`. Use it to compute a contrastive loss in
-    blocks: the log-sum-exp over the columns of all blocks is the column of the full matrix.
+    blocks of clips: the log-sum-exp of the blocks' `columns` is `columns` of the full matrix.
 
     Args:
         audio: clip embeddings `[N_a, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).
         text: caption embeddings `[N_t, D]`, same dtype and device.
         logit_scale: `1 / temperature`, a number or a scalar tensor; a tensor receives a gradient.
-        columns: whether to return the columns; without them the pass is cheaper.
+        columns: whether to compute `columns`; without it, the pass is cheaper.
         backend: as in `atk.info_nce`.
 
     Returns:
         `rows` `[N_a]` and `columns` `[N_t]` (None if `columns=False`) in float32 (float64 for float64 input), with
-        gradients to all three inputs. -inf where the other input is empty.
+        gradients to all three inputs; -inf where the other input is empty.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or option is invalid; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken, except with `"reference"`.
     """
@@ -134,14 +134,14 @@ def aligned_info_nce(
             Q are the softmax of the logits along rows and columns. The loss and the gradient of `logit_scale` stay
             exact. For unit-length embeddings and `direction="audio"`, the L2 error of the gradient is at most
             `skip_below * logit_scale / n_i` for each frame of clip i (n_i valid frames) and at most
-            `skip_below * logit_scale` summed over the tokens of a caption. For `"text"` frames and tokens swap roles;
-            for `"both"` each bound is the average of the two. `reduction="mean"` halves all bounds. 0 skips nothing.
+            `skip_below * logit_scale` summed over the tokens of a caption. For `"text"`, frames and tokens swap roles;
+            for `"both"`, each bound is the average of the two. `reduction="mean"` halves all bounds. 0 skips nothing.
 
     Returns:
         Scalar loss in float32 (float64 for float64 input).
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device, mask or option is invalid; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, mask, or option is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken.
     """
@@ -167,7 +167,7 @@ def logit_gradient_magnitude(
         sim: scores of some clips against all N captions.
         logit_scale: factor from scores to logits.
         columns: log-sum-exp of every column of logits `[N]` over all N clips; None: `sim` has all clips.
-        offset: caption of the first clip in `sim`.
+        offset: index of the first clip's caption.
 
     Returns:
         The magnitudes, in the shape of `sim`.
@@ -186,14 +186,14 @@ def choose_backend(audio: Tensor, backend: str) -> str:
 
 
 def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:
-    """Global vectors `[N_a, D]` and `[N_t, D]` agree in width, dtype and device, and `logit_scale` is a scalar."""
+    """Check that global vectors `[N_a, D]`, `[N_t, D]` agree in width, dtype, and device, and the scale is a scalar."""
     checks.embeddings("audio", audio, "N, D")
     checks.embeddings("text", text, "N, D", like=("audio", audio))
     checks.scalar("logit_scale", logit_scale)
 
 
 def check_pairs(audio: Tensor, text: Tensor, reduction: str, *, allow_empty: bool = False) -> None:
-    """There are as many clips as captions, at least one of each unless `allow_empty`, and `reduction` is known."""
+    """Check that there are as many clips as captions, not 0 unless `allow_empty`, and that `reduction` is known."""
     checks.same_count(audio, text)
     if audio.shape[0] == 0 and not allow_empty:
         raise ValueError("audio and text must hold at least one pair, got 0 and 0")
@@ -201,6 +201,6 @@ def check_pairs(audio: Tensor, text: Tensor, reduction: str, *, allow_empty: boo
 
 
 def check_skip_below(skip_below: float) -> None:
-    """`skip_below` is below the largest possible weight of a pair."""
+    """Check that `skip_below` is at least 0 and below the largest possible weight of a pair."""
     if not 0 <= skip_below < 2:
         raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")

@@ -2,8 +2,8 @@
 
 Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T`, in float32 at least, exist one chunk
 [n, m] at a time. The fast path takes one exponential per element, `e^(S - c)` with one c for all of S, and sums it
-along both axes. If a sum leaves the range of the dtype, the forward starts over with a running maximum per row and
-column.
+along both axes. If a sum leaves the range of the dtype, the forward starts over with separate log-sum-exps for rows
+and columns.
 """
 
 import math
@@ -32,10 +32,10 @@ def forward(
     """rows_i = logsumexp_j(S_ij), columns_j = logsumexp_i(S_ij), and the logits S[i, positive_i].
 
     Args:
-        audio: [N_a, D], N_a >= 1, any floating dtype; 16-bit dtypes are widened to float32 before the products.
+        audio: [N_a, D], N_a >= 1, any floating-point dtype; 16-bit dtypes are widened to float32 before the products.
         text: [N_t, D], N_t >= 1, of the same dtype.
         scale: scalar tensor, float32 (float64 for float64 inputs).
-        positive: [N_a] int64 caption of each clip, or None.
+        positive: [N_a] int64 index of each clip's caption, or None.
         columns: whether to compute the log-sum-exps of the columns.
 
     Returns:
@@ -50,7 +50,7 @@ def backward(
     audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None, grad_rows: Tensor,
     grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of audio, text and scale, from recomputed logits.
+    """Gradients of audio, text, and scale, from recomputed logits.
 
         dS_ij = grad_rows_i e^(S_ij - rows_i) + grad_columns_j e^(S_ij - columns_j) + [j = positive_i] grad_positive_i
         grad_audio = scale * dS @ text, grad_text = scale * dS^T @ audio, grad_scale = sum dS * (audio @ text^T)
@@ -58,7 +58,7 @@ def backward(
     Args:
         audio, text, scale, positive: as passed to `forward`.
         rows, columns: as returned by `forward`. With `columns` and `grad_columns` None, dS has no second term.
-        grad_rows, grad_columns, grad_positive: [N_a], [N_t] and [N_a], in the dtype of `scale`.
+        grad_rows, grad_columns, grad_positive: [N_a], [N_t], and [N_a], in the dtype of `scale`.
 
     Returns:
         [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and a scalar.
@@ -88,7 +88,7 @@ def backward(
 def _row_chunks(
     audio: Tensor, text: Tensor, scale: Tensor
 ) -> Iterator[tuple[slice, Tensor, Iterator[tuple[slice, Tensor]]]]:
-    """For each chunk of rows of S: the rows, `scale * audio` of them, and an iterator over their chunks of S."""
+    """For each chunk of rows of S, yield its slice, `scale * audio` of its rows, and an iterator over column chunks."""
     height = min(len(audio), CHUNK_ROWS)
     width = min(len(text), CHUNK_ELEMENTS // height)
     buffer = text.new_empty(height * width)
@@ -98,7 +98,7 @@ def _row_chunks(
 
 
 def _column_chunks(clips: Tensor, text: Tensor, width: int, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The columns of each chunk and its logits; every chunk overwrites the same `buffer`."""
+    """Yield the slice of columns and the logits of each chunk; every chunk overwrites the same `buffer`."""
     for j in _slices(len(text), width):
         logits = buffer[: len(clips) * (j.stop - j.start)].view(len(clips), -1)
         yield j, torch.mm(clips, text[j].T, out=logits)
@@ -167,7 +167,7 @@ def _shared_exponentials(
 
 
 def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, exponentials: Tensor) -> Tensor:
-    """`lse` as the logit of the positive plus a small logarithm: no digits are lost where the positive dominates."""
+    """`lse`, but as the positive's logit plus a small logarithm where the positive dominates, so no digits are lost."""
     ratio = sums / exponentials
     return torch.where(ratio < 1e3, positive_logits + ratio.log(), lse)
 
@@ -189,7 +189,7 @@ def _separate_exponentials(
 
 
 class _LogitGradients:
-    """dS of a chunk without the gradients of its positives; overwrites the logits if it can.
+    """dS of a chunk, without the term of `grad_positive`; may overwrite the logits.
 
     If all log-sum-exps lie within `2 * REACH` of one another, one exponential per element serves both directions:
     `e^(S - shift)` times a factor per row plus a factor per column.
@@ -212,7 +212,7 @@ class _LogitGradients:
         return direction.grad * (self.shift - direction.lse).exp()
 
     def at_pairs(self, i: slice, j: slice, pairs: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
-        """dS of single entries. A softmax of 1 gives exactly `rows.grad + columns.grad`."""
+        """dS at single entries. Where both softmaxes are 1, it is exactly `rows.grad + columns.grad`."""
         row, column = pairs
         weights = self.rows.grad[i][row] * (logits - self.rows.lse[i][row]).exp()
         if self.columns is not None:

@@ -52,7 +52,7 @@ def dispatch(
 def _forward(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column log-sum-exps [N_a], [N_t] and the logits of the positives [N_a]; [0] for what is not requested."""
+    """Row and column log-sum-exps [N_a], [N_t] and the logits of the positives [N_a]; shape [0] if not requested."""
     outputs = _empty_outputs(audio, text, scale, positive, columns, backend)
     if len(audio) == 0 or len(text) == 0:
         for output in outputs:
@@ -94,7 +94,7 @@ def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None, grad_rows: Tensor,
     grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of audio, text and scale."""
+    """Gradients of audio, text, and scale."""
     if len(audio) == 0 or len(text) == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale)
     arguments = (

@@ -1,7 +1,7 @@
-"""Frame-token max-mean similarity (3.6): the public functions, for padded, paired and packed sequences.
+"""Frame-token max-mean similarity (3.6): the public functions, for padded, paired, and packed sequences.
 
-`atk.max_mean_similarity`, `atk.max_mean_similarity_pairs` and `atk.max_mean_similarity_varlen`. The autograd ops
-behind them are in `max_mean_op`.
+They are `atk.max_mean_similarity`, `atk.max_mean_similarity_pairs`, and `atk.max_mean_similarity_varlen`. The autograd
+ops behind them are in `max_mean_op`.
 """
 
 from typing import Literal, get_args
@@ -29,14 +29,14 @@ def max_mean_similarity(
     save_index: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Score every clip against every caption: for each frame the best token, then the mean (thesis eq. 3.6).
+    """Score every clip against every caption: the mean over frames of the best token's score (thesis eq. 3.6).
 
     `sim[i, j] = (1 / L_a) * sum_t max_l <audio[i, t], text[j, l]>`, over valid frames t and valid tokens l. For
     unit-length embeddings (or with `normalize=True`) the inner product is the cosine. Only `"reference"` materializes
     the `N_a x N_t x L_a x L_t` scores.
 
     Args:
-        audio: frame embeddings `[N_a, L_a, D]`, float32, bfloat16 or float16 (float64: `"reference"` only).
+        audio: frame embeddings `[N_a, L_a, D]`, float32, bfloat16, or float16 (float64: `"reference"` only).
         text: token embeddings `[N_t, L_t, D]`, same dtype and device.
         audio_mask: boolean `[N_a, L_a]`, True = valid frame, in any pattern; None = all valid.
         text_mask: boolean `[N_t, L_t]`, True = valid token, in any pattern; None = all valid.
@@ -44,19 +44,19 @@ def max_mean_similarity(
         direction: `"audio"` takes the best token for each frame and the mean over frames, as above; `"text"` takes the
             best frame for each token and the mean over tokens; `"both"` is the average of the two (FILIP).
         save_index: True saves the winning token of every frame and caption for the backward; False recomputes it
-            there, which costs one more forward and no such memory. It takes `N_a * N_t * L_a` entries of 1 byte, 2 for
-            L_t > 256, 4 for L_t > 32768. `"text"` swaps L_a and L_t, and `"both"` needs both. None saves up to 1 GiB
-            per direction. The gradients are the same bit for bit.
-        backend: `"auto"`, `"reference"`, `"cpp"` or `"triton"`; see `atk.backends()`.
+            there, which costs one more forward but not this memory: `N_a * N_t * L_a` entries of 1 byte (2 for
+            L_t > 256, 4 for L_t > 32768). `"text"` swaps L_a and L_t, and `"both"` saves both. None saves them if they
+            take at most 1 GiB per direction. The gradients are the same bit for bit.
+        backend: `"auto"`, `"reference"`, `"cpp"`, or `"triton"`; see `atk.backends()`.
 
     Returns:
         `[N_a, N_t]` scores in float32 (float64 for float64 input). Padding contributes nothing, whatever values it
         holds. A clip without a valid frame or a caption without a valid token scores 0, with zero gradient. Ties go to
-        the first token. NaN in a valid position propagates as in `torch.max`. Under autocast the inputs are cast to
+        the first token. NaN in a valid position propagates as in `torch.max`. Under autocast, the inputs are cast to
         the autocast dtype, as for a matrix product.
 
     Raises:
-        ValueError, TypeError: a shape, dtype, device or mask is invalid; the message names the argument.
+        ValueError, TypeError: a shape, dtype, device, or mask is invalid; the message names the argument.
         atk.BackendError: the requested backend cannot run here.
         RuntimeError: when a second derivative is taken.
     """
@@ -84,7 +84,7 @@ def max_mean_similarity_pairs(
         audio_mask, text_mask, normalize, direction, save_index, backend: as in `atk.max_mean_similarity`; masks are
             `[N, L_a]` and `[N, L_t]`.
 
-    Returns, raises: as `atk.max_mean_similarity`.
+    Returns, raises: as in `atk.max_mean_similarity`.
     """
     checks.padded(audio, text, audio_mask, text_mask)
     checks.same_count(audio, text)
@@ -105,7 +105,7 @@ def max_mean_similarity_varlen(
     save_index: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`max_mean_similarity` of packed sequences: clips, and captions, of any length concatenated without padding.
+    """`max_mean_similarity` of packed sequences: clips and captions of any lengths, concatenated without padding.
 
     Args:
         audio: frame embeddings `[T_a, D]` of all clips.
@@ -113,11 +113,12 @@ def max_mean_similarity_varlen(
         cu_seqlens_audio: int32 `[N_a + 1]`, from 0 to T_a: clip i is `audio[cu[i] : cu[i + 1]]`, possibly empty.
         cu_seqlens_text: int32 `[N_t + 1]`, from 0 to T_t.
         max_seqlen_audio, max_seqlen_text: upper bounds on the lengths of clips and captions. None computes them and
-            checks `cu_seqlens`, which synchronizes with a GPU. Given bounds are not checked on a GPU, nor is
-            `cu_seqlens`: wrong values give wrong results or an illegal memory access. On the CPU all are checked.
+            checks `cu_seqlens`, which synchronizes with a GPU. If bounds are given on a GPU, neither they nor the
+            values in `cu_seqlens` are checked, and wrong ones give wrong results or an illegal memory access. On the
+            CPU, all are checked.
         normalize, direction, save_index, backend: as in `atk.max_mean_similarity`.
 
-    Returns, raises: as `atk.max_mean_similarity`.
+    Returns, raises: as in `atk.max_mean_similarity`.
     """
     checks.embeddings("audio", audio, "T_a, D")
     checks.embeddings("text", text, "T_t, D", like=("audio", audio))
@@ -139,7 +140,7 @@ def similarity(
     pairs: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """What the public functions share. `sparse`: the incoming gradient is expected to have many exact zeros."""
+    """What the public functions share. With `sparse`, the incoming gradient is expected to have many exact zeros."""
     checks.one_of("direction", direction, DIRECTIONS)
     backend = choose(backend, audio.rows.device, audio.rows.dtype)
     if normalize:

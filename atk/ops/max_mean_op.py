@@ -1,4 +1,4 @@
-"""The autograd ops behind `atk.max_mean_similarity`: scores, normalized rows and their gradients, on every backend.
+"""The autograd ops behind `atk.max_mean_similarity`: scores, normalized rows, and their gradients, on every backend.
 
 Shapes: N_a clips packed into T_a rows of frames, N_t captions packed into T_t rows of tokens, D channels; see
 `atk.kernels.sequences`. Custom ops take flat arguments, so each `Sequences` is passed as its four fields.
@@ -14,9 +14,9 @@ from atk.kernels.sequences import Sequences, index_dtype
 from atk.ops import checks, reference
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
-INDEX_BUDGET = 1 << 30  # bytes of winning tokens that save_index=None saves for the backward
+INDEX_BUDGET = 1 << 30  # the most bytes of winning tokens that save_index=None saves for the backward
 _NO_SECOND_DERIVATIVE = (
-    "atk.max_mean_similarity has no second derivative: differentiate its gradient with plain PyTorch"
+    "atk.max_mean_similarity has no second derivative: write it in plain PyTorch to differentiate twice"
 )
 
 
@@ -49,7 +49,7 @@ def _reference_rows(rows: Tensor) -> Tensor:
 
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, backend: str) -> Tensor:
-    """Divide `rows` `[T, D]` by their L2 norms; rows masked out or shorter than 1e-12 become 0, with zero gradient."""
+    """Divide `rows` `[T, D]` by their L2 norms; masked-out rows and norms below 1e-12 give 0, with zero gradient."""
     return reference.normalize(rows, mask) if backend == "reference" else _normalize(rows, mask, backend)[0]
 
 
@@ -62,7 +62,7 @@ def _launchers(backend: str) -> ModuleType:
 
 
 def _sequences(name: str, rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
-    """Contiguous `Sequences`. On the CPU, where it is cheap, `cu_seqlens` is checked to stay within the rows."""
+    """Contiguous `Sequences`. On the CPU, where it is cheap, check that `cu_seqlens` stays within the rows."""
     if rows.device.type == "cpu":
         checks.cu_seqlens_values(name, cu_seqlens, rows, longest)
     return Sequences(rows.contiguous(), cu_seqlens.contiguous(), None if mask is None else mask.contiguous(), longest)
@@ -76,7 +76,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, T_a] (pairs: [T_a]; [0] if not `with_index`).
 
-    `sparse` is only used by the backward: expect many exact zeros in the gradient of the scores.
+    `sparse` tells the backward to expect many exact zeros in the gradient of the scores.
     """
     sim, index = _empty_outputs(
         audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
@@ -131,7 +131,7 @@ def _empty_gradients(
 
 @torch.library.custom_op("atk::normalize_rows", mutates_args=())
 def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """Unit rows [T, D] and inverse norms [T] in float32; both 0 where the row is masked out or too short."""
+    """Unit rows [T, D] and inverse norms [T] in float32; both are 0 where the row is masked out or too short."""
     unit, inverse_norm = _empty_unit(rows, mask, backend)
     if rows.numel():
         mask = None if mask is None else mask.contiguous()

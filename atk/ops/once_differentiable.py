@@ -22,7 +22,7 @@ def once_differentiable(value: Tensor, message: str) -> Tensor:
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """Identity. Its backward passes through `_RaisingBackward`, so a second derivative raises."""
+    """Identity. Its backward passes through `_RaisingBackward`, so a second derivative raises RuntimeError."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, message: str) -> Tensor:

@@ -1,6 +1,6 @@
-"""The ops in plain PyTorch: slow, differentiable in any floating dtype; every backend is tested against them.
+"""The ops in plain PyTorch: slow, but differentiable in any floating-point dtype; all backends are tested against them.
 
-Shapes, with the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels; L_ref
+Shapes, with the same names everywhere in atk: N_a clips, N_t captions, L_a frames, L_t tokens, D channels, L_ref
 frames of a reference, H heads. Masks are boolean, True = valid. Padding contributes nothing, whatever values it holds.
 Numbers such as (3.6) are equations of the thesis (see CITATION.cff).
 """
@@ -24,7 +24,7 @@ def max_mean_similarity(
     """Frame-token max-mean similarity (3.6), by an einsum that materializes all `N_a * N_t * L_a * L_t` scores.
 
     `sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>`, as `[N_a, N_t]`,
-    0 for a clip without a valid frame or a caption without a valid token. `pairs`: only i = j, as `[N]`.
+    0 for a clip without a valid frame or a caption without a valid token. With `pairs`, only i = j, as `[N]`.
     """
     if pairs:  # N problems of one clip and one caption each
         single = [
@@ -44,8 +44,8 @@ def max_mean_similarity(
     if audio_mask is None:
         sim = best.mean(-1)
     else:
-        frames = audio_mask.sum(-1).clamp(min=1)  # [N_a]
-        sim = best.masked_fill(~audio_mask[:, None], 0).sum(-1) / frames[:, None]
+        frame_counts = audio_mask.sum(-1).clamp(min=1)  # [N_a]
+        sim = best.masked_fill(~audio_mask[:, None], 0).sum(-1) / frame_counts[:, None]
     if text_mask is not None:
         sim = sim.masked_fill(~text_mask.any(-1), 0)
     return sim
@@ -71,7 +71,7 @@ def _max_over_tokens(scores: Tensor, text_mask: Tensor | None) -> Tensor:
 
 
 def pad(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-    """Unpack rows to `[N, L, D]` and their mask `[N, L]`, None if everything is valid."""
+    """Unpack rows to `[N, L, D]` and their mask `[N, L]`, which is None if every row is valid."""
     rows, cu_seqlens, mask, length = sequences
     count, total = sequences.num_sequences, rows.shape[0]
     length = min(length, total)
@@ -101,8 +101,8 @@ def cross_attention_difference(
 ) -> Tensor:  # fmt: skip
     """`(1 - sigmoid(Z_sim)) * source` (4.12), with all attention weights materialized; twice differentiable.
 
-    `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias` (4.11) over valid keys; source, q
-    `[N, L_a, D]`, k, v `[N, L_ref, D]`, key_mask `[N, L_ref]`. A clip without a valid key returns its source.
+    `Z_sim = concat_h(softmax(q_h k_h^T / sqrt(D / H)) v_h) out_weight^T + out_bias` (4.11) over valid keys, with source
+    and q `[N, L_a, D]`, k and v `[N, L_ref, D]`, and key_mask `[N, L_ref]`. Without a valid key, a clip stays as it is.
     """
     valid = q.new_ones(k.shape[:2], dtype=torch.bool) if key_mask is None else key_mask  # [N, L_ref]
     present = valid.any(1)[:, None, None]  # [N, 1, 1]
@@ -120,7 +120,7 @@ def cross_attention_difference(
 def info_nce(similarity: Tensor, logit_scale: Tensor | float, reduction: str = "sum") -> Tensor:
     """Symmetric InfoNCE over a score matrix [N, N] with the pairs on the diagonal (3.3)-(3.5).
 
-    Each direction is averaged over the batch (2.3). `reduction="sum"` adds the two, `"mean"` takes half of that.
+    Each direction is averaged over the batch (2.3). `reduction="sum"` adds the two; `"mean"` takes half of the sum.
     """
     logits = similarity * logit_scale
     audio_to_text = logits.logsumexp(1) - logits.diagonal()

@@ -45,7 +45,7 @@ def test_an_entry_overrides_the_heuristic_for_its_class_only(tmp_path, monkeypat
         ({"kernel": "backward"}, r"entry 1: kernel must be one of 'forward', .*; got 'backward'"),
         ({"chunked": 0}, r"entry 1: chunked must be one of False, True; got 0"),
         ({"D": 100}, r"entry 1: D must be one of 32, .*; got 100"),
-        ({"launch": {}}, r"entry 1: must have exactly frames, .*; got \{\}"),
+        ({"launch": {}}, r"entry 1: must have exactly the keys frames, .*; got \{\}"),
         ({"launch": ENTRY["launch"] | {"warps": 5}}, r"entry 1: warps must be one of 1, 2, .*; got 5"),
         ({"D": 64}, r"entry 1: channels must divide D = 64; got 128"),
         ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary needs captions that fit one tile"),

@@ -291,5 +291,5 @@ def test_bfloat16_is_not_screened(mode):
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="must be 'auto', 'always' or 'never', got 'sometimes'"):
+    with pytest.raises(ValueError, match="must be 'auto', 'always', or 'never', got 'sometimes'"):
         _C.set_screening("sometimes")

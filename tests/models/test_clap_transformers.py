@@ -215,7 +215,7 @@ def lacking_weights(path):
     [
         (lambda path: None, "clap.pretrained: cannot load"),
         (not_a_clap, "expected model type 'clap', got 'bert'"),
-        (lacking_weights, "lacks 1 weights, the first is text_projection.linear1.weight"),
+        (lacking_weights, r"lacks weights \(1 in all; the first is text_projection.linear1.weight\)"),
         (lambda path: clap_folder(path, tokenizer=False, vocab_size=200), "entries, the text model only 200"),
         (lambda path: clap_folder(path, tokenizer=False, pad_token_id=0), "pads with token 1, the text model with 0"),
     ],

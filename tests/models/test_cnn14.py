@@ -179,7 +179,7 @@ def without(state, name):
         (lambda state: state | {"att_block.bias": torch.zeros(1)}, "att_block.bias is not part of CNN14"),
         (
             lambda state: state | {"bn0.bias": torch.zeros(32)},
-            r"bn0.bias has shape \[32\], the configuration needs \[64\]",
+            r"bn0.bias has shape \[32\], but the configuration needs \[64\]",
         ),
         (lambda state: state | {"logmel_extractor.melW": torch.rand(257, 64)}, "melW differs from the mel filters"),
         (lambda state: {"a": torch.zeros(1)}, "does not match the configuration: bn0.weight is missing; .* more$"),
@@ -214,7 +214,7 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path):
         (lambda: Cnn14Config(mel_bins=40), "mel_bins must be a positive multiple of 32, got 40"),
         (lambda: Cnn14Config(hop=600), "window must be even and hop in 1..window"),
         (lambda: Cnn14Config(fmax=9000), "fmin < fmax <= sample_rate / 2 .8000 Hz., got 50 and 9000"),
-        (lambda: Cnn14Config(channels=(1, 2, 3)), "channels must have six entries"),
+        (lambda: Cnn14Config(channels=(1, 2, 3)), "channels must have six positive entries"),
         (lambda: Cnn14Config(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: Cnn14Config.published(44100), "sample_rate must be one of 32000, 16000, 8000 Hz, got 44100"),
         (

@@ -95,7 +95,7 @@ def test_bart_checkpoints_with_missing_weights_are_refused(bart_folder, tmp_path
     weights = load_file(folder / "model.safetensors")
     del weights["model.decoder.layers.1.fc1.bias"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, the first is model.decoder.layers.1.fc1.bias"):
+    with pytest.raises(ValueError, match=r"lacks weights \(1 in all; the first is model.decoder.layers.1.fc1.bias\)"):
         tiny(decoder=DecoderConfig(pretrained=str(folder)))
 
 

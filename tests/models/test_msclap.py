@@ -287,5 +287,5 @@ def test_errors(published, change, message):
 
 
 def test_only_one_pretrained_model_at_a_time(published):
-    with pytest.raises(ValueError, match="clap and msclap exclude each other"):
+    with pytest.raises(ValueError, match="only one of clap and msclap can be set"):
         ModelConfig(clap=ClapConfig(random_init=True), msclap=published.config().msclap)

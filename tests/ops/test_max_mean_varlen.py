@@ -131,7 +131,7 @@ def test_varlen_and_pairs_compile_into_one_graph(backend):
         ({"cu_seqlens_audio": torch.tensor([0, 4, 2, 6]).int()}, ValueError, "must never decrease"),
         ({"cu_seqlens_audio": torch.tensor([0, 6], device="meta").int()}, ValueError, "on the device of audio"),
         ({"max_seqlen_text": -1}, ValueError, "max_seqlen_text must be at least 0"),
-        ({"max_seqlen_text": 2}, ValueError, "max_seqlen_text must be at least the longest length, 3, got 2"),
+        ({"max_seqlen_text": 2}, ValueError, "max_seqlen_text must be at least the longest sequence, 3, got 2"),
         (
             {"cu_seqlens_text": torch.tensor([0, 9]).int(), "max_seqlen_text": 9},
             ValueError,
