@@ -16,7 +16,7 @@ install: .venv/.installed ## create .venv with the exact versions in constraints
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: install ## write synthetic scenes, train on them, evaluate
+demo: install ## write synthetic scenes, train on them, and evaluate
 	$(BIN)/atk soundscapes $(SCENES) --preset easy --train 3000 --val 0 --test 240 --twins 20
 	$(BIN)/atk train aligned --data $(SCENES) --out $(RUN) --resume --config benchmarks/demo.yaml
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
@@ -30,13 +30,13 @@ test: install ## the tests, under eight minutes on two cores
 exhaustive: install ## all tests, as in continuous integration
 	$(PYTEST)
 
-coverage: install ## all tests, with the share of lines they run
+coverage: install ## all tests, with the share of lines that they run
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-bench: install ## the short benchmarks; COMPARE=saved.json fails on a regression
+bench: install ## the short benchmarks; with COMPARE=saved.json, a regression fails
 	$(BIN)/atk bench --short --out runs/bench $(if $(COMPARE),--compare $(COMPARE))
 
-lint: install types ## ruff, codespell and the type checker
+lint: install types ## ruff, codespell, and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell $$(git ls-files)
@@ -48,13 +48,13 @@ format: install ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Links, so that the pages' relative links hold in the repository and in build/site alike.
+# build/docs holds links to the pages, so that their relative links work both in the repository and in build/site.
 docs: .venv/.docs ## build the site into build/site
 	rm -rf build/docs && mkdir -p build/docs
 	ln -s $(addprefix ../../,$(wildcard README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff docs benchmarks examples)) build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-wheel: .venv/.release ## build the sdist and the wheel into dist/ and try them in empty environments
+wheel: .venv/.release ## build the sdist and the wheel into dist/, and test the wheel in a clean environment
 	$(BIN)/python .ci/wheel.py
 
 .venv/.docs .venv/.release: .venv/.%: .venv/.installed

@@ -1,6 +1,6 @@
 """Builds csrc/ as the extension `atk._C` if a C++ compiler is available.
 
-Each instruction set needs its own compiler flags. setuptools cannot set flags per file, so the build runs on Ninja.
+Each instruction set needs its own compiler flags. setuptools cannot set flags per file, so the build uses Ninja.
 If the build fails, the installation continues without the extension, and `atk/_build_error.txt` holds the reason.
 """
 
@@ -35,7 +35,7 @@ rule link
 
 
 class BuildError(Exception):
-    """The extension cannot be built. The first line gives the reason, any further lines are the compiler's output."""
+    """The extension cannot be built. The first line gives the reason; any further lines are the compiler's output."""
 
 
 class OptionalNinjaBuild(build_ext):
@@ -50,7 +50,7 @@ class OptionalNinjaBuild(build_ext):
             compile_module(Path(self.build_temp).resolve(), module)
         except BuildError as error:
             print(f"warning: installing atk without its C++ extension: {error}", file=sys.stderr)
-            for output in outputs:  # an extension left from an earlier build would run outdated code
+            for output in outputs:  # an extension left over from an earlier build would run outdated code
                 output.unlink(missing_ok=True)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 output.with_name(BUILD_ERROR).write_text(f"{error}\n")
@@ -64,7 +64,7 @@ class OptionalNinjaBuild(build_ext):
 
 
 def compile_module(folder: Path, module: Path) -> None:
-    """Compiles csrc/ in `folder` and links it to `module`; raises BuildError."""
+    """Compiles csrc/ in `folder` and links it into `module`; raises BuildError."""
     cxx = find_compiler()
     ninja = find_ninja()
     includes = include_folders()
@@ -100,7 +100,7 @@ def find_compiler() -> str:
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return name
-    raise BuildError("no C++ compiler found (c++, g++ or clang++)")
+    raise BuildError("no C++ compiler found (c++, g++, or clang++)")
 
 
 def find_ninja() -> str:
@@ -126,7 +126,7 @@ def include_folders() -> list[str]:
 
 
 def isa_flags(source: str, cxx: str) -> str:
-    """Flags of the instruction set named at the end of the file name; none if the compiler does not know them."""
+    """Flags for the instruction set named at the end of the file name; none if the compiler does not know them."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ""
     flags = FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")

@@ -1,4 +1,4 @@
-"""Runs the ops and losses of an installed wheel, in an environment with torch and numpy only.
+"""Runs the ops and losses of an installed wheel in an environment with only torch and numpy.
 
 Each instruction set that this CPU supports is forced in turn, down to the x86-64 baseline.
 """
@@ -31,13 +31,13 @@ def check_environment() -> None:
     if not atk.__file__.startswith(sys.prefix) or shutil.which("c++") or shutil.which("g++"):
         sys.exit(f"not a clean environment: atk comes from {atk.__file__}, C++ compiler: {shutil.which('c++')}")
     installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-    with_torch = " ".join(importlib.metadata.requires("torch") or [])  # its CUDA builds bring triton
+    with_torch = " ".join(importlib.metadata.requires("torch") or [])  # torch's CUDA builds install triton
     if present := sorted(name for name in installed.intersection(OPTIONAL) if name not in with_torch):
-        sys.exit(f"the base installation must not bring {', '.join(present)}")
+        sys.exit(f"the base installation must not install {', '.join(present)}")
 
 
 def check_instruction_sets(dtype: torch.dtype) -> None:
-    """Compare forward and backward of the max-mean similarity under every instruction set with the reference."""
+    """Compare the max-mean similarity, forward and backward, with the reference under every instruction set."""
     row = atk.backends()[f"cpu {dtype}".replace("torch.", "")]
     if row["auto"] != "cpp":
         sys.exit(f"the C++ extension does not work: {row}")
@@ -54,10 +54,10 @@ def check_instruction_sets(dtype: torch.dtype) -> None:
 
 
 def check_ops_and_losses() -> None:
-    """Run forward and backward of every other op, and of the losses and modules."""
+    """Run every other op, and the losses and modules, forward and backward."""
     frames, tokens = torch.randn(5, 40, 64, requires_grad=True), torch.randn(5, 9, 64, requires_grad=True)
     vectors = frames.mean(1), tokens.mean(1)
-    parts = {
+    values = {
         "atk.info_nce": atk.info_nce(*vectors, 5.0),
         "atk.aligned_info_nce": atk.aligned_info_nce(frames, tokens, 5.0, normalize=True),
         "atk.cross_attention_difference": atk.cross_attention_difference(
@@ -68,7 +68,7 @@ def check_ops_and_losses() -> None:
         "atk.nn.CrossAttentionDifference": atk.nn.CrossAttentionDifference(64, 4)(frames, tokens).sum(),
         "atk.nn.TransformerMapper": atk.nn.TransformerMapper(64, 32, heads=4)(frames).sum(),
     }
-    for name, value in parts.items():
+    for name, value in values.items():
         gradients = torch.autograd.grad(value, (frames, tokens), retain_graph=True, allow_unused=True)
         if gradients[0] is None or not gradients[0].isfinite().all():
             sys.exit(f"{name} has no finite gradient")

@@ -57,9 +57,9 @@ def expected_files() -> set[str]:
 
 
 def check_contents(wheel: Path, expected: set[str]) -> None:
-    """Exits unless the wheel contains exactly `expected`, one compiled module and its metadata.
+    """Exits unless the wheel contains exactly `expected`, one compiled module, and its metadata.
 
-    The compiled module must not contain paths of the build machine.
+    The compiled module must not contain paths from the build machine.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -81,7 +81,7 @@ def try_wheel(wheel: Path) -> None:
     scripts = CLEAN / "bin"
     python = scripts / "python"
     options = ["--disable-pip-version-check", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    run([python, "-m", "pip", "install", *options, wheel])  # brings torch and numpy only
+    run([python, "-m", "pip", "install", *options, wheel])  # its only dependencies are torch and numpy
     env = {"PATH": str(scripts)}  # hides the compiler; the working directory hides the repository
     run([python, "-I", "-c", "import atk; atk.backends()"], CLEAN, env)
     run([python, "-I", ROOT / ".ci" / "try_wheel.py"], CLEAN, env)

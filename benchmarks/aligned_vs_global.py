@@ -1,4 +1,4 @@
-"""Compare the global loss with global + aligned (3.7): same data, steps and seeds.
+"""Compare the global loss with the global + aligned loss (3.7), with the same data, steps, and seeds.
 
 python benchmarks/aligned_vs_global.py            # continues where it was interrupted
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
@@ -80,8 +80,8 @@ def render_page(record: dict) -> str:
         (
             f"Synthetic soundscapes: {scenes['train']} for training and {scenes['test']} held out, with "
             f"{scenes['twins']} pairs of twins among them (the same events in opposite order). All arms use the same "
-            f"model, steps and batches. Mean and standard deviation over {len(rows) // len(ARMS)} seeds, in percent "
-            "except for MedR; retrieval by global cosine."
+            f"model, steps, and batches. Mean and standard deviation over {len(rows) // len(ARMS)} seeds, in percent "
+            "except for MedR; retrieval uses the cosine of global vectors."
         ),
         table(rows),
         (
@@ -90,7 +90,7 @@ def render_page(record: dict) -> str:
             "(chance: 50). `alignment`: phrases whose best frame is inside their event (chance: "
             f"{record['alignment_chance']:.0f})."
         ),
-        record["reading"],
+        record["interpretation"],
         f"Run: {settings}.",
         "Command: `python benchmarks/aligned_vs_global.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
@@ -103,7 +103,7 @@ def main() -> None:
     data = options.runs / "data"
     runs = plan(options.runs, options.seeds, options.steps)
     if not options.report:
-        atk("soundscapes", data, *flags(SCENES))
+        run_atk("soundscapes", data, *flags(SCENES))
         train_all("aligned", data, dict(runs.values()), options.jobs)
     rows = rows_of(runs)
     if not rows:
@@ -114,9 +114,8 @@ def main() -> None:
         "alignment_chance": rows[0]["alignment chance"],
         "rows": rows,
     }
-    write_results(
-        options.results / "aligned_vs_global", record, render_page, options.reading, options.jobs, options.report
-    )
+    stem = options.results / "aligned_vs_global"
+    write_results(stem, record, render_page, options.interpretation, options.jobs, options.report)
     print(table(rows))
 
 

@@ -1,4 +1,4 @@
-"""Compare `atk plan` with real training steps: memory and time, predicted and measured, one process per case."""
+"""Compare the memory and time that `atk plan` predicts with those of real training steps, each in its own process."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from atk.plan.step import STATE_BYTES
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
 from atk.train.trainer import Trainer
-from experiments import atk, flags, write_results
+from experiments import flags, run_atk, write_results
 
 CLIP_SECONDS = 5.0
 SCENES = {"preset": "medium", "seconds": [CLIP_SECONDS, CLIP_SECONDS], "train": 512, "test": 8, "seed": 0}
@@ -43,10 +43,10 @@ def make_config(case: dict[str, Any], data: str) -> AlignedConfig | SemiSupervis
 
 
 def measure(case: dict, data: str, steps: int) -> dict:
-    """Peak memory of `steps` steps in bytes, the seconds of each, and the length of the captions in tokens.
+    """Measure `steps` steps: peak memory in bytes, the seconds of each step, and the length of the captions in tokens.
 
     A step of two clips runs before the measurement, so that the libraries' buffers are not counted. It also allocates
-    the optimizer's state, so the memory of the weights is added to the growth that is measured.
+    the optimizer's state, so the memory of the weights and their state is added to the measured growth.
     """
     config = make_config(case, data)
     device = torch.device("cpu")
@@ -71,8 +71,8 @@ def measure(case: dict, data: str, steps: int) -> dict:
             trainer.step += 1
 
     trainer.update(next(task.batches(0)).split(2)[0])
-    weights = sum(STATE_BYTES * parameter.numel() for parameter in trainer.parameters)
-    peak = peak_bytes(train, (), device) + weights
+    state_bytes = sum(STATE_BYTES * parameter.numel() for parameter in trainer.parameters)
+    peak = peak_bytes(train, (), device) + state_bytes
     return {"caption_tokens": caption_tokens[0], "bytes": peak, "seconds": seconds[1:]}
 
 
@@ -118,7 +118,7 @@ def render_page(record: dict) -> str:
         ),
         "\n".join(lines),
         f"Worst factor: {record['worst_memory']:.2f} in memory, {record['worst_time']:.2f} in time.",
-        record["reading"],
+        record["interpretation"],
         f"{record['steps']} steps after a first, untimed one. Command: `python benchmarks/check_plan.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
@@ -126,7 +126,7 @@ def render_page(record: dict) -> str:
 
 
 def in_a_process(*arguments: str) -> dict:
-    """Run this script with `arguments` in a new process; returns the JSON it prints."""
+    """Run this script with `arguments` in a new process and return the JSON that it prints."""
     command = [sys.executable, __file__, *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -136,10 +136,10 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/check_plan/data"), help="folder for the scenes")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
     parser.add_argument("--steps", type=int, default=3, help="steps to time")
-    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
+    parser.add_argument("--interpretation", default="", help="text for the page, interpreting the results")
     parser.add_argument("--measure", help="a case as JSON: measure it and print the result")
     parser.add_argument(
-        "--predict", help="a case as JSON: plan it for captions of --caption_tokens and print the result"
+        "--predict", help="a case as JSON: plan it for captions of --caption_tokens tokens and print it"
     )
     parser.add_argument("--caption_tokens", type=int)
     options = parser.parse_args()
@@ -151,7 +151,7 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
         print(json.dumps(predict(json.loads(options.predict), data, options.caption_tokens)))
         return
     if not options.data.exists():
-        atk("soundscapes", options.data, *flags(scenes))
+        run_atk("soundscapes", options.data, *flags(scenes))
     rows = []
     for case in cases:
         text = json.dumps(case)
@@ -166,7 +166,7 @@ def main(cases: list[dict] = CASES, scenes: dict = SCENES) -> None:
         "worst_memory": max(line["memory_factor"] for line in rows),
         "worst_time": max(line["time_factor"] for line in rows),
     }
-    write_results(options.results / "plan", record, render_page, options.reading)
+    write_results(options.results / "plan", record, render_page, options.interpretation)
     print((options.results / "plan.md").read_text())
 
 

@@ -1,4 +1,4 @@
-"""The end of `make demo`: alignment map of a held-out scene, retrieval against chance, the op against the einsum."""
+"""The end of `make demo`: a held-out scene's alignment map, retrieval against chance, and the op against the einsum."""
 
 import argparse
 import itertools
@@ -16,7 +16,7 @@ from atk.models.clap import CLAP
 
 
 def scene_in_sequence(scenes: Path) -> Clip:
-    """The held-out scene with the most events and no overlap, because its map is the easiest to read."""
+    """The held-out scene with the most events and no overlap, whose map is the easiest to read."""
     spans: dict[str, list[tuple[float, float]]] = {}
     for event in read_events(scenes / "events.csv"):
         spans.setdefault(event.file_name, []).append((event.start, event.end))
@@ -30,7 +30,7 @@ def scene_in_sequence(scenes: Path) -> Clip:
 
 
 def retrieval_table(metrics: dict) -> str:
-    """Held-out retrieval, and what a random order would give."""
+    """Table of held-out retrieval and of what a random order would give."""
     names = list(metrics["chance"]["text_to_audio"])
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for direction in ("text_to_audio", "audio_to_text"):
@@ -38,15 +38,15 @@ def retrieval_table(metrics: dict) -> str:
             lines.append(f"| {label} | " + " | ".join(f"{values[name]:.1f}" for name in names) + " |")
     alignment = metrics["alignment"]
     return "\n".join(lines) + (
-        f"\n\n{metrics['clips']} held-out scenes. Best frame for the words of an event inside that event: "
-        f"{alignment['right']:.0f} % of {alignment['phrases']} (chance {alignment['chance']:.0f} %)."
+        f"\n\n{metrics['clips']} held-out scenes. The best frame for an event's words is inside that event for "
+        f"{alignment['right']:.0f} % of {alignment['phrases']} phrases (chance: {alignment['chance']:.0f} %)."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("scenes", type=Path, help="folder of the soundscapes it was trained on")
+    parser.add_argument("scenes", type=Path, help="folder of the soundscapes that the model was trained on")
     arguments = parser.parse_args()
     clip = scene_in_sequence(arguments.scenes)
     picture = arguments.run / "align.png"

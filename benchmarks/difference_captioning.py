@@ -1,4 +1,4 @@
-"""Compare four captioning objectives, and the mask under five reference conditions: same data, steps and seeds.
+"""Compare four captioning objectives, and the mask under five reference conditions, with equal data, steps, and seeds.
 
 python benchmarks/difference_captioning.py            # continues where it was interrupted
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from atk.data import CONDITIONS
-from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # prefix of paths that is left out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
@@ -37,7 +37,7 @@ def first_runs(folder: Path, seeds: int, steps: int) -> dict[int, tuple[Path, di
 
 
 def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, str, int], tuple[Path, dict]]:
-    """Folder and options of the run of each (objective, condition, seed), the most informative runs first."""
+    """Folder and options of each run by (objective, condition, seed), the most informative runs first."""
     objectives = [(name, CONDITIONS[0], seed) for name in OBJECTIVES for seed in range(seeds)]
     conditions = [("mask", name, seed) for seed in range(seeds) for name in CONDITIONS[1:]]
     runs: dict[tuple[str, str, int], tuple[Path, dict]] = {}
@@ -116,20 +116,20 @@ def render_page(record: dict) -> str:
             f"Synthetic soundscapes: {scenes['train']} for training and {scenes['test']} held out, with "
             f"{scenes['captions_per_clip']} captions each. Single events of the same classes are mixed in; four of "
             "their five folds are used for training and the fifth for testing, where an event is only added to clips "
-            "without its class. All runs use the same model and steps and start from the same plain captioner of "
-            f"{run['first steps']} steps. Mean and standard deviation over {seeds} seeds. In held-out mixtures the "
-            f"added event is {run['mix.snr_db'][0]} to {run['mix.snr_db'][1]} dB below the clip."
+            "without its class. All runs use the same model and number of steps and start from the same plain "
+            f"captioner of {run['first steps']} steps. Mean and standard deviation over {seeds} seeds. In held-out "
+            f"mixtures the added event is {run['mix.snr_db'][0]} to {run['mix.snr_db'][1]} dB below the clip."
         ),
         *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
         f"Not computed: {missing}." if missing else "",
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
-        record["reading"],
+        record["interpretation"],
         "Run: "
         + ", ".join(f"{name} {value}" for name, value in run.items())
         + "; scenes: "
         + ", ".join(f"{name} {value}" for name, value in SCENES.items())
         + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, {record['jobs']} at a time.",
+        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
         "Command: `python benchmarks/difference_captioning.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
@@ -145,7 +145,7 @@ def main() -> None:
     data = options.runs / "data"
     runs = plan(options.runs, options.seeds, options.steps)
     if not options.report:
-        atk("soundscapes", data, *flags(SCENES))
+        run_atk("soundscapes", data, *flags(SCENES))
         first = first_runs(options.runs, options.seeds, options.first_steps)
         for stage in (first, runs):
             train_all("difference", data, dict(stage.values()), options.jobs)
@@ -160,9 +160,8 @@ def main() -> None:
         "tables": tables(rows),
         "rows": rows,
     }
-    write_results(
-        options.results / "difference_captioning", record, render_page, options.reading, options.jobs, options.report
-    )
+    stem = options.results / "difference_captioning"
+    write_results(stem, record, render_page, options.interpretation, options.jobs, options.report)
     print("\n\n".join(record["tables"].values()))
 
 

@@ -1,4 +1,4 @@
-"""The training runs of a comparison: starts those that are missing, reuses complete ones with the same settings."""
+"""The training runs of a comparison: starts the missing ones and reuses complete ones that have the same settings."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ import yaml
 from atk.bench import environment
 
 
-def atk(*arguments: object, threads: int | None = None) -> None:
+def run_atk(*arguments: object, threads: int | None = None) -> None:
     """Run the `atk` command; `threads` limits its CPU threads."""
     limited = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     subprocess.run([str(Path(sys.executable).with_name("atk")), *map(str, arguments)], check=True, env=limited)
@@ -32,14 +32,14 @@ def flags(options: dict) -> list[str]:
 
 
 def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) -> None:
-    """Train every run (folder: options) that has no summary yet, `jobs` at a time with an equal share of the CPUs."""
+    """Train every run (folder: options) without a summary, `jobs` at a time, each with an equal share of the CPUs."""
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
     def train(out: Path, options: dict) -> None:
         if (out / "config.yaml").is_file():
             check_settings(out, options)
         if not (out / "summary.json").is_file():
-            atk("train", method, "--data", data, "--out", out, "--resume", *flags(options), threads=threads)
+            run_atk("train", method, "--data", data, "--out", out, "--resume", *flags(options), threads=threads)
 
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(train, out, options) for out, options in runs.items()]:
@@ -47,15 +47,15 @@ def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) ->
 
 
 def comparison_parser(about: str, name: str, steps: int) -> argparse.ArgumentParser:
-    """Options of the comparison `name`; `steps` is the default length of a run."""
+    """Parser of the options of the comparison `name`; `steps` is the default length of a run."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="folder for data and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--report", action="store_true", help="only write the tables of the finished runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPUs")
-    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
+    parser.add_argument("--report", action="store_true", help="train nothing; write the tables of the finished runs")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs to train at once; they share the CPUs")
+    parser.add_argument("--interpretation", default="", help="text for the page, interpreting the results")
     return parser
 
 
@@ -84,19 +84,25 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
 
 
 def write_results(
-    stem: Path, record: dict, render_page: Callable[[dict], str], reading: str, jobs: int = 1, report: bool = False
+    stem: Path,
+    record: dict,
+    render_page: Callable[[dict], str],
+    interpretation: str,
+    jobs: int = 1,
+    report: bool = False,
 ) -> None:
     """Write `stem`.json and `stem`.md.
 
-    `reading` interprets the results; if it is empty, the page keeps its previous one. With `report`, the runs
-    come from an earlier call, so its environment and number of jobs are kept too.
+    If `interpretation`, a text about the results, is empty, the page keeps its previous one. With `report`, the runs
+    come from an earlier call, so that call's environment and number of jobs are kept too.
     """
     path = stem.with_suffix(".json")
     previous = json.loads(path.read_text()) if path.is_file() else {}
     measured = {"environment": environment(), "jobs": jobs}
     if report:
         measured |= {name: previous[name] for name in measured if name in previous}
-    record = measured | record | {"reading": reading or previous.get("reading", "")}
+    previous_text = previous.get("interpretation", previous.get("reading", ""))  # older results have "reading"
+    record = measured | record | {"interpretation": interpretation or previous_text}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     stem.with_suffix(".md").write_text(render_page(record))

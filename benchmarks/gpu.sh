@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the kernels on a CUDA GPU, times all ops against other libraries, checks for races and memory errors, profiles
-# and tunes, all within nine minutes. Leaves a folder of small files with a summary.md. Needs torch, triton and pytest,
+# and tunes, all within nine minutes. Leaves a folder of small files with a summary.md. Needs torch, triton, and pytest,
 # but no network. Triton compiles the kernels with a C compiler and Python's headers; the C++ extension is not needed.
 #
 #   benchmarks/gpu.sh [OUT]             default OUT: runs/gpu; must be new, empty, or the folder of an earlier run
@@ -8,7 +8,7 @@
 #   PYTHON=python3.12 PEERS=FOLDER      the Python to use; a folder of wheels of other libraries to compare with
 #   BUDGET=520                          seconds for all steps; the last steps are dropped first (dry run: 2080)
 #
-# A failed step does not stop the others. Exit code: 1 if a step failed; 0 otherwise, even if some had no time or tool.
+# A failed step does not stop the others. Exit code: 1 if a step failed; 0 otherwise, even if some lacked time or tools.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-runs/gpu}" && cd "${1:-runs/gpu}" && pwd) || exit 2
@@ -24,17 +24,17 @@ if ! python=$(type -P "${PYTHON:-python3}"); then
 fi
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 if [ -n "${PEERS:-}" ] && ! PEERS=$(cd "$PEERS" && pwd); then
-  echo "PEERS must be a folder of wheels; it does not exist" >&2
+  echo "PEERS must be an existing folder of wheels" >&2
   exit 2
 fi
-patience=${DRY_RUN:+4} # the interpreter is slow on a busy machine, so a dry run has four times as long
+patience=${DRY_RUN:+4} # the interpreter is slow on a busy machine, so a dry run gets four times as long
 patience=${patience:-1}
 deadline=$((SECONDS + ${BUDGET:-$((520 * patience))}))
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 kit=$here/benchmarks/gpu_kit.py
 export PYTHONPATH=$work/site:$work/peers${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
-# Kernels compiled in one step are reused in the next.
+# Kernels compiled in one step are reused in later ones.
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 unset TRITON_INTERPRET ATK_BACKEND ATK_LAUNCH_TABLE # the caller's settings would change what is tested and timed
 
@@ -118,8 +118,8 @@ print(*(name for name in sys.argv[1:] if not find_spec(name)))' torchaudio trans
   bench "$@"
 }
 
-# run_tests FILES...: runs the tests in parallel processes, because compiling the kernels takes most of the time and
-# does not need the GPU. Each test writes a line to part_*.log, so a process that is stopped leaves its results.
+# run_tests FILES...: runs the tests in parallel processes, because most of the time goes into compiling the kernels,
+# which does not need the GPU. Each test writes a line to part_*.log, so a process that is stopped leaves its results.
 run_tests() {
   local pytest part parts status=0 pids=()
   parts=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc obeys these variables
@@ -139,7 +139,7 @@ run_tests() {
   return $status
 }
 
-# results_of_tests: prints the counts of passed, failed and skipped tests per file, and the failed tests
+# results_of_tests: prints the counts of passed, failed, and skipped tests per file, and the failed tests
 results_of_tests() {
   grep -E ' tests in .* parts$' "$out/tests.log"
   sed -nE 's/^.*(test_\w+\.py)::.* (PASSED|FAILED|ERROR|SKIPPED)\b.*/\1: \2/p' "$out/tests.log" | sort | uniq -c
@@ -154,7 +154,7 @@ tool() {
   done
 }
 
-# sanitize CHECK: compute-sanitizer on small calls; without PyTorch's memory cache every tensor has its own bounds
+# sanitize CHECK: runs compute-sanitizer on small calls; without PyTorch's memory cache every tensor has its own bounds
 sanitize() {
   local sanitizer
   sanitizer=$(tool compute-sanitizer)
@@ -167,7 +167,7 @@ sanitize() {
     --print-limit 20 "$python" "$kit" calls "${device[@]}"
 }
 
-# counters: Nsight Compute on the slowest kernels of the profile; does not change the clocks
+# counters: runs Nsight Compute on the slowest kernels of the profile; does not change the clocks
 counters() {
   local ncu names ops metrics
   ncu=$(tool ncu)

@@ -28,7 +28,7 @@ STEPS = {  # op: size and mode of the step that is profiled
     "cross_attention_difference": ("thesis", "step"),
     "aligned_train_step": ("clap_256", "step"),
 }
-OURS = re.compile(r"[a-z_]+_kernel|atk::\w+")  # names of Triton kernels in a GPU profile; without a GPU, of the ops
+OURS = re.compile(r"[a-z_]+_kernel|atk::\w+")  # names of Triton kernels in a GPU profile; of the ops without a GPU
 LONGEST_TABLE, SLOWEST = 8, 3
 METRICS = {  # metric of Nsight Compute: title
     "gpu__time_duration.sum": "time",
@@ -96,7 +96,7 @@ def step_of(op: str, tiny: bool, device: torch.device) -> Callable[[], Sequence[
 
 
 def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> None:
-    """Write profile.md, the kernels in a step of each op by time, and slowest.txt for Nsight Compute.
+    """Write profile.md (the kernels in a step of each op, by time) and slowest.txt (for Nsight Compute).
 
     slowest.txt has three lines: the names of our slowest kernels joined by `|`, their ops, and the metrics.
     """
@@ -116,18 +116,18 @@ def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> 
         else:
             page.append(f"{title}: {_table_of(rows, 'kernel' if gpu else 'op')}")
             slowest += [(ms, name, op) for ms, name, _ in rows if OURS.fullmatch(name)]
-        (out / "profile.md").write_text("\n\n".join(page) + "\n")  # so far, in case the time runs out
+        (out / "profile.md").write_text("\n\n".join(page) + "\n")  # the results so far, in case the time runs out
         _write_slowest(slowest, out)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def _profiled(step: Callable[[], object], device: torch.device) -> list[tuple[float, str, int]]:
-    """Milliseconds, name and count of what a step runs on the device, the slowest first."""
+    """Milliseconds, name, and count of each kernel or op that a step runs on the device, the slowest first."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-        for _ in range(2):  # compiles, fills the allocator
+        for _ in range(2):  # compile the kernels and fill the allocator's cache
             step()
         _wait(device)
     with torch.profiler.profile(activities=activities) as profiler:
@@ -169,7 +169,7 @@ def _short(name: str) -> str:
 
 
 def counters(path: Path) -> str:
-    """The last launch of each kernel in the CSV log of Nsight Compute, as a table; its errors if there is none."""
+    """Table of the last launch of each kernel in Nsight Compute's CSV log; the log's errors if it has no launch."""
     lines = path.read_text().splitlines()
     start = next((k for k, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     kernels: dict[str, dict[str, str]] = defaultdict(dict)
@@ -207,7 +207,7 @@ def ratios(out: Path) -> str:
             )
     if not lines:
         return "Nothing was timed."
-    head = ["| case | our fastest | ms | others' time over ours | of the limit |", "|---|---|---:|---|---:|"]
+    head = ["| case | our fastest | ms | others' time over ours | fraction of limit |", "|---|---|---:|---|---:|"]
     return "\n".join([f"Rates of this machine: {rates}.\n", *head, *lines])
 
 
@@ -233,7 +233,7 @@ def machine() -> str:
 
 def page(out: Path) -> str:
     """The part of the summary that is computed from the results in a folder."""
-    legend = "Times are medians. `of the limit`: the time of the hardware's limit divided by ours, and what sets it."
+    legend = "Times are medians. `fraction of limit`: the limit's time divided by ours, and what sets the limit."
     parts = ["## Key ratios", legend, ratios(out)]
     log = out / "ncu.csv"
     if log.is_file():

@@ -1,4 +1,4 @@
-"""Aligned training by batch size: memory and time, fused op and naive einsum, with and without gradient caching.
+"""Measure aligned training by batch size, with the fused op and the einsum, with and without gradient caching.
 
 python benchmarks/large_batch.py                   # every series until it fails, then profiles
 python benchmarks/large_batch.py --parts profile   # measure only the profile again
@@ -21,7 +21,7 @@ from atk.bench import environment
 from atk.data.captions import read_split
 from atk.models.clap import CLAP, ModelConfig
 from atk.ops.max_mean_op import INDEX_BUDGET
-from experiments import atk, flags, write_results
+from experiments import flags, run_atk, write_results
 from large_batch_page import draw, render_page
 
 SERIES = {  # name: backend, and whether gradients are cached
@@ -50,9 +50,9 @@ class Row:
     note: str = ""
     loss: float | None = None  # of the first step
     step_seconds: list[float] = field(default_factory=list)  # without the first step
-    peak: float | None = None  # of the trainer's process, by its own log
-    peak_by_system: float | None = None  # of the same process, by the system's high-water mark
-    peak_of_all: float | None = None  # of the trainer and its loader, with shared pages counted once; sampled
+    peak: float | None = None  # of the trainer's process, according to its own log
+    peak_by_system: float | None = None  # of the same process, according to the system's high-water mark
+    peak_with_workers: float | None = None  # of the trainer and its workers, shared pages counted once; sampled
 
 
 def run_limited(command: Sequence[str], log: Path, limit: int) -> tuple[int, float, float]:
@@ -92,7 +92,7 @@ def _kib(path: str, name: str) -> int:
 def _family(pid: int) -> list[int]:
     """A process and all its descendants."""
     pids = [pid]
-    for parent in pids:  # grows while it is read
+    for parent in pids:  # the list grows during the loop
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             try:
                 pids += map(int, children.read_text().split())
@@ -112,7 +112,8 @@ def train(series: str, batch: int, micro_batch: int, steps: int, folder: Path, l
         options["micro-batch"] = micro_batch
     program = [str(Path(sys.executable).with_name("atk")), "train", "aligned", "--data", str(folder / "data")]
     log = out.with_suffix(".log")
-    code, row.peak_by_system, row.peak_of_all = run_limited([*program, "--out", str(out), *flags(options)], log, limit)
+    command = [*program, "--out", str(out), *flags(options)]
+    code, row.peak_by_system, row.peak_with_workers = run_limited(command, log, limit)
     metrics = out / "metrics.jsonl"
     logged = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     if logged:
@@ -137,7 +138,7 @@ def failure(code: int, text: str) -> tuple[str, str]:
 
 
 def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, folder: Path, limit: int) -> list[Row]:
-    """Run every series with growing batches until it fails; a loss that differs from the fused op's is wrong."""
+    """Run each series with growing batches until it fails; a run is wrong if its loss differs from the fused op's."""
     rows: list[Row] = []
     losses: dict[tuple[int, bool], float] = {}
     for name in series:
@@ -161,7 +162,7 @@ def measure(series: Sequence[str], batches: Sequence[int], micro_batch: int, fol
 
 
 def sizes(data: Path, batches: Sequence[int]) -> dict:
-    """Samples, frames and tokens of the longest clip and caption, and the MiB of what grows with the batch."""
+    """Samples, frames, and tokens of the longest clip and caption, and the MiB of what grows with the batch."""
     clips = read_split(data, "train").clips
     captions = [caption for clip in clips for caption in clip.captions]
     model = CLAP.create(ModelConfig(), captions)
@@ -209,11 +210,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--profile-batch", type=int, default=256)
-    parser.add_argument("--limit-gib", type=float, default=20.0, help="private memory of a training process")
+    parser.add_argument("--limit-gib", type=float, default=20.0, help="limit on a training process's private memory")
     parser.add_argument(
-        "--quick", action="store_true", help="only batches of 32 and 64 in micro-batches of 16, to try the script"
+        "--quick", action="store_true", help="only batches of 32 and 64, in micro-batches of 16, to try out the script"
     )
-    parser.add_argument("--reading", default="", help="text for the page that interprets the results")
+    parser.add_argument("--interpretation", default="", help="text for the page, interpreting the results")
     options = parser.parse_args()
     options.runs = options.runs or Path("runs/large_batch_quick" if options.quick else "runs/large_batch")
     options.results = options.results or (options.runs if options.quick else Path(__file__).parent / "results")
@@ -244,19 +245,17 @@ def main() -> None:
     stem = options.results / "large_batch"
     batches = sorted(options.batches)
     scenes = SCENES | {"train": max(*batches, options.profile_batch)}
-    atk("soundscapes", data, *flags(scenes))
+    run_atk("soundscapes", data, *flags(scenes))
     setting = {"scenes": scenes, "run": RUN, "micro_batch": options.micro_batch}
     path = stem.with_suffix(".json")
     previous = json.loads(path.read_text()) if path.is_file() else {}
     kept = previous.get("parts", {}) if previous.get("setting") == setting else {}
     parts = {name: part for name, part in kept.items() if name not in options.parts}
-    for name in sorted(
-        options.parts, reverse=True
-    ):  # the page is written after each part, so that an interrupted run keeps it
+    for name in sorted(options.parts, reverse=True):  # written one by one, so that an interrupted run keeps each part
         parts[name] = {"environment": environment()} | measured(name, options, batches)
         if name == "steps":
             draw(stem.with_suffix(".png"), parts["steps"])
-        write_results(stem, {"setting": setting, "parts": parts}, render_page, options.reading)
+        write_results(stem, {"setting": setting, "parts": parts}, render_page, options.interpretation)
     print(stem.with_suffix(".md").read_text())
 
 

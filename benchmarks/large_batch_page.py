@@ -35,7 +35,7 @@ def render_page(record: dict) -> str:
     if "profile" in parts:
         text += _profile(parts["profile"])
     text += [
-        record["reading"],
+        record["interpretation"],
         "Run: " + ", ".join(f"{name} {value}" for name, value in run.items()) + ".",
         "Command: `python benchmarks/large_batch.py`.",
     ]
@@ -53,7 +53,7 @@ def _steps(part: dict) -> list[str]:
         (
             "Seconds per step (median without the first step, including the wait for data), and peak resident memory "
             "of the trainer in MiB, including the interpreter and libraries. Each process is limited to "
-            f"{part['limit_gib']:g} GiB of private memory; larger allocations fail. A row is wrong if its loss in the "
+            f"{part['limit_gib']:g} GiB of private memory; larger allocations fail. A run is wrong if its loss in the "
             "first step differs from that of the fused op. After a failure, larger batches are not tried."
         ),
         _table(batches, series, lambda name, n: _outcome(row_of[name, n])),
@@ -62,9 +62,9 @@ def _steps(part: dict) -> list[str]:
         else "",
         *_growth(row_of, batches, part["sizes"]),
         (
-            "Memory measured in three ways, in MiB: by the trainer's log (`memory_mib`), by the system's high-water "
-            "mark of the same process, and for trainer plus loader with shared pages counted once (sampled, so it can "
-            "miss a short peak)."
+            "Memory in MiB, measured in three ways: by the trainer's log (`memory_mib`), by the system's high-water "
+            "mark for the same process, and for the trainer and its workers together, with shared pages counted once "
+            "(sampled, so it can miss a short peak)."
         ),
         _table(batches, series, lambda name, n: _memories(row_of[name, n])),
         _where(part),
@@ -90,7 +90,8 @@ def _memories(row: dict) -> str:
     if row["status"] == "not tried":
         return ""
     logged = "none" if row["peak"] is None else f"{row['peak']:.0f}"
-    return f"{logged}, {row['peak_by_system']:.0f}, {row['peak_of_all']:.0f}"
+    with_workers = row["peak_with_workers"] if "peak_with_workers" in row else row["peak_of_all"]  # the older name
+    return f"{logged}, {row['peak_by_system']:.0f}, {with_workers:.0f}"
 
 
 def _growth(row_of: dict[tuple[str, int], dict], batches: list[int], sizes: dict) -> list[str]:
@@ -147,8 +148,8 @@ def _profile(part: dict) -> list[str]:
             "fused op. Stages follow one another and add up to the step. The backward of a part begins when its output "
             "receives its gradient; the backward of the audio encoder includes gradient clipping. With 0 loaders the "
             "trainer reads the files itself; with 1, a process reads ahead and shares the cores. Validation and "
-            "checkpoints are not included. Lines with `atk::` are part of the two stages of the loss, measured by "
-            "torch.profiler; its overhead is in all lines."
+            "checkpoints are not included. Lines with `atk::` are part of the two stages of the loss and are measured "
+            "by torch.profiler, whose overhead is in all lines."
         ),
         "\n".join(lines),
         _where(part),
@@ -169,14 +170,14 @@ def _where(part: dict) -> str:
 
 
 def draw(path: Path, part: dict) -> None:
-    """Plot memory and time of a step against the batch on log axes; a cross marks the batch at which a series fails."""
+    """Plot a step's memory and time against the batch on log axes; a cross marks the batch at which a series fails."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     memory, seconds = figure.subplots(1, 2)
-    memory.axhline(part["limit_gib"] * 1024, color="grey", linewidth=1, label="limit of a process")
+    memory.axhline(part["limit_gib"] * 1024, color="grey", linewidth=1, label="limit per process")
     for index, (name, (color, line)) in enumerate(STYLES.items()):
         rows = [row for row in part["rows"] if row["series"] == name]
         finished = [row for row in rows if row["status"] == "ok"]
@@ -189,7 +190,7 @@ def draw(path: Path, part: dict) -> None:
         if name == "fused, cached":
             bare = [row["peak"] - part["sizes"]["mib"][str(row["batch"])]["waveforms"] for row in finished]
             memory.plot(n, bare, color=color, linestyle=":", label=f"{name}, without waveforms")
-    for axes, label in ((memory, "peak memory of the trainer, MiB"), (seconds, "seconds of a step")):
+    for axes, label in ((memory, "peak memory of the trainer, MiB"), (seconds, "seconds per step")):
         axes.set(xscale="log", yscale="log", xlabel="batch", ylabel=label)
         axes.set_xticks(sorted({row["batch"] for row in part["rows"]}), minor=False)
         axes.xaxis.set_major_formatter("{x:.0f}")

@@ -1,4 +1,4 @@
-"""Where the time of an aligned training step goes, by stage, in this process; `large_batch.py` runs it.
+"""Measure by stage where the time of an aligned training step goes; `large_batch.py` runs this script.
 
 python benchmarks/large_batch_profile.py --data DIR --out RUN --batch-size 256 --micro-batch 64 --workers 1
 """
@@ -100,11 +100,11 @@ def _replace(target: object, **methods: Callable) -> None:
 
 
 def profile(config: AlignedConfig) -> dict[str, Any]:
-    """Mean seconds of each stage of a step, without the first step; this library's ops are part of the loss's stages.
+    """Mean seconds per step of each stage, without the first step; this library's ops are part of the loss's stages.
 
     Returns:
         `stages` and `ops` (each `{name: seconds}`), `step_seconds` (the sum of the stages), `steps` (how many were
-        averaged), and `batch`, `micro_batch` and `workers` of the configuration.
+        averaged), and `batch`, `micro_batch`, and `workers` of the configuration.
     """
     device = torch.device("cpu")
     stages = Stages()

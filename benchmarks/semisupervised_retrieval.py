@@ -1,4 +1,4 @@
-"""Compare mappers and ablations with a tenth of the captions, the other clips as unlabeled audio, and several seeds.
+"""Compare mappers and ablations over several seeds; a tenth of the clips have captions, the rest are unlabeled audio.
 
 python benchmarks/semisupervised_retrieval.py            # continues where it was interrupted
 """
@@ -12,7 +12,7 @@ import yaml
 
 from atk.eval.retrieval import embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
-from experiments import atk, comparison_parser, finished, flags, mean_and_spread, train_all, write_results
+from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
 
 CAPTIONED = 0.1  # fraction of the clips that keep their captions
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}
@@ -28,8 +28,8 @@ ARMS = {
     "MLP-a2t without L_unlabeled": MLP | {"loss.unlabeled_weight": 0.0},
     UPPER: SUPERVISED,
 }
-FIRST_SCENES = {"preset": "easy", "classes": 36, "seconds": [3.0, 3.0], "train": 5000, "test": 300, "seed": 5}
-FIRST_RUN = {
+PRETRAINING_SCENES = {"preset": "easy", "classes": 36, "seconds": [3.0, 3.0], "train": 5000, "test": 300, "seed": 5}
+PRETRAINING_RUN = {
     "steps": 400, "batch_size": 64, "precision": "bf16", "eval_every": 0, "save_every": 100, "clip_seconds": 3.0,
     "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true",
     "model.audio.frame_layer": 1, "model.text.token_layer": 0, "model.audio.dropout": 0, "model.text.dropout": 0,
@@ -83,15 +83,15 @@ def plan(folder: Path, seeds: int, steps: int, unlabeled: Path) -> dict[tuple[st
     return runs
 
 
-def start(folder: Path) -> dict[str, float]:
-    """Retrieval of the model that all arms start from."""
+def values_before(folder: Path) -> dict[str, float]:
+    """Retrieval metrics of the pretrained model, from which all arms start."""
     model = CLAP.from_pretrained(folder / "first").eval()
     test = embed_split(model, folder / "data", "test", clip_seconds=CLIP_SECONDS)
     return values_of(evaluate_retrieval(model, test))
 
 
 def values_of(metrics: dict) -> dict[str, float]:
-    """The table's columns of an evaluation."""
+    """Values of the table's columns in the metrics of an evaluation."""
     return {column: metrics[column.split()[0]][column.split()[1]] for column in COLUMNS}
 
 
@@ -106,11 +106,11 @@ def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict], first: dict[str, float]) -> str:
+def table(rows: list[dict], before: dict[str, float]) -> str:
     """Mean (standard deviation) over the seeds, one arm per line."""
     heads = [column.replace("text_to_audio", "t2a").replace("audio_to_text", "a2t") for column in COLUMNS]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    lines.append("| before fine-tuning | " + " | ".join(f"{first[column]:.1f}" for column in COLUMNS) + " |")
+    lines.append("| before fine-tuning | " + " | ".join(f"{before[column]:.1f}" for column in COLUMNS) + " |")
     for arm in ARMS:
         rows_of_arm = [row for row in rows if row["arm"] == arm]
         cells = []
@@ -130,15 +130,17 @@ def render_page(record: dict) -> str:
         "# Retrieval with a tenth of the captions and unlabeled audio",
         (f"Synthetic soundscapes: {scenes['train']} clips for training and {scenes['test']} held out. {labeled} clips "
         f"keep their captions and the other {scenes['train'] - labeled} are unlabeled audio; the upper bound has all "
-        "captions. All arms fine-tune the same model, which was trained on other, easier scenes, with the same steps "
-        f"and batches of captioned clips. The checkpoint is selected by mAP@10 on {scenes['val']} captioned scenes. "
-        f"Mean and standard deviation over {record['seeds']} seeds, in percent; retrieval by global cosine."),
+        "captions. All arms start from the same model, trained on other, easier scenes, and are fine-tuned with "
+        "the same number of steps and the same batches of captioned clips. The checkpoint is selected by mAP@10 on "
+        f"{scenes['val']} captioned scenes. Mean and standard deviation over {record['seeds']} seeds, in percent; "
+        "retrieval uses the cosine of global vectors."),
         record["table"],
-        record["reading"],
-        "First: " + ", ".join(f"{name} {value}" for name, value in (FIRST_SCENES | FIRST_RUN).items()) + ".",
+        record["interpretation"],
+        "Pretraining: "
+        + ", ".join(f"{name} {value}" for name, value in (PRETRAINING_SCENES | PRETRAINING_RUN).items()) + ".",
         "Run: " + ", ".join(f"{name} {value}" for name, value in record["run"].items()) + "; scenes: "
         + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, {record['jobs']} at a time.",
+        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
         "Command: `python benchmarks/semisupervised_retrieval.py`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]  # fmt: skip
@@ -150,9 +152,9 @@ def main() -> None:
     folder = options.runs
     runs = plan(folder, options.seeds, options.steps, folder / "unlabeled")
     if not options.report:
-        atk("soundscapes", folder / "data", *flags(SCENES))
-        atk("soundscapes", folder / "first-data", *flags(FIRST_SCENES))
-        train_all("aligned", folder / "first-data", {folder / "first": FIRST_RUN})
+        run_atk("soundscapes", folder / "data", *flags(SCENES))
+        run_atk("soundscapes", folder / "first-data", *flags(PRETRAINING_SCENES))
+        train_all("aligned", folder / "first-data", {folder / "first": PRETRAINING_RUN})
         split(folder)
         for data, all_captions in (("labeled", False), ("data", True)):
             selected = [run for (arm, _), run in runs.items() if (arm == UPPER) == all_captions]
@@ -164,12 +166,11 @@ def main() -> None:
         "scenes": yaml.safe_load((folder / "data" / "soundscapes.yaml").read_text()),
         "run": RUN | {"steps": options.steps},
         "seeds": len({row["seed"] for row in rows}),
-        "table": table(rows, start(folder)),
+        "table": table(rows, values_before(folder)),
         "rows": rows,
     }
-    write_results(
-        options.results / "semisupervised_retrieval", record, render_page, options.reading, options.jobs, options.report
-    )
+    stem = options.results / "semisupervised_retrieval"
+    write_results(stem, record, render_page, options.interpretation, options.jobs, options.report)
     print(record["table"])
 
 

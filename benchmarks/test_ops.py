@@ -1,6 +1,7 @@
 """Every provider of every op under pytest-benchmark: `pytest benchmarks`, `pytest benchmarks -k "info_nce and atk"`.
 
-A result is compared with float64 before it is timed. Error and peak memory are in the saved file's `extra_info`.
+Each result is compared with float64 before its provider is timed. The saved file's `extra_info` has the error and the
+peak memory.
 """
 
 import importlib
@@ -18,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @lru_cache(maxsize=1)
 def case_and_truth(op, size, mode):
     torch.manual_seed(0)
-    torch.compiler.reset()  # recompilations are limited
+    torch.compiler.reset()  # torch limits the number of recompilations
     (shape,) = sizes.shapes(op, size)
     case = importlib.import_module(f"atk.bench.{op}").case(shape, mode, torch.float32, DEVICE)
     return case, case.truth()

@@ -1,4 +1,4 @@
-"""`python -m atk.bench`: `atk bench` for machines with only torch, numpy and atk installed."""
+"""`python -m atk.bench`: `atk bench` for machines with only torch, numpy, and atk installed."""
 
 import argparse
 import sys

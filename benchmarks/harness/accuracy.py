@@ -12,9 +12,9 @@ from torch import Tensor
 class Tolerance:
     """Largest deviations from the float64 reference that still count as correct.
 
-    A case returns its value (scores, output or loss) first, then its gradients. `value` and `gradient` bound the
+    A case returns its value (scores, output, or loss) first, then its gradients. `value` and `gradient` bound the
     largest difference of an entry, relative to the largest true entry. `cosine` and `norm` bound each gradient as a
-    whole: a gradient that misses 5 % of its rows is 2.5 % too short, and one that is scaled by 1.05 is 5 % too long.
+    whole: a gradient that lacks 5 % of its rows is 2.5 % too short, and one that is scaled by 1.05 is 5 % too long.
     """
 
     value: float = 1e-4
@@ -24,7 +24,7 @@ class Tolerance:
 
 
 def rounded_inputs(dtype: torch.dtype, gradient: float) -> Tolerance:
-    """Tolerance of a computation that reads and writes `dtype`; in float32 always 1e-4.
+    """Tolerance of a computation that reads and writes `dtype`; always 1e-4 in float32.
 
     In a half type the value may be off by two units in the last place of its largest entry. `gradient` is 1e-2 if all
     intermediate results are float32, and 5e-2 if some of them have the half type. The cosine and the norm of a gradient
@@ -37,9 +37,9 @@ def rounded_inputs(dtype: torch.dtype, gradient: float) -> Tolerance:
 
 
 def rounded_scores(dtype: torch.dtype) -> Tolerance:
-    """Tolerance of a max-mean similarity that holds its frame-token scores in `dtype`; in float32 always 1e-4.
+    """Tolerance of a max-mean similarity that holds its frame-token scores in `dtype`; always 1e-4 in float32.
 
-    Rounding makes scores tie, and a frame may then pass its gradient to a different token than in float64. Single
+    Rounding makes scores tie, and a frame may then pass its gradient to a different token than in float64. Some
     entries of the gradient are then entirely different, so the largest difference says nothing. But few frames are
     affected. At the benchmarked shapes 1 - cosine of eager PyTorch is up to 5e-3 in bfloat16 and 6e-4 in float16.
     """

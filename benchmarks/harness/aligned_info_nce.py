@@ -1,6 +1,6 @@
-"""InfoNCE over the max-mean similarity, forward and backward: losses on a similarity from elsewhere, and the fused op.
+"""InfoNCE over the max-mean similarity, forward and backward: a plain loss on each similarity, and the fused op.
 
-Operations are those of the forward's products over valid tokens, as in `max_mean_similarity`.
+The operations counted are the forward's products over valid tokens, as in `max_mean_similarity`.
 """
 
 from collections.abc import Callable, Sequence

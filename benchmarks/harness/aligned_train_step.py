@@ -1,8 +1,9 @@
 """A step of aligned training: encoders on random waveforms and captions, and the loss, forward and backward.
 
-The atk rows use its whole loss, `atk.nn.AlignedContrastiveLoss`. The other rows put a similarity into the loss that a
-user would write around it. The model is the small default one without dropout. The optimizer step, the same for all, is
-not included. Operations are those of the encoders, forward and backward, and of the similarity's forward.
+The atk rows use atk's whole loss, `atk.nn.AlignedContrastiveLoss`. The other rows put a similarity into the loss that a
+user would write around it. The model is the small default one without dropout. The optimizer step is the same for all
+rows and is not included. The operations counted are those of the encoders, forward and backward, and of the
+similarity's forward.
 """
 
 import copy
@@ -32,7 +33,7 @@ Criterion = Callable[..., Tensor]  # of (audio, text, frames, tokens, frame_mask
 
 
 def case(shape: Batch, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
-    """The benchmark case of one shape; a half type means autocast."""
+    """The benchmark case of one shape; a half-precision `dtype` means autocast."""
     captions = [_caption(index) for index in range(shape.pairs)]
     model = _model(captions).to(device)
     audio = _waveforms(shape.pairs, int(shape.seconds * model.sample_rate)).to(device)
@@ -44,8 +45,8 @@ def case(shape: Batch, mode: str, dtype: torch.dtype, device: torch.device) -> C
         if similarity.name.startswith("torch.compile") or similarity.name.endswith("packed"):
             continue
         call = _step(model, _criterion(similarity), lengths, tokens, dtype)
-        needs = max_mean.score_bytes(similarity, pairs, dtype)
-        providers.append(Provider(similarity.name, call, _tolerance(dtype), needs, similarity.missing))
+        needs_bytes = max_mean.score_bytes(similarity, pairs, dtype)
+        providers.append(Provider(similarity.name, call, _tolerance(dtype), needs_bytes, similarity.missing))
 
     def truth() -> tuple[Tensor, ...]:
         criterion = _criterion(max_mean.Similarity("naive", max_mean.naive))
@@ -71,9 +72,9 @@ def case(shape: Batch, mode: str, dtype: torch.dtype, device: torch.device) -> C
 def _tolerance(dtype: torch.dtype) -> Tolerance:
     """Tolerance of a step; under autocast relative to the same encoders with a float64 loss.
 
-    The encoders' own rounding would hide any mistake of the loss, so under autocast the reference has it too. What is
-    left is the rounding of the embeddings' gradients, which the encoders' backward amplifies: the correct losses
-    measured have 1 - cosine up to 8e-4 and a norm up to 2.1 % off in bfloat16.
+    The encoders' own rounding would hide any mistake in the loss, so the reference's encoders run under autocast too.
+    What is left is the rounding of the embeddings' gradients, which the encoders' backward amplifies: for the correct
+    losses measured, 1 - cosine is up to 8e-4 and the norm is up to 2.1 % off in bfloat16.
     """
     if dtype == torch.float32:
         return Tolerance(value=2e-3, gradient=2e-3)
@@ -88,7 +89,7 @@ def _caption(index: int) -> str:
 
 
 def _waveforms(pairs: int, samples: int) -> Tensor:
-    """`[N, S]`: noise, each clip through its own random filter, so that clips differ in spectrum."""
+    """Noise `[N, S]`, filtered at random for each clip, so that the clips differ in spectrum."""
     filters = torch.randn(pairs, 1, 31)
     noise = torch.randn(pairs, samples + 30)
     return 0.02 * F.conv1d(noise[None], filters, groups=pairs)[0]
@@ -103,8 +104,8 @@ def _model(captions: list[str]) -> CLAP:
 def _count(model: CLAP, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor]) -> tuple[Pairs, float]:
     """Shape of the similarity, and operations of the step; also centers the model's global vectors.
 
-    With random weights all clips and all captions point in nearly one direction. The gradient of the loss would then
-    nearly cancel, and rounding errors would dominate it.
+    With random weights the vectors of all clips and captions point in nearly the same direction. The gradient of the
+    loss would then nearly cancel, and rounding errors would dominate it.
     """
     with FlopCounterMode(display=False) as counter:
         sound, text = model(audio, lengths, tokens)
@@ -119,7 +120,7 @@ def _count(model: CLAP, audio: Tensor, lengths: Tensor, tokens: dict[str, Tensor
 
 
 def _criterion(similarity: max_mean.Similarity) -> Criterion:
-    """`L_total` (3.7) with the aligned term on this similarity."""
+    """`L_total` (3.7), whose aligned term uses this similarity."""
     if similarity.name.startswith("atk"):
         backend = similarity.name.removeprefix("atk ").partition(",")[0]
         return atk.nn.AlignedContrastiveLoss(TEMPERATURE, backend=backend)
@@ -128,7 +129,7 @@ def _criterion(similarity: max_mean.Similarity) -> Criterion:
         audio: Tensor, text: Tensor, frames: Tensor, tokens: Tensor, frame_mask: Tensor, token_mask: Tensor
     ) -> Tensor:
         cosines = normalize(audio) @ normalize(text).T
-        # Clips have equal lengths, so there is no frame mask. Some libraries only take caption lengths, so the first
+        # Clips have equal lengths, so there is no frame mask. Some libraries take only caption lengths, so the first
         # token, which is special and masked, is cut off.
         aligned = similarity.call(normalize(frames), normalize(tokens[:, 1:]), token_mask[:, 1:])
         return cross_entropies(cosines / TEMPERATURE) + cross_entropies(aligned / TEMPERATURE)
@@ -149,10 +150,7 @@ def _in_float64(criterion: Criterion) -> Criterion:
 def _step(
     model: CLAP, criterion: Criterion, lengths: Tensor, tokens: dict[str, Tensor], dtype: torch.dtype
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function of the audio that returns the loss and the gradients of some weights.
-
-    They are the weights of the projections, the convolutions, and the embeddings.
-    """
+    """A function of the audio that returns the loss and the gradients of projections, convolutions, and embeddings."""
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Embedding)]
     weights += [model.get_parameter(f"{name}_projection.weight") for name in ("audio", "text")]
 

@@ -1,4 +1,4 @@
-"""`atk bench`: selects the cases, runs them and writes the results."""
+"""`atk bench`: selects the cases, runs them, and writes the results."""
 
 import importlib
 import shlex
@@ -39,8 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), help="ops to time (all)")
     parser.add_argument(
         "--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
-        help=f"{', '.join(SIZES)}; batch, length and width are sweeps along one axis, for plots "
-        "(all but tiny; on a CPU also without the largest, which take hours there)",
+        help=f"{', '.join(SIZES)}; batch, length, and width are sweeps along one axis, for plots "
+        "(all but tiny, and on a CPU all but the largest, which take hours there)",
     )  # fmt: skip
     parser.add_argument(
         "--kinds", nargs="+", choices=MODES, default=list(MODES), help="modes to time, if the op has them (all)"
@@ -50,9 +50,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--providers", nargs="+", default=None, metavar="NAME",
-        help=f"only providers whose name starts with one of these, such as {', '.join(PROVIDERS)} (all)",
+        help=f"only providers whose names start with one of these, such as {', '.join(PROVIDERS)} (all)",
     )  # fmt: skip
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, or cuda (auto)")
     parser.add_argument("--rounds", type=int, default=None, help=f"timed calls ({ROUNDS}; {SHORT_ROUNDS} with --short)")
     parser.add_argument("--short", action="store_true", help="a few small sizes; under five minutes on two cores")
     parser.add_argument("--out", type=str, default="runs/bench", help="folder for the results (runs/bench)")
@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> list[str]:
-    """Run the selected cases and write the results; returns the problems of atk's own rows, one line each.
+    """Run the selected cases, write the results, and return the problems of atk's own rows, one line each.
 
     Raises:
         ValueError: an option is invalid, or there is nothing to run.
@@ -114,7 +114,7 @@ def _measure(
     stem: Path,
     record: dict[str, dict],
 ) -> list[Table]:
-    """Run the planned cases; writes the results after each case, so that an interrupted run keeps what it has."""
+    """Run the planned cases, and write the results after each one, so that an interrupted run keeps them."""
     tables: list[Table] = []
     left_out: dict[str, str] = {}
     start = time.monotonic()
@@ -124,7 +124,7 @@ def _measure(
         print(f"[{progress}] {plan.op} {plan.size} {plan.mode} {plan.dtype}", file=sys.stderr, flush=True)
         try:
             case = _case(plan, device, providers)
-        except ImportError as error:  # something that all providers of the op need
+        except ImportError as error:  # a package that all providers of the op need is missing
             print(f"left out: {error}", file=sys.stderr)
             left_out[plan.op] = str(error)
             record["settings"]["left out"] = ", ".join(f"{op} ({reason})" for op, reason in left_out.items())
@@ -156,14 +156,14 @@ def _compare(tables: Sequence[Table], saved: Sequence[Table], arguments: Namespa
     lines, compared = regressions.regressions(tables, saved, arguments.threshold)
     print(f"{len(lines)} regressions in {compared} rows that are also in {arguments.compare}")
     if not compared:
-        return [f"nothing to compare: {arguments.compare} has no case of this run"]
+        return [f"nothing to compare: {arguments.compare} has none of the cases of this run"]
     return [f"regression: {line}" for line in lines]
 
 
 def _case(plan: _Plan, device: torch.device, names: Sequence[str] | None) -> Case:
     """The case with the selected providers; sweeps leave out torch.compile, which recompiles for each shape."""
     torch.manual_seed(0)
-    torch.compiler.reset()  # recompilations are limited
+    torch.compiler.reset()  # torch limits the number of recompilations
     case = _module(plan.op).case(plan.shape, plan.mode, getattr(torch, plan.dtype), device)
     kept = [provider for provider in case.providers if names is None or provider.name.startswith(tuple(names))]
     if plan.size in sizes.AXES:
@@ -215,7 +215,7 @@ def _check_providers(names: Sequence[str] | None) -> None:
 
 
 def _command_line(arguments: Namespace) -> str:
-    """The command line of this run, without options at their default."""
+    """The command line of this run, without the options at their defaults."""
     defaults = {"ops": list(OPS), "kinds": list(MODES), "dtypes": ["float32"], "device": "auto", "threshold": THRESHOLD}
     parts = ["atk", "bench"]
     for name, value in vars(arguments).items():

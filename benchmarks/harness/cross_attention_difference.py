@@ -1,7 +1,7 @@
 """Cross-attention difference of N inputs and references: `nn.MultiheadAttention` plus the mask, and the fused op.
 
-Forward and backward of the whole block, including the input projections, with shared weights and a key mask.
-Operations are those of the projections and of the attention over valid frames only, three times the forward's.
+Each row runs the whole block forward and backward, including the input projections, with shared weights and a key
+mask. The operations counted are three times those of the forward's projections and attention over valid frames.
 """
 
 import copy
@@ -53,7 +53,7 @@ def _providers(attention: nn.MultiheadAttention, dtype: torch.dtype, device: tor
     blocks = {
         "nn.MultiheadAttention, need_weights=False": _multihead(attention, False),
         "nn.MultiheadAttention, default call": _multihead(attention, True),
-        "torch.compile of the first": torch.compile(_multihead(attention, False), fullgraph=True, dynamic=False),
+        "torch.compile of the first row": torch.compile(_multihead(attention, False), fullgraph=True, dynamic=False),
         "SDPA": _attention(attention),
     }
     providers = [Provider(name, _step(block, attention), tolerance) for name, block in blocks.items()]
@@ -90,7 +90,7 @@ def _attention(attention: nn.MultiheadAttention) -> Callable[..., Tensor]:
 
 
 def _step(block: Callable[..., Tensor], module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
-    """Forward and backward: the output, and the gradients of the input, the reference and all weights."""
+    """Forward and backward: the output, and the gradients of the input, the reference, and all weights."""
 
     def call(frames: Tensor, reference: Tensor, mask: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         frames, reference = frames.detach().requires_grad_(), reference.detach().requires_grad_()

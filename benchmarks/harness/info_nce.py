@@ -1,7 +1,7 @@
 """Symmetric InfoNCE of N clips and their captions, forward and backward: with all logits in memory, and streamed.
 
-Operations are those of three products of all pairs, for the logits and the two gradients. Streaming computes the
-logits twice, so it does a third more.
+The operations counted are three products over all pairs, for the logits and the two gradients. Streaming computes the
+logits twice, so it does a third more work.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from atk.bench.sizes import Vectors
 from atk.ops.backend import BACKENDS, unavailable
 
 MODES = {"step": "forward and backward"}
-SCALE = 20.0  # of the cosines
-LOGIT_COPIES = 3  # matrices of logits that eager PyTorch holds at once, at least
+SCALE = 20.0  # logit scale
+LOGIT_COPIES = 3  # least number of logit matrices that eager PyTorch holds at once
 
 
 def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) -> Case:
@@ -29,9 +29,9 @@ def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) ->
         audio, noise = torch.randn(n, d), torch.randn(n, d)
         vectors = (F.normalize(x, dim=-1).to(dtype) for x in (audio, audio + 3 * noise))
         inputs = *vectors, torch.tensor(SCALE)
-    width = f"{n} pairs, {d} channels, {str(dtype).removeprefix('torch.')}"
+    counts = f"{n} pairs, {d} channels, {str(dtype).removeprefix('torch.')}"
     return Case(
-        title=f"info_nce, {MODES[mode]}: {width}",
+        title=f"info_nce, {MODES[mode]}: {counts}",
         inputs=inputs,
         truth=lambda: gradients(_atk("chunked"))(*(value.double() for value in inputs)),
         providers=_providers(n, dtype, device),
@@ -42,27 +42,27 @@ def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def _providers(n: int, dtype: torch.dtype, device: torch.device) -> list[Provider]:
-    """All implementations of the loss. The first is what a user would write, the baseline."""
+    """All implementations of the loss; the first, the baseline, is what a user would write."""
     tolerance = rounded_inputs(dtype, gradient=5e-2)
-    logits = dtype.itemsize * n * n
-    eager = LOGIT_COPIES * logits
+    logit_bytes = dtype.itemsize * n * n
+    eager_bytes = LOGIT_COPIES * logit_bytes
     compiled = torch.compile(_cross_entropies, fullgraph=True, dynamic=False)
     providers = [
-        Provider("naive F.cross_entropy", gradients(_cross_entropies), tolerance, eager),
-        Provider("torch.compile of the naive", gradients(compiled), tolerance, logits),
+        Provider("naive F.cross_entropy", gradients(_cross_entropies), tolerance, eager_bytes),
+        Provider("torch.compile of F.cross_entropy", gradients(compiled), tolerance, logit_bytes),
     ]
     for name, loss, missing in peers.losses(device):
-        needs = eager if name == "open_clip" else 0
-        providers.append(Provider(name, gradients(loss), tolerance, needs, missing))
+        needs_bytes = eager_bytes if name == "open_clip" else 0
+        providers.append(Provider(name, gradients(loss), tolerance, needs_bytes, missing))
     for backend in BACKENDS["info_nce"]:
         missing = unavailable(backend, device, dtype)
-        needs = eager if backend == "reference" else 0
-        providers.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs, missing))
+        needs_bytes = eager_bytes if backend == "reference" else 0
+        providers.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs_bytes, missing))
     return providers
 
 
 def gradients(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """Forward and backward: the loss, and its gradients with respect to the first three inputs."""
+    """A function that returns the loss and its gradients with respect to the first three inputs."""
 
     def call(audio: Tensor, text: Tensor, scale: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
         leaves = [value.detach().requires_grad_() for value in (audio, text, scale)]

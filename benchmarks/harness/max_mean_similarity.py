@@ -1,8 +1,8 @@
 """Max-mean similarity of clips and captions: the einsum a user would write, other libraries, and the fused op.
 
 In forward-only rows, the einsum runs without autograd and saves nothing, while atk still saves the winner indices that
-its backward needs. Operations are those of the forward's products over valid tokens only: a step at 0.3 of the limit
-takes as long as three ideal forwards.
+its backward needs. The operations counted are only the forward's products over valid tokens: a step at 0.33 of the
+limit takes as long as three ideal forwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ MODES = {
     "ragged_step": "forward and backward, captions of {shortest} to {tokens} tokens (mean {mean})",
 }
 MAX_COMPARED = 128  # up to this many clips and captions, all results are compared
-SAMPLE_SIZE = 32  # beyond that, the results of this many
-CHUNK = 64 << 20  # bytes of scores that the chunked einsum holds
+SAMPLE_SIZE = 32  # beyond that, only the results of this many
+CHUNK = 64 << 20  # bytes of scores that the chunked einsum holds at once
 
 
 class Similarity(NamedTuple):
@@ -52,7 +52,7 @@ def case(shape: Pairs, mode: str, dtype: torch.dtype, device: torch.device) -> C
     inputs = (audio, text, grad, mask) if ragged else (audio, text, grad)
     providers = []
     for similarity in similarities(dtype, device, ragged, backward=not forward):
-        # With autograd on, the einsum would keep every score, so its forward is timed without.
+        # With autograd on, the einsum would keep every score, so its forward is timed without it.
         call = _forward(similarity.call, keep_winners=not similarity.eager) if forward else _step(similarity.call)
         providers.append(
             Provider(
@@ -177,9 +177,10 @@ def embeddings(shape: Pairs, dtype: torch.dtype, device: torch.device) -> tuple[
 def true_step(
     audio: Tensor, text: Tensor, grad: Tensor, mask: Tensor | None, sample: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sim, dL/daudio and dL/dtext in float64, one caption at a time, so that it fits where the einsum does not.
+    """sim, dL/daudio, and dL/dtext in float64, one caption at a time to fit in memory where the einsum does not.
 
-    `sample`: clips whose rows of sim and dL/daudio are returned, and captions whose rows of dL/dtext are; None = all.
+    `sample`: clips whose rows of sim and dL/daudio are returned, and captions whose rows of dL/dtext are returned; None
+    means all.
     """
     if sample is None:
         return _true_pass(audio, text, grad, mask)

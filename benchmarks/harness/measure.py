@@ -2,7 +2,7 @@
 
 Each provider's result is first compared with a float64 reference; an incorrect provider is reported but not timed. The
 others take turns in one process. Each call gets a different copy of the inputs, and the copies together exceed the
-cache. A provider that is missing, fails or runs out of memory keeps its row. The last row is the hardware limit: the
+cache. A provider that is missing, fails, or runs out of memory keeps its row. The last row is the hardware limit: the
 same work at the machine's matmul and copy rates.
 """
 
@@ -46,7 +46,7 @@ class Case:
     flops: float  # floating-point operations the task needs; extra work of a provider does not count
     nbytes: float  # bytes of inputs and results, each read or written once
     dtype: torch.dtype = torch.float32  # of the products
-    select: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple  # from a full result, what `truth` returns
+    select: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple  # reduces a full result to what `truth` returns
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def quantiles(self) -> tuple[float, float, float]:
-        """The 20th, 50th and 80th percentile of the times; only for a row that was timed."""
+        """The 20th, 50th, and 80th percentiles of the times; only for a row that was timed."""
         assert self.p20_ms is not None and self.median_ms is not None and self.p80_ms is not None
         return self.p20_ms, self.median_ms, self.p80_ms
 
@@ -85,7 +85,7 @@ def compare(case: Case, rounds: int = 7) -> list[Row]:
     truth = case.truth()
     rows = [check(provider, case, truth) for provider in case.providers]
     pending = [(row, provider, []) for row, provider in zip(rows, case.providers, strict=True) if row.status == OK]
-    untimed = int(device.type == "cuda")  # the checks left the allocator's cache empty
+    untimed = int(device.type == "cuda")  # warmup, because the checks left the allocator's cache empty
     copies = _copies(case.inputs, (rounds + untimed) * len(pending))
     for _ in range(rounds + untimed):
         for row, provider, times in pending:
@@ -104,7 +104,7 @@ def compare(case: Case, rounds: int = 7) -> list[Row]:
 
 
 def check(provider: Provider, case: Case, truth: Sequence[Tensor]) -> Row:
-    """Run the provider's first calls: warmup, comparison with the truth, peak memory."""
+    """Run the provider's first calls: warmup, comparison with the truth, and peak memory."""
     row = Row(provider.name)
     device = case.inputs[0].device
     if provider.missing:

@@ -1,4 +1,4 @@
-"""Other libraries: for each its name, a function, and why it cannot run here (None if it can).
+"""Other libraries: for each, its name, a function, and the reason that it cannot run here (None if it can).
 
 `pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them.
 SigLIP's kernels are left out because they compute a different loss.
@@ -19,7 +19,7 @@ Peer = tuple[str, Callable[..., Tensor], str | None]
 
 
 def similarities(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> list[Peer]:
-    """Functions of (audio, text, mask) that return the similarity; they call clips queries and captions documents."""
+    """Functions of (audio, text, mask) that return the similarity; here clips are queries and captions documents."""
     return [_late_interaction_kernels(), _flash_maxsim(device), _maxsim_cpu(device, dtype, masks, backward)]
 
 
@@ -29,7 +29,7 @@ def losses(device: torch.device) -> list[Peer]:
 
 
 def _load(name: str, module: str) -> tuple[Any, str | None]:
-    """The module, or why it cannot be imported."""
+    """The module, or the reason that it cannot be imported."""
     try:
         return importlib.import_module(module), None
     except ImportError as error:
@@ -65,7 +65,8 @@ def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward:
 
     def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         documents = text.detach().numpy()
-        # Longer queries need a BLAS that the wheel of 0.1.0 is not linked with, and give wrong scores.
+        # Queries longer than 32 need a BLAS, which the 0.1.0 wheel isn't linked against; without it, their scores are
+        # wrong.
         pieces = audio.detach().split(32, dim=1)
         scores = [
             sum((torch.from_numpy(library.maxsim_scores(x.numpy(), documents)) for x in clip), torch.zeros(()))

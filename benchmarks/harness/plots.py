@@ -1,4 +1,4 @@
-"""Plots of the sweeps: time and memory against batch, length or width on log axes, with the limit as a line."""
+"""Plots of the sweeps: time and memory against batch, length, or width on log axes, with the limit as a line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from atk.bench.report import Table
 from atk.bench.sizes import AXES
 
 LABELS = {  # (op, axis): field of the shape, label of the axis
-    ("max_mean_similarity", "batch"): ("clips", "clips, and captions"),
+    ("max_mean_similarity", "batch"): ("clips", "clips and captions"),
     ("max_mean_similarity", "length"): ("frames", "frames per clip"),
     ("aligned_info_nce", "batch"): ("clips", "pairs"),
     ("aligned_info_nce", "length"): ("frames", "frames per clip"),
@@ -24,7 +24,7 @@ LABELS = {  # (op, axis): field of the shape, label of the axis
 
 
 def plot_sweeps(tables: Sequence[Table], folder: Path, prefix: str) -> list[str]:
-    """Write one picture for each op, mode, dtype and axis that has several tables; returns the file names.
+    """Write one picture for each op, mode, dtype, and axis that has several tables, and return the file names.
 
     Raises:
         ImportError: matplotlib is missing.

@@ -18,10 +18,10 @@ _LIBRARIES = (
     "late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open-clip-torch",
 )  # fmt: skip
 LEGEND = """\
-Times are medians over the rounds, in milliseconds, with their spread; providers took turns. `of the limit` is the time
-of the last row divided by the provider's. `speed` is relative to the first row. `peak MiB` is the peak memory of one
-call beyond what was allocated before it. `error` is the largest difference from float64, relative to the largest true
-value.
+Times are medians over the rounds, in milliseconds, with their spread; providers took turns. `fraction of limit` is the
+time of the last row divided by the provider's. `speed` is relative to the first row. `peak MiB` is the peak memory of
+one call beyond what was allocated before it. `error` is the largest difference from float64, relative to the largest
+true value.
 """
 
 
@@ -44,7 +44,7 @@ class Table:
 
 
 def environment() -> dict[str, str | int]:
-    """What the measurements depend on: machine, versions, commit and date."""
+    """What the measurements depend on: machine, versions, commit, and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -60,7 +60,7 @@ def environment() -> dict[str, str | int]:
 
 
 def _commit() -> str:
-    """Commit of the checkout this file is in, or "". An installed file may be inside another project's checkout."""
+    """Commit of this file's checkout, or "" for an installed file, which may be inside another project's checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -78,7 +78,7 @@ def libraries() -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    """Version of every installed package; remains of an interrupted pip have no name."""
+    """Version of every installed package, skipping the nameless leftovers of an interrupted `pip install`."""
     packages = metadata.distributions()
     return {p.metadata["Name"].replace("_", "-").lower(): p.version for p in packages if p.metadata["Name"]}
 
@@ -87,7 +87,7 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
     """The rows as a table under a heading, followed by the rates behind the limit."""
     lines = [
         f"### {title}\n",
-        "| provider | median ms | p20 to p80 | GFLOP/s | of the limit | speed | peak MiB | error |",
+        "| provider | median ms | p20 to p80 | GFLOP/s | fraction of limit | speed | peak MiB | error |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

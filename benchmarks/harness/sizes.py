@@ -66,7 +66,7 @@ _ATTENTION = {
 _BATCH = {
     "tiny": Batch(3, 0.5),  # runs every provider in a test
     "short_clips": Batch(16, 4.0),  # for the short run
-    "thesis": Batch(64, 9.91),  # its batch and crop
+    "thesis": Batch(64, 9.91),  # the thesis's batch and crop
     "clap_256": Batch(256, 9.91),  # CLAP's fine-tuning batch
 }
 NAMED: Mapping[str, Mapping[str, Shape]] = {
@@ -76,7 +76,7 @@ NAMED: Mapping[str, Mapping[str, Shape]] = {
     "cross_attention_difference": _ATTENTION,
     "aligned_train_step": _BATCH,
 }
-LARGE = {  # minutes per call on a CPU, so only timed there on request
+LARGE = {  # minutes per call on a CPU, so timed there only on request
     "max_mean_similarity": {"wide", "clap_1024", "clap_4096"},
     "aligned_info_nce": {"wide", "clap_1024", "clap_4096"},
     "aligned_train_step": {"clap_256"},
@@ -94,7 +94,7 @@ AXES = ("batch", "length", "width")
 
 def sweep(op: str, axis: str, short: bool = False) -> Sequence[Shape]:
     """Shapes that differ along one axis only; empty if the op does not have this axis."""
-    extra = 0 if short else 1  # the full sweep goes one doubling further, some axes two
+    extra = 0 if short else 1  # the full sweep goes one doubling further, along some axes two
     if op in ("max_mean_similarity", "aligned_info_nce"):
         pairs = Pairs(32, 32, 125, 16, 128)
         return {

@@ -19,8 +19,16 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
 
 
 def test_results_go_to_a_new_folder(tmp_path):
-    experiments.write_results(tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['reading']}.", "why")
+    experiments.write_results(
+        tmp_path / "new" / "page", {"rows": []}, lambda record: f"{record['interpretation']}.", "why"
+    )
     assert (tmp_path / "new" / "page.md").read_text() == "why."
+
+
+def test_the_interpretation_in_older_results_is_kept(tmp_path):
+    (tmp_path / "page.json").write_text('{"reading": "why"}')  # the former name
+    experiments.write_results(tmp_path / "page", {}, lambda record: record["interpretation"], "")
+    assert (tmp_path / "page.md").read_text() == "why"
 
 
 def test_a_report_uses_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch):

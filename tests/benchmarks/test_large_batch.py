@@ -27,7 +27,13 @@ def folder(tmp_path_factory):
 
 
 def row(series, batch, status="ok", **values):
-    known = {"loss": 1.0, "step_seconds": [2.0, 4.0], "peak": 300.0 + batch, "peak_by_system": 301, "peak_of_all": 400}
+    known = {
+        "loss": 1.0,
+        "step_seconds": [2.0, 4.0],
+        "peak": 300.0 + batch,
+        "peak_by_system": 301,
+        "peak_with_workers": 400,
+    }
     return large_batch.Row(series, batch, status, **(known if status == "ok" else {}) | values)
 
 
@@ -141,12 +147,14 @@ def record(rows):
     timed = {"batch": 4, "micro_batch": None, "workers": 1, "steps": 2, "stages": stages, "step_seconds": 4.0}
     profile = {"environment": {"cpu": "abacus"}, "rows": [timed | {"ops": {"atk::op": 0.5}}]}
     setting = {"scenes": large_batch.SCENES | {"train": 8}, "run": large_batch.RUN, "micro_batch": 2}
-    return {"setting": setting, "parts": {"steps": steps, "profile": profile}, "reading": ""}
+    return {"setting": setting, "parts": {"steps": steps, "profile": profile}, "interpretation": ""}
 
 
 def test_the_page_and_the_plot_come_from_the_record(tmp_path):
     rows = [row("fused, cached", 4), row("fused, cached", 8, peak=912.0), row("naive, cached", 4)]
-    rows.append(row("naive, cached", 8, "out of memory", note="asked too much", peak_by_system=5.0, peak_of_all=6.0))
+    rows.append(
+        row("naive, cached", 8, "out of memory", note="asked too much", peak_by_system=5.0, peak_with_workers=6.0)
+    )
     saved = record(rows)
     page = large_batch_page.render_page(saved)
     assert "| 8 | 3.0 s, 912 MiB | out of memory |" in page and "naive, cached, 8: asked too much." in page
@@ -161,7 +169,7 @@ def test_the_page_and_the_plot_come_from_the_record(tmp_path):
 
 def test_measuring_one_part_again_keeps_the_other(folder, tmp_path, monkeypatch):
     timed = record([])["parts"]["profile"]["rows"]
-    monkeypatch.setattr(large_batch, "atk", lambda *_: None)
+    monkeypatch.setattr(large_batch, "run_atk", lambda *_: None)
     monkeypatch.setattr(large_batch, "train", lambda series, batch, *_: row(series, batch))
     monkeypatch.setattr(large_batch, "profiles", lambda *_: timed)
     monkeypatch.setattr(large_batch.signal, "signal", lambda *_: None)

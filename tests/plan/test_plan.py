@@ -259,7 +259,14 @@ def test_the_check_runs_real_steps(tiny_data):
     line = check_plan.row(case, check_plan.predict(case, str(tiny_data), measured["caption_tokens"]), measured)
     assert len(measured["seconds"]) == 1 and measured["bytes"] > 0
     assert line["time_factor"] >= 1 and line["memory_factor"] >= 1
-    record = {"rows": [line], "worst_memory": 1.0, "worst_time": 1.0, "reading": "", "steps": 1, "environment": {}}
+    record = {
+        "rows": [line],
+        "worst_memory": 1.0,
+        "worst_time": 1.0,
+        "interpretation": "",
+        "steps": 1,
+        "environment": {},
+    }
     assert "| batch_size 4, micro_batch 2 |" in check_plan.render_page(record)
 
 

@@ -110,8 +110,8 @@ def test_cross_attention_page_quotes_the_measured_numbers():
         for rows, slow in ((thesis, plain), (long, plain), (long, default))
     ]
     memory = [f"{long[name]['peak_mib']:.0f}" for name in (ours, plain, default)]
-    assert f"768 channels {speeds[0]} the speed" in page
-    assert f"256 channels {speeds[1]}, and {speeds[2]} that of its default call" in page
+    assert f"768 channels, {speeds[0]} the speed" in page
+    assert f"256 channels, {speeds[1]} its speed, and {speeds[2]} that of its default call" in page
     assert "with {} MiB against {} and {}.".format(*memory) in page
 
 
@@ -153,7 +153,7 @@ def test_kernels_page_quotes_the_measured_numbers():
     assert row("forward and backward, speedup over the einsum", steps, "naive einsum", steps, "atk cpp") in page
     recomputed = "atk cpp, winners computed again"
     assert row("the same with recomputed winners", steps, "naive einsum", steps, recomputed) in page
-    assert row("forward and backward on them", steps, "atk cpp", ragged_steps, "atk cpp, masks") in page
+    assert row("forward and backward on these captions", steps, "atk cpp", ragged_steps, "atk cpp, masks") in page
     forwards, label = (
         times("forward"),
         "forward on captions of 6 to 32 tokens (mean 12), speedup over 32 tokens each",
