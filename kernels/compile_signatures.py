@@ -34,7 +34,7 @@ SMALL_KERNELS = {
     "info_nce_kernels": ("merge",),
 }
 _MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in names}
-_MODULES |= dict.fromkeys(MAX_MEAN_KERNELS, "max_mean_kernels")
+_MODULES |= dict.fromkeys(MAX_MEAN_KERNELS, "max_mean_gradients") | {"forward": "max_mean_forward"}
 _MODULES |= dict.fromkeys(ATTENTION_KERNELS, "cross_attention_kernels") | {"gate": "cross_attention_gate"}
 _MODULES |= dict.fromkeys(INFO_NCE_KERNELS, "info_nce_kernels")
 _MULTIPROCESSORS = 132  # no compile-time argument depends on it
@@ -129,7 +129,8 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     meta: _Meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
     if case.kernel in MAX_MEAN_KERNELS:
         D = packed_width(case.D)
-        return {**meta, **max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device).meta()}
+        launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device)
+        return {**meta, "GROUPS": launch.index_groups(meta["C"]), **launch.meta()}
     return {**meta, "SIZE": 64, "BLOCK_D": gather_block(case.D)}
 
 
@@ -166,7 +167,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
         if parameter.is_constexpr:
             argument_type = "constexpr"
             arguments.constants[name] = meta.get(name, parameters[name].default)
-        elif parameter.do_not_specialize or name in ("D", "D_out"):
+        elif parameter.do_not_specialize or name in ("D", "D_out", "index_row"):
             argument_type = "i32"
         else:
             pointer = None if name in absent else _pointer(case, name)
@@ -174,7 +175,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
             if pointer is None:
                 arguments.constants[name] = None
         arguments.signature[name] = argument_type
-        if argument_type.startswith("*") or name == aligned or (name == "D" and case.D % 16 == 0):
+        if argument_type.startswith("*") or name in (aligned, "index_row") or (name == "D" and case.D % 16 == 0):
             arguments.attributes[position,] = [["tt.divisibility", 16]]
     return arguments
 

@@ -55,6 +55,14 @@ class Launch:
     stages: int
     stationary: bool | None = None
 
+    def index_groups(self, captions: int) -> int:
+        """Winner indices that a gradient kernel copies per frame for `captions` captions in a tile.
+
+        A multiple of that number, and enough that each thread copies at least 4 bytes: Triton copies no less
+        asynchronously.
+        """
+        return max(captions, 128 * self.warps // self.frames)
+
     def meta(self) -> dict[str, int | bool]:
         """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
         meta: dict[str, int | bool] = {

@@ -4,6 +4,8 @@ Shapes: N_a clips with T_a frames in total, N_t captions with T_t tokens in tota
 reproducible.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 from torch import Tensor
@@ -12,13 +14,15 @@ from atk.kernels.launch import (
     Device,
     Launch,
     max_mean_launch,
+    next_power_of_two,
     on_device,
     parts_of_frames,
     parts_of_sum,
     tile_width,
     unavailable,
 )
-from atk.kernels.max_mean_kernels import forward_kernel, grad_audio_kernel, grad_text_kernel
+from atk.kernels.max_mean_forward import forward_kernel
+from atk.kernels.max_mean_gradients import grad_audio_kernel, grad_text_kernel
 from atk.kernels.normalize import normalize_rows, normalize_rows_backward
 from atk.kernels.pack import (
     Captions,
@@ -30,7 +34,7 @@ from atk.kernels.pack import (
     pack_captions,
     pack_frames,
 )
-from atk.kernels.sequences import Sequences, index_dtype
+from atk.kernels.sequences import Sequences, index_columns, index_dtype
 from atk.kernels.weights import ActiveTiles, Weights, active_frame_tiles, active_text_tiles, slot_weights
 
 __all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
@@ -50,6 +54,7 @@ class Problem:
     N_t: int
     T_a: int
     T_t: int
+    columns: int  # of the winner indices
     D: int  # channels of packed rows
     launches: dict[str, Launch]  # by kernel; overrides the table and the heuristics
 
@@ -63,6 +68,7 @@ class Problem:
         self.N_t = text.num_sequences
         self.T_a, self.D = self.frames.rows.shape
         self.T_t = len(text.rows)
+        self.columns = index_columns(self.T_a, self.N_a, audio.longest, audio.mask is not None)
         self.launches = {}
         self._tiles: dict[int, FrameTiles] = {}
 
@@ -81,7 +87,13 @@ class Problem:
 
     def index_row(self) -> int:
         """Stride between slots in the winner indices."""
-        return 0 if self.pairs else self.T_a
+        return 0 if self.pairs else self.columns
+
+    def positions(self) -> Tensor:
+        """0, 1, 2, ... for all tokens of the longest caption, in whole chunks."""
+        return _positions(
+            self.frames.rows.device, next_power_of_two(max(self.longest, self.captions.classes[-1].width))
+        )
 
     def groups(self, index_bytes: int | None) -> list[SlotGroup]:
         """Splits the slots of each class into groups.
@@ -93,7 +105,7 @@ class Problem:
         for length_class in self.captions.classes:
             size = length_class.bound
             if index_bytes is not None and not self.pairs:
-                caption_bytes = self.T_a * index_dtype(self.longest).itemsize
+                caption_bytes = self.columns * index_dtype(self.longest).itemsize
                 tiles = max(1, index_bytes // (caption_bytes * length_class.captions))
                 size = tiles * length_class.captions
             offsets = range(0, length_class.bound, size)
@@ -108,7 +120,7 @@ class Problem:
         Args:
             group: the captions.
             sim: written unless None, [N_a, N_t] float32; [N] for pairs.
-            index: written unless None, [slots, T_a] uint8, int16 or int32; [T_a] for pairs.
+            index: written unless None, [slots, columns] uint8, int16 or int32; [columns] for pairs.
             weights: None, or skip the tiles in which every weight is 0; `sim` must be None then.
         """
         length_class = group.length_class
@@ -151,10 +163,11 @@ class Problem:
         grid = (tiles.bound * triton.cdiv(self.D, launch.channels),)
         grad_audio_kernel[grid](
             weights.weight, weights.peak, tiles.table, tiles.first, self.frames.source_row, captions.rows,
-            captions.slots, captions.bounds, captions.tiles, active, active_count, index, carry, out,
+            captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), carry, out,
             self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
             *group.range_arguments, int(group.local_index), int(first), int(last),
-            C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs, **launch.meta(),
+            C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
+            GROUPS=launch.index_groups(length_class.captions), **launch.meta(),
         )  # fmt: skip
 
     def grad_text(self, group: SlotGroup, weights: Weights, index: Tensor, out: Tensor, sparse: bool) -> None:
@@ -174,11 +187,12 @@ class Problem:
         active, active_count, active_row = self._active_frames(weights if sparse else None, tiles, group)
         grid = (group.text_tiles * triton.cdiv(self.D, launch.channels), len(out))
         grad_text_kernel[grid](
-            weights.weight, self.frames.rows, tiles.table, tiles.first, captions.source_row, captions.slots,
-            captions.bounds, captions.tiles, active, active_count, index, out, self.N_a, self.N_t, self.T_t, self.D,
-            self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
-            *group.range_arguments, int(group.local_index),
-            C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs, **launch.meta(),
+            weights.weight, weights.peak, self.frames.rows, tiles.table, tiles.first, captions.source_row,
+            captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), out,
+            self.N_a, self.N_t, self.T_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride,
+            active_row, *group.range_arguments, int(group.local_index),
+            C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
+            GROUPS=launch.index_groups(length_class.captions), **launch.meta(),
         )  # fmt: skip
 
     def text_parts(self) -> int:
@@ -206,9 +220,8 @@ def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tens
         audio: N_a clips, rows [T_a, D] float32, bfloat16 or float16.
         text: N_t captions, rows [T_t, D] of the same dtype.
         sim: written, [N_a, N_t] float32. With `pairs` [N] float32.
-        index: written unless None, [N_t, T_a] of dtype `index_dtype(text.longest)`: the winner indices that
-            `max_mean_backward` takes. Row s belongs to the caption in slot s, column r to packed frame r. With `pairs`
-            [T_a].
+        index: written unless None, [N_t, `index_columns(...)`] of dtype `index_dtype(text.longest)`: the winner indices
+            that `max_mean_backward` takes. Row s belongs to the caption in slot s. With `pairs` only columns.
         pairs: whether to compare only clip i with caption i.
     """
     with on_device(audio.rows.device):
@@ -260,11 +273,16 @@ def max_mean_backward(
                 out.copy_(wide[:, : out.shape[1]])
 
 
+@lru_cache
+def _positions(device: torch.device, count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
+
+
 def _index_workspace(problem: Problem, groups: list[SlotGroup]) -> Tensor:
-    """An uninitialized buffer [slots, T_a] for the winner indices of the largest group."""
+    """An uninitialized buffer [slots, columns] for the winner indices of the largest group."""
     slots = 1 if problem.pairs else max(min(group.size, group.length_class.bound) for group in groups)
     device = problem.frames.rows.device
-    return torch.empty(slots, problem.T_a, dtype=index_dtype(problem.longest), device=device)
+    return torch.empty(slots, problem.columns, dtype=index_dtype(problem.longest), device=device)
 
 
 def _widened(out: Tensor, D: int) -> Tensor:

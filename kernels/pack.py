@@ -38,7 +38,7 @@ class Frames(NamedTuple):
 class FrameTiles(NamedTuple):
     """Tiles of up to `size` frames of one clip each. Every clip has at least one tile, even an empty one."""
 
-    table: Tensor  # [bound, TILE_FIELDS] int32
+    table: Tensor  # [bound, TILE_FIELDS] int32; the winner indices of each clip begin at a multiple of 16
     first: Tensor  # [N + 1] int32: first tile of each clip, then the total
     size: int
 
@@ -124,8 +124,9 @@ def frame_tiles(frames: Frames, size: int) -> FrameTiles:
     clips = len(frames.start)
     counts = (frames.length + (size - 1)).div(size, rounding_mode="floor").clamp(min=1)
     first = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    columns = ((frames.length + 15) // 16).cumsum(0, dtype=torch.int32)
     table = first.new_empty(len(frames.rows) // size + clips, TILE_FIELDS.value)
-    frame_tiles_kernel[(clips,)](frames.start, frames.length, first, table, SIZE=size)
+    frame_tiles_kernel[(clips,)](frames.start, frames.length, first, columns, table, SIZE=size)
     return FrameTiles(table, first, size)
 
 

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 from atk.kernels.tiles import (
+    COLUMN_MULTIPLE,
+    LAST_OF_CLIP,
     SLOT_CAPTION,
     SLOT_FIRST_ROW,
     SLOT_LENGTH,
@@ -12,9 +14,9 @@ from atk.kernels.tiles import (
     TEXT_TILE_POSITION,
     TEXT_TILE_SLOT,
     TILE_CLIP,
+    TILE_COLUMN,
     TILE_FIELDS,
     TILE_FIRST_ROW,
-    TILE_IS_LAST,
     TILE_NUM_ROWS,
 )
 
@@ -121,11 +123,12 @@ def gather_kernel(source, source_row, out, R, D, D_out, BLOCK_D: tl.constexpr, R
 
 
 @triton.jit
-def frame_tiles_kernel(start, length, first_tile, tiles, SIZE: tl.constexpr, BLOCK: tl.constexpr = 64):
+def frame_tiles_kernel(start, length, first_tile, columns, tiles, SIZE: tl.constexpr, BLOCK: tl.constexpr = 64):
     """Fills in the entries of one clip in the table of frame tiles. One program per clip."""
     clip = tl.program_id(0)
     row = tl.load(start + clip)
     rows = tl.load(length + clip)
+    column = (tl.load(columns + clip) - tl.cdiv(rows, COLUMN_MULTIPLE)) * COLUMN_MULTIPLE
     tile = tl.load(first_tile + clip)
     end = tl.load(first_tile + clip + 1)
     for t0 in range(0, end - tile, BLOCK):
@@ -133,6 +136,7 @@ def frame_tiles_kernel(start, length, first_tile, tiles, SIZE: tl.constexpr, BLO
         fields = tiles + (tile + t).to(tl.int64) * TILE_FIELDS
         inside = tile + t < end
         tl.store(fields + TILE_FIRST_ROW, row + t * SIZE, mask=inside)
-        tl.store(fields + TILE_NUM_ROWS, tl.minimum(rows - t * SIZE, SIZE), mask=inside)
+        last = tl.where(tile + t + 1 == end, LAST_OF_CLIP, 0)
+        tl.store(fields + TILE_NUM_ROWS, tl.minimum(rows - t * SIZE, SIZE) + last, mask=inside)
+        tl.store(fields + TILE_COLUMN, column + t * SIZE, mask=inside)
         tl.store(fields + TILE_CLIP, tl.zeros((BLOCK,), tl.int32) + clip, mask=inside)
-        tl.store(fields + TILE_IS_LAST, (tile + t + 1 == end).to(tl.int32), mask=inside)

@@ -30,6 +30,24 @@ def index_dtype(longest: int) -> torch.dtype:
     return torch.uint8 if longest <= 256 else torch.int16 if longest <= 32768 else torch.int32
 
 
+def index_columns(rows: int, num_sequences: int, longest: int, has_mask: bool) -> int:
+    """Columns of the winner indices that the Triton kernels save for clips of `rows` frames in total.
+
+    Each clip begins at a multiple of 16, and tiles of up to 128 frames are read past the end of the last one.
+
+    Args:
+        rows: frames of all clips, padding included.
+        num_sequences: the number of clips.
+        longest: an upper bound on the frames of a clip.
+        has_mask: whether some frames may be padding.
+    """
+    if not has_mask and rows == num_sequences * longest:
+        columns = num_sequences * (longest + -longest % 16)
+    else:
+        columns = rows + 15 * num_sequences
+    return columns + -columns % 16 + 128
+
+
 def from_padded(value: Tensor, mask: Tensor | None) -> Sequences:
     """Packs padded sequences `value` `[N, L, D]` with a bool `mask` `[N, L]` (None: all valid); padding stays in.
 

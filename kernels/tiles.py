@@ -15,10 +15,13 @@ SLOT_NUM_ROWS = tl.constexpr(3)  # rows of packed text it occupies, padding incl
 SLOT_FIELDS = tl.constexpr(4)
 
 TILE_FIRST_ROW = tl.constexpr(0)  # first row of packed frames
-TILE_NUM_ROWS = tl.constexpr(1)  # frames in the tile
+TILE_NUM_ROWS = tl.constexpr(1)  # frames in the tile, plus LAST_OF_CLIP for the last tile of a clip
 TILE_CLIP = tl.constexpr(2)  # clip the frames belong to
-TILE_IS_LAST = tl.constexpr(3)  # 1 for the last tile of a clip
+TILE_COLUMN = tl.constexpr(3)  # first column of the winner indices, a multiple of COLUMN_MULTIPLE
 TILE_FIELDS = tl.constexpr(4)
+LAST_OF_CLIP = tl.constexpr(2**16)
+
+COLUMN_MULTIPLE = tl.constexpr(16)  # so that winner indices and weights are copied 4 bytes or more at a time
 
 TEXT_TILE_SLOT = tl.constexpr(0)  # first slot of the tile
 TEXT_TILE_POSITION = tl.constexpr(1)  # position of the tile's first token within its caption
@@ -55,13 +58,29 @@ def text_tile_range(slots, low, high, N_t, W: tl.constexpr):
 
 @triton.jit
 def tile_slot(text_tiles, tile, begin, low, C: tl.constexpr):
-    """First slot of a tile of packed text, and the position of the tile's first token within its caption."""
-    slot = low + (tile - begin) * C
+    """First slot of a tile of packed text, relative to `low`, and the position of its first token in its caption."""
+    slot = (tile - begin) * C
     position = 0
     if C == 1:  # a long caption spans several tiles
-        slot = tl.load(text_tiles + tile * TEXT_TILE_FIELDS + TEXT_TILE_SLOT)
+        slot = tl.load(text_tiles + tile * TEXT_TILE_FIELDS + TEXT_TILE_SLOT) - low
         position = tl.load(text_tiles + tile * TEXT_TILE_FIELDS + TEXT_TILE_POSITION)
     return slot, position
+
+
+@triton.jit
+def frame_tile(tiles, tile):
+    """Of a frame tile: first row, number of rows, first column of the winner indices, whether it is a clip's last."""
+    entry = tiles + tile * TILE_FIELDS
+    rows = tl.load(entry + TILE_NUM_ROWS)
+    column = tl.multiple_of(tl.load(entry + TILE_COLUMN), COLUMN_MULTIPLE)
+    return tl.load(entry + TILE_FIRST_ROW), rows % LAST_OF_CLIP, column, rows >= LAST_OF_CLIP
+
+
+@triton.jit
+def visited(active, step, end):
+    """The tile that `step` visits, from the list `active` (None: all tiles); past the end, any tile."""
+    inside = step < end
+    return tl.where(inside, step, 0) if active is None else tl.load(active + step, mask=inside, other=0)
 
 
 @triton.jit

@@ -129,7 +129,7 @@ def _benchmarks(shape: tuple[int, int, int, int, int], dtype: torch.dtype, devic
     problem = Problem(audio, text, pairs=False)
     (group,) = problem.groups(None)
     sim = torch.empty(N_a, N_t, device=device)
-    index = torch.empty(N_t, N_a * L_a, dtype=index_dtype(L_t), device=device)
+    index = torch.empty(N_t, problem.columns, dtype=index_dtype(L_t), device=device)
     yield _Benchmark("forward", problem, partial(problem.forward, group, sim, index), sim)
     grad = torch.randn(N_a, N_t, generator=generator, device=device)
     weights = slot_weights(grad, problem.frames, problem.captions, pairs=False)

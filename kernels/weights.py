@@ -18,11 +18,14 @@ from atk.kernels.tiles import (
 )
 
 
-class Weights(NamedTuple):
-    """weight = grad / number of frames of the clip, 0 for empty clips and captions. Columns are slots."""
+_SMALLEST = tl.constexpr(2.0**-126)  # normal float32
 
-    weight: Tensor  # [N_a, N_t] float32; pairs: [N]
-    peak: Tensor  # [N_a] float32: largest magnitude for each clip, 1 where that is 0 or not finite
+
+class Weights(NamedTuple):
+    """peak * weight = grad / number of frames of the clip, 0 for empty clips and captions. Columns are slots."""
+
+    weight: Tensor  # [N_a, N_t] float32; pairs: [N]. Magnitudes are below 2 if they are finite
+    peak: Tensor  # [N_a] float32: for each clip the largest power of two that no magnitude falls short of, or 1
     clip_stride: int
     slot_stride: int  # 0 for pairs
 
@@ -44,17 +47,25 @@ def weights_kernel(
     row = clip.to(tl.int64) * clip_stride
     low, high = (clip, clip + 1) if PAIRS else (0, N_t)
     largest = tl.zeros((BLOCK,), tl.float32)
-    for s0 in range(low, high, BLOCK):
-        slot = s0 + tl.arange(0, BLOCK)
-        ok = slot < high
-        caption = tl.load(slots + SLOT_CAPTION * N_t + slot, mask=ok, other=0)
-        nonempty = (tl.load(slots + SLOT_LENGTH * N_t + slot, mask=ok, other=0) > 0) & (frames > 0)
-        value = tl.load(grad + row + caption.to(tl.int64) * slot_stride, mask=ok & nonempty, other=0.0)
-        value = tl.where(nonempty, value / tl.maximum(frames, 1).to(tl.float32), 0.0)
-        tl.store(weight + row + slot.to(tl.int64) * slot_stride, value, mask=ok)
-        largest = tl.maximum(largest, tl.abs(value))
-    top = tl.max(largest, 0)
-    tl.store(peak + clip, tl.where((top > 0) & (top < float("inf")), top, 1.0))
+    unit = 1.0
+    for store in tl.static_range(2):
+        for s0 in range(low, high, BLOCK):
+            slot = s0 + tl.arange(0, BLOCK)
+            ok = slot < high
+            caption = tl.load(slots + SLOT_CAPTION * N_t + slot, mask=ok, other=0)
+            nonempty = (tl.load(slots + SLOT_LENGTH * N_t + slot, mask=ok, other=0) > 0) & (frames > 0)
+            value = tl.load(grad + row + caption.to(tl.int64) * slot_stride, mask=ok & nonempty, other=0.0)
+            value = tl.where(nonempty, value / tl.maximum(frames, 1).to(tl.float32), 0.0)
+            if store == 1:
+                tl.store(weight + row + slot.to(tl.int64) * slot_stride, value / unit, mask=ok)
+            else:
+                largest = tl.maximum(largest, tl.abs(value))
+        if store == 0:
+            top = tl.max(largest, 0)
+            exponent = top.to(tl.int32, bitcast=True) & 0x7F800000  # of a float32, without sign and fraction
+            unit = tl.maximum(exponent.to(tl.float32, bitcast=True), _SMALLEST)  # so that the division is exact
+            unit = tl.where((top > 0) & (top < float("inf")), unit, 1.0)
+    tl.store(peak + clip, unit)
 
 
 @triton.jit(do_not_specialize=["N_t", "class_index", "offset", "size", "clip_stride", "bound"])
@@ -73,7 +84,7 @@ def text_lists_kernel(
     for t0 in range(begin, end, BLOCK):
         tile = t0 + tl.arange(0, BLOCK)
         slot, _ = tile_slot(text_tiles, tl.minimum(tile, end - 1), begin, low, C)
-        slot = slot[:, None] + tl.arange(0, C)[None, :]
+        slot = low + slot[:, None] + tl.arange(0, C)[None, :]
         ok = (tile < end)[:, None] & (slot < high)
         value = tl.load(weight + clip * clip_stride + slot, mask=ok, other=0.0)
         nonzero = tl.max((value != 0).to(tl.int32), 1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atk.kernels.sequences import Sequences, index_dtype
+from atk.kernels.sequences import Sequences, index_columns, index_dtype
 from atk.ops import checks, reference
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
@@ -74,7 +74,7 @@ def _forward(
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, T_a] (pairs: [T_a]; [0] if not `with_index`).
+    """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, columns] (pairs: [columns]; [0] if not `with_index`).
 
     `sparse` tells the backward to expect many exact zeros in the gradient of the scores.
     """
@@ -98,7 +98,10 @@ def _empty_outputs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
-    shape = (audio.shape[0],) if pairs else (captions, audio.shape[0])
+    columns = audio.shape[0]
+    if backend == "triton":
+        columns = index_columns(columns, clips, longest_audio, audio_mask is not None)
+    shape = (columns,) if pairs else (captions, columns)
     return sim, audio.new_empty(shape if with_index else (0,), dtype=index_dtype(longest_text))
 
 

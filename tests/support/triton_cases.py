@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from atk.kernels.sequences import Sequences, from_padded, index_dtype
+from atk.kernels.sequences import Sequences, from_padded, index_columns, index_dtype
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS_HERE = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
@@ -80,7 +80,8 @@ def forward(audio, text, pairs=False, with_index=True):
 
     sim_shape = (audio.num_sequences,) if pairs else (audio.num_sequences, text.num_sequences)
     sim = torch.full(sim_shape, float("nan"), device=DEVICE)
-    index_shape = (len(audio.rows),) if pairs else (text.num_sequences, len(audio.rows))
+    columns = index_columns(len(audio.rows), audio.num_sequences, audio.longest, audio.mask is not None)
+    index_shape = (columns,) if pairs else (text.num_sequences, columns)
     dtype = index_dtype(text.longest)
     index = torch.full(index_shape, min(3, text.longest - 1), dtype=dtype, device=DEVICE) if with_index else None
     max_mean_forward(audio, text, sim, index, pairs)
