@@ -98,6 +98,15 @@ def widen(bits, bf16):
     return (bits.astype(u4) << u4.type(16)).view(f4) if bf16 else bits.view(f2).astype(f4)
 
 
+def matrix_product(a, b, bf16):
+    """Products of half-precision matrices [..., M, K] and [..., K, N], rounded to float32 once.
+
+    The sums are exact in float64 for all practical inputs, so that equal columns give equal results. Those of float32
+    matrices depend on how BLAS groups the columns.
+    """
+    return np.matmul(widen(a, bf16).astype(f8), widen(b, bf16).astype(f8)).astype(f4)
+
+
 def narrow(x, bf16):
     """Half-precision bit patterns of float32 numbers, rounded to nearest even."""
     x = np.asarray(x, f4)

@@ -32,8 +32,10 @@ class CTA:
 
     def _uninitialized(self, lanes: int) -> list[np.ndarray]:
         """Registers with arbitrary contents: False, or all bits set."""
-        widths = (self.grid.program.kernel.widths[name] for name in self.grid.program.registers)
-        return [np.full(lanes, 256**width - 1, f"u{width}") if width else np.zeros(lanes, bool) for width in widths]
+        contents = {width: np.full(lanes, 256**width - 1, f"u{width}") for width in (1, 2, 4, 8)}
+        contents[0] = np.zeros(lanes, bool)
+        kernel = self.grid.program.kernel
+        return [contents[kernel.widths[name]] for name in self.grid.program.registers]
 
     def tick(self) -> int:
         """Advances the clock that orders events within the CTA."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ptx_machine.arithmetic import widen
+from ptx_machine.arithmetic import matrix_product
 from ptx_machine.fragments import pack_accumulator, unpack_a, unpack_accumulator, unpack_b
 from ptx_machine.warps import Warps
 
@@ -56,5 +56,5 @@ def _shuffle_lanes(warps: Warps, mode: str, lane, clamp: int) -> tuple[np.ndarra
 
 def mma(warps: Warps, a, b, c, bf16: bool) -> np.ndarray:
     """`mma`: D = A @ B + C for 16 x 8 x 16 in each warp."""
-    a, b = widen(unpack_a(np.stack(a), warps.count), bf16), widen(unpack_b(np.stack(b), warps.count), bf16)
-    return pack_accumulator(np.matmul(a, b) + unpack_accumulator(np.stack(c), warps.count))
+    a, b = unpack_a(np.stack(a), warps.count), unpack_b(np.stack(b), warps.count)
+    return pack_accumulator(matrix_product(a, b, bf16) + unpack_accumulator(np.stack(c), warps.count))

@@ -10,6 +10,7 @@ from support.ptx_kernels import BOTH, MODES, product, reduction
 from support.triton_cases import needs_compiler
 
 from ptx_machine import active
+from ptx_machine.arithmetic import matrix_product
 
 pytestmark = needs_compiler
 HALF = [torch.float16, torch.bfloat16]
@@ -67,6 +68,15 @@ def test_chained_products(capability, dtype, size):
         ptx_kernels.chain_kernel[(1,)](a, b, out, SIZE=size)
     first = (a.double() @ b.double()).to(dtype).double()
     assert (out - first @ b.double()).abs().max() < torch.finfo(dtype).eps * 3 * size
+
+
+@pytest.mark.parametrize("columns", [8, 24, 40, 128])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_equal_columns_give_equal_products(columns, bf16):
+    """Padding that repeats a token must tie with it."""
+    a, b = torch.randn(2, 64, 16).half().numpy().view("u2"), torch.randn(1, 16, 1).half().numpy().view("u2")
+    product = matrix_product(a, b.repeat(columns, axis=2), bf16)
+    assert (product == product[..., :1]).all()
 
 
 @BOTH

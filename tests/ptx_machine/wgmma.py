@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ptx_machine.arithmetic import widen
+from ptx_machine.arithmetic import matrix_product
 from ptx_machine.fragments import pack_accumulator, tile_addresses, unpack_a, unpack_accumulator
 from ptx_machine.program import WgmmaOp
 from ptx_machine.shadow import COPYING, MANY, READ_RACE, READ_TOO_EARLY, UNINITIALIZED, stamp
@@ -67,8 +67,8 @@ class Wgmma:
         if self.result is None:
             memory, W = self.warps.cta.shared.views[2], self.warps.count
             a = unpack_a(np.stack(self.a), W) if self.op.a_slots else memory[self.a >> 1]
-            b = widen(memory[self.b >> 1], self.op.bf16).transpose(0, 2, 1)
-            d = np.matmul(widen(a, self.op.bf16).reshape(len(b), -1, 16), b).reshape(W, 16, self.op.columns)
+            b = memory[self.b >> 1].transpose(0, 2, 1)
+            d = matrix_product(a.reshape(len(b), -1, 16), b, self.op.bf16).reshape(W, 16, self.op.columns)
             self.result = d + self._accumulator() if self.accumulates else d
             self.accumulators = []
         return self.result
