@@ -34,9 +34,8 @@ def start_copy(warps: Warps, targets, sources, size: int, available, mask, pc: i
     if (available > size).any():
         warps.fault("cp.async with a source larger than its target", pc)
     copy = Copy(targets, sources[lanes], size, available, warps.warp[lanes], pc)
-    if cta.shared.shadow is not None:
-        stamps = stamp(cta.phase, copy.warps)
-        report(warps, cta.shared.shadow.record_copy(targets, size, stamps, cta.phase, cta.tick()), targets, pc)
+    stamps = stamp(cta.phase, copy.warps)
+    report(warps, cta.shared.shadow.record_copy(targets, size, stamps, cta.phase, cta.tick()), targets, pc)
     if cta.grid.options.eager:
         _transfer(warps, copy)
     warps.open_copies.append(copy)
@@ -55,8 +54,7 @@ def wait_copies(warps: Warps, groups: int) -> None:
         for copy in warps.copy_groups.pop(0):
             if not cta.grid.options.eager:
                 _transfer(warps, copy)
-            if cta.shared.shadow is not None:
-                cta.shared.shadow.complete_copy(copy.targets, copy.size, stamp(cta.phase, copy.warps), cta.tick())
+            cta.shared.shadow.complete_copy(copy.targets, copy.size, stamp(cta.phase, copy.warps), cta.tick())
 
 
 def _transfer(warps: Warps, copy: Copy) -> None:
@@ -72,6 +70,5 @@ def _read(warps: Warps, addresses: np.ndarray, size: int, copy: Copy) -> np.ndar
     data = np.zeros((len(addresses), size), u1)
     for allocation, accesses, offsets in resolve(warps, addresses, size, "read", copy.pc, alignment=copy.size):
         data[accesses] = allocation.gather(offsets, size)
-        if allocation.shadow is not None:
-            record_grid_read(warps, allocation, offsets, size, copy.pc)
+        record_grid_read(warps, allocation, offsets, size, copy.pc)
     return data

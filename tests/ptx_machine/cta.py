@@ -20,7 +20,7 @@ class CTA:
 
     def __init__(self, grid: Grid, index: int, phase: int):
         self.grid, self.index, self.phase, self.time = grid, index, phase, 1
-        self.shared = SharedMemory(grid.shared_size, grid.options.check_shared)
+        self.shared = SharedMemory(grid.shared_size)
         self.random = random.Random(grid.options.seed * 7919 + index)
         x, y, z = grid.size
         place = {"ctaid.x": index % x, "ctaid.y": index // x % y, "ctaid.z": index // (x * y)}

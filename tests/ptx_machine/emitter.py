@@ -44,7 +44,7 @@ class Emitter:
         self.views: dict[str, list[str]] = {}  # the dtypes for which a register has a local variable
         self.changed: set[str] = set()
         self.returned = False
-        self.fenced = False  # whether there was a wgmma.fence,
+        self.fenced = False  # whether the block had a wgmma.fence so far
         self.changed_since_fence: set[str] = set()
 
     @property

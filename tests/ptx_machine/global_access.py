@@ -66,12 +66,9 @@ def resolve(warps: Warps, addresses, size: int, action: str, pc: int, alignment:
 
 
 def _record_read(warps: Warps, allocation: Allocation, offsets, size: int, warp_of_access, pc: int) -> None:
-    shadow = allocation.shadow
-    if shadow is None:
-        return
     places, phase = record_grid_read(warps, allocation, offsets, size, pc), warps.cta.phase
     stamps = stamp(phase, warp_of_access).repeat(size)
-    _report(warps, allocation, shadow.warps.record_read(places.ravel(), 1, stamps, phase), pc)
+    _report(warps, allocation, allocation.shadow.warps.record_read(places.ravel(), 1, stamps, phase), pc)
 
 
 def record_grid_read(warps: Warps, allocation: Allocation, offsets, size: int, pc: int) -> np.ndarray:
@@ -83,10 +80,7 @@ def record_grid_read(warps: Warps, allocation: Allocation, offsets, size: int, p
 
 
 def _record_write(warps: Warps, allocation: Allocation, offsets, data, warp_of_access, pc: int) -> None:
-    shadow = allocation.shadow
-    if shadow is None:
-        return
-    size, phase = data.shape[1], warps.cta.phase
+    shadow, size, phase = allocation.shadow, data.shape[1], warps.cta.phase
     places = offsets[:, None] + allocation.shadow_offset + np.arange(size)
     for fault in shadow.record_write(places, warps.cta.index):
         warps.fault(fault, pc, f"of {allocation.name}")

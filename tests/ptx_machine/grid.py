@@ -17,15 +17,11 @@ class Options:
         seed: of the order of CTAs, and of the warps of a CTA between barriers.
         lockstep: execute all warps of a CTA as one vector, which is three times as fast. The checks are the same.
         eager: let cp.async and wgmma act when they are issued, rather than when they are waited for.
-        check_shared: look for races in shared memory.
-        check_global: look for races in global memory.
     """
 
     seed: int = 0
     lockstep: bool = False
     eager: bool = False
-    check_shared: bool = True
-    check_global: bool = True
 
 
 @dataclass

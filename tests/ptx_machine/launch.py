@@ -29,17 +29,13 @@ def launch(
         report: gets faults, and a record of the launch.
     """
     start = time.perf_counter()
-    memory = GlobalMemory(
-        {tensor[0]: tensor[1:] for tensor in arguments if isinstance(tensor, tuple)}, options.check_global
-    )
+    memory = GlobalMemory({tensor[0]: tensor[1:] for tensor in arguments if isinstance(tensor, tuple)})
     params = _params(program, arguments, memory)
     executions = np.zeros(len(program.blocks), np.int64)
     grid = Grid(program, size, params, memory, shared_size, report, options, executions)
-    for pc in program.unfenced:
-        instruction = program.kernel.instructions[pc]
+    for instruction in (program.kernel.instructions[pc] for pc in program.unfenced):
         name, detail = "wgmma registers not ordered by wgmma.fence", "ptxas inserts one (C7519) or serializes"
-        fault = Fault(name, program.kernel.name, instruction.source, instruction.line, detail)
-        report.add(fault, note=True)
+        report.add(Fault(name, program.kernel.name, instruction.source, instruction.line, detail), note=True)
     order = list(range(int(np.prod(size))))
     random.Random(options.seed).shuffle(order)
     phase = 1

@@ -15,11 +15,11 @@ class SharedMemory:
 
     BASE = 1024
 
-    def __init__(self, size: int, check: bool):
+    def __init__(self, size: int):
         self.size, self.end = size, self.BASE + size
         memory = np.full(self.BASE + size + -size % 1024 + 1024, 255, u1)
         self.views = {width: memory.view(f"u{width}") for width in (1, 2, 4, 8)}
-        self.shadow = WarpShadow(len(memory), initialized=False) if check else None
+        self.shadow = WarpShadow(len(memory), initialized=False)
 
     def rows(self, size: int) -> np.ndarray:
         """All bytes as rows of `size`."""
@@ -42,8 +42,7 @@ class Allocation:
             for width in (1, 2, 4, 8)
             if pointer % width == 0
         }
-        self.shadow: GridShadow | None = None
-        self.shadow_offset = 0
+        self.shadow, self.shadow_offset = GridShadow(0), 0  # replaced, because tensors that overlap share a shadow
 
     def gather(self, offsets: np.ndarray, size: int) -> np.ndarray:
         """The bytes [accesses, size] at these offsets."""
@@ -53,14 +52,13 @@ class Allocation:
 class GlobalMemory:
     """The tensors of one launch, given as {name: (pointer, bytes)}."""
 
-    def __init__(self, tensors: dict[str, tuple[int, int]], check: bool):
+    def __init__(self, tensors: dict[str, tuple[int, int]]):
         self.allocations = [Allocation(index, name, *place) for index, (name, place) in enumerate(tensors.items())]
-        if check:
-            for overlapping in self._overlapping():
-                start = overlapping[0].pointer
-                shadow = GridShadow(max(tensor.pointer + tensor.size for tensor in overlapping) - start)
-                for tensor in overlapping:
-                    tensor.shadow, tensor.shadow_offset = shadow, tensor.pointer - start
+        for overlapping in self._overlapping():
+            start = overlapping[0].pointer
+            shadow = GridShadow(max(tensor.pointer + tensor.size for tensor in overlapping) - start)
+            for tensor in overlapping:
+                tensor.shadow, tensor.shadow_offset = shadow, tensor.pointer - start
 
     def _overlapping(self) -> list[list[Allocation]]:
         """Groups of tensors that share memory."""

@@ -62,9 +62,8 @@ def report(warps: Warps, faults: dict[str, np.ndarray], addresses: np.ndarray, p
 def _read(warps: Warps, addresses, size: int, warp_of_access, pc: int) -> np.ndarray:
     """The bytes [accesses, size] at these addresses."""
     cta, addresses = warps.cta, checked(warps, addresses, size, pc)
-    if cta.shared.shadow is not None:
-        stamps = stamp(cta.phase, warp_of_access)
-        report(warps, cta.shared.shadow.record_read(addresses, size, stamps, cta.phase), addresses, pc)
+    stamps = stamp(cta.phase, warp_of_access)
+    report(warps, cta.shared.shadow.record_read(addresses, size, stamps, cta.phase), addresses, pc)
     return cta.shared.rows(size)[addresses // size]
 
 
@@ -74,10 +73,9 @@ def _write(warps: Warps, addresses, values: np.ndarray, warp_of_access, pc: int)
     size = data.shape[1]
     addresses = checked(warps, addresses, size, pc)
     memory, rows = cta.shared.rows(size), addresses // size
-    if cta.shared.shadow is not None:
-        stamps, unchanged = stamp(cta.phase, warp_of_access), memory[rows] == data
-        faults = cta.shared.shadow.record_write(addresses, size, stamps, cta.phase, cta.tick(), unchanged)
-        report(warps, faults, addresses, pc)
+    stamps, unchanged = stamp(cta.phase, warp_of_access), memory[rows] == data
+    faults = cta.shared.shadow.record_write(addresses, size, stamps, cta.phase, cta.tick(), unchanged)
+    report(warps, faults, addresses, pc)
     memory[rows] = data
     if (memory[rows] != data).any():
         warps.fault(CONFLICT, pc, "in shared memory")

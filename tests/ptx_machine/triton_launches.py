@@ -94,8 +94,6 @@ def active(
     *,
     lockstep: bool = False,
     eager: bool = False,
-    check_shared: bool = True,
-    check_global: bool = True,
     strict: bool = True,
     multiprocessors: int = 1,
     edit: Callable[[str, str], str] | None = None,
@@ -104,12 +102,12 @@ def active(
 
     Args:
         capability: compute capability of the GPU.
-        seed, lockstep, eager, check_shared, check_global: see `Options`.
+        seed, lockstep, eager: see `Options`.
         strict: whether faults raise MachineError at the end.
         multiprocessors: number that atk's launchers see.
         edit: changes the PTX of a kernel, given its name and PTX; to break it on purpose.
     """
-    machine = Machine(capability, Options(seed, lockstep, eager, check_shared, check_global), edit)
+    machine = Machine(capability, Options(seed, lockstep, eager), edit)
 
     def run(self, *args, grid, warmup, **kwargs):
         machine.run(self, args, grid, kwargs)

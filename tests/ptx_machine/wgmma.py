@@ -158,7 +158,7 @@ def _complete(warps: Warps, wgmma: Wgmma) -> None:
     """Marks a wgmma as done, and checks that its memory and registers were left alone while it was in flight."""
     wgmma.done = True
     shadow = warps.cta.shared.shadow
-    for addresses in wgmma.memory_operands() if shadow is not None else ():
+    for addresses in wgmma.memory_operands():
         if shadow.time[addresses].max() > wgmma.start:
             warps.fault(MEMORY_OVERWRITTEN, wgmma.op.pc)
         shadow.read[addresses] = _reader(warps)
@@ -179,9 +179,8 @@ def _checked_operand(warps: Warps, addresses: np.ndarray, pc: int) -> np.ndarray
         detail = f"{addresses.min() - first} to {addresses.max() + 2 - first} of {shared.size}"
         warps.fault("out-of-bounds operand of a wgmma", pc, detail)
         addresses = addresses.clip(first, last)
-    if shared.shadow is not None:
-        _check_writes(warps, addresses.reshape(warps.count, -1), pc)
-        shared.shadow.read[addresses] = _reader(warps)
+    _check_writes(warps, addresses.reshape(warps.count, -1), pc)
+    shared.shadow.read[addresses] = _reader(warps)
     return addresses
 
 
