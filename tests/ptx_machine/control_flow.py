@@ -99,7 +99,7 @@ def _accesses(block: Block, registers: set[str]) -> tuple[set[str], set[str]]:
             read |= {instruction.predicate} | written
         if wgmma:
             read |= written
-        reads |= read & registers - writes
+        reads |= (read & registers) - writes
         writes |= written & registers
     return reads, writes
 

@@ -38,11 +38,11 @@ def case(N, L_a, L_ref, heads, width, *, bias=True, mask=True, poison=False, eve
 ATTENTION = [
     case(3, 70, 130, 2, 16, everywhere=True),
     case(1, 130, 70, 1, 64, mask=False),
-    case(2, 20, 70, 1, 64, bias=False, everywhere=True),
+    case(2, 20, 70, 1, 64, bias=False),
     case(3, 33, 40, 2, 20, poison=True, everywhere=True),
     case(1, 33, 40, 1, 40),
     case(2, 20, 40, 1, 128, everywhere=True),
-    case(1, 20, 40, 1, 256, everywhere=True),
+    case(1, 20, 40, 1, 256),
     case(2, 17, 65, 3, 5),
     case(2, 20, 33, 3, 32, mask=False),
     case(1, 1, 1, 1, 1, mask=False),
