@@ -12,7 +12,7 @@ from ptx_machine.program import WgmmaOp
 from ptx_machine.shadow import COPYING, MANY, READ_RACE, READ_TOO_EARLY, UNINITIALIZED, stamp
 from ptx_machine.warps import Warps
 
-f4 = np.dtype("f4")
+f4, u4 = np.dtype("f4"), np.dtype("u4")
 READ_IN_FLIGHT = "register of a wgmma in flight is read"
 COPIED_IN_FLIGHT = "register of a wgmma in flight is copied"
 OVERWRITTEN_IN_FLIGHT = "register of a wgmma in flight is overwritten"
@@ -43,7 +43,7 @@ class Wgmma:
 
     Attributes:
         accumulators: the registers of D before: arrays, or those of an earlier wgmma in flight.
-        a: four registers, or the addresses [W, 16, 16] of A in shared memory.
+        a: registers [4, lanes], or the addresses [W, 16, 16] of A in shared memory.
         b: addresses [1 or W, columns, 16].
         done: whether it has been waited for.
         superseded: whether another wgmma accumulates in the same registers.
@@ -53,7 +53,7 @@ class Wgmma:
     op: WgmmaOp
     accumulates: bool
     accumulators: list
-    a: np.ndarray | list[np.ndarray]
+    a: np.ndarray
     b: np.ndarray
     start: int
     done: bool = False
@@ -66,7 +66,7 @@ class Wgmma:
         """D [W, 16, columns], from the present contents of shared memory when first called."""
         if self.result is None:
             memory, W = self.warps.cta.shared.views[2], self.warps.count
-            a = unpack_a(np.stack(self.a), W) if self.op.a_slots else memory[self.a >> 1]
+            a = unpack_a(self.a, W) if self.op.a_slots else memory[self.a >> 1]
             b = memory[self.b >> 1].transpose(0, 2, 1)
             d = matrix_product(a.reshape(len(b), -1, 16), b, self.op.bf16).reshape(W, 16, self.op.columns)
             self.result = d + self._accumulator() if self.accumulates else d
@@ -101,12 +101,7 @@ def start_wgmma(warps: Warps, op: WgmmaOp, accumulators: list, a, b, scale) -> l
     """
     if any((value.reshape(-1, 32) != value.reshape(-1, 32)[:, :1]).any() for value in (b, scale)):
         warps.fault("operands of a wgmma differ between lanes", op.pc)
-    if op.a_slots:
-        a = [value.operand if isinstance(value, InFlight) else value for value in a]
-    else:
-        tiles = [tile_addresses(descriptor, 64, op.transposed_a) for descriptor in a[::32].tolist()]
-        rows = [tile[warp % 4 * 16 :][:16] for tile, warp in zip(tiles, warps.warp_ids, strict=True)]
-        a = _checked_operand(warps, np.stack(rows), op.pc)
+    a = np.stack([_operand(value) for value in a]) if op.a_slots else _a_addresses(warps, op, a)
     tiles = [tile_addresses(descriptor, op.columns, op.transposed_b) for descriptor in b[::32].tolist()]
     b_addresses = _checked_operand(warps, np.stack(tiles), op.pc)
     if (b == b[0]).all():
@@ -116,13 +111,20 @@ def start_wgmma(warps: Warps, op: WgmmaOp, accumulators: list, a, b, scale) -> l
             value.wgmma.superseded = True
     wgmma = Wgmma(warps, op, bool(scale[0]), accumulators, a, b_addresses, warps.cta.time)
     wgmma.in_flight = [InFlight(wgmma, slot, k) for k, slot in enumerate(op.accumulator_slots)]
-    wgmma.in_flight += [InFlight(wgmma, slot, k, np.asarray(a[k])) for k, slot in enumerate(op.a_slots)]
+    wgmma.in_flight += [InFlight(wgmma, slot, k, a[k]) for k, slot in enumerate(op.a_slots)]
     for register in wgmma.in_flight:
         warps.registers[register.slot] = register
     if warps.cta.grid.options.eager:
         wgmma.compute()
     warps.open_wgmmas.append(wgmma)
     return wgmma.in_flight
+
+
+def _a_addresses(warps: Warps, op: WgmmaOp, descriptors: np.ndarray) -> np.ndarray:
+    """The addresses [W, 16, 16] of the rows of A that belong to each warp."""
+    tiles = [tile_addresses(descriptor, 64, op.transposed_a) for descriptor in descriptors[::32].tolist()]
+    rows = [tile[warp % 4 * 16 :][:16] for tile, warp in zip(tiles, warps.warp_ids, strict=True)]
+    return _checked_operand(warps, np.stack(rows), op.pc)
 
 
 def commit_wgmma(warps: Warps) -> None:
@@ -152,6 +154,11 @@ def copied(warps: Warps, value: np.ndarray | InFlight, pc: int) -> np.ndarray | 
 def fence_proxy(warps: Warps) -> None:
     """`fence.proxy.async`: makes earlier writes visible to wgmma."""
     warps.proxy_fences = [*warps.proxy_fences[-15:], (warps.cta.phase, warps.cta.tick())]
+
+
+def _operand(value: np.ndarray | InFlight) -> np.ndarray:
+    """A register of A, which may be an operand of another wgmma in flight, but not its accumulator."""
+    return value.operand if isinstance(value, InFlight) and value.operand is not None else value.view(u4)
 
 
 def _complete(warps: Warps, wgmma: Wgmma) -> None:
