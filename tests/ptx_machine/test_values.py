@@ -37,7 +37,11 @@ def test_reductions_and_scans(capability, rows, n):
 
 @BOTH
 @pytest.mark.parametrize("trans", [False, True])
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.exhaustive) for dtype in (torch.float16, torch.float32))],
+    ids=str,
+)
 @MODES
 def test_products(capability, trans, dtype, mode):
     out, wanted, _ = product(dtype, (70, 40, 96), (64, 32, 32), trans, 4, capability, **mode)

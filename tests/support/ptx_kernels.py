@@ -9,7 +9,7 @@ import triton.language as tl
 from ptx_machine import active
 
 BOTH = pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
-LOCKSTEP = pytest.mark.parametrize("lockstep", [False, True])
+LOCKSTEP = pytest.mark.parametrize("lockstep", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 MODES = pytest.mark.parametrize(
     "mode",
     [
