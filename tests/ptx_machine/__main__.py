@@ -46,8 +46,8 @@ class Row:
         return f"| {kernel} | {dtype} | {counts} | {self.error:.1e} | {self.reference_error:.1e} | {self.faults} |"
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(argv: list[str] | None = None) -> None:
+    arguments = _arguments(argv)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     arch = f"sm_{arguments.capability.replace('.', '')}"
@@ -66,12 +66,12 @@ def main() -> None:
         print(row.markdown(kernel, dtype))
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ptx_machine", description=__doc__)
     parser.add_argument("--capability", default="9.0", choices=["8.0", "9.0"], help="compute capability of the GPU")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
