@@ -17,6 +17,10 @@ needs_gpu_or_interpreter = pytest.mark.skipif(
     not RUNS_HERE, reason="no GPU; test_interpreter.py runs it in another process"
 )
 
+needs_compiler = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter was selected in place of its compiler"
+)
+
 
 def inputs(N_a, N_t, L_a, L_t, D, dtype=torch.float32, valid=0.7):
     """Random embeddings [N, L, D] and masks [N, L] with gaps. The first clip and the last caption are empty.
