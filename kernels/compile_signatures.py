@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from atk.kernels.launch import (
+    UNFUSED,
     Device,
     cross_attention_launch,
     head_channels,
@@ -24,6 +25,7 @@ from atk.kernels.launch import (
 MAX_MEAN_KERNELS = ("forward", "grad_audio", "grad_text")
 ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
 INFO_NCE_KERNELS = ("lse", "grad_logits")
+UNFUSED_KERNELS = ("grad_query", "grad_key", "grad_logits", "normalize", "normalize_backward")
 # The other kernels, by module.
 SMALL_KERNELS = {
     "pack_kernels": ("count", "order", "place", "gather", "frame_tiles"),
@@ -158,6 +160,8 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
     meta = _meta(case, capability)
     absent = _absent(case)
     options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    if case.kernel in UNFUSED_KERNELS:
+        options |= UNFUSED
     arguments = CompileArguments(case.kernel, {}, {}, {}, options)
     # Packed rows are aligned for any D of the caller.
     aligned = "D" if case.kernel in (*MAX_MEAN_KERNELS, *INFO_NCE_KERNELS) else "D_out"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atk.kernels.info_nce_kernels import grad_logits_kernel, lse_kernel, merge_kernel
 from atk.kernels.launch import (
+    UNFUSED,
     Device,
     column_span,
     info_nce_launch,
@@ -240,6 +241,7 @@ def _grad_logits(
     grad_logits_kernel[(programs,)](
         audio, text, scale, terms.rows, terms.columns, terms.grad_rows, terms.grad_columns, terms.positive,
         terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column, **launch.meta(),
+        **UNFUSED,
     )  # fmt: skip
     return scale_parts
 

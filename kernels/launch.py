@@ -179,7 +179,8 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     if kernel == "forward":
         return _forward_heuristic(dtype, tokens, chunked, D, divisor, device)
     if dtype == torch.float32:
-        return Launch(64, min(divisor, 64), warps=8, stages=3)  # 128 channels spill
+        # Twice as many channels spill.
+        return Launch(64, min(divisor, 32 if kernel == "grad_audio" else 64), warps=8, stages=3)
     if device.has_wgmma:
         return Launch(128, min(divisor, 128), warps=8, stages=3)  # 256 channels spill
     # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
@@ -268,6 +269,11 @@ def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
     Each part needs a float32 copy of the gradient: 4 * multiprocessors tiles in total.
     """
     return max(1, min(N_a, 4 * device.multiprocessors // tiles))
+
+
+# Compile-time option of kernels that raise e to a product minus a rounded log-sum-exp. Contracted into a multiply-add,
+# the product would be exact, and its rounding error would no longer cancel with that of the log-sum-exp.
+UNFUSED = {"enable_fp_fusion": False}
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

@@ -26,17 +26,13 @@ from atk.kernels.winners import NO_WINNER, best_scores, first_winners, first_win
 
 
 @triton.jit
-def _merge(best, winner, scores, l0, EXACT: tl.constexpr, BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr):
-    """Best score and winner of the tokens so far and those of `scores`, the tokens from position `l0` on."""
-    new_best = best_scores(scores, BLOCK_A, C, LT)
+def _later_wins(best, winner, new_best, EXACT: tl.constexpr):
+    """Whether the best of later tokens wins over the best so far."""
     if EXACT:
-        new_winner = l0 + first_winners_or_nan(scores, new_best, BLOCK_A, C, LT)
-        better = (new_best > best) | ((new_best != new_best) & (best == best)) | (winner == NO_WINNER)
+        wins = (new_best > best) | ((new_best != new_best) & (best == best)) | (winner == NO_WINNER)
     else:
-        new_winner = l0 + first_winners(scores, new_best, BLOCK_A, C, LT)
-        better = new_best > best
-    best = tl.maximum(best, new_best, propagate_nan=tl.PropagateNan.ALL)
-    return best, tl.where(better, new_winner, winner)
+        wins = new_best > best
+    return wins
 
 
 @triton.jit(do_not_specialize=["N_a", "N_t", "sim_clip", "sim_caption", "active_row", "class_index", "offset", "size",
@@ -65,8 +61,9 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
     stationary_tokens = None
     if STATIONARY:
         stationary_tokens = tl.trans(load_rows(text + text_row * D, None, 0, D, C * LT, BLOCK_D))  # [BLOCK_D, W]
+    ONE_CHUNK: tl.constexpr = C > 1 or STATIONARY
     chunks = 1
-    if C == 1 and not STATIONARY:
+    if not ONE_CHUNK:
         chunks = tl.maximum(tl.cdiv(tl.load(slots + SLOT_LENGTH * N_t + slot0), LT), 1)
     count = tl.load(first_tile + N_a)
     if PAIRS:
@@ -104,18 +101,24 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
                         frames = load_rows(audio + row.to(tl.int64) * D, lane < rows, d0, D, BLOCK_A, BLOCK_D)
                         tokens = tl.trans(load_rows(chunk_text, None, d0, D, C * LT, BLOCK_D))
                         scores = tl.dot(frames, tokens, scores, input_precision="ieee")
-                if index is None:
-                    new_best = best_scores(scores, BLOCK_A, C, LT)
-                    best = tl.maximum(best, new_best, propagate_nan=tl.PropagateNan.ALL)
-                else:
-                    best, winner = _merge(best, winner, scores, chunk * LT, exact == 1, BLOCK_A, C, LT)
+                new_best = best_scores(scores, BLOCK_A, C, LT)
+                if index is not None:
+                    if exact == 1:
+                        new_winner = chunk * LT + first_winners_or_nan(scores, new_best, BLOCK_A, C, LT)
+                    else:
+                        new_winner = chunk * LT + first_winners(scores, new_best, BLOCK_A, C, LT)
+                    if ONE_CHUNK:
+                        winner = new_winner
+                    else:
+                        winner = tl.where(_later_wins(best, winner, new_best, exact == 1), new_winner, winner)
+                best = new_best if ONE_CHUNK else tl.maximum(best, new_best, propagate_nan=tl.PropagateNan.ALL)
             if index is not None:
                 pointers = index[None, :] + (column + lane)[:, None]
                 stored = lane < tl.cdiv(rows, COLUMN_MULTIPLE) * COLUMN_MULTIPLE  # padding columns too: wider stores
                 tl.store(pointers, winner.to(index.dtype.element_ty), mask=stored[:, None] & (slot < high)[None, :])
             total += tl.where((lane < rows)[:, None], best, 0.0)
             frames_seen += rows
-            if sim is not None and exact == 0:
+            if sim is not None and exact == 0:  # noqa: SIM102 - known at compile time, unlike the next condition
                 if last:
                     sums = tl.sum(total, 0)
                     nonfinite |= tl.max((tl.abs(sums) < float("inf")).to(tl.int32) ^ 1, 0)

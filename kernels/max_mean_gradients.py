@@ -26,7 +26,7 @@ Shared arguments (table layouts: `tiles.py`):
 import triton
 import triton.language as tl
 
-from atk.kernels.one_hot import one_hot
+from atk.kernels.one_hot import one_hot, token_positions
 from atk.kernels.tiles import (
     LAST_OF_CLIP,
     TILE_CLIP,
@@ -50,7 +50,7 @@ def _any_nonfinite(x):
 
 @triton.jit(do_not_specialize=["N_a", "N_t", "grad_clip", "grad_slot", "active_row", "class_index", "offset", "size",
                                "local_index", "first", "last"])  # fmt: skip
-def grad_audio_kernel(
+def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile time
     weight, peak, tiles, first_tile, source_row, text, slots, bounds, text_tiles, active, active_count, index,
     positions, carry, grad_audio, N_a, N_t, D, index_row, grad_clip, grad_slot, active_row, class_index, offset, size,
     local_index, first, last,
@@ -100,7 +100,7 @@ def grad_audio_kernel(
     if carry is not None:
         at_carry = carry + (row + lane).to(tl.int64)[:, None] * D + d[None, :]
         total = tl.load(at_carry, mask=carried, other=0.0)
-    position = tl.load(positions + (w & (LT - 1)))
+    position = token_positions(positions, 0, W, LT, text.dtype.element_ty)
     for exact in tl.static_range(2):
         if exact == 1:
             redo = _any_nonfinite(total)
@@ -113,7 +113,7 @@ def grad_audio_kernel(
         slot, position0 = tile_slot(text_tiles, text_tile, begin, low, C)
         for step in range(steps):
             if C == 1:
-                position = tl.load(positions + position0 + w)
+                position = token_positions(positions, position0, W, LT, text.dtype.element_ty)
             pair_weight = tl.load(weight + (slot + c).to(tl.int64) * grad_slot, mask=slot + c < high - low, other=0.0)
             row_ok = None
             if exact == 1:
@@ -184,7 +184,7 @@ def grad_text_kernel(
     index += group_slot.to(tl.int64)[:, None] * index_row + lane[None, :]
     row_slot = low + slot + w // LT
     weight += row_slot.to(tl.int64) * grad_slot
-    position = tl.load(positions + position0 + (w & (LT - 1)))[:, None]
+    position = token_positions(positions, position0, W, LT, audio.dtype.element_ty)[:, None]
     total = tl.zeros((W, BLOCK_D), tl.float32)
     for exact in tl.static_range(2):
         if exact == 1:

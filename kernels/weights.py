@@ -17,7 +17,6 @@ from atk.kernels.tiles import (
     tile_slot,
 )
 
-
 _SMALLEST = tl.constexpr(2.0**-126)  # normal float32
 
 

@@ -7,7 +7,7 @@ import torch
 from ptx_machine import Machine, active
 from support.executed_attention import ATTENTION
 from support.executed_case import Case, Inputs
-from support.executed_info_nce import HUGE, INFO_NCE
+from support.executed_info_nce import INFO_NCE
 from support.executed_max_mean import COMPOSED, EDGES, SIMILARITY
 from torch import Tensor
 
@@ -16,12 +16,6 @@ CAPABILITIES = {"sm_80": (8, 0), "sm_90": (9, 0)}
 CASES = {case.name: case for case in (*SIMILARITY, *COMPOSED, *EDGES, *ATTENTION, *INFO_NCE)}
 # Where the cases that are not executed everywhere are executed.
 _SOME = {("bf16", "sm_90"), ("fp32", "sm_80")}
-# (case, dtype): why it fails.
-_FAILS = {
-    (HUGE, "fp32"): "contracted multiply-adds lose the gradient at huge logits",
-    ("attention, 3 x 33 x 40, 2 heads of 20, NaN in padding", "fp32"): "grad_query stores conflicting values",
-    ("attention, 1 x 33 x 40, 1 heads of 40", "fp32"): "grad_query stores conflicting values",
-}
 
 
 def combinations():
@@ -38,8 +32,6 @@ def parametrized(*fast: tuple[str, str, str]):
     params = []
     for name, dtype, arch in combinations():
         marks = [] if (name, dtype, arch) in fast else [pytest.mark.exhaustive]
-        if reason := _FAILS.get((name, dtype)):
-            marks.append(pytest.mark.xfail(reason=reason, strict=False))
         values = CASES[name], DTYPES[dtype], CAPABILITIES[arch]
         params.append(pytest.param(*values, id=f"{name}-{dtype}-{arch}", marks=marks))
     return pytest.mark.parametrize(("case", "dtype", "capability"), params)
