@@ -18,9 +18,8 @@ CASES = {case.name: case for case in (*SIMILARITY, *COMPOSED, *EDGES, *ATTENTION
 _SOME = {("bf16", "sm_90"), ("fp32", "sm_80")}
 # (case, dtype): why it fails.
 _FAILS = {
-    (HUGE, "fp32"): "contracted multiply-adds lose the gradient at huge logits",
+    (HUGE, "fp32"): "contracted multiply-adds cost precision at huge logits",
     ("attention, 3 x 33 x 40, 2 heads of 20, NaN in padding", "fp32"): "grad_query stores conflicting values",
-    ("attention, 1 x 33 x 40, 1 heads of 40", "fp32"): "grad_query stores conflicting values",
 }
 
 
@@ -53,12 +52,13 @@ class Executed(NamedTuple):
     reference_errors: dict[str, float]
     machine: Machine
 
-    def inaccurate(self, case: Case) -> list[str]:
-        """Results with more than four times the reference's error and two units in the last place."""
+    def inaccurate(self) -> list[str]:
+        """Results with more than four times the reference's error and a few units in the last place."""
         lines = []
         for name, error in self.errors.items():
-            bound = 4 * self.reference_errors[name] + 2 * torch.finfo(self.results[name].dtype).eps
-            if not error <= bound + (case.tolerance if name != "out" else 0):
+            units = 16 if name == "grad scale" else 2  # the gradient of the scale is a sum of terms that cancel
+            bound = 4 * self.reference_errors[name] + units * torch.finfo(self.results[name].dtype).eps
+            if not error <= bound:
                 lines.append(f"{name}: error {error:.1e}, bound {bound:.1e}")
         return lines
 
