@@ -18,7 +18,7 @@ RECOMPUTED = [
     "max-mean, packed, every length class",
     "max-mean, pairs",
     "max-mean, pairs, chunked",
-    "max-mean, ties, 150 tokens",
+    "max-mean, ties, 9 tokens",
 ]
 SCHEDULED = [
     ("max-mean, 32 channels", BF16),

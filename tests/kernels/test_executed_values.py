@@ -16,5 +16,4 @@ pytestmark = needs_compiler
     ("InfoNCE, 70 pairs, 33 channels", "fp32", "sm_80"),
 )
 def test_values_and_gradients_match_float64_without_faults(case, dtype, capability):
-    executed = execute(case, dtype, capability)
-    assert not executed.inaccurate(case)
+    assert not execute(case, dtype, capability).inaccurate()

@@ -45,12 +45,13 @@ class Executed(NamedTuple):
     reference_errors: dict[str, float]
     machine: Machine
 
-    def inaccurate(self, case: Case) -> list[str]:
-        """Results with more than four times the reference's error and two units in the last place."""
+    def inaccurate(self) -> list[str]:
+        """Results with more than four times the reference's error and a few units in the last place."""
         lines = []
         for name, error in self.errors.items():
-            bound = 4 * self.reference_errors[name] + 2 * torch.finfo(self.results[name].dtype).eps
-            if not error <= bound + (case.tolerance if name != "out" else 0):
+            units = 32 if name == "grad scale" else 2  # the gradient of the scale is a sum of terms that cancel
+            bound = 4 * self.reference_errors[name] + units * torch.finfo(self.results[name].dtype).eps
+            if not error <= bound:
                 lines.append(f"{name}: error {error:.1e}, bound {bound:.1e}")
         return lines
 

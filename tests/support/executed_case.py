@@ -20,7 +20,6 @@ class Case:
         inputs: makes the inputs of a dtype.
         leaves: the inputs whose gradients are compared.
         zeros: fraction of the output's gradient that is 0.
-        tolerance: of the gradients, relative to their largest value, beyond that of the comparison.
         everywhere: whether to execute it for every dtype and GPU, rather than for two combinations.
     """
 
@@ -29,7 +28,6 @@ class Case:
     inputs: Callable[[torch.dtype], Inputs]
     leaves: tuple[str, ...]
     zeros: float = 0.0
-    tolerance: float = 0.0
     everywhere: bool = False
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ LEAVES = ("audio", "text")
 # Clips, captions, frames, tokens, channels.
 SHAPES = {
     "32 channels": (3, 5, 70, 7, 32),
-    "64 channels, two tiles of captions": (3, 9, 40, 20, 64),
+    "64 channels, several tiles": (2, 5, 40, 20, 64),
     "chunked captions": (2, 2, 40, 150, 64),
 }
 # Executed for fewer dtypes and GPUs.
@@ -92,7 +92,7 @@ def aligned(skip_below: float):
 
 
 def aligned_inputs(dtype: torch.dtype) -> Inputs:
-    values = padded(6, 6, 40, 20, 64)(dtype)
+    values = padded(4, 4, 40, 20, 64)(dtype)
     for name in ("audio", "text"):
         values[name] = torch.nn.functional.normalize(values[name].float(), dim=-1).to(dtype)
         values[f"{name}_mask"][[0, -1], 0] = True
@@ -101,7 +101,8 @@ def aligned_inputs(dtype: torch.dtype) -> Inputs:
 
 def normalized_inputs(D: int):
     def inputs(dtype: torch.dtype) -> Inputs:
-        values = padded(3, 3, 20, 5, D)(dtype)
+        values = padded(2, 2, 9, 3, D)(dtype)
+        values["text"] += values["audio"][:, :3]  # cosines that are not near 0
         values["audio"][1, 3] = 0
         return values
 
@@ -109,7 +110,7 @@ def normalized_inputs(D: int):
 
 
 EVERY_CLASS = packed([70, 0, 3, 20], [3, 20, 9, 0, 33, 64, 5, 100], 64)
-LONG = packed([40, 7, 65], [20, 150, 0, 300], 64)
+LONG = packed([40, 7], [20, 150, 0], 64)
 # Winners are saved in all of these; the tests also recompute them.
 SIMILARITY = [
     *(Case(f"max-mean, {name}", similarity, padded(*shape), LEAVES, everywhere=True) for name, shape in SHAPES.items()),
@@ -119,14 +120,14 @@ SIMILARITY = [
     ),
     Case("max-mean, no masks", similarity, padded(3, 5, 70, 7, 32, masks=False), LEAVES),
     Case("max-mean, no masks, chunked", similarity, padded(2, 2, 40, 150, 64, masks=False), LEAVES),
-    Case("max-mean, gradient mostly 0", similarity, padded(3, 9, 40, 20, 64), LEAVES, zeros=0.8),
+    Case("max-mean, gradient mostly 0", similarity, padded(2, 5, 40, 20, 64), LEAVES, zeros=0.8),
     Case("max-mean, packed, every length class", varlen, EVERY_CLASS, LEAVES, everywhere=True),
     Case("max-mean, packed, chunked", varlen, LONG, LEAVES),
     Case("max-mean, pairs", pairs, padded(5, 5, 60, 20, 64), LEAVES, everywhere=True),
     Case("max-mean, pairs, chunked", pairs, padded(4, 4, 40, 150, 64), LEAVES),
 ]
 COMPOSED = [
-    Case("max-mean, both directions, normalized", normalized("both"), rounded(padded(3, 9, 40, 20, 64)), LEAVES),
+    Case("max-mean, both directions, normalized", normalized("both"), rounded(padded(2, 5, 40, 20, 64)), LEAVES),
     *(
         Case(f"max-mean, normalized, {D} channels", normalized(), normalized_inputs(D), LEAVES, everywhere=D == 100)
         for D in (100, 300, 1500)
