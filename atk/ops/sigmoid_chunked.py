@@ -71,9 +71,7 @@ def backward(
     return grad_audio, grad_text.to(text.dtype), grad_scale.to(scale.dtype), grad_bias.to(scale.dtype)
 
 
-def _negate_positives(
-    logits: Tensor, positive: Tensor | None, i: slice, j: slice
-) -> tuple[Tensor, Tensor] | None:
+def _negate_positives(logits: Tensor, positive: Tensor | None, i: slice, j: slice) -> tuple[Tensor, Tensor] | None:
     """Change the sign of the positives in a chunk of logits; returns their rows and columns within it."""
     if positive is None:
         return None
