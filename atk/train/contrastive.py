@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atk.data import TrainDataset
 from atk.distributed import GATHERS
-from atk.distributed.losses import GatherMode
+from atk.distributed.exchange import GatherMode
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
