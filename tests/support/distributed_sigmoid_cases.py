@@ -68,3 +68,21 @@ def sigmoid_modules_learn_scale_and_bias(rank, size):
             results[name] = value.detach(), loss.log_logit_scale.grad, loss.logit_bias.grad
         for one, whole in zip(results[gather], results[None], strict=True):
             assert_close(distributed.total(one), whole)
+
+
+@case
+def a_rank_without_pairs_or_gradients_joins_the_collectives_of_the_sigmoid_loss(rank, size):
+    counts = COUNTS[size][1]
+    part = local_slice(counts, rank)
+    vectors = torch.randn(2, sum(counts), 8, dtype=torch.float64)
+    for gather in distributed.GATHERS:
+        for trained in ((True, False), (False, True)):
+            local = [x[part].clone() for x in vectors]
+            for value, on in zip(local, trained, strict=True):
+                value.requires_grad_(on and counts[rank] > 0)
+            distributed.sigmoid_loss(*local, 5.0, -2.0, gather=gather).backward()
+            every = [x.clone().requires_grad_() for x in vectors]
+            atk.sigmoid_loss(*every, 5.0, -2.0).backward()
+            for one, all_of, on in zip(local, every, trained, strict=True):
+                if on and counts[rank]:
+                    assert_close(one.grad, all_of.grad[part])
