@@ -49,3 +49,12 @@ def test_the_modules_reject_what_the_loss_does_not_have():
         atk.nn.SigmoidLoss(0.0)
     with pytest.raises(TypeError, match=r"audio must be a torch\.Tensor"):
         atk.nn.SigmoidLoss()(None, torch.randn(3, 4))
+
+
+def test_the_modules_compile_into_one_graph():
+    inputs = *torch.randn(2, 4, 8), torch.randn(4, 6, 8), torch.randn(4, 3, 8)
+    torch.compiler.reset()
+    aligned = atk.nn.AlignedContrastiveLoss(learnable=True, loss="sigmoid", skip_below=0.01, backend="reference")
+    for criterion, values in ((atk.nn.SigmoidLoss(), inputs[:2]), (aligned, inputs)):
+        compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*values), criterion(*values))
