@@ -185,9 +185,8 @@ def step(pairs):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_memory_is_linear_in_the_number_of_pairs():
-    short, long = (peak_growth(_STEP, pairs, "chunked") for pairs in (4096, 8192))
-    assert long < 70 and long < 2.2 * short  # the logits of 8,192 pairs would take 268 MB
+def test_the_logits_are_never_in_memory():
+    assert peak_growth(_STEP, 8192, "chunked") < 70  # MB; the logits of 8,192 pairs would take 268
 
 
 def aligned_inputs(dtype=torch.float64):
