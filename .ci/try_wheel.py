@@ -59,6 +59,7 @@ def check_ops_and_losses() -> None:
     vectors = frames.mean(1), tokens.mean(1)
     values = {
         "atk.info_nce": atk.info_nce(*vectors, 5.0),
+        "atk.sigmoid_loss": atk.sigmoid_loss(*vectors, 5.0, -2.0),
         "atk.aligned_info_nce": atk.aligned_info_nce(frames, tokens, 5.0, normalize=True),
         "atk.cross_attention_difference": atk.cross_attention_difference(
             frames, frames, tokens, tokens, torch.randn(64, 64), num_heads=4

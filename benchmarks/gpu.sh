@@ -45,7 +45,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   tests=("$here"/tests/{kernels/test_normalize_triton,ops/test_info_nce_op}.py)
   tuned="[(3, 3, 9, 5, 16)], [torch.float32], device='cpu', repeats=1, choose=lambda *case: list(candidates(*case))[:2]"
   timed_first() {
-    bench ops 90 --ops max_mean_similarity info_nce cross_attention_difference --providers naive nn "atk triton"
+    bench ops 90 --ops max_mean_similarity info_nce sigmoid_loss cross_attention_difference --providers naive nn "atk triton"
   }
   timed_last() {
     bench_model train_step 60 --ops aligned_train_step "${ours[@]}"
@@ -54,7 +54,7 @@ if [ -n "${DRY_RUN:-}" ]; then
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
   tests=("$here"/tests/kernels/test_*_triton.py
-    "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean*}.py
+    "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean*,sigmoid}.py
     "$here"/tests/nn/test_difference_blocks.py)
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
   timed_first() {
@@ -68,6 +68,7 @@ else
     bench aligned_info_nce 30 --ops aligned_info_nce --sizes clap_1024 --kinds ragged_step "${ours[@]}"
     bench ragged 40 --ops max_mean_similarity --sizes clap_1024 --kinds ragged_forward ragged_step
     bench clap_256 40 --ops max_mean_similarity --sizes clap_256 --kinds forward step --dtypes bfloat16 float32
+    bench sigmoid_loss 30 --ops sigmoid_loss --sizes batch_8192 batch_16384 "${ours[@]}"
     bench wide 30 --ops max_mean_similarity --sizes wide --kinds forward step
   }
 fi

@@ -25,6 +25,7 @@ STEPS = {  # op: size and mode of the step that is profiled
     "max_mean_similarity": ("clap_1024", "step"),
     "aligned_info_nce": ("clap_1024", "ragged_step"),
     "info_nce": ("batch_16384", "step"),
+    "sigmoid_loss": ("batch_16384", "step"),
     "cross_attention_difference": ("thesis", "step"),
     "aligned_train_step": ("clap_256", "step"),
 }
@@ -62,9 +63,10 @@ def calls(device: torch.device) -> None:
         loss = atk.aligned_info_nce(audio, text, 0.1, audio_mask, text_mask, skip_below=1e-3, backend="triton")
         loss.backward()
 
-    def info_nce() -> None:
-        scale = torch.tensor(5.0, device=device, requires_grad=True)
+    def global_losses() -> None:
+        scale, bias = torch.tensor([5.0, -2.0], device=device, requires_grad=True)
         atk.info_nce(draw(150, 40), draw(150, 40), scale, backend="triton").backward()
+        atk.sigmoid_loss(draw(150, 40), draw(150, 40), scale, bias, backend="triton").backward()
 
     def cross_attention() -> None:
         frames = draw(3, 20, 40), draw(3, 20, 40), draw(3, 70, 40), draw(3, 70, 40)
@@ -73,7 +75,7 @@ def calls(device: torch.device) -> None:
         difference.sum().backward()
 
     failed = []
-    for call in (max_mean, info_nce, cross_attention):
+    for call in (max_mean, global_losses, cross_attention):
         try:
             call()
             _wait(device)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from atk.kernels.compile_signatures import (
     ALL_ATTENTION_KERNELS,
-    ALL_INFO_NCE_KERNELS,
+    ALL_LOGIT_KERNELS,
     ATTENTION_KERNELS,
-    INFO_NCE_KERNELS,
+    LOGIT_KERNELS,
     MAX_MEAN_KERNELS,
+    SIGMOID_KERNELS,
     Capability,
     Case,
     CompileArguments,
@@ -121,7 +122,7 @@ def _describe(case: Case, arguments: CompileArguments) -> str:
     """Describes a configuration: tile sizes, launch options, and flags."""
     constants = arguments.constants
     words: list[str] = []
-    if case.kernel in (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS):
+    if case.kernel in (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *LOGIT_KERNELS):
         max_mean = case.kernel in MAX_MEAN_KERNELS
         names = ("BLOCK_A", "C", "LT", "BLOCK_D") if max_mean else ("ROWS", "COLUMNS", "CHANNELS")
         words.append("x".join(str(constants[name]) for name in names))
@@ -130,7 +131,9 @@ def _describe(case: Case, arguments: CompileArguments) -> str:
     if case.kernel in ALL_ATTENTION_KERNELS:
         words += [f"heads={case.heads}"] * ("WIDTH" in constants) + ["masks"] * case.masks
         return " ".join(words)
-    if case.kernel in ALL_INFO_NCE_KERNELS:
+    if case.kernel in SIGMOID_KERNELS:
+        return " ".join([*filter(None, words), *["positives"] * case.positives])
+    if case.kernel in ALL_LOGIT_KERNELS:
         return " ".join([*filter(None, words), "columns" if case.columns else "rows only"])
     words += [name for name in ("chunked", "masks", "accumulate", "sparse", "pairs") if getattr(case, name)]
     return " ".join([*filter(None, words), f"index={case.index_bytes}"])

@@ -5,7 +5,14 @@ from dataclasses import replace
 
 import torch
 
-from atk.kernels.compile_signatures import ATTENTION_KERNELS, INFO_NCE_KERNELS, MAX_MEAN_KERNELS, SMALL_KERNELS, Case
+from atk.kernels.compile_signatures import (
+    ATTENTION_KERNELS,
+    INFO_NCE_KERNELS,
+    MAX_MEAN_KERNELS,
+    SIGMOID_KERNELS,
+    SMALL_KERNELS,
+    Case,
+)
 from atk.kernels.launch import tile_width
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,7 +32,7 @@ def every_case(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Case]:
     for dtype in dtypes:
         yield from _small_cases(dtype)
         yield from attention_cases(dtype)
-        yield from info_nce_cases(dtype)
+        yield from logit_cases(dtype)
         for kernel in MAX_MEAN_KERNELS:
             for case in _length_class_cases(kernel, dtype):
                 for index_bytes in (0, 1, 2, 4) if kernel == "forward" else (1, 2, 4):
@@ -41,7 +48,7 @@ def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Cas
     for dtype in dtypes:
         yield from _small_cases(dtype)
         yield from (case for case in attention_cases(dtype) if (case.D, case.heads) == (768, 12))
-        yield from (case for case in info_nce_cases(dtype) if case.D == 512)
+        yield from (case for case in logit_cases(dtype) if case.D == 512)
         for kernel in MAX_MEAN_KERNELS:
             yield from (case for case in _length_class_cases(kernel, dtype) if case.D == 128 or case.tokens == 32)
             case = Case(kernel, dtype)
@@ -59,11 +66,14 @@ def attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(kernel, dtype, 0, 768, masks=False, heads=12)
 
 
-def info_nce_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """The matrix kernels of InfoNCE, in both directions and for rows only, for each tile width."""
-    for kernel in INFO_NCE_KERNELS:
-        for D in (512, 32):
+def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """The matrix kernels of InfoNCE, in both directions and for rows only, and of the sigmoid loss, with and without
+    positives, for each tile width."""
+    for D in (512, 32):
+        for kernel in INFO_NCE_KERNELS:
             yield from (Case(kernel, dtype, 0, D, columns=columns) for columns in (True, False))
+        for kernel in SIGMOID_KERNELS:
+            yield from (Case(kernel, dtype, 0, D, positives=positives) for positives in (True, False))
 
 
 def _length_class_cases(kernel: str, dtype: torch.dtype) -> Iterator[Case]:

@@ -25,6 +25,8 @@ from atk.kernels.launch import (
 MAX_MEAN_KERNELS = ("forward", "grad_audio", "grad_text")
 ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
 INFO_NCE_KERNELS = ("lse", "grad_logits")
+SIGMOID_KERNELS = ("sigmoid_loss", "sigmoid_grad")
+LOGIT_KERNELS = (*INFO_NCE_KERNELS, *SIGMOID_KERNELS)
 UNFUSED_KERNELS = ("grad_query", "grad_key", "grad_logits", "normalize", "normalize_backward")
 # The other kernels, by module.
 SMALL_KERNELS = {
@@ -39,9 +41,10 @@ _MODULES = {name: module for module, names in SMALL_KERNELS.items() for name in 
 _MODULES |= dict.fromkeys(MAX_MEAN_KERNELS, "max_mean_gradients") | {"forward": "max_mean_forward"}
 _MODULES |= dict.fromkeys(ATTENTION_KERNELS, "cross_attention_kernels") | {"gate": "cross_attention_gate"}
 _MODULES |= dict.fromkeys(INFO_NCE_KERNELS, "info_nce_kernels")
+_MODULES |= dict.fromkeys(SIGMOID_KERNELS, "sigmoid_kernels")
 _MULTIPROCESSORS = 132  # no compile-time argument depends on it
 ALL_ATTENTION_KERNELS = {*ATTENTION_KERNELS, "key_end", "gate_backward"}
-ALL_INFO_NCE_KERNELS = {*INFO_NCE_KERNELS, "merge"}
+ALL_LOGIT_KERNELS = {*LOGIT_KERNELS, "merge"}
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _INDEX_POINTERS = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
 # Tensors of the max-mean, packing, and normalization kernels that have the dtype of the embeddings, and those that are
@@ -50,8 +53,9 @@ _EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "
 _FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
 # Tensors of the cross-attention kernels have the dtype of the embeddings, with these exceptions.
 _CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
-# Tensors of the InfoNCE kernels that have the dtype of the embeddings; `positive` is int64, and the others float32.
-_INFO_NCE_EMBEDDINGS = {"audio", "text", "weights"}
+# Tensors of the kernels of InfoNCE and the sigmoid loss that have the dtype of the embeddings; `positive` is int64, and
+# the others float32.
+_LOGIT_EMBEDDINGS = {"audio", "text", "weights"}
 # Tensors that a kernel without a pass over columns does not take.
 _COLUMN_TENSORS = {"column_parts", "columns", "grad_columns"}
 
@@ -66,7 +70,7 @@ class Case:
     Attributes:
         kernel: name of the kernel without `_kernel`.
         dtype: of the embeddings.
-        tokens: largest caption length of the length class; 0 for cross-attention and InfoNCE.
+        tokens: largest caption length of the length class; 0 for cross-attention and losses on global vectors.
         D: channels.
         chunked: whether captions can be longer than `tokens` and are processed in chunks of that length.
         index_bytes: bytes of a winner index; 0 for a forward that saves none.
@@ -77,6 +81,7 @@ class Case:
         pairs: whether clip i is compared with caption i only.
         heads: attention heads of D / heads channels, for the cross-attention difference.
         columns: whether InfoNCE runs in both directions instead of rows only.
+        positives: whether clips have positives, for the sigmoid loss.
     """
 
     kernel: str
@@ -91,6 +96,7 @@ class Case:
     pairs: bool = False
     heads: int = 1
     columns: bool = True
+    positives: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _meta(case: Case, capability: Capability) -> _Meta:
         return {**(key_end_launch() if case.kernel == "key_end" else pointwise_launch())}
     if case.kernel == "merge":
         return {**merge_launch()}
-    if case.kernel in ALL_INFO_NCE_KERNELS:
+    if case.kernel in ALL_LOGIT_KERNELS:
         return {"GROUP": 16, **info_nce_launch(case.dtype, packed_width(case.D), device).meta()}
     if case.kernel in SMALL_KERNELS["normalize"]:
         return {**normalize_launch(case.D)}
@@ -151,6 +157,8 @@ def _absent(case: Case) -> set[str]:
         absent.add("carry")
     if not case.columns:
         absent |= _COLUMN_TENSORS
+    if not case.positives:
+        absent.add("positive")
     return absent
 
 
@@ -164,7 +172,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
         options |= UNFUSED
     arguments = CompileArguments(case.kernel, {}, {}, {}, options)
     # Packed rows are aligned for any D of the caller.
-    aligned = "D" if case.kernel in (*MAX_MEAN_KERNELS, *INFO_NCE_KERNELS) else "D_out"
+    aligned = "D" if case.kernel in (*MAX_MEAN_KERNELS, *LOGIT_KERNELS) else "D_out"
     parameters = inspect.signature(kernel.fn).parameters
     for position, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -189,8 +197,8 @@ def _pointer(case: Case, name: str) -> str | None:
     embeddings = _POINTERS[case.dtype]
     if case.kernel in ALL_ATTENTION_KERNELS:
         return _CROSS_ATTENTION_POINTERS.get(name, embeddings)
-    if case.kernel in ALL_INFO_NCE_KERNELS:
-        return embeddings if name in _INFO_NCE_EMBEDDINGS else "*i64" if name == "positive" else "*fp32"
+    if case.kernel in ALL_LOGIT_KERNELS:
+        return embeddings if name in _LOGIT_EMBEDDINGS else "*i64" if name == "positive" else "*fp32"
     if name == "index":
         return _INDEX_POINTERS[case.index_bytes]
     if name == "grad_text":

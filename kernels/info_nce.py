@@ -29,7 +29,7 @@ __all__ = ["backward", "forward", "unavailable"]
 PART_BYTES = 32 * 2**20  # workspace for partial log-sum-exps of the columns
 WEIGHT_BYTES = 32 * 2**20  # workspace for gradients of logits; fits the L2 cache of an H200
 WEIGHT_COLUMNS = 4096  # square chunks minimize the traffic of gradient sums
-_GROUP = 16  # tiles of clips
+GROUP = 16  # tiles of clips
 _ALIGNMENT = 64  # elements of a row of weights that a matrix instruction loads at once
 
 
@@ -94,11 +94,11 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, columns: bool = True) ->
         column_lse = torch.full((N_t,), -torch.inf, device=audio.device) if columns else None
         if N_a == 0 or N_t == 0:
             return row_lse, column_lse
-        audio = _packed(audio)
-        text = _packed(text)
+        audio = packed(audio)
+        text = packed(text)
         launch = info_nce_launch(audio.dtype, audio.shape[1], Device.of(audio.device))
         tiles = max(1, PART_BYTES // (4 * N_t)) if columns else triton.cdiv(N_a, launch.rows)
-        for chunk in _chunks(N_a, tiles * launch.rows):
+        for chunk in chunks(N_a, tiles * launch.rows):
             if column_lse is None:
                 _lse(audio[chunk], text, scale, row_lse[chunk], None)
                 continue
@@ -144,39 +144,39 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `backward`; `largest` is a float32 scalar, an upper bound on |dS|."""
     D = audio.shape[1]
-    a = _packed(audio)
-    t = _packed(text)
+    a = packed(audio)
+    t = packed(text)
     grad_audio = torch.empty_like(audio)
     grad_text = torch.empty_like(text)
     unit = largest / 2**14  # scale of the weights
     factor = unit * scale
-    height, width = _chunk_shape(len(a), len(t), a.dtype)
+    height, width = chunk_shape(len(a), len(t), a.dtype)
     weights = a.new_empty(height, width)
     text_sum = a.new_empty(t.shape, dtype=torch.float32)
     scale_parts = []
-    for i in _chunks(len(a), height):
+    for i in chunks(len(a), height):
         audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
-        for j in _chunks(len(t), width):
+        for j in chunks(len(t), width):
             w = weights[: len(a[i]), : len(t[j])]
             scale_parts.append(_grad_logits(a[i], t[j], scale, terms.chunk(i, j), largest, w, j.start))
-            _add_product(audio_sum, w, t[j], first=j.start == 0)
-            _add_product(text_sum[j], w.T, a[i], first=i.start == 0)
+            add_product(audio_sum, w, t[j], first=j.start == 0)
+            add_product(text_sum[j], w.T, a[i], first=i.start == 0)
         torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
     torch.mul(text_sum[:, :D], factor, out=grad_text)
     return grad_audio, grad_text, torch.cat(scale_parts).sum() * unit
 
 
-def _packed(rows: Tensor) -> Tensor:
+def packed(rows: Tensor) -> Tensor:
     """`rows` [N, D] zero-padded to full, aligned channel tiles, which does not change the products."""
     missing = packed_width(rows.shape[1]) - rows.shape[1]
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def _chunks(N: int, size: int) -> Iterator[slice]:
+def chunks(N: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, N)) for start in range(0, N, size))
 
 
-def _chunk_shape(N_a: int, N_t: int, dtype: torch.dtype) -> tuple[int, int]:
+def chunk_shape(N_a: int, N_t: int, dtype: torch.dtype) -> tuple[int, int]:
     """Clips and captions in a chunk of WEIGHT_BYTES: nearly square, with an aligned number of captions."""
     capacity = WEIGHT_BYTES // dtype.itemsize
     height = min(N_a, max(capacity // min(N_t + -N_t % _ALIGNMENT, WEIGHT_COLUMNS), _ALIGNMENT))
@@ -204,7 +204,7 @@ def _lse(audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, column_parts:
     parts = triton.cdiv(column_tiles, span)
     row_parts = rows.new_empty(parts, N)
     lse_kernel[(row_tiles * parts,)](
-        audio, text, scale, row_parts, column_parts, N, len(text), D, span, GROUP=_GROUP, **launch.meta()
+        audio, text, scale, row_parts, column_parts, N, len(text), D, span, GROUP=GROUP, **launch.meta()
     )
     _merge(row_parts, rows)
 
@@ -246,12 +246,12 @@ def _grad_logits(
     return scale_parts
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """total += a @ b in float32, or total = a @ b if `first`."""
     if a.dtype == torch.float32:
         torch.addmm(total, a, b, beta=0 if first else 1, out=total)
     elif not a.is_cuda:
-        _add_product(total, a.float(), b.float(), first)
+        add_product(total, a.float(), b.float(), first)
     elif first:
         torch.mm(a, b, out_dtype=torch.float32, out=total)
     else:

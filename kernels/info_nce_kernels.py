@@ -22,7 +22,7 @@ _MAX_WEIGHT = tl.constexpr(2.0**14)  # half precision flushes weights below 2^-3
 
 
 @triton.jit
-def _products(
+def products(
     audio, text, row0, column0, N_a, N_t, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """X [ROWS, COLUMNS] for the tile at (row0, column0)."""
@@ -78,7 +78,7 @@ def lse_kernel(
     for tile in range(part * span, tl.minimum((part + 1) * span, column_tiles)):
         column0 = tile * COLUMNS
         column = column0 + tl.arange(0, COLUMNS)
-        x = _products(audio, text, row0, column0, N_a, N_t, D, ROWS, COLUMNS, CHANNELS)
+        x = products(audio, text, row0, column0, N_a, N_t, D, ROWS, COLUMNS, CHANNELS)
         high = tl.max(x, 1)
         low = tl.min(x, 1)
         row_peak = _bounded(tl.where(ascending, high, low))
@@ -139,7 +139,7 @@ def grad_logits_kernel(
     column_tiles = tl.cdiv(N_t, COLUMNS)
     row0 = tl.program_id(0) // column_tiles * ROWS
     column0 = tl.program_id(0) % column_tiles * COLUMNS
-    x = _products(audio, text, row0, column0, N_a, N_t, D, ROWS, COLUMNS, CHANNELS)
+    x = products(audio, text, row0, column0, N_a, N_t, D, ROWS, COLUMNS, CHANNELS)
     factor = tl.load(scale).to(tl.float32)
     unit = _MAX_WEIGHT / tl.load(largest)
     at_row = tl.minimum(row0 + tl.arange(0, ROWS), N_a - 1)

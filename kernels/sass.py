@@ -68,13 +68,15 @@ def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
     """The first innermost loop with matrix instructions, or if there are none with multiply-adds; [] if none has."""
     loops = [(one.target, one.address) for one in instructions if one.target is not None and one.target < one.address]
     for names in (_MATRIX, ("FFMA",)):
-        found = []
+        candidates = []
         for first, last in loops:
             body = [one for one in instructions if first <= one.address <= last]
             if any(one.name in names for one in body):
-                found.append(body)
+                candidates.append(body)
         # A loop around another one is longer and contains its start.
-        innermost = [loop for loop in found if not any(len(other) < len(loop) and other[0] in loop for other in found)]
+        innermost = [
+            loop for loop in candidates if not any(len(other) < len(loop) and other[0] in loop for other in candidates)
+        ]
         if innermost:
             return min(innermost, key=lambda loop: loop[0].address)
     return []

@@ -5,8 +5,6 @@ ranks add up to the loss of the whole batch, and so do the gradients of replicat
 temperature. If gradients are averaged over ranks (DDP, FSDP), multiply the share by `ddp_factor()` before `backward`.
 """
 
-from typing import Literal, get_args
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,25 +18,20 @@ from atk.distributed.collectives import (
     join_graph,
     world_size,
 )
+from atk.distributed.exchange import caption_layout, cu_seqlens_of, only_local, similarity_to_all
 from atk.distributed.ring import ring
-from atk.kernels.sequences import Sequences, from_padded
 from atk.ops import checks
-from atk.ops.backend import choose
-from atk.ops.info_nce import aligned_info_nce as local_aligned_info_nce
 from atk.ops.info_nce import (
+    REDUCTIONS,
     check_pairs,
     check_skip_below,
     check_vectors,
     choose_backend,
     logit_gradient_magnitude,
 )
+from atk.ops.info_nce import aligned_info_nce as local_aligned_info_nce
 from atk.ops.info_nce import info_nce as local_info_nce
 from atk.ops.info_nce_op import dispatch
-from atk.ops.max_mean import DIRECTIONS, similarity
-from atk.ops.max_mean_op import normalize_rows
-
-GatherMode = Literal["all", "ring"]
-GATHERS = get_args(GatherMode)
 
 
 def ddp_factor(group: "dist.ProcessGroup | None" = None) -> int:
@@ -102,7 +95,7 @@ def gather_packed(
         return text, cu_seqlens_text, slice(0, len(lengths))
     layout = exchange_layout("text", text, len(lengths), 0, False, group)
     rows = Gather.apply(join_graph(text, layout.rows_differentiable), layout.rows, group)
-    return rows, _cu_seqlens_of(gather_rows(lengths, layout.items, group)), layout.local
+    return rows, cu_seqlens_of(gather_rows(lengths, layout.items, group)), layout.local
 
 
 def info_nce(
@@ -136,12 +129,12 @@ def info_nce(
         ValueError, TypeError: as in `atk.info_nce`, or arguments differ between ranks, or no rank has a pair.
         atk.BackendError, RuntimeError: as in `atk.info_nce`.
     """
-    if _only_local(gather, group):
+    if only_local(gather, group):
         return local_info_nce(audio, text, logit_scale, reduction=reduction, backend=backend)
     check_vectors(audio, text, logit_scale)
     check_pairs(audio, text, reduction, allow_empty=True)
     backend = choose_backend(audio, backend)
-    layout = _exchange_layout(text, len(text), 1, (audio, logit_scale), group)
+    layout = caption_layout(text, len(text), 1, (audio, logit_scale), group)
     local_index = torch.arange(len(audio), device=audio.device)
     if gather == "all":
         text = Gather.apply(join_graph(text, layout.rows_differentiable), layout.rows, group)
@@ -191,74 +184,24 @@ def aligned_info_nce(
 
     Returns, raises: as in `atk.distributed.info_nce`.
     """
-    if _only_local(gather, group):
+    if only_local(gather, group):
         return local_aligned_info_nce(
             audio, text, logit_scale, audio_mask, text_mask, reduction=reduction, normalize=normalize,
             direction=direction, skip_below=skip_below, save_index=save_index, backend=backend,
         )  # fmt: skip
-    checks.padded(audio, text, audio_mask, text_mask)
     checks.scalar("logit_scale", logit_scale)
-    check_pairs(audio, text, reduction, allow_empty=True)
-    checks.one_of("direction", direction, DIRECTIONS)
+    checks.one_of("reduction", reduction, REDUCTIONS)
     check_skip_below(skip_below)
-    backend = choose(backend, audio.device, audio.dtype)
-    clips, captions = from_padded(audio, audio_mask), _pack_valid(text, text_mask)
-    if normalize:  # here, so that it runs once and not once per block
-        clips = clips._replace(rows=normalize_rows(clips.rows, clips.mask, backend))
-        captions = captions._replace(rows=normalize_rows(captions.rows, captions.mask, backend))
-    layout = _exchange_layout(captions.rows, captions.num_sequences, captions.longest, (clips.rows, logit_scale), group)
-    lengths = gather_rows(captions.cu_seqlens.diff(), layout.items, group)  # [N], of all captions
-
-    def score(source: int | None, block: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        """Similarity of the local clips to the captions of one rank, or of all ranks if `source` is None."""
-        cu_seqlens = _cu_seqlens_of(lengths if source is None else lengths.split(layout.items)[source])
-        captions = Sequences(block, cu_seqlens, None, layout.longest)
-        local = clips._replace(rows=frames)
-        return (similarity(local, captions, False, direction, save_index, backend, sparse=skip_below > 0),)
-
-    if gather == "all":
-        rows = Gather.apply(join_graph(captions.rows, layout.rows_differentiable), layout.rows, group)
-        sim = score(None, rows, clips.rows)[0]
-    else:
-        rows = join_graph(captions.rows, layout.differentiable)
-        sim = torch.cat([block for (block,) in ring(score, rows, (clips.rows,), layout.rows, group)], 1)
+    assert gather is not None
+    sim, layout = similarity_to_all(
+        audio, text, (logit_scale,), audio_mask, text_mask, gather=gather, normalize=normalize, direction=direction,
+        sparse=skip_below > 0, save_index=save_index, backend=backend, group=group,
+    )  # fmt: skip
     if skip_below > 0:
         sim = torch.where(_gradient_magnitude(sim, logit_scale, layout, group) < skip_below, sim.detach(), sim)
     logits = sim * logit_scale  # [N_r, N]
     positive_logits = logits.diagonal(layout.local.start)
     return _share(logits.logsumexp(1), logits.logsumexp(0), positive_logits, layout, reduction, group)
-
-
-def _only_local(gather: str | None, group: "dist.ProcessGroup | None") -> bool:
-    """Whether the loss needs no communication; checks `gather`."""
-    if gather is not None:
-        checks.one_of("gather", gather, GATHERS)
-    return gather is None or world_size(group) == 1
-
-
-def _exchange_layout(
-    rows: Tensor, items: int, longest: int, inputs: tuple[Tensor | float, ...], group: "dist.ProcessGroup | None"
-) -> Layout:
-    """`exchange_layout` of the captions. `inputs` are the other differentiable inputs of the loss."""
-    differentiable = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
-    layout = exchange_layout("text", rows, items, longest, differentiable, group)
-    if sum(layout.items) == 0:
-        raise ValueError("audio and text must hold at least one pair on some rank, got 0 on all of them")
-    return layout
-
-
-def _pack_valid(text: Tensor, mask: Tensor | None) -> Sequences:
-    """Pack the valid tokens of `[N, L, D]`, so that no padding is exchanged; synchronizes if there is a mask."""
-    if mask is None:
-        return from_padded(text, None)
-    lengths = mask.sum(1, dtype=torch.int32)
-    longest = int(lengths.max()) if len(lengths) else 0
-    return Sequences(text[mask], _cu_seqlens_of(lengths), None, longest)
-
-
-def _cu_seqlens_of(lengths: Tensor) -> Tensor:
-    """`cu_seqlens` `[N + 1]` of int32 lengths `[N]`."""
-    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0, dtype=torch.int32)))
 
 
 @torch.no_grad()
@@ -284,7 +227,7 @@ def _share(
         row_lse: log-sum-exps over all captions for each clip of this rank `[N_r]`.
         column_lse: log-sum-exps over this rank's clips for each caption `[N]`.
         positive_logits: logits of this rank's pairs `[N_r]`.
-        layout: from `_exchange_layout`.
+        layout: from `caption_layout`.
         reduction: `"sum"` or `"mean"`.
         group: the ranks; None: all.
     """

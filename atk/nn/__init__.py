@@ -1,7 +1,7 @@
 """Losses, difference blocks, and audio-to-text mappers as `torch.nn` modules."""
 
 from atk.nn.difference import CrossAttentionDifference, SubtractionDifference
-from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss
+from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
 from atk.nn.mappers import MLPMapper, TransformerMapper
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "CrossAttentionDifference",
     "InfoNCELoss",
     "MLPMapper",
+    "SigmoidLoss",
     "SubtractionDifference",
     "TransformerMapper",
 ]

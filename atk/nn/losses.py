@@ -1,14 +1,15 @@
-"""Contrastive losses as modules: InfoNCE on global vectors, alone or combined with InfoNCE on aligned sequences."""
+"""Contrastive losses as modules: InfoNCE and the sigmoid loss on global vectors, alone or with aligned sequences."""
 
 import functools
 import math
 import operator
 import warnings
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from atk.distributed import GATHERS, aligned_info_nce, info_nce
+from atk.distributed import GATHERS, aligned_info_nce, aligned_sigmoid_loss, info_nce, sigmoid_loss
 from atk.distributed.collectives import world_size
 from atk.ops import checks
 from atk.ops.backend import BACKENDS
@@ -16,36 +17,43 @@ from atk.ops.info_nce import REDUCTIONS, check_vectors
 from atk.ops.max_mean import DIRECTIONS
 from atk.ops.reference import normalize
 
-MAX_LOGIT_SCALE = 100.0  # as in CLIP: a learnable temperature stays above 0.01
+MAX_LOGIT_SCALE = 100.0  # as in CLIP: InfoNCE's learnable temperature stays above 0.01
+PairLoss = Literal["info_nce", "sigmoid"]
+PAIR_LOSSES = get_args(PairLoss)
 
 
 class _ContrastiveLoss(nn.Module):
-    """Options shared by the losses: temperature (fixed or learnable), reduction, and gathering of other ranks' pairs.
+    """Options shared by the losses: temperature (fixed or learnable), and gathering of other ranks' pairs.
 
-    A learnable temperature is stored as the logarithm of its inverse, as in CLIP.
+    A learnable temperature is stored as the logarithm of its inverse, as in CLIP and SigLIP.
     """
 
     log_logit_scale: Tensor
+    logit_bias: Tensor
+    loss: str  # of PAIR_LOSSES
 
-    def __init__(self, temperature: float, learnable: bool, reduction: str, gather: str | None):
+    def __init__(self, loss: str, temperature: float, bias: float, learnable: bool, gather: str | None):
         super().__init__()
-        checks.one_of("reduction", reduction, REDUCTIONS)
+        checks.one_of("loss", loss, PAIR_LOSSES)
         if gather is not None:
             checks.one_of("gather", gather, GATHERS)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.reduction = reduction
+        self.loss = loss
         self.gather = gather
-        value = torch.tensor(math.log(1 / temperature))
-        if learnable:
-            self.log_logit_scale = nn.Parameter(value)
-        else:
-            self.register_buffer("log_logit_scale", value)
+        values = {"log_logit_scale": math.log(1 / temperature)}
+        if loss == "sigmoid":
+            values["logit_bias"] = float(bias)
+        for name, value in values.items():
+            if learnable:
+                self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+            else:
+                self.register_buffer(name, torch.tensor(value))
 
     @property
     def logit_scale(self) -> Tensor:
-        """`1 / temperature`, at most 100 if learnable."""
-        if isinstance(self.log_logit_scale, nn.Parameter):
+        """`1 / temperature`, at most 100 if InfoNCE learns it."""
+        if isinstance(self.log_logit_scale, nn.Parameter) and self.loss == "info_nce":
             with torch.no_grad():  # clamp the parameter, as CLIP does: a clamped result would have no gradient
                 self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         return self.log_logit_scale.exp()
@@ -80,7 +88,9 @@ class InfoNCELoss(_ContrastiveLoss):
         backend: str = "auto",
         gather: str | None = None,
     ):
-        super().__init__(temperature, learnable, reduction, gather)
+        super().__init__("info_nce", temperature, 0.0, learnable, gather)
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
         self.backend = backend
 
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
@@ -96,18 +106,61 @@ class InfoNCELoss(_ContrastiveLoss):
         )
 
 
+class SigmoidLoss(_ContrastiveLoss):
+    """The sigmoid loss (Zhai et al. 2023, "SigLIP") on the cosine similarity of global vectors.
+
+    Args:
+        temperature: inverse of the factor of the cosines, at the start if it is learned; SigLIP starts at 0.1.
+        bias: added to the logits, at the start if it is learned; SigLIP starts at -10.
+        learnable: whether to learn both. The temperature has no lower bound.
+        backend: as in `atk.sigmoid_loss`.
+        gather: as in `InfoNCELoss`.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learnable: bool = True,
+        *,
+        backend: str = "auto",
+        gather: str | None = None,
+    ):
+        super().__init__("sigmoid", temperature, bias, learnable, gather)
+        self.backend = backend
+
+    def forward(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Scalar loss of clips `[N, D]` and their captions `[N, D]`; vectors are normalized here.
+
+        Raises: as `atk.sigmoid_loss`.
+        """
+        scale = self.logit_scale
+        check_vectors(audio, text, scale)
+        return sigmoid_loss(
+            normalize(audio), normalize(text), scale, self.logit_bias, gather=self.gather, backend=self.backend
+        )
+
+
 class AlignedContrastiveLoss(_ContrastiveLoss):
     """`L_total = L_global + L_align` (3.7): InfoNCE on global cosine plus InfoNCE on max-mean similarity (3.6).
 
     Args:
-        temperature, learnable, reduction: as in `InfoNCELoss`; both terms share the temperature.
+        temperature, learnable, reduction: as in `InfoNCELoss`; both terms share the temperature. With
+            `loss="sigmoid"`, `learnable` includes the bias, the temperature has no lower bound, and there is no
+            reduction, since the loss has no two directions.
         global_weight, aligned_weight: weights of the two terms; a term with weight 0 is not computed.
         direction, skip_below, backend: as in `atk.aligned_info_nce`. The global term uses the same backend if
             `atk.info_nce` has it, else `"auto"`.
         gather: as in `InfoNCELoss`, for both terms.
+        loss: `"info_nce"`, or `"sigmoid"` for the sigmoid loss on both similarities (SigLIP starts with a temperature
+            of 0.1 and learns it).
+        bias: of the sigmoid loss, as in `SigmoidLoss`; both terms share it.
 
     Raises:
-        ValueError: an option is unknown or out of range, or both weights are 0.
+        ValueError: an option is unknown or out of range, both weights are 0, or the sigmoid loss gets a reduction.
     """
 
     def __init__(
@@ -122,13 +175,18 @@ class AlignedContrastiveLoss(_ContrastiveLoss):
         skip_below: float = 0.0,
         backend: str = "auto",
         gather: str | None = None,
+        loss: str = "info_nce",
+        bias: float = -10.0,
     ):
-        super().__init__(temperature, learnable, reduction, gather)
+        super().__init__(loss, temperature, bias, learnable, gather)
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        check_reduction(loss, reduction)
         checks.one_of("direction", direction, DIRECTIONS)
         if min(global_weight, aligned_weight) < 0 or global_weight + aligned_weight == 0:
             raise ValueError(
                 f"global_weight and aligned_weight must be >= 0 and not both 0, got {global_weight}, {aligned_weight}"
             )
+        self.reduction = reduction
         self.direction = direction
         self.skip_below = skip_below
         self.backend = backend
@@ -172,29 +230,41 @@ class AlignedContrastiveLoss(_ContrastiveLoss):
         """
         terms = {}
         scale = self.logit_scale
-        self._warn_of_one_pair(len(audio))
+        if self.loss == "info_nce":
+            self._warn_of_one_pair(len(audio))
         if self.global_weight:
             check_vectors(audio, text, scale)
             backend = self.backend if self.backend in BACKENDS["info_nce"] else "auto"
-            terms["global"] = info_nce(
-                normalize(audio), normalize(text), scale, gather=self.gather, reduction=self.reduction, backend=backend
-            )
+            vectors = normalize(audio), normalize(text)
+            if self.loss == "sigmoid":
+                terms["global"] = sigmoid_loss(*vectors, scale, self.logit_bias, gather=self.gather, backend=backend)
+            else:
+                terms["global"] = info_nce(
+                    *vectors, scale, gather=self.gather, reduction=self.reduction, backend=backend
+                )
         if self.aligned_weight:
             frames = checks.embeddings("frames", frames, "N, L_a, D")
             tokens = checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
             checks.mask("frame_mask", frame_mask, "frames", frames)
             checks.mask("token_mask", token_mask, "tokens", tokens)
-            terms["aligned"] = aligned_info_nce(
-                frames,
-                tokens,
-                scale,
-                frame_mask,
-                token_mask,
-                gather=self.gather,
-                reduction=self.reduction,
-                normalize=True,
-                direction=self.direction,
-                skip_below=self.skip_below,
-                backend=self.backend,
-            )
+            masks = frame_mask, token_mask
+            options = {
+                "gather": self.gather,
+                "normalize": True,
+                "direction": self.direction,
+                "skip_below": self.skip_below,
+                "backend": self.backend,
+            }
+            if self.loss == "sigmoid":
+                terms["aligned"] = aligned_sigmoid_loss(frames, tokens, scale, self.logit_bias, *masks, **options)
+            else:
+                terms["aligned"] = aligned_info_nce(frames, tokens, scale, *masks, reduction=self.reduction, **options)
         return terms
+
+
+def check_reduction(loss: str, reduction: str) -> None:
+    """The sigmoid loss is a sum over pairs, without directions to average."""
+    if loss == "sigmoid" and reduction != "sum":
+        raise ValueError(
+            f"reduction must be 'sum' for the sigmoid loss, which has no two directions, got {reduction!r}"
+        )

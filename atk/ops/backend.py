@@ -8,6 +8,7 @@ BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
     "info_nce": ("triton", "chunked", "reference"),
+    "sigmoid_loss": ("triton", "chunked", "reference"),
 }
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

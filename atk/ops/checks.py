@@ -82,6 +82,13 @@ def same_count(audio: Tensor, text: Tensor) -> None:
         )
 
 
+def pairs(audio: Tensor, text: Tensor, *, allow_empty: bool = False) -> None:
+    """There are as many clips as captions, at least one of each unless `allow_empty`."""
+    same_count(audio, text)
+    if audio.shape[0] == 0 and not allow_empty:
+        raise ValueError("audio and text must hold at least one pair, got 0 and 0")
+
+
 def scalar(name: str, value: Tensor | float) -> None:
     """Check that `value` is a real number or a real tensor of one element."""
     if isinstance(value, Tensor):
@@ -93,8 +100,11 @@ def scalar(name: str, value: Tensor | float) -> None:
         raise TypeError(f"{name} must be a number or a real tensor of one element, got {type(value).__name__}")
 
 
-def positive(value: Tensor, audio: Tensor, text: Tensor) -> None:
-    """Check that `value` holds an int64 row index into `text` for each clip; on a GPU, the indices are not read."""
+def positive(value: Tensor, audio: Tensor, text: Tensor, *, lowest: int = 0) -> None:
+    """Check that `value` holds an int64 row index into `text`, at least `lowest`, for each clip.
+
+    On a GPU, the indices are not read.
+    """
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
         raise TypeError(f"positive must be an int64 tensor, got {_dtype_or_type(value)}")
     if value.shape != audio.shape[:1]:
@@ -104,8 +114,9 @@ def positive(value: Tensor, audio: Tensor, text: Tensor) -> None:
     if value.device.type != "cpu" or torch.compiler.is_compiling() or len(value) == 0:
         return
     low, high = (int(end) for end in value.aminmax())
-    if low < 0 or high >= len(text):
-        raise ValueError(f"positive must lie within the {len(text)} rows of text, got {low} to {high}")
+    if low < lowest or high >= len(text):
+        none = "" if lowest == 0 else f", or be {lowest} for none"
+        raise ValueError(f"positive must lie within the {len(text)} rows of text{none}, got {low} to {high}")
 
 
 def cross_attention(

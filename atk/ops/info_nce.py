@@ -178,9 +178,9 @@ def logit_gradient_magnitude(
     return gradient.abs()
 
 
-def choose_backend(audio: Tensor, backend: str) -> str:
-    """The backend that runs InfoNCE on global vectors here."""
-    among = BACKENDS["info_nce"]
+def choose_backend(audio: Tensor, backend: str, op: str = "info_nce") -> str:
+    """The backend that runs `op`, a loss on global vectors, here."""
+    among = BACKENDS[op]
     checks.one_of("backend", backend, ("auto", *among))
     return choose(backend, audio.device, audio.dtype, among=among)
 
@@ -194,13 +194,11 @@ def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> N
 
 def check_pairs(audio: Tensor, text: Tensor, reduction: str, *, allow_empty: bool = False) -> None:
     """Check that there are as many clips as captions, not 0 unless `allow_empty`, and that `reduction` is known."""
-    checks.same_count(audio, text)
-    if audio.shape[0] == 0 and not allow_empty:
-        raise ValueError("audio and text must hold at least one pair, got 0 and 0")
+    checks.pairs(audio, text, allow_empty=allow_empty)
     checks.one_of("reduction", reduction, REDUCTIONS)
 
 
-def check_skip_below(skip_below: float) -> None:
-    """Check that `skip_below` is at least 0 and below the largest possible weight of a pair."""
-    if not 0 <= skip_below < 2:
-        raise ValueError(f"skip_below must be at least 0 and below 2, the largest weight, got {skip_below}")
+def check_skip_below(skip_below: float, largest: int = 2) -> None:
+    """Check that `skip_below` is at least 0 and below `largest`, the largest possible weight of a pair."""
+    if not 0 <= skip_below < largest:
+        raise ValueError(f"skip_below must be at least 0 and below {largest}, the largest weight, got {skip_below}")

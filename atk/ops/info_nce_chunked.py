@@ -68,13 +68,13 @@ def backward(
     grad_scale = torch.zeros((), dtype=torch.float64, device=audio.device)
     along_columns = None if columns is None or grad_columns is None else _Direction(columns, grad_columns)
     differentiate = _LogitGradients(_Direction(rows, grad_rows), along_columns)
-    for i, clips, chunks in _row_chunks(audio, wide_text, scale):
+    for i, clips, chunks in row_chunks(audio, wide_text, scale):
         chunk_sum = torch.zeros_like(clips)  # dS @ text
         for j, logits in chunks:
             if positive is None or grad_positive is None:
                 weights = differentiate(i, j, logits)
             else:
-                pairs = _pairs(positive, i, j)
+                pairs = pairs_within(positive, i, j)
                 at_pairs = differentiate.at_pairs(i, j, pairs, logits[pairs]) + grad_positive[i][pairs[0]]
                 weights = differentiate(i, j, logits)
                 weights[pairs] = at_pairs
@@ -85,7 +85,7 @@ def backward(
     return grad_audio, grad_text.to(text.dtype), grad_scale.to(scale.dtype)
 
 
-def _row_chunks(
+def row_chunks(
     audio: Tensor, text: Tensor, scale: Tensor
 ) -> Iterator[tuple[slice, Tensor, Iterator[tuple[slice, Tensor]]]]:
     """For each chunk of rows of S, yield its slice, `scale * audio` of its rows, and an iterator over column chunks."""
@@ -108,7 +108,7 @@ def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _pairs(positive: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
+def pairs_within(positive: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
     """Row and column, within the chunk, of each positive that lies in it."""
     column = positive[i] - j.start
     row = ((column >= 0) & (column < j.stop - j.start)).nonzero().squeeze(1)
@@ -125,7 +125,7 @@ class _PositiveEntries:
     def collect(self, i: slice, j: slice, chunk: Tensor) -> None:
         """Store the entries of the positives in one chunk."""
         if self.positive is not None:
-            row, column = _pairs(self.positive, i, j)
+            row, column = pairs_within(self.positive, i, j)
             self.values[i][row] = chunk[row, column]
 
 
@@ -141,7 +141,7 @@ def _shared_exponentials(
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
     positive_logits, exponentials = _PositiveEntries(positive, scale), _PositiveEntries(positive, scale)
-    for i, _, chunks in _row_chunks(audio, text, scale):
+    for i, _, chunks in row_chunks(audio, text, scale):
         for j, logits in chunks:
             positive_logits.collect(i, j, logits)
             if shift:
@@ -179,7 +179,7 @@ def _separate_exponentials(
     row_lse = scale.new_full((len(audio),), -math.inf)
     column_lse = scale.new_full((len(text),), -math.inf) if columns else None
     positive_logits = _PositiveEntries(positive, scale)
-    for i, _, chunks in _row_chunks(audio, text, scale):
+    for i, _, chunks in row_chunks(audio, text, scale):
         for j, logits in chunks:
             positive_logits.collect(i, j, logits)
             row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))

@@ -36,16 +36,21 @@ def dispatch(
     """
     if audio.dtype != text.dtype:  # the checks allow this only under autocast
         audio, text = audio.float(), text.float()
-    dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
-    if isinstance(logit_scale, Tensor):
-        scale = logit_scale.reshape(()).to(audio.device, dtype)
-    else:
-        scale = torch.full((), float(logit_scale), dtype=dtype, device=audio.device)
+    scale = as_scalar(logit_scale, audio)
+    dtype = scale.dtype
     if backend == "reference":
         with torch.autocast(audio.device.type, enabled=False):
             return reference.pairwise_logsumexp(audio.to(dtype), text.to(dtype), scale, positive, columns)
     row_lse, column_lse, positive_logits = _forward(audio, text, scale, positive, columns, backend)
     return row_lse, column_lse if columns else None, None if positive is None else positive_logits
+
+
+def as_scalar(value: Tensor | float, audio: Tensor) -> Tensor:
+    """`value` as a scalar tensor on the device of `audio`, in float32, or in float64 if `audio` is."""
+    dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(audio.device, dtype)
+    return torch.full((), float(value), dtype=dtype, device=audio.device)
 
 
 @torch.library.custom_op("atk::info_nce_forward", mutates_args=())

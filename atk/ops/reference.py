@@ -141,3 +141,19 @@ def pairwise_logsumexp(
     logits = (audio @ text.T) * logit_scale  # [N_a, N_t]
     positive_logits = None if positive is None else logits.gather(1, positive[:, None]).squeeze(1)
     return logits.logsumexp(1), logits.logsumexp(0) if columns else None, positive_logits
+
+
+def sigmoid_losses(logits: Tensor, positive: Tensor | None) -> Tensor:
+    """`-sum_j log sigmoid(z_ij logits_ij)` of each row of logits `[N_a, N_t]`; z and `positive` as in `opposed`."""
+    return -torch.nn.functional.logsigmoid(-opposed(logits, positive)).sum(1)
+
+
+def opposed(logits: Tensor, positive: Tensor | None) -> Tensor:
+    """`-z_ij logits_ij` `[N_a, N_t]`, where z is 1 at the positive of a row and -1 elsewhere.
+
+    `positive` is int64 `[N_a]`, the column of each row; -1, or None for all rows: the row has no positive.
+    """
+    if positive is None:
+        return logits
+    is_positive = positive[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    return torch.where(is_positive, -logits, logits)

@@ -11,6 +11,7 @@ from atk.models.clap import CLAP
 from atk.models.layers import checkpoint_layers, innermost_layers
 from atk.ops import reference
 from atk.ops.info_nce import logit_gradient_magnitude
+from atk.ops.sigmoid import losses_of_scores
 from atk.plan.cost import Cost, LinearCost, Trace
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.contrastive import ContrastiveTask
@@ -39,7 +40,7 @@ class Encoders:
         itemsize: bytes per value of the embeddings.
         frames, tokens, valid_tokens, dim: L_a, L_t with and without special tokens, and D; the first three are 0 if the
             loss uses no frames and tokens.
-        terms: number of InfoNCE losses on global vectors.
+        terms: number of losses on global vectors.
     """
 
     parameters: int
@@ -84,14 +85,20 @@ def trace_encoders(config: PlanConfig, caption_tokens: int) -> Encoders:
     )
 
 
-def logits_cost(skip_below: float) -> tuple[float, float]:
-    """Bytes held and bytes moved per logit by InfoNCE on a score matrix, including the matrix and its gradient."""
+def logits_cost(loss: str, skip_below: float) -> tuple[float, float]:
+    """Bytes held and bytes moved per logit by a loss on a score matrix, including the matrix and its gradient.
+
+    `loss` is "info_nce" or "sigmoid".
+    """
     sim = torch.rand(_LOGITS, _LOGITS, requires_grad=True)
     with Trace() as trace:
-        scores = sim
-        if skip_below > 0:
-            scores = torch.where(logit_gradient_magnitude(sim, 5.0) < skip_below, sim.detach(), sim)
-        reference.info_nce(scores, 5.0).backward()
+        if loss == "sigmoid":
+            losses_of_scores(sim, 5.0, -10.0, torch.arange(_LOGITS), skip_below).mean().backward()
+        else:
+            scores = sim
+            if skip_below > 0:
+                scores = torch.where(logit_gradient_magnitude(sim, 5.0) < skip_below, sim.detach(), sim)
+            reference.info_nce(scores, 5.0).backward()
     cost = trace.cost()
     return cost.peak() / _LOGITS**2 + sim.itemsize, cost.moved.sum() / _LOGITS**2
 

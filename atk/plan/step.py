@@ -81,7 +81,7 @@ class Step:
         self.rates = resources.rates
         self.aligned_loss = config.loss if encoders.frames and isinstance(config, AlignedConfig) else None
         skip_below = 0.0 if self.aligned_loss is None else self.aligned_loss.skip_below
-        self.logit_bytes, self.logit_moved = logits_cost(skip_below)
+        self.logit_bytes, self.logit_moved = logits_cost(config.loss.kind, skip_below)
 
     def parts(self, batch: int, micro_batch: int | None) -> tuple[list[Part], float]:
         """The parts of a step, and the largest number of bytes held at a time."""
@@ -177,7 +177,8 @@ class Step:
         gathered = local * self.ranks
         received = self._remote_share() * gathered * (2 * itemsize + 4 if ring else 2 * itemsize)  # ring: float32 sums
         held = 2 * local * (itemsize + 4) if ring else 3 * gathered * itemsize
-        column_bytes = 3 * 2 * self._remote_share() * pairs * self.ranks * 4
+        sums_columns = self.config.loss.kind == "info_nce"  # across ranks
+        column_bytes = sums_columns * 3 * 2 * self._remote_share() * pairs * self.ranks * 4
         return Part(f"gather ({self.config.gather})", held, (received + column_bytes) / self.rates.interconnect)
 
     def _op(self, pairs: int) -> Part:

@@ -8,38 +8,31 @@ from torch import Tensor
 from atk.data.dataset import Batch
 from atk.nn import AlignedContrastiveLoss
 from atk.ops.checks import one_of
-from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.ops.max_mean import DIRECTIONS, Direction
-from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, train_contrastive
+from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossConfig, readings_of, train_contrastive
 from atk.train.grad_cache import Embeddings
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Loss: InfoNCE between clips and captions, plus InfoNCE between their frames and tokens.
+class LossConfig(PairLossConfig):
+    """Loss: InfoNCE or the sigmoid loss between clips and captions, plus the same between their frames and tokens.
 
     Args:
-        temperature: temperature of the softmax.
-        learnable: learn the temperature, starting from `temperature`.
-        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss.
-        global_weight: weight of InfoNCE on the cosine of the global vectors; 0 disables it.
-        aligned_weight: weight of InfoNCE on the max-mean similarity of frames and tokens; 0 disables it.
+        global_weight: weight of the loss on the cosine of the global vectors; 0 disables it.
+        aligned_weight: weight of the loss on the max-mean similarity of frames and tokens; 0 disables it.
         direction: "audio" matches every frame with its best token, "text" every token with its best frame; "both" takes
             the mean of the two max-mean similarities.
         skip_below: leave pairs with a smaller weight in the gradient out of the backward of the aligned loss, which is
             faster; 0 is exact.
     """
 
-    temperature: float = 0.2
-    learnable: bool = False
-    reduction: Reduction = "sum"
     global_weight: float = 1.0
     aligned_weight: float = 1.0
     direction: Direction = "audio"
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        one_of("reduction", self.reduction, REDUCTIONS)
+        super().__post_init__()
         one_of("direction", self.direction, DIRECTIONS)
 
 
@@ -48,7 +41,7 @@ class AlignedConfig(ContrastiveConfig):
     """Aligned contrastive learning.
 
     Args:
-        loss: global and aligned InfoNCE.
+        loss: global and aligned loss.
     """
 
     backend: Literal["auto", "triton", "cpp", "reference"] = "auto"
@@ -64,8 +57,8 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
         """The configured loss."""
         loss = self.config.loss
         return AlignedContrastiveLoss(
-            loss.temperature,
-            loss.learnable,
+            loss.first_temperature,
+            loss.learns,
             loss.reduction,
             global_weight=loss.global_weight,
             aligned_weight=loss.aligned_weight,
@@ -73,6 +66,8 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
             skip_below=loss.skip_below,
             backend=self.config.backend,
             gather=self.config.gather,
+            loss=loss.kind,
+            bias=loss.bias,
         )
 
     def encode(self, batch: Batch) -> Embeddings:
@@ -95,8 +90,8 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
         return self.criterion.total(terms), terms
 
     def readings(self) -> dict[str, Tensor]:
-        """The inverse of the temperature."""
-        return {"logit_scale": self.criterion.logit_scale}
+        """The inverse of the temperature, and the bias of the sigmoid loss."""
+        return readings_of(self.criterion)
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:

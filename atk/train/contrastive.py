@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from atk.data import TrainDataset
 from atk.distributed import GATHERS
-from atk.distributed.losses import GatherMode
+from atk.distributed.exchange import GatherMode
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
+from atk.nn import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
+from atk.nn.losses import PAIR_LOSSES, PairLoss, check_reduction
 from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
+from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import TrainConfig
 from atk.train.grad_cache import Embeddings
 from atk.train.run import MakeTask, checkpoint_to_resume, run
@@ -47,6 +50,41 @@ class ContrastiveConfig(TrainConfig):
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, as the loss contrasts pairs, got {self.batch_size}")
         one_of("gather", self.gather, GATHERS)
+
+
+@dataclass(frozen=True)
+class PairLossConfig:
+    """The loss between clips and captions.
+
+    Args:
+        kind: "info_nce" ranks the captions of the batch for every clip and the clips for every caption; "sigmoid",
+            SigLIP's loss, judges every pair by itself.
+        temperature: inverse of the factor of the similarities; null: 0.2 for "info_nce", 0.1 for "sigmoid".
+        learnable: learn the temperature, starting from `temperature`, and the bias; null: only with "sigmoid".
+        bias: what "sigmoid" adds to the logits, at the start if it is learned.
+        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss; "info_nce" only.
+    """
+
+    kind: PairLoss = "info_nce"
+    temperature: float | None = None
+    learnable: bool | None = None
+    bias: float = -10.0
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, PAIR_LOSSES)
+        one_of("reduction", self.reduction, REDUCTIONS)
+        check_reduction(self.kind, self.reduction)
+
+    @property
+    def first_temperature(self) -> float:
+        """`temperature`, or its default."""
+        return (0.1 if self.kind == "sigmoid" else 0.2) if self.temperature is None else self.temperature
+
+    @property
+    def learns(self) -> bool:
+        """`learnable`, or its default."""
+        return self.kind == "sigmoid" if self.learnable is None else self.learnable
 
 
 ConfigT = TypeVar("ConfigT", bound=ContrastiveConfig)
@@ -116,6 +154,12 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
 
     def _split(self, name: str, side_files: bool) -> EvalSplit:
         return EvalSplit(self.config.data, name, side_files=side_files, **self.reading_options())
+
+
+def readings_of(loss: AlignedContrastiveLoss | InfoNCELoss | SigmoidLoss) -> dict[str, Tensor]:
+    """What a loss has learned so far, for the log."""
+    scale = {"logit_scale": loss.logit_scale}
+    return scale | {"logit_bias": loss.logit_bias} if loss.loss == "sigmoid" else scale
 
 
 def train_contrastive(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool) -> dict[str, Any] | None:

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from atk.data import Loader, UnlabeledAudio, unlabeled_loader
 from atk.distributed.collectives import world_size
 from atk.models.clap import AudioEmbedding
-from atk.nn import InfoNCELoss
+from atk.nn import InfoNCELoss, SigmoidLoss
 from atk.nn.mappers import MLPMapper, TransformerMapper
 from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
-from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import fields_at_least
-from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, train_contrastive
+from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossConfig, readings_of, train_contrastive
 from atk.train.grad_cache import Embeddings
 from atk.train.semisupervised_batch import SemiSupervisedBatch, mixture
 
@@ -56,13 +55,10 @@ class MapperConfig:
 
 
 @dataclass(frozen=True)
-class SemiSupervisedLossConfig:
-    """Loss: InfoNCE on captioned clips, on mixtures, and on unlabeled clips.
+class SemiSupervisedLossConfig(PairLossConfig):
+    """Loss: InfoNCE or the sigmoid loss on captioned clips, on mixtures, and on unlabeled clips.
 
     Args:
-        temperature: temperature of the softmax.
-        learnable: learn the temperature, starting from `temperature`.
-        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss.
         labeled_weight: weight of the loss between clips and their captions.
         mix_weight: weight of the loss between mixtures of a captioned and an unlabeled clip, and captions with the
             pseudo-tokens of the unlabeled clip; 0 disables it.
@@ -70,15 +66,12 @@ class SemiSupervisedLossConfig:
             disables it.
     """
 
-    temperature: float = 0.2
-    learnable: bool = False
-    reduction: Reduction = "sum"
     labeled_weight: float = 1.0
     mix_weight: float = 1.0
     unlabeled_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        one_of("reduction", self.reduction, REDUCTIONS)
+        super().__post_init__()
         fields_at_least(self, 0, "labeled_weight", "mix_weight", "unlabeled_weight")
         if self.labeled_weight + self.mix_weight + self.unlabeled_weight == 0:
             raise ValueError("labeled_weight, mix_weight and unlabeled_weight must not all be 0")
@@ -121,14 +114,14 @@ class SemiSupervisedConfig(ContrastiveConfig):
 
 
 class SemiSupervisedCriterion(nn.Module):
-    """InfoNCE, and the mapper that is trained along with it.
+    """The loss of pairs, and the mapper that is trained along with it.
 
     Args:
-        info_nce: the loss of all terms.
+        info_nce: the loss of all terms, under the name that it has in checkpoints.
         mapper: audio to pseudo-tokens; None if no term of the loss needs them.
     """
 
-    def __init__(self, info_nce: InfoNCELoss, mapper: MLPMapper | TransformerMapper | None):
+    def __init__(self, info_nce: InfoNCELoss | SigmoidLoss, mapper: MLPMapper | TransformerMapper | None):
         super().__init__()
         self.info_nce = info_nce
         self.mapper = mapper
@@ -178,10 +171,12 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
     def make_criterion(self) -> SemiSupervisedCriterion:
         """The configured loss, and the mapper that is trained along with it."""
         loss = self.config.loss
-        info_nce = InfoNCELoss(
-            loss.temperature, loss.learnable, loss.reduction, backend=self.backend, gather=self.config.gather
-        )
-        return SemiSupervisedCriterion(info_nce, self._mapper() if self.config.uses_unlabeled else None)
+        options: dict[str, Any] = {"backend": self.backend, "gather": self.config.gather}
+        if loss.kind == "sigmoid":
+            criterion = SigmoidLoss(loss.first_temperature, loss.bias, loss.learns, **options)
+        else:
+            criterion = InfoNCELoss(loss.first_temperature, loss.learns, loss.reduction, **options)
+        return SemiSupervisedCriterion(criterion, self._mapper() if self.config.uses_unlabeled else None)
 
     def _mapper(self) -> MLPMapper | TransformerMapper:
         config = self.config.mapper
@@ -262,8 +257,8 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         return loss, terms
 
     def readings(self) -> dict[str, Tensor]:
-        """The inverse of the temperature."""
-        return {"logit_scale": self.criterion.info_nce.logit_scale}
+        """The inverse of the temperature, and the bias of the sigmoid loss."""
+        return readings_of(self.criterion.info_nce)
 
 
 def train(config: SemiSupervisedConfig, resume: bool = False) -> dict[str, Any] | None:

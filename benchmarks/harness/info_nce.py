@@ -61,12 +61,12 @@ def _providers(n: int, dtype: torch.dtype, device: torch.device) -> list[Provide
     return providers
 
 
-def gradients(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """A function that returns the loss and its gradients with respect to the first three inputs."""
+def gradients(loss: Callable[..., Tensor], count: int = 3) -> Callable[..., tuple[Tensor, ...]]:
+    """A function that returns the loss and its gradients with respect to the first `count` inputs."""
 
-    def call(audio: Tensor, text: Tensor, scale: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
-        leaves = [value.detach().requires_grad_() for value in (audio, text, scale)]
-        value = loss(*leaves, *mask)
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [value.detach().requires_grad_() for value in inputs[:count]]
+        value = loss(*leaves, *inputs[count:])
         return value.detach(), *torch.autograd.grad(value, leaves)
 
     return call

@@ -16,6 +16,7 @@ LABELS = {  # (op, axis): field of the shape, label of the axis
     ("aligned_info_nce", "batch"): ("clips", "pairs"),
     ("aligned_info_nce", "length"): ("frames", "frames per clip"),
     ("info_nce", "batch"): ("pairs", "pairs"),
+    ("sigmoid_loss", "batch"): ("pairs", "pairs"),
     ("cross_attention_difference", "batch"): ("batch", "inputs"),
     ("cross_attention_difference", "length"): ("frames", "frames"),
     ("aligned_train_step", "batch"): ("pairs", "pairs"),

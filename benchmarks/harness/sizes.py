@@ -73,6 +73,7 @@ NAMED: Mapping[str, Mapping[str, Shape]] = {
     "max_mean_similarity": PAIRS,
     "aligned_info_nce": {name: PAIRS[name]._replace(captions=PAIRS[name].clips) for name in PAIRS if name != "colbert"},
     "info_nce": _VECTORS,
+    "sigmoid_loss": _VECTORS,
     "cross_attention_difference": _ATTENTION,
     "aligned_train_step": _BATCH,
 }
@@ -85,6 +86,7 @@ SHORT = {  # under five minutes on two cores, most of it in torch.compile
     "max_mean_similarity": ("thesis", "batch", "length", "width"),
     "aligned_info_nce": ("thesis",),
     "info_nce": ("clap_4096", "batch", "width"),
+    "sigmoid_loss": ("clap_4096",),
     "cross_attention_difference": ("thesis", "length"),
     "aligned_train_step": ("short_clips",),
 }
@@ -102,7 +104,7 @@ def sweep(op: str, axis: str, short: bool = False) -> Sequence[Shape]:
             "length": [pairs._replace(frames=n) for n in _doublings(125, 3 + extra)],
             "width": [pairs._replace(channels=n) for n in _doublings(64, 3 + extra)],
         }[axis]
-    if op == "info_nce":
+    if op in ("info_nce", "sigmoid_loss"):
         vectors = Vectors(1024, 512)
         return {
             "batch": [vectors._replace(pairs=n) for n in _doublings(512, 3 + 2 * extra)],

@@ -183,7 +183,7 @@ def test_the_commands_for_a_gpu_are_valid(tmp_path):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     timed = [parser.parse_args(words[2:]) for words in commands if words[:2] == ["-m", "atk.bench"]]
-    assert [op for options in timed for op in options.ops][:2] == ["max_mean_similarity"] * 2 and len(timed) == 9
+    assert [op for options in timed for op in options.ops][:2] == ["max_mean_similarity"] * 2 and len(timed) == 10
     without_kernels = {op for op, backends in BACKENDS.items() if "triton" not in backends}
     assert {op for options in timed for op in options.ops} == set(command.OPS) - without_kernels
     for options in timed:

@@ -16,6 +16,7 @@ from atk.device import MAX_WORKERS, default_workers
 from atk.distributed import GATHERS
 from atk.models.captioner import CaptionerConfig
 from atk.models.text import TextEncoderConfig
+from atk.nn.losses import PAIR_LOSSES
 from atk.ops.backend import BACKENDS
 from atk.ops.info_nce import REDUCTIONS
 from atk.ops.max_mean import DIRECTIONS
@@ -75,6 +76,7 @@ def test_help_shows_hyphens_and_choices_and_no_equations(command, capsys):
         (TrainConfig, "precision", ("auto", "fp32", "bf16")),
         (TrainConfig, "on_error", ON_ERROR),
         (OptimConfig, "name", ("adam", "schedulefree")),
+        (LossConfig, "kind", PAIR_LOSSES),
         (LossConfig, "reduction", REDUCTIONS),
         (LossConfig, "direction", DIRECTIONS),
         (SemiSupervisedLossConfig, "reduction", REDUCTIONS),

@@ -35,8 +35,14 @@ def test_one_process_computes_the_local_losses(gather):
     options = {"reduction": "mean", "normalize": True, "direction": "both", "skip_below": 0.1}
     loss = distributed.aligned_info_nce(frames, tokens, 5.0, mask, gather=gather, **options)
     assert torch.equal(loss, atk.aligned_info_nce(frames, tokens, 5.0, mask, **options))
-    for module in (atk.nn.InfoNCELoss, atk.nn.AlignedContrastiveLoss):
-        inputs = vectors if module is atk.nn.InfoNCELoss else (*vectors, frames, tokens, mask)
+    assert torch.equal(
+        distributed.sigmoid_loss(*vectors, 5.0, -2.0, gather=gather), atk.sigmoid_loss(*vectors, 5.0, -2.0)
+    )
+    del options["reduction"]
+    loss = distributed.aligned_sigmoid_loss(frames, tokens, 5.0, -2.0, mask, gather=gather, **options)
+    assert torch.equal(loss, atk.aligned_sigmoid_loss(frames, tokens, 5.0, -2.0, mask, **options))
+    for module in (atk.nn.InfoNCELoss, atk.nn.SigmoidLoss, atk.nn.AlignedContrastiveLoss):
+        inputs = (*vectors, frames, tokens, mask) if module is atk.nn.AlignedContrastiveLoss else vectors
         assert torch.equal(module(gather=gather)(*inputs), module()(*inputs))
 
 
@@ -54,6 +60,11 @@ def test_one_process_gathers_its_own_rows():
     ("call", "message"),
     [
         (lambda: distributed.info_nce(torch.randn(2, 3), torch.randn(2, 3), 1.0, gather="some"), "gather must be one"),
+        (
+            lambda: distributed.sigmoid_loss(torch.randn(2, 3), torch.randn(2, 3), 1.0, 0.0, gather="some"),
+            "gather must be one",
+        ),
+        (lambda: atk.nn.SigmoidLoss(gather="some"), "gather must be one of 'all', 'ring', got 'some'"),
         (lambda: atk.nn.InfoNCELoss(gather="some"), "gather must be one of 'all', 'ring', got 'some'"),
         (lambda: atk.nn.AlignedContrastiveLoss(gather="some"), "gather must be one of 'all', 'ring', got 'some'"),
         (lambda: distributed.gather(torch.randn(3)), r"rows must have shape \[N, D\], got \[3\]"),

@@ -241,16 +241,16 @@ def test_chunks_of_the_workspace_change_nothing(dtype, monkeypatch):
     monkeypatch.setattr(info_nce, "PART_BYTES", 1)
     monkeypatch.setattr(info_nce, "WEIGHT_BYTES", 64 * 128 * dtype.itemsize)
     monkeypatch.setattr(info_nce, "WEIGHT_COLUMNS", 128)
-    assert info_nce._chunk_shape(300, 290, dtype) == (64, 128)
+    assert info_nce.chunk_shape(300, 290, dtype) == (64, 128)
     assert_as_good_as_eager(arguments)
 
 
 def test_the_workspace_is_bounded_for_any_size():
-    from atk.kernels.info_nce import WEIGHT_BYTES, _chunk_shape
+    from atk.kernels.info_nce import WEIGHT_BYTES, chunk_shape
 
     for dtype in (torch.float32, torch.bfloat16):
         for N_a, N_t in [(1, 1), (1, 10**7), (10**7, 1), (4096, 4096), (32768, 32768), (1000, 10**6), (10**6, 1000)]:
-            height, width = _chunk_shape(N_a, N_t, dtype)
+            height, width = chunk_shape(N_a, N_t, dtype)
             assert 1 <= height <= N_a and width % 64 == 0 and width < N_t + 64
             assert height * width * dtype.itemsize <= WEIGHT_BYTES
             assert height == N_a or height % 64 == 0

@@ -13,6 +13,7 @@ from atk.kernels.compile_signatures import (
     ATTENTION_KERNELS,
     INFO_NCE_KERNELS,
     MAX_MEAN_KERNELS,
+    SIGMOID_KERNELS,
     SMALL_KERNELS,
     Case,
     compile_arguments,
@@ -23,7 +24,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 HOPPER = Device((9, 0), 132)
 # A selection; `atk kernels` compiles all of every_case(). Max-mean: captions in tiles and in chunks, stationary and
 # streamed, unaligned rows, saved indices or not, every flag. Attention: heads of 64, 256 and 20 channels (padded and
-# unaligned), with and without a mask. InfoNCE: both directions, and rows only.
+# unaligned), with and without a mask. InfoNCE: both directions, and rows only. Sigmoid loss: with positives, and
+# without.
 CASES = [
     *(Case(kernel, BF16) for kernel in MAX_MEAN_KERNELS),
     *(Case(kernel, FP32) for kernel in MAX_MEAN_KERNELS),
@@ -38,9 +40,11 @@ CASES = [
     *(Case(kernel, torch.float16, 0, 40, heads=2) for kernel in ("attend", "gate")),
     *(Case(kernel, dtype, 0, 512) for kernel in INFO_NCE_KERNELS for dtype in (BF16, FP32)),
     *(Case(kernel, torch.float16, 0, 32, columns=False) for kernel in INFO_NCE_KERNELS),
+    *(Case(kernel, BF16, 0, 512) for kernel in SIGMOID_KERNELS),
+    *(Case("sigmoid_grad", dtype, 0, 32, positives=False) for dtype in (FP32, torch.float16)),
 ]
 SMALL_CASES = [Case(name, BF16, D=100) for names in SMALL_KERNELS.values() for name in names]
-PRODUCTS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS)
+PRODUCTS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS, *SIGMOID_KERNELS)
 # sm_80 has 163 KiB, but its configurations are also used on sm_86, sm_89 and sm_120.
 SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024}
 
@@ -106,6 +110,9 @@ def test_every_case_covers_the_representative_cases_all_index_types_and_all_laun
     for kernel in INFO_NCE_KERNELS:
         covered = {(case.dtype, case.columns) for case in every if case.kernel == kernel}
         assert covered == {(dtype, columns) for dtype in DTYPES for columns in (True, False)}
+    for kernel in SIGMOID_KERNELS:
+        covered = {(case.dtype, case.positives) for case in every if case.kernel == kernel}
+        assert covered == {(dtype, positives) for dtype in DTYPES for positives in (True, False)}
     for kernel in MAX_MEAN_KERNELS:
         for pairs in (False, True):
             sizes = {case.index_bytes for case in every if case.kernel == kernel and case.pairs == pairs}

@@ -97,6 +97,15 @@ def test_a_model_with_more_operations_for_more_clips_is_refused():
         LinearCost(2, cost, next_cost)
 
 
+def test_the_sigmoid_loss_is_planned_like_the_other_but_sends_no_columns():
+    config = aligned(loss=LossConfig("sigmoid", skip_below=0.01))
+    alone, rank = parts_of(planned(config)), parts_of(planned(config, devices=2))
+    other = parts_of(planned(aligned(loss=LossConfig(skip_below=0.01)), devices=2))
+    assert alone["logits"].bytes > 0 and alone["logits"].seconds > 0
+    (gather,) = (name for name in rank if name.startswith("gather"))
+    assert 0 < rank[gather].seconds < other[gather].seconds and rank[gather].bytes == other[gather].bytes
+
+
 def test_activation_checkpointing_holds_less_and_takes_longer():
     deep = dataclasses.replace(TINY, audio=dataclasses.replace(TINY.audio, width=128, layers=6))
     configs = (dataclasses.replace(aligned(activation_checkpointing=on), model=deep) for on in (False, True))

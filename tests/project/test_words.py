@@ -13,6 +13,7 @@ BANNED = {
     "together", "weights_to_use",
 }  # fmt: skip
 ALLOWED = {
+    ("atk/train/contrastive.py", "kind"): "loss.kind is a key of the configuration",
     ("atk/train/semisupervised.py", "kind"): "mapper.kind is a key of the configuration",
     ("benchmarks/harness/report.py", "kind"): "a key of the saved results",
 }

@@ -157,20 +157,20 @@ def bfloat16_under_autocast(rank, size):
 
 @case
 def the_ring_recomputes_under_the_same_autocast(rank, size):
-    seen, similarity = [], distributed.losses.similarity
+    seen, similarity = [], distributed.exchange.similarity
 
     def spy(*args, **kwargs):
         seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return similarity(*args, **kwargs)
 
     frames, tokens = (torch.randn(2, length, 4, requires_grad=True) for length in (5, 3))
-    distributed.losses.similarity = spy
+    distributed.exchange.similarity = spy
     try:
         with torch.autocast("cpu", torch.float16):
             share = distributed.aligned_info_nce(frames, tokens, 5.0, gather="ring")
         share.backward()
     finally:
-        distributed.losses.similarity = similarity
+        distributed.exchange.similarity = similarity
     assert seen == [torch.float16] * 2 * size
 
 

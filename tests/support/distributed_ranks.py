@@ -11,10 +11,11 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 from support.distributed_cases import CASES as LOSS_CASES
+from support.distributed_sigmoid_cases import CASES as SIGMOID_CASES
 from support.distributed_wire_cases import CASES as WIRE_CASES
 from support.processes import start_ranks
 
-CASES = LOSS_CASES | WIRE_CASES
+CASES = LOSS_CASES | SIGMOID_CASES | WIRE_CASES
 TIMEOUT = timedelta(seconds=60)  # of a collective that some rank does not join
 
 

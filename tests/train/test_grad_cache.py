@@ -79,7 +79,7 @@ def check(task, batch, micro_batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("loss", [{}, {"aligned_weight": 0.0}])
+@pytest.mark.parametrize("loss", [{}, {"aligned_weight": 0.0}, {"kind": "sigmoid", "bias": -3.0, "skip_below": 0.05}])
 def test_aligned_gradients_are_those_of_the_whole_batch_with_dropout(tiny_data, tmp_path, dtype, loss):
     task = aligned_task(tiny_data, tmp_path / "run", **loss)
     check(task, next(iter(task.batches(0))), 3, dtype)

@@ -26,12 +26,20 @@ NO_DROPOUT = ("--model.audio.dropout", "0", "--model.text.dropout", "0")  # each
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
-def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, scenes, tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "loss"),
+    [
+        (2, "info_nce"),
+        pytest.param(4, "info_nce", marks=pytest.mark.exhaustive),
+        pytest.param(2, "sigmoid", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, scenes, tmp_path, size, loss):
     batch = ("--batch_size", str(BATCH))
+    options = (*batch, "--loss.kind", loss)
     commands = [
-        arguments(tiny_data, tmp_path / "a", *batch),
-        semi_arguments(tiny_data, noises, tmp_path / "s", *batch, "--mapper.noise", "0"),
+        arguments(tiny_data, tmp_path / "a", *options),
+        semi_arguments(tiny_data, noises, tmp_path / "s", *options, "--mapper.noise", "0"),
         difference_arguments(scenes, tmp_path / "d", *batch),
     ]
     main(commands[1] + ["--steps", "1"])  # writes the list of unlabeled audio, as the first rank does

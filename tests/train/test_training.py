@@ -177,6 +177,11 @@ def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
         (["--epochs", ".inf"], "epochs must be above 0 and finite, got inf"),
         (["--optim.rate", "1"], "optim.rate"),
         (["--loss.direction", "frames"], "--loss.direction must be one of 'audio', 'text', 'both', got 'frames'"),
+        (
+            ["--loss.kind=sigmoid", "--loss.reduction=mean"],
+            "reduction must be 'sum' for the sigmoid loss, which has no ",
+        ),
+        (["--loss.kind=sigmoid", "--loss.temperature=0"], "temperature must be above 0, got 0"),
         (["--loss.reduction=none"], "--loss.reduction must be one of 'sum', 'mean', got 'none'"),
         (["--model.audio.mel_bins", "40"], "mel_bins must be a positive multiple of 16"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not available here"),

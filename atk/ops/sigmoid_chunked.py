@@ -1,0 +1,80 @@
+"""Backend `"chunked"` of the sigmoid loss: plain PyTorch on any device, bitwise reproducible.
+
+Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T + bias`, in float32 at least, exist one
+chunk [n, m] at a time, in the chunks of InfoNCE's backend. One term per logit: `softplus(S)`, or `softplus(-S)` for a
+positive, whose sign is changed in place.
+"""
+
+import torch
+from torch import Tensor
+
+from atk.ops.info_nce_chunked import pairs_within, row_chunks
+
+# softplus(x) is x beyond this: e^-40 is below the rounding of float64, and e^40 within the range of float32.
+_LINEAR_FROM = 40
+
+
+def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None) -> Tensor:
+    """losses_i = sum_j softplus(S_ij), with -S_ij instead for j = positive_i.
+
+    Args:
+        audio: [N_a, D], N_a >= 1, any floating dtype; 16-bit dtypes are widened to float32 before the products.
+        text: [N_t, D], N_t >= 1, of the same dtype.
+        scale, bias: scalar tensors, float32 (float64 for float64 inputs).
+        positive: [N_a] int64, the caption of each clip, -1 for none; or None: no clip has one.
+
+    Returns:
+        [N_a] in the dtype of `scale`.
+    """
+    losses = scale.new_zeros(len(audio))
+    for i, _, chunks in row_chunks(audio, text.to(scale.dtype), scale):
+        for j, logits in chunks:
+            logits.add_(bias)
+            _negate_positives(logits, positive, i, j)
+            torch.ops.aten.softplus.out(logits, 1, _LINEAR_FROM, out=logits)
+            losses[i] += logits.sum(1)
+    return losses
+
+
+def backward(
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, grad_losses: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of audio, text, scale and bias, from recomputed logits.
+
+        dS_ij = grad_losses_i sigmoid(S_ij), or -grad_losses_i sigmoid(-S_ij) for j = positive_i
+        grad_audio = scale * dS @ text, grad_text = scale * dS^T @ audio, grad_scale = sum dS * (audio @ text^T),
+        grad_bias = sum dS
+
+    Args:
+        audio, text, scale, bias, positive: as passed to `forward`.
+        grad_losses: [N_a], in the dtype of `scale`.
+
+    Returns:
+        [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and two scalars.
+    """
+    wide_text = text.to(scale.dtype)
+    grad_audio, grad_text = torch.empty_like(audio), torch.zeros_like(wide_text)
+    grad_scale, grad_bias = (torch.zeros((), dtype=torch.float64, device=audio.device) for _ in range(2))
+    for i, clips, chunks in row_chunks(audio, wide_text, scale):
+        chunk_sum = torch.zeros_like(clips)  # dS @ text
+        for j, logits in chunks:
+            logits.add_(bias)
+            pairs = _negate_positives(logits, positive, i, j)
+            weights = logits.sigmoid_().mul_(grad_losses[i, None])
+            if pairs is not None:
+                weights[pairs] = -weights[pairs]
+            chunk_sum.addmm_(weights, wide_text[j])
+            grad_text[j].addmm_(weights.T, clips)
+            grad_bias += weights.sum()
+        grad_scale += (chunk_sum * audio[i]).sum(dtype=torch.float64)
+        torch.mul(chunk_sum, scale, out=grad_audio[i])
+    return grad_audio, grad_text.to(text.dtype), grad_scale.to(scale.dtype), grad_bias.to(scale.dtype)
+
+
+def _negate_positives(logits: Tensor, positive: Tensor | None, i: slice, j: slice) -> tuple[Tensor, Tensor] | None:
+    """Change the sign of the positives in a chunk of logits; returns their rows and columns within it."""
+    if positive is None:
+        return None
+    pairs = pairs_within(positive, i, j)
+    logits[pairs] = -logits[pairs]
+    return pairs
