@@ -30,7 +30,8 @@ LOGIT_KERNELS = (*INFO_NCE_KERNELS, *SIGMOID_KERNELS)
 UNFUSED_KERNELS = ("grad_query", "grad_key", "grad_logits", "normalize", "normalize_backward")
 # The other kernels, by module.
 SMALL_KERNELS = {
-    "pack_kernels": ("count", "order", "place", "gather", "frame_tiles"),
+    "pack_kernels": ("count", "plan", "place", "gather"),
+    "sum_parts": ("sum_parts",),
     "weights": ("weights", "text_lists", "frame_lists"),
     "normalize": ("normalize", "normalize_backward"),
     "cross_attention_kernels": ("key_end",),
@@ -49,8 +50,8 @@ _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*f
 _INDEX_POINTERS = {0: None, 1: "*u8", 2: "*i16", 4: "*i32"}
 # Tensors of the max-mean, packing, and normalization kernels that have the dtype of the embeddings, and those that are
 # float32. The others are int32, except for those that `_pointer` names.
-_EMBEDDINGS = {"audio", "text", "grad_audio", "source", "out", "rows", "unit", "grad_rows"}
-_FLOATS = {"sim", "grad", "weight", "peak", "carry", "inverse_norm"}
+_EMBEDDINGS = {"audio", "text", "frames", "tokens", "grad_audio", "out", "rows", "unit", "grad_rows"}
+_FLOATS = {"sim", "grad", "weight", "peak", "carry", "partial", "inverse_norm"}
 # Tensors of the cross-attention kernels have the dtype of the embeddings, with these exceptions.
 _CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32", "delta": "*fp32"}
 # Tensors of the kernels of InfoNCE and the sigmoid loss that have the dtype of the embeddings; `positive` is int64, and
@@ -118,7 +119,8 @@ def find_kernel(name: str) -> Any:
 def _meta(case: Case, capability: Capability) -> _Meta:
     """The compile-time arguments of a case, including `num_warps` and `num_stages` of the tuned kernels."""
     from atk.kernels.normalize import normalize_launch
-    from atk.kernels.pack import gather_block
+    from atk.kernels.pack import TILE_SIZES, gather_block
+    from atk.kernels.sum_parts import sum_parts_launch
 
     device = Device(capability, _MULTIPROCESSORS)
     if case.kernel in ATTENTION_KERNELS:
@@ -139,14 +141,17 @@ def _meta(case: Case, capability: Capability) -> _Meta:
         D = packed_width(case.D)
         launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device)
         return {**meta, "GROUPS": launch.index_groups(meta["C"]), **launch.meta()}
-    return {**meta, "SIZE": 64, "BLOCK_D": gather_block(case.D)}
+    if case.kernel == "sum_parts":
+        return {**sum_parts_launch(packed_width(case.D))}
+    small, large = TILE_SIZES
+    return {**meta, "SMALL": small, "LARGE": large, "BLOCK_D": gather_block(case.D)}
 
 
 def _absent(case: Case) -> set[str]:
     """Names of the tensors that are None in this case; the code depends on it."""
     absent: set[str] = set()
     if not case.masks:
-        absent |= {"mask", "key_mask", "key_end", "bias"}
+        absent |= {"mask", "audio_mask", "text_mask", "frame_source", "key_mask", "key_end", "bias"}
         if case.kernel == "grad_audio":
             absent.add("source_row")
     if not case.sparse:
@@ -207,4 +212,4 @@ def _pointer(case: Case, name: str) -> str | None:
         return embeddings
     if name in _FLOATS:
         return "*fp32"
-    return "*u8" if name == "mask" else "*i32"
+    return "*u8" if name.endswith("mask") else "*i32"

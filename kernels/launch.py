@@ -8,6 +8,7 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -174,6 +175,7 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
     return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
 
 
+@lru_cache(maxsize=1024)
 def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":

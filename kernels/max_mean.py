@@ -18,23 +18,14 @@ from atk.kernels.launch import (
     on_device,
     parts_of_frames,
     parts_of_sum,
-    tile_width,
     unavailable,
 )
 from atk.kernels.max_mean_forward import forward_kernel
 from atk.kernels.max_mean_gradients import grad_audio_kernel, grad_text_kernel
 from atk.kernels.normalize import normalize_rows, normalize_rows_backward
-from atk.kernels.pack import (
-    Captions,
-    Frames,
-    FrameTiles,
-    LengthClass,
-    SlotGroup,
-    frame_tiles,
-    pack_captions,
-    pack_frames,
-)
-from atk.kernels.sequences import Sequences, index_columns, index_dtype
+from atk.kernels.pack import Captions, Frames, FrameTiles, LengthClass, SlotGroup, frame_tiles, pack
+from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns, index_dtype
+from atk.kernels.sum_parts import sum_parts
 from atk.kernels.weights import ActiveTiles, Weights, active_frame_tiles, active_text_tiles, slot_weights
 
 __all__ = ["max_mean_backward", "max_mean_forward", "normalize_rows", "normalize_rows_backward", "unavailable"]
@@ -46,6 +37,7 @@ class Problem:
     """Packed inputs and the kernel launches on them."""
 
     device: Device
+    audio: Sequences
     frames: Frames
     captions: Captions
     longest: int
@@ -58,10 +50,17 @@ class Problem:
     D: int  # channels of packed rows
     launches: dict[str, Launch]  # by kernel; overrides the table and the heuristics
 
-    def __init__(self, audio: Sequences, text: Sequences, pairs: bool) -> None:
+    def __init__(
+        self, audio: Sequences, text: Sequences, pairs: bool, packed: Packed | None = None, fill: bool = True
+    ) -> None:
+        """Packs the inputs into `packed` if `fill`; otherwise it holds them already. None allocates the buffers."""
+        if packed is None:
+            sides = (audio.rows, audio.num_sequences, audio.mask is not None, text.rows, text.num_sequences)
+            packed = empty_packed(*sides, text.longest, text.mask is not None, pairs)
+            fill = True
         self.device = Device.of(audio.rows.device)
-        self.frames = pack_frames(audio)
-        self.captions = pack_captions(text, tile_width(audio.rows.dtype), pairs)
+        self.frames, self.captions, self._tiles = pack(audio, text, pairs, packed, fill)
+        self.audio = audio
         self.longest = text.longest
         self.pairs = pairs
         self.N_a = audio.num_sequences
@@ -70,12 +69,11 @@ class Problem:
         self.T_t = len(text.rows)
         self.columns = index_columns(self.T_a, self.N_a, audio.longest, audio.mask is not None)
         self.launches = {}
-        self._tiles: dict[int, FrameTiles] = {}
 
     def tiles(self, launch: Launch) -> FrameTiles:
-        """The cached table of frame tiles of the size in `launch`."""
+        """The table of frame tiles of the size in `launch`."""
         if launch.frames not in self._tiles:
-            self._tiles[launch.frames] = frame_tiles(self.frames, launch.frames)
+            self._tiles[launch.frames] = frame_tiles(self.audio, self.frames, launch.frames)
         return self._tiles[launch.frames]
 
     def launch(self, kernel: str, length_class: LengthClass) -> Launch:
@@ -213,7 +211,9 @@ def _active_arguments(active: ActiveTiles | None) -> tuple[Tensor | None, Tensor
     return (None, None, 0) if active is None else (active.tiles, active.count, active.tiles.shape[1])
 
 
-def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
+def max_mean_forward(
+    audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool, packed: Packed | None = None
+) -> None:
     """sim[i, j] = mean over valid frames t of max over valid tokens l of <audio[i, t], text[j, l]>.
 
     Args:
@@ -223,16 +223,17 @@ def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tens
         index: written unless None, [N_t, `index_columns(...)`] of dtype `index_dtype(text.longest)`: the winner indices
             that `max_mean_backward` takes. Row s belongs to the caption in slot s. With `pairs` only columns.
         pairs: whether to compare only clip i with caption i.
+        packed: written unless None, what `max_mean_backward` can use again; buffers of `empty_packed`.
     """
     with on_device(audio.rows.device):
-        problem = Problem(audio, text, pairs)
+        problem = Problem(audio, text, pairs, packed, fill=True)
         for group in problem.groups(None):
             problem.forward(group, sim, index)
 
 
 def max_mean_backward(
     grad: Tensor, audio: Sequences, text: Sequences, index: Tensor | None, grad_audio: Tensor, grad_text: Tensor,
-    pairs: bool, sparse: bool, *, index_bytes: int = INDEX_BYTES,
+    pairs: bool, sparse: bool, packed: Packed | None = None, *, index_bytes: int = INDEX_BYTES,
 ) -> None:  # fmt: skip
     """Writes the gradients of the frames and tokens for the gradient `grad` of the similarities; 0 at padding.
 
@@ -244,21 +245,23 @@ def max_mean_backward(
         grad_audio: written, [T_a, D] of the dtype of the inputs.
         grad_text: written, [T_t, D] of the dtype of the inputs.
         sparse: whether to find and skip the tiles in which all of `grad` is 0. Pays off when most of it is.
+        packed: as written by `max_mean_forward`. None: computed again.
         index_bytes: size limit of the recomputed indices, in bytes.
     """
     with on_device(grad.device):
-        problem = Problem(audio, text, pairs)
+        problem = Problem(audio, text, pairs, packed, fill=False)
         sparse = sparse and not pairs
         weights = slot_weights(grad, problem.frames, problem.captions, pairs)
         groups = problem.groups(index_bytes if index is None else None)
         wide_audio = _widened(grad_audio, problem.D)
-        wide_text = _widened(grad_text, problem.D)
-        for out, sequences in ((wide_audio, audio), (wide_text, text)):
-            if sequences.mask is not None:
-                out.zero_()
+        if audio.mask is not None:
+            wide_audio.zero_()
         carry = grad.new_empty(wide_audio.shape) if len(groups) > 1 else None
         parts = problem.text_parts()
-        partial = wide_text[None] if parts == 1 else grad.new_zeros(parts, *wide_text.shape)
+        wide_text = grad_text if parts == 1 and text.rows.shape[1] == problem.D else None
+        if wide_text is not None and text.mask is not None:
+            wide_text.zero_()
+        partial = grad.new_empty(parts, problem.T_t, problem.D) if wide_text is None else wide_text[None]
         workspace = _index_workspace(problem, groups) if index is None else index
         for i, group in enumerate(groups):
             if index is None:
@@ -266,11 +269,10 @@ def max_mean_backward(
             last = i == len(groups) - 1
             problem.grad_audio(group, weights, workspace, carry, wide_audio, sparse=sparse, first=i == 0, last=last)
             problem.grad_text(group, weights, workspace, partial, sparse)
-        if parts > 1:
-            wide_text.copy_(partial.sum(0))
-        for out, wide in ((grad_audio, wide_audio), (grad_text, wide_text)):
-            if wide is not out:
-                out.copy_(wide[:, : out.shape[1]])
+        if wide_text is None:
+            sum_parts(partial, text.mask, grad_text)
+        if wide_audio is not grad_audio:
+            grad_audio.copy_(wide_audio[:, : grad_audio.shape[1]])
 
 
 @lru_cache

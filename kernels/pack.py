@@ -4,48 +4,37 @@ Everything is computed on the device without synchronizing, so the host knows on
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from atk.kernels.launch import next_power_of_two, packed_width
-from atk.kernels.pack_kernels import (
-    GATHER_ROWS,
-    count_kernel,
-    frame_tiles_kernel,
-    gather_kernel,
-    order_kernel,
-    place_kernel,
-)
-from atk.kernels.sequences import Sequences
-from atk.kernels.tiles import SLOT_FIELDS, TEXT_TILE_FIELDS, TILE_FIELDS
+from atk.kernels.launch import next_power_of_two, tile_width
+from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
+from atk.kernels.sequences import Packed, Sequences, packed_rows, table_sections
+from atk.kernels.tiles import TILE_FIELDS
 
+TILE_SIZES = (64, 128)  # frames in a tile, of the two tables that are prepared
 _SHORTEST = 8  # tokens of the first length class
 
 
 class Frames(NamedTuple):
-    """Packed frames of N clips: valid rows first within each clip, zero-padded to `packed_width` channels."""
+    """Packed frames of N_a clips: valid rows first within each clip, zero-padded to `packed_width` channels."""
 
-    rows: Tensor  # [T, packed width], dtype of the input
-    start: Tensor  # [N] int32: first row of each clip
-    length: Tensor  # [N] int32: valid rows of each clip
-    source_row: Tensor | None  # [T] int32: row of the caller's tensor, -1 after a clip's valid rows; None: same row
+    rows: Tensor  # [T_a, packed width], dtype of the input
+    length: Tensor  # [N_a] int32: valid rows of each clip
+    source_row: Tensor | None  # [T_a] int32: row of the caller's tensor, -1 after a clip's valid rows; None: same row
+    count: int  # N_a
 
 
 class FrameTiles(NamedTuple):
     """Tiles of up to `size` frames of one clip each. Every clip has at least one tile, even an empty one."""
 
     table: Tensor  # [bound, TILE_FIELDS] int32; the winner indices of each clip begin at a multiple of 16
-    first: Tensor  # [N + 1] int32: first tile of each clip, then the total
-    size: int
-
-    @property
-    def bound(self) -> int:
-        """Upper bound on the number of tiles."""
-        return self.table.shape[0]
+    first: Tensor  # [N_a + 1] int32: first tile of each clip, then the total
+    bound: int  # upper bound on the number of tiles
 
 
 class LengthClass(NamedTuple):
@@ -68,14 +57,15 @@ class LengthClass(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """Packed valid tokens of N captions, in tiles of `width` rows, sorted by length class into slots."""
+    """Packed valid tokens of N_t captions, in tiles of `width` rows, sorted by length class into slots."""
 
     rows: Tensor  # [R, packed width], dtype of the input: each caption, its first token repeated as padding, or zeros
     source_row: Tensor  # [R] int32: row of the caller's tensor; -2 - row if repeated as padding; -1 for zeros
-    slots: Tensor  # [SLOT_FIELDS, N] int32
-    bounds: Tensor  # [classes + 1] int32: first slot of each class, then N
+    slots: Tensor  # [SLOT_FIELDS, N_t] int32
+    bounds: Tensor  # [classes + 1] int32: first slot of each class, then N_t
     tiles: Tensor  # [R / width, TEXT_TILE_FIELDS] int32
-    classes: list[LengthClass]
+    classes: tuple[LengthClass, ...]
+    count: int  # N_t
 
 
 @dataclass(frozen=True)
@@ -106,40 +96,17 @@ class SlotGroup:
         return self.length_class.index, self.offset, self.size
 
 
-def pack_frames(audio: Sequences) -> Frames:
-    """Packs the frames of `audio`. Copies them only if there is a mask or the rows need padding channels."""
-    start = audio.cu_seqlens[:-1]
-    length = _lengths(audio)
-    if audio.mask is None:
-        missing = packed_width(audio.rows.shape[1]) - audio.rows.shape[1]
-        return Frames(F.pad(audio.rows, (0, missing)) if missing else audio.rows, start, length, None)
-    source_row = torch.full((len(audio.rows),), -1, dtype=torch.int32, device=audio.rows.device)
-    N = audio.num_sequences
-    place_kernel[(N,)](as_bytes(audio.mask), audio.cu_seqlens, None, source_row, None, N, W=1)
-    return Frames(_gather(audio.rows, source_row), start, length, source_row)
-
-
-def frame_tiles(frames: Frames, size: int) -> FrameTiles:
-    """The table of tiles of up to `size` frames."""
-    clips = len(frames.start)
-    counts = (frames.length + (size - 1)).div(size, rounding_mode="floor").clamp(min=1)
-    first = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-    columns = ((frames.length + 15) // 16).cumsum(0, dtype=torch.int32)
-    table = first.new_empty(len(frames.rows) // size + clips, TILE_FIELDS.value)
-    frame_tiles_kernel[(clips,)](frames.start, frames.length, first, columns, table, SIZE=size)
-    return FrameTiles(table, first, size)
-
-
-def length_classes(text: Sequences, width: int, pairs: bool) -> list[LengthClass]:
-    """The length classes that can occur in `text`, for tiles of `width` rows.
+@lru_cache(maxsize=1024)
+def length_classes(
+    N: int, total: int, longest: int, has_mask: bool, width: int, pairs: bool
+) -> tuple[LengthClass, ...]:
+    """The length classes that N captions of `total` tokens, padding included, can have, for tiles of `width` rows.
 
     There is a single class for `pairs`, and when all captions are known to have the same length.
     """
-    N = text.num_sequences
-    total = len(text.rows)
-    longest = max(1, min(text.longest, total))
+    same_length = not has_mask and total == N * longest
+    longest = max(1, min(longest, total))
     widest = min(width, max(_SHORTEST, next_power_of_two(longest)))
-    same_length = text.mask is None and total == N * text.longest
     limits = [width] if pairs else [widest]
     while not (pairs or same_length) and limits[0] > _SHORTEST:
         limits.insert(0, limits[0] // 2)
@@ -153,30 +120,94 @@ def length_classes(text: Sequences, width: int, pairs: bool) -> list[LengthClass
         bound = min(N, total // (lower + 1)) if k else N
         tiles = total // width + bound if last else -(-bound * tokens // width)
         classes.append(LengthClass(k, tokens, width, last, bound, tiles))
-    return classes
+    return tuple(classes)
 
 
-def pack_captions(text: Sequences, width: int, pairs: bool) -> Captions:
-    """Packs the captions of `text` into tiles of `width` rows. For `pairs`, slot i holds caption i.
+def pack(
+    audio: Sequences, text: Sequences, pairs: bool, packed: Packed, fill: bool
+) -> tuple[Frames, Captions, dict[int, FrameTiles]]:
+    """Packs the frames and captions of a problem into `packed`, or only describes what it holds.
+
+    Args:
+        audio: N_a clips, rows [T_a, D].
+        text: N_t captions, rows [T_t, D] of the same dtype.
+        pairs: whether clip i is compared with caption i only; then slot i holds caption i.
+        packed: buffers of `sequences.empty_packed`.
+        fill: whether to write the buffers; otherwise they were written for the same inputs.
+
+    Returns:
+        The packed frames and captions, and the tables of frame tiles by size.
 
     Raises:
         ValueError: the packed rows could exceed 2^31 - 1.
     """
-    classes = length_classes(text, width, pairs)
-    N = text.num_sequences
-    # A caption takes at most twice its rows, or the tokens of the first class. Each class can end in a partial tile.
-    bound = -(-(2 * len(text.rows) + classes[0].tokens * N) // width) * width + len(classes) * width
-    if bound >= 2**31:
-        raise ValueError(f"text has too many tokens for the triton backend: {bound} packed rows, at most {2**31 - 1}")
-    length = _lengths(text)
-    slots = length.new_empty(SLOT_FIELDS.value, N)
-    bounds = length.new_empty(len(classes) + 1)
-    order_kernel[(1,)](length, slots, bounds, N, classes[0].tokens, len(classes), W=width)
-    source_row = torch.full((bound,), -1, dtype=torch.int32, device=text.rows.device)
-    tiles = length.new_empty(bound // width, TEXT_TILE_FIELDS.value)
-    mask = None if text.mask is None else as_bytes(text.mask)
-    place_kernel[(N,)](mask, text.cu_seqlens, slots, source_row, tiles, N, W=width)
-    return Captions(_gather(text.rows, source_row), source_row, slots, bounds, tiles, classes)
+    width = tile_width(text.rows.dtype)
+    N_a, T_a = audio.num_sequences, audio.rows.shape[0]
+    N_t, T_t = text.num_sequences, text.rows.shape[0]
+    R = packed_rows(T_t, N_t, text.longest, text.mask is not None, width, pairs)
+    if R >= 2**31:
+        raise ValueError(f"text has too many tokens for the triton backend: {R} packed rows, at most {2**31 - 1}")
+    sections = table_sections(N_a, T_a, audio.mask is not None, N_t, R, width)
+    tables = dict(zip(sections, packed.tables.split(list(sections.values())), strict=True))
+    moved = packed.frames.shape[0] > 0
+    frame_source = None if audio.mask is None else tables["frame_source"]
+    frames = Frames(packed.frames if moved else audio.rows, tables["clip_length"], frame_source, N_a)
+    classes = length_classes(N_t, T_t, text.longest, text.mask is not None, width, pairs)
+    captions = Captions(
+        packed.tokens, tables["token_source"], tables["slots"], tables["bounds"], tables["text_tiles"], classes, N_t
+    )
+    tiles = {
+        size: FrameTiles(tables[f"tiles_{size}"], tables[f"first_{size}"], T_a // size + N_a) for size in TILE_SIZES
+    }
+    if fill:
+        _fill(audio, text, tables, frames, captions, moved)
+    return frames, captions, tiles
+
+
+def _fill(
+    audio: Sequences, text: Sequences, tables: dict[str, Tensor], frames: Frames, captions: Captions, moved: bool
+) -> None:
+    audio_mask = None if audio.mask is None else as_bytes(audio.mask)
+    text_mask = None if text.mask is None else as_bytes(text.mask)
+    N_a, N_t = frames.count, captions.count
+    small, large = TILE_SIZES
+    sizes = {"SMALL": small, "LARGE": large, "W": captions.classes[0].width}
+    first = tables[f"first_{small}"], tables[f"first_{large}"]
+    count_kernel[(N_a + N_t,)](
+        audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["caption_length"], N_a
+    )
+    plan_kernel[(1,)](
+        frames.length, tables["column"], *first, tables["caption_length"], captions.slots, captions.bounds,
+        N_a, N_t, captions.classes[0].tokens, len(captions.classes), **sizes,
+    )  # fmt: skip
+    place_kernel[(N_a + N_t,)](
+        audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["column"],
+        first[0], tables[f"tiles_{small}"], first[1], tables[f"tiles_{large}"],
+        frames.source_row, captions.slots, captions.bounds, captions.source_row, captions.tiles, N_a, N_t,
+        len(captions.classes), **sizes,
+    )  # fmt: skip
+    audio_programs = triton.cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
+    D, D_out = text.rows.shape[1], captions.rows.shape[1]
+    gather_kernel[(audio_programs + triton.cdiv(captions.rows.shape[0], GATHER_ROWS),)](
+        audio.rows, frames.source_row, frames.rows, text.rows, captions.source_row, captions.rows, captions.slots,
+        frames.rows.shape[0], N_t, audio_programs, D, D_out, W=captions.classes[0].width, BLOCK_D=gather_block(D),
+    )  # fmt: skip
+
+
+def frame_tiles(audio: Sequences, frames: Frames, size: int) -> FrameTiles:
+    """The table of tiles of up to `size` frames, for a size that is not among TILE_SIZES; computed by the host."""
+    rows, length = audio.cu_seqlens.tolist(), frames.length.tolist()
+    entries, first, column = [], [0], 0
+    for clip in range(frames.count):
+        count = max(1, -(-length[clip] // size))
+        for t in range(count):
+            last = 2**16 * (t == count - 1)
+            entries.append([rows[clip] + t * size, min(size, length[clip] - t * size) + last, clip, column + t * size])
+        first.append(first[-1] + count)
+        column += length[clip] + -length[clip] % 16
+    table = frames.length.new_tensor(entries)
+    assert table.shape[1] == TILE_FIELDS.value
+    return FrameTiles(table, frames.length.new_tensor(first), len(entries))
 
 
 def as_bytes(mask: Tensor) -> Tensor:
@@ -187,21 +218,3 @@ def as_bytes(mask: Tensor) -> Tensor:
 def gather_block(D: int) -> int:
     """Channels that `gather_kernel` copies at a time."""
     return min(128, next_power_of_two(D))
-
-
-def _lengths(sequences: Sequences) -> Tensor:
-    """Valid rows of each sequence, [N] int32."""
-    if sequences.mask is None:
-        return sequences.cu_seqlens.diff()
-    length = torch.empty_like(sequences.cu_seqlens[1:])
-    count_kernel[(sequences.num_sequences,)](as_bytes(sequences.mask), sequences.cu_seqlens, length)
-    return length
-
-
-def _gather(source: Tensor, source_row: Tensor) -> Tensor:
-    """Copies `source` [T, D] to packed rows [R, packed width], given `source_row` [R] int32."""
-    R = len(source_row)
-    D = source.shape[1]
-    out = source.new_empty(R, packed_width(D))
-    gather_kernel[(triton.cdiv(R, GATHER_ROWS),)](source, source_row, out, R, D, out.shape[1], BLOCK_D=gather_block(D))
-    return out

@@ -122,8 +122,8 @@ def slot_weights(grad: Tensor, frames: Frames, captions: Captions, pairs: bool) 
         frames, captions: the packed inputs.
         pairs: whether only clip i and caption i are paired.
     """
-    clips = len(frames.start)
-    N_t = captions.slots.shape[1]
+    clips = frames.count
+    N_t = captions.count
     clip_stride, slot_stride = (1, 0) if pairs else (N_t, 1)
     weight = grad.new_empty(grad.shape)
     peak = grad.new_empty(clips)
@@ -139,7 +139,7 @@ def active_text_tiles(weights: Weights, captions: Captions, group: SlotGroup) ->
     out = captions.bounds.new_empty(clips, group.length_class.tile_bound)
     count = captions.bounds.new_empty(clips)
     text_lists_kernel[(clips,)](
-        weights.weight, captions.slots, captions.bounds, captions.tiles, out, count, captions.slots.shape[1],
+        weights.weight, captions.slots, captions.bounds, captions.tiles, out, count, captions.count,
         *group.range_arguments, weights.clip_stride, out.shape[1],
         C=group.length_class.captions, LT=group.length_class.tokens,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atk.kernels.sequences import Sequences, index_columns, index_dtype
+from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns, index_dtype
 from atk.ops import checks, reference
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
@@ -73,21 +73,23 @@ def _forward(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, columns] (pairs: [columns]; [0] if not `with_index`).
 
+    The other results are what the Triton kernels prepared, for the backward (`Packed`; empty for other backends).
     `sparse` tells the backward to expect many exact zeros in the gradient of the scores.
     """
-    sim, index = _empty_outputs(
+    sim, index, *packed = _empty_outputs(
         audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
         pairs, sparse, backend, with_index,
     )  # fmt: skip
     if audio.numel() == 0 or text.numel() == 0:
-        return sim.zero_(), index
+        return sim.zero_(), index, *packed
     clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
     captions = _sequences("text", text, cu_text, text_mask, longest_text)
-    _launchers(backend).max_mean_forward(clips, captions, sim, index if with_index else None, pairs)
-    return sim, index
+    kept = {"packed": Packed(*packed)} if backend == "triton" else {}
+    _launchers(backend).max_mean_forward(clips, captions, sim, index if with_index else None, pairs, **kept)
+    return sim, index, *packed
 
 
 @_forward.register_fake
@@ -95,38 +97,43 @@ def _empty_outputs(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
     columns = audio.shape[0]
+    packed = Packed(audio.new_empty(0, dtype=torch.int32), text.new_empty(0), audio.new_empty(0))
     if backend == "triton":
-        columns = index_columns(columns, clips, longest_audio, audio_mask is not None)
+        masked = audio_mask is not None, text_mask is not None
+        columns = index_columns(columns, clips, longest_audio, masked[0])
+        packed = empty_packed(audio, clips, masked[0], text, captions, longest_text, masked[1], pairs)
     shape = (columns,) if pairs else (captions, columns)
-    return sim, audio.new_empty(shape if with_index else (0,), dtype=index_dtype(longest_text))
+    return sim, audio.new_empty(shape if with_index else (0,), dtype=index_dtype(longest_text)), *packed
 
 
 @torch.library.custom_op("atk::max_mean_backward", mutates_args=())
 def _backward(
-    grad: Tensor, index: Tensor,
+    grad: Tensor, index: Tensor, tables: Tensor, tokens: Tensor, frames: Tensor,
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of the audio and text rows, from saved or recomputed winning tokens."""
+    """Gradients of the audio and text rows, from saved or recomputed winning tokens, and what the forward prepared."""
     grad_audio, grad_text = audio.new_empty(audio.shape), text.new_empty(text.shape)
     if audio.numel() == 0 or text.numel() == 0:
         return grad_audio.zero_(), grad_text.zero_()
     clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
     captions = _sequences("text", text, cu_text, text_mask, longest_text)
+    kept = {"packed": Packed(tables, tokens, frames)} if backend == "triton" else {}
     _launchers(backend).max_mean_backward(
-        grad.contiguous(), clips, captions, index if with_index else None, grad_audio, grad_text, pairs, sparse
+        grad.contiguous(), clips, captions, index if with_index else None, grad_audio, grad_text, pairs, sparse, **kept
     )
     return grad_audio, grad_text
 
 
 @_backward.register_fake
 def _empty_gradients(
-    grad: Tensor, index: Tensor, audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
+    grad: Tensor, index: Tensor, tables: Tensor, tokens: Tensor, frames: Tensor,
+    audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, *_: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return audio.new_empty(audio.shape), text.new_empty(text.shape)
@@ -161,16 +168,17 @@ def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: 
     return torch.empty_like(unit)
 
 
-def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *ctx.options = inputs
-    ctx.save_for_backward(output[1], audio, cu_audio, audio_mask, text, cu_text, text_mask)
+    ctx.save_for_backward(*output[1:], audio, cu_audio, audio_mask, text, cu_text, text_mask)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate_scores(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    index, audio, cu_audio, audio_mask, text, cu_text, text_mask = ctx.saved_tensors
+def _differentiate_scores(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    *prepared, audio, cu_audio, audio_mask, text, cu_text, text_mask = ctx.saved_tensors
     clips = audio, cu_audio, audio_mask, ctx.longest_audio
     captions = text, cu_text, text_mask, ctx.longest_text
-    grad_audio, grad_text = _backward(grad, index, *clips, *captions, *ctx.options)
+    grad_audio, grad_text = _backward(grad, *prepared, *clips, *captions, *ctx.options)
     return grad_audio, None, None, None, grad_text, *[None] * 7
 
 

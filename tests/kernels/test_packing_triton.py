@@ -20,8 +20,8 @@ from support.triton_cases import (
     ragged,
 )  # fmt: skip
 
-from atk.kernels.sequences import from_padded, index_dtype
-from atk.kernels.tiles import SLOT_CAPTION, SLOT_FIRST_ROW, SLOT_LENGTH, SLOT_NUM_ROWS
+from atk.kernels.sequences import empty_packed, from_padded, index_dtype
+from atk.kernels.tiles import SLOT_CAPTION, SLOT_FIELDS, SLOT_FIRST_ROW, SLOT_LENGTH, SLOT_NUM_ROWS
 
 pytestmark = pytest.mark.triton
 
@@ -107,16 +107,17 @@ def test_sparse_equals_dense(zeros, dtype):
 
 @needs_gpu_or_interpreter
 def test_captions_are_ordered_by_class_in_whole_tiles():
-    from atk.kernels.pack import pack_captions
+    from atk.kernels.pack import pack
 
     text = ragged(CAPTIONS, 32)
-    captions = pack_captions(text, 64, False)
-    slots = captions.slots.tolist()
+    packed = empty_packed(text.rows, len(CAPTIONS), False, text.rows, len(CAPTIONS), text.longest, False, False)
+    _, captions, _ = pack(text, text, False, packed, fill=True)
+    slots = captions.slots.view(SLOT_FIELDS.value, len(CAPTIONS)).tolist()
     caption, length = slots[SLOT_CAPTION.value], slots[SLOT_LENGTH.value]
     first_row, num_rows = slots[SLOT_FIRST_ROW.value], slots[SLOT_NUM_ROWS.value]
     assert [CAPTIONS[j] for j in caption] == length
-    bounds = captions.bounds.tolist()
     classes = captions.classes
+    bounds = captions.bounds[: len(classes) + 1].tolist()
     assert [length_class.tokens for length_class in classes] == [8, 16, 32, 64, 64] and bounds[-1] == len(CAPTIONS)
     for length_class in classes:
         tokens = length_class.tokens
@@ -131,25 +132,28 @@ def test_captions_are_ordered_by_class_in_whole_tiles():
             assert torch.equal(captions.rows[first_row[slot] : end], text.rows[begin : begin + length[slot]])
             padding = captions.rows[end : first_row[slot] + num_rows[slot]]
             assert (padding == (text.rows[begin] if length[slot] else 0)).all() and num_rows[slot] % tokens == 0
-    assert (captions.rows[captions.source_row == -1] == 0).all()
+    used = -(-(first_row[-1] + num_rows[-1]) // 64) * 64
+    assert used <= len(captions.rows)
+    assert (captions.rows[:used][captions.source_row[:used] == -1] == 0).all()
+    belongs = sum(num_rows)
+    assert (captions.source_row[:used] == -1).sum() == used - belongs + num_rows[length.index(0)]
 
 
 @needs_gpu_or_interpreter
 def test_equal_lengths_make_one_class():
     from atk.kernels.pack import length_classes
 
-    dense = from_padded(torch.zeros(5, 20, 4), None)
-    masked = dense._replace(mask=torch.ones(100) > 0)
-    (single,) = length_classes(dense, 128, False)
+    (single,) = length_classes(5, 100, 20, False, 128, False)
     assert (single.tokens, single.bound, single.tile_bound) == (32, 5, 2)
-    assert [length_class.tokens for length_class in length_classes(masked, 128, False)] == [8, 16, 32]
-    assert [length_class.tokens for length_class in length_classes(dense, 128, True)] == [128]
+    assert [length_class.tokens for length_class in length_classes(5, 100, 20, True, 128, False)] == [8, 16, 32]
+    assert [length_class.tokens for length_class in length_classes(5, 100, 20, False, 128, True)] == [128]
 
 
 @needs_gpu_or_interpreter
 def test_more_than_two_to_the_31_rows_are_rejected():
-    from atk.kernels.pack import pack_captions
+    from atk.kernels.pack import pack
 
-    text = ragged([3], 1)._replace(rows=torch.empty(1, 1, device="meta").expand(2**30, 1))
+    audio = ragged([3], 1)
+    text = audio._replace(rows=torch.empty(1, 1, device="meta").expand(2**30, 1))
     with pytest.raises(ValueError, match=r"text has too many tokens for the triton backend: \d+ packed rows"):
-        pack_captions(text, 64, False)
+        pack(audio, text, False, None, fill=True)
