@@ -171,6 +171,7 @@ def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: 
 def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *ctx.options = inputs
     ctx.save_for_backward(*output[1:], audio, cu_audio, audio_mask, text, cu_text, text_mask)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 

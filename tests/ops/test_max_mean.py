@@ -194,9 +194,9 @@ def test_opcheck():
         for with_index in (True, False):
             options = False, False, "cpp", with_index
             torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sequences, *options))
-            sim, index = torch.ops.atk.max_mean_forward(*sequences, *options)
+            sim, *prepared = torch.ops.atk.max_mean_forward(*sequences, *options)
             detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sequences]
-            torch.library.opcheck(torch.ops.atk.max_mean_backward.default, (sim.detach(), index, *detached, *options))
+            torch.library.opcheck(torch.ops.atk.max_mean_backward.default, (sim.detach(), *prepared, *detached, *options))
         torch.library.opcheck(torch.ops.atk.normalize_rows.default, (audio, masks[0], "cpp"))
 
 
