@@ -24,7 +24,7 @@ from atk.kernels.tiles import (
     TILE_NUM_ROWS,
 )
 
-GATHER_ROWS = 32  # rows copied by one program of `gather_kernel`
+GATHER_ROWS = 16  # rows copied by one program of `gather_kernel`
 _UNBOUNDED = tl.constexpr(2**31 - 1)  # the last length class has no upper limit
 
 

@@ -44,5 +44,5 @@ INFO_NCE = [
     Case("log-sum-exp, 130 x 300", logsumexp, vectors(130, 300, 64, 3.0, unit=False), LEAVES),
     Case("log-sum-exp of rows, 200 x 40", row_logsumexp, vectors(200, 40, 64, 3.0, unit=False), LEAVES),
     Case("log-sum-exp, 1 x 9", logsumexp, vectors(1, 9, 3, 2.0), LEAVES),
-    Case(HUGE, loss, vectors(150, 150, 32, 30.0, unit=False, size=10.0), LEAVES, tolerance=1e-5, everywhere=True),
+    Case(HUGE, loss, vectors(150, 150, 32, 30.0, unit=False, size=10.0), LEAVES, everywhere=True),
 ]
