@@ -1,4 +1,4 @@
-// A call of the max-mean similarity: lists of the valid rows, and how to split the work among threads.
+// One call to max-mean similarity: the lists of valid rows, and how the work is split among threads.
 #pragma once
 
 #include <algorithm>

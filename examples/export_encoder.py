@@ -3,8 +3,8 @@
     python examples/export_encoder.py --out runs/exported                  # a small model with random weights
     python examples/export_encoder.py --out runs/exported --model FOLDER
 
-FOLDER was written by `CLAP.save_pretrained`. The files take any number of captions of any length, and two or more clips
-of at least two output frames each.
+FOLDER is a folder written by `CLAP.save_pretrained`. The files take any number of captions of any length, and two or
+more clips, each at least two output frames long.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     if case.kernel in MAX_MEAN_KERNELS:
         D = packed_width(case.D)
         launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device)
-        return {**meta, "GROUPS": launch.index_groups(meta["C"]), **launch.meta()}
+        return {**meta, "FRAME_WINNERS": launch.winners_per_frame(meta["C"]), **launch.meta()}
     if case.kernel == "sum_parts":
         return {**sum_parts_launch(packed_width(case.D))}
     small, large = TILE_SIZES

@@ -56,11 +56,11 @@ class Launch:
     stages: int
     stationary: bool | None = None
 
-    def index_groups(self, captions: int) -> int:
+    def winners_per_frame(self, captions: int) -> int:
         """Winner indices that a gradient kernel copies per frame for `captions` captions in a tile.
 
-        A multiple of that number, and enough that each thread copies at least 4 bytes: Triton copies no less
-        asynchronously.
+        The result is a multiple of `captions`, large enough that each thread copies at least 4 bytes, the minimum for
+        an asynchronous copy in Triton.
         """
         return max(captions, 128 * self.warps // self.frames)
 

@@ -55,8 +55,8 @@ class Problem:
     ) -> None:
         """Packs the inputs into `packed` if `fill`; otherwise it holds them already. None allocates the buffers."""
         if packed is None:
-            sides = (audio.rows, audio.num_sequences, audio.mask is not None, text.rows, text.num_sequences)
-            packed = empty_packed(*sides, text.longest, text.mask is not None, pairs)
+            inputs = (audio.rows, audio.num_sequences, audio.mask is not None, text.rows, text.num_sequences)
+            packed = empty_packed(*inputs, text.longest, text.mask is not None, pairs)
             fill = True
         self.device = Device.of(audio.rows.device)
         self.frames, self.captions, self._tiles = pack(audio, text, pairs, packed, fill)
@@ -165,7 +165,7 @@ class Problem:
             self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
             *group.range_arguments, int(group.local_index), int(first), int(last),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
-            GROUPS=launch.index_groups(length_class.captions), **launch.meta(),
+            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), **launch.meta(),
         )  # fmt: skip
 
     def grad_text(self, group: SlotGroup, weights: Weights, index: Tensor, out: Tensor, sparse: bool) -> None:
@@ -190,7 +190,7 @@ class Problem:
             self.N_a, self.N_t, self.T_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride,
             active_row, *group.range_arguments, int(group.local_index),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
-            GROUPS=launch.index_groups(length_class.captions), **launch.meta(),
+            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), **launch.meta(),
         )  # fmt: skip
 
     def text_parts(self) -> int:

@@ -46,9 +46,10 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
     """sim[i, j] = mean over frames t of max over tokens l of <audio[i, t], text[j, l]>, and the winning l.
 
     A program handles C captions and a run of clips. It streams the frame tiles past the captions and accumulates the
-    sum over the tiles of each clip. STATIONARY: the captions fit one tile, which is loaded once. `active` lists only
-    part of a clip's tiles, so `sim` must be None then and only the winners are written. The first pass takes the best
-    scores to be finite. If a sum shows that they are not, a second pass finds the winners again.
+    sum over the tiles of each clip. STATIONARY: the captions fit in one tile, which is loaded once. If `active` is
+    given, it may list only some of a clip's tiles, so `sim` must be None and only the winners are written. The first
+    pass assumes that the best scores are finite. If a sum shows that they are not, a second pass finds the winners
+    again.
     """
     low, high = slot_range(bounds, class_index, offset, size)
     slot0 = low + tl.program_id(0) * C

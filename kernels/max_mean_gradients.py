@@ -20,7 +20,7 @@ Shared arguments (table layouts: `tiles.py`):
     positions: 0, 1, 2, ... int32; loading positions rather than computing them keeps one-hot matrices in registers.
     D: channels, a multiple of BLOCK_D.
     PAIRS: clip i is compared only with caption i, which is in slot i.
-    GROUPS: winner indices copied per frame, a multiple of C, so that each thread copies at least 4 bytes.
+    FRAME_WINNERS: winner indices copied per frame, a multiple of C, so that each thread copies at least 4 bytes.
 """
 
 import triton
@@ -55,7 +55,7 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
     positions, carry, grad_audio, N_a, N_t, D, index_row, grad_clip, grad_slot, active_row, class_index, offset, size,
     local_index, first, last,
     BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr,
-    PAIRS: tl.constexpr, GROUPS: tl.constexpr,
+    PAIRS: tl.constexpr, FRAME_WINNERS: tl.constexpr,
 ):  # fmt: skip
     """grad_audio[i, t] = sum over j of weight[i, j] * text[j, index[i, j, t]], with weight[i, j] = grad[i, j] / n_i.
 
@@ -91,7 +91,7 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
     lane = tl.arange(0, BLOCK_A)
     w = tl.arange(0, W)
     c = tl.arange(0, C)
-    group = tl.arange(0, GROUPS) // (GROUPS // C)
+    group = tl.arange(0, FRAME_WINNERS) // (FRAME_WINNERS // C)
     weight += clip * grad_clip + low.to(tl.int64) * grad_slot
     d = d0 + tl.arange(0, BLOCK_D)
     at_carry = carry
@@ -121,8 +121,8 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
                 row_ok = tl.load(at_weight, mask=slot + w // LT < high - low, other=0.0) != 0
             tokens = load_rows(text + text_tile.to(tl.int64) * W * D, row_ok, d0, D, W, BLOCK_D)
             index_slot = tl.minimum(slot + group, high - low - 1).to(tl.int64)
-            winner = tl.load(index + index_slot[None, :] * index_row + lane[:, None])  # [BLOCK_A, GROUPS]
-            winner = tl.broadcast_to(winner[:, :, None], (BLOCK_A, GROUPS, W // GROUPS))
+            winner = tl.load(index + index_slot[None, :] * index_row + lane[:, None])  # [BLOCK_A, FRAME_WINNERS]
+            winner = tl.broadcast_to(winner[:, :, None], (BLOCK_A, FRAME_WINNERS, W // FRAME_WINNERS))
             value = tl.broadcast_to(pair_weight[None, :, None], (BLOCK_A, C, LT))
             p = one_hot(
                 tl.reshape(winner, (BLOCK_A, W)), tl.broadcast_to(position[None, :], (BLOCK_A, W)),
@@ -153,7 +153,7 @@ def grad_text_kernel(
     positions, grad_text, N_a, N_t, T_t, D, index_row, grad_clip, grad_slot, active_row, class_index, offset, size,
     local_index,
     BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr,
-    PAIRS: tl.constexpr, GROUPS: tl.constexpr,
+    PAIRS: tl.constexpr, FRAME_WINNERS: tl.constexpr,
 ):  # fmt: skip
     """grad_text[j, l] = sum over i of weight[i, j] * sum over t with index[i, j, t] = l of audio[i, t].
 
@@ -180,7 +180,9 @@ def grad_text_kernel(
         begin, end = part_range(tl.load(first_tile + N_a), tl.program_id(1), tl.num_programs(1))
     lane = tl.arange(0, BLOCK_A)
     w = tl.arange(0, W)
-    group_slot = tl.minimum(slot + tl.arange(0, GROUPS) // (GROUPS // C), high - low - 1) + low * (1 - local_index)
+    group_slot = tl.minimum(slot + tl.arange(0, FRAME_WINNERS) // (FRAME_WINNERS // C), high - low - 1) + low * (
+        1 - local_index
+    )
     index += group_slot.to(tl.int64)[:, None] * index_row + lane[None, :]
     row_slot = low + slot + w // LT
     weight += row_slot.to(tl.int64) * grad_slot
@@ -200,8 +202,8 @@ def grad_text_kernel(
         clip = tl.load(tiles + visited(active, begin + 1, end) * TILE_FIELDS + TILE_CLIP).to(tl.int64)
         for step in range(begin, end):
             frames = load_rows(audio + row.to(tl.int64) * D, lane < rows, d0, D, BLOCK_A, BLOCK_D)
-            winner = tl.load(index + column)  # [GROUPS, BLOCK_A]
-            winner = tl.broadcast_to(winner[:, None, :], (GROUPS, W // GROUPS, BLOCK_A))
+            winner = tl.load(index + column)  # [FRAME_WINNERS, BLOCK_A]
+            winner = tl.broadcast_to(winner[:, None, :], (FRAME_WINNERS, W // FRAME_WINNERS, BLOCK_A))
             p = one_hot(
                 tl.reshape(winner, (W, BLOCK_A)), tl.broadcast_to(position, (W, BLOCK_A)),
                 tl.full((W, BLOCK_A), 1.0, tl.float32), audio.dtype.element_ty, index.dtype.element_ty,

@@ -7,10 +7,11 @@ _CodingError = UnicodeEncodeError | UnicodeDecodeError | UnicodeTranslateError
 
 
 def print_result(text: str) -> None:
-    """Print a result; if standard output fails other than by a closed pipe, print it on stderr.
+    """Print a result to standard output; if that fails for any reason but a closed pipe, print it to stderr instead.
 
     Raises:
-        OSError: standard output failed; the message says where the result is.
+        BrokenPipeError: the reader closed the pipe.
+        OSError: standard output failed for another reason; the message says where the result is.
     """
     try:
         print(text, flush=True)

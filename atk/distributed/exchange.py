@@ -31,7 +31,7 @@ def caption_layout(
     """`exchange_layout` of the captions. `inputs` are the other differentiable inputs of the loss.
 
     Raises:
-        ValueError, TypeError: as `exchange_layout`, or no rank has a pair.
+        ValueError, TypeError: as for `exchange_layout`, or if no rank has a pair.
     """
     differentiable = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
     layout = exchange_layout("text", rows, items, longest, differentiable, group)

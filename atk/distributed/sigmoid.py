@@ -47,8 +47,8 @@ def sigmoid_loss(
         `backward`, because the backward communicates.
 
     Raises:
-        ValueError, TypeError: as `atk.sigmoid_loss`, or arguments differ between ranks, or no rank has a pair.
-        atk.BackendError, RuntimeError: as `atk.sigmoid_loss`.
+        ValueError, TypeError: as for `atk.sigmoid_loss`, or if arguments differ between ranks or no rank has a pair.
+        atk.BackendError, RuntimeError: as for `atk.sigmoid_loss`.
     """
     if only_local(gather, group):
         return local_sigmoid_loss(audio, text, logit_scale, logit_bias, backend=backend)
@@ -100,7 +100,7 @@ def aligned_sigmoid_loss(
         normalize, direction, skip_below, save_index, backend: as in `atk.aligned_sigmoid_loss`.
         group: the ranks; None: all. With one rank, or no process group, this is `atk.aligned_sigmoid_loss`.
 
-    Returns, raises: as `atk.distributed.sigmoid_loss`.
+    Returns, raises: as in `atk.distributed.sigmoid_loss`.
     """
     if only_local(gather, group):
         return local_aligned_sigmoid_loss(

@@ -209,7 +209,7 @@ class CaptionDecoder(nn.Module):
     def _check_length(self, max_tokens: int) -> None:
         if not 1 <= max_tokens <= self.max_positions:
             raise ValueError(
-                f"max_tokens must be in 1..{self.max_positions}, the positions of the decoder, got {max_tokens}"
+                f"max_tokens must be between 1 and {self.max_positions}, the decoder's positions, got {max_tokens}"
             )
 
 

@@ -14,7 +14,7 @@ from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns
 from atk.ops import checks, reference
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
-INDEX_BUDGET = 1 << 30  # the most bytes of winning tokens that save_index=None saves for the backward
+INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
 _NO_SECOND_DERIVATIVE = (
     "atk.max_mean_similarity has no second derivative: write it in plain PyTorch to differentiate twice"
 )

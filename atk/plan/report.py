@@ -87,7 +87,7 @@ def format_plan(result: Plan) -> str:
     at_once = micro_batch is None or micro_batch >= clips
     lines = [
         f"batch {facts['batch_size']:,} on {ranks} x {facts['device']}, {facts['precision']}: {clips:,} clips each, "
-        + ("encoded at once" if at_once else f"encoded {micro_batch} at a time"),
+        + ("encoded all at once" if at_once else f"encoded {micro_batch} at a time"),
         (
             f"{facts['parameters']:,} weights; {facts['frames']} frames per clip, "
             f"{facts['caption_tokens']} tokens per caption"
@@ -110,6 +110,6 @@ def _largest_batch_lines(result: Plan) -> list[str]:
     fits = "fits" if result.peak_bytes <= USABLE * memory * 2**30 else "does not fit"
     lines = ["", f"{fits} into {memory:g} GiB per device, of which {USABLE:.0%} is usable; largest batch:"]
     for size, batch in result.largest_batch.items():
-        name = "encoded at once" if size is None else f"with micro_batch {size}"
+        name = "encoded all at once" if size is None else f"with micro_batch {size}"
         lines.append(f"  {name:36s}{f'{batch:,}' if batch else 'none':>12s}")
     return lines

@@ -27,7 +27,10 @@ _DTMF_COLUMNS = (1209.0, 1336.0, 1477.0)
 
 
 def church_bell(rng: Generator, t: np.ndarray, pitch: float, strike: float = 440.0, beating: float = 0.0) -> np.ndarray:
-    """Inharmonic partials of a cast bell (hum, prime, minor third, fifth, octave); a copy is `beating` Hz higher."""
+    """Inharmonic partials of a cast bell (hum, prime, minor third, fifth, octave).
+
+    If `beating` is nonzero, a copy that is `beating` Hz higher is added.
+    """
     freqs = pitch * strike * rng.uniform(0.95, 1.05) * np.array(_BELL_RATIOS) * rng.uniform(0.995, 1.005, 9)
     taus = t[-1] * 0.5 / (0.6 + 0.4 * np.array(_BELL_RATIOS))
     ring = partials(t, freqs, _BELL_GAINS, taus)

@@ -116,7 +116,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def _damage(file: Path, checkpoint: Path, reason: str) -> str:
-    """Say which file is damaged, and how to resume from what is left whole."""
+    """Say which file is damaged, and how to resume from a checkpoint that is intact."""
     real = checkpoint.resolve()
     others = [path for path in step_folders(checkpoint.parent) if path.resolve() != real]
     whole = next((path for path in reversed(others) if damaged_file(path) is None), None)

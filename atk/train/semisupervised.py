@@ -117,14 +117,19 @@ class SemiSupervisedCriterion(nn.Module):
     """The loss of pairs, and the mapper that is trained along with it.
 
     Args:
-        info_nce: the loss of all terms, under the name that it has in checkpoints.
+        pair_loss: the loss of all terms; checkpoints know it as `info_nce`.
         mapper: audio to pseudo-tokens; None if no term of the loss needs them.
     """
 
-    def __init__(self, info_nce: InfoNCELoss | SigmoidLoss, mapper: MLPMapper | TransformerMapper | None):
+    def __init__(self, pair_loss: InfoNCELoss | SigmoidLoss, mapper: MLPMapper | TransformerMapper | None):
         super().__init__()
-        self.info_nce = info_nce
+        self.info_nce = pair_loss
         self.mapper = mapper
+
+    @property
+    def pair_loss(self) -> InfoNCELoss | SigmoidLoss:
+        """The loss of all terms."""
+        return self.info_nce
 
     @property
     def pseudo_tokens(self) -> int:
@@ -252,13 +257,13 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         loss = torch.zeros(())
         for name in ("labeled", "mix", "unlabeled"):
             if f"{name} audio" in embeddings:
-                terms[name] = self.criterion.info_nce(embeddings[f"{name} audio"], embeddings[f"{name} text"])
+                terms[name] = self.criterion.pair_loss(embeddings[f"{name} audio"], embeddings[f"{name} text"])
                 loss = loss + getattr(self.config.loss, f"{name}_weight") * terms[name]
         return loss, terms
 
     def readings(self) -> dict[str, Tensor]:
         """The inverse of the temperature, and the bias of the sigmoid loss."""
-        return readings_of(self.criterion.info_nce)
+        return readings_of(self.criterion.pair_loss)
 
 
 def train(config: SemiSupervisedConfig, resume: bool = False) -> dict[str, Any] | None:

@@ -243,7 +243,7 @@ TWO = torch.tensor([16000, 16000])
         ),
         (lambda: tiny(difference="none")(AUDIO, TWO, TOKENS, AUDIO[:, None], TWO[:, None]), "has no Diff block"),
         (lambda: tiny().generate(AUDIO, TWO, beams=0), "beams must be at least 1, got 0"),
-        (lambda: tiny().generate(AUDIO, TWO, max_tokens=500), "max_tokens must be in 1..128, .* got 500"),
+        (lambda: tiny().generate(AUDIO, TWO, max_tokens=500), "max_tokens must be between 1 and 128, .* got 500"),
     ],
 )
 def test_errors(call, message):

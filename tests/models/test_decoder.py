@@ -100,5 +100,5 @@ def test_bart_checkpoints_with_missing_weights_are_refused(bart_folder, tmp_path
 
 
 def test_captions_must_fit_the_positions_of_the_decoder(bart_folder):
-    with pytest.raises(ValueError, match=r"max_tokens must be in 1..40, the positions of the decoder, got 64"):
+    with pytest.raises(ValueError, match=r"max_tokens must be between 1 and 40, the decoder's positions, got 64"):
         tiny(decoder=DecoderConfig(pretrained=str(bart_folder)))

@@ -6,7 +6,7 @@ Without a GPU, the Triton cases run in Triton's interpreter, started by `tests/k
 import pytest
 import torch
 import torch.nn.functional as F
-from support.info_nce_cases import assert_true, gradients, loss, lse, unit
+from support.info_nce_cases import assert_matches_truth, gradients, loss, lse, unit
 from support.public_cases import TRITON_DEVICE, no_bf16
 
 import atk
@@ -30,7 +30,7 @@ def test_log_sum_exps_equal_the_reference(backend, shape, scale):
     audio, text = unit(N_a, D), unit(N_t, D)
     for columns in (False, True):
         truth = lse("reference", columns)
-        assert_true(lse(backend, columns), truth, audio, text, torch.tensor(scale), grad=5e-5)
+        assert_matches_truth(lse(backend, columns), truth, audio, text, torch.tensor(scale), grad=5e-5)
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_log_sum_exps_equal_the_reference(backend, shape, scale):
 def test_the_loss_of_many_pairs(shape):
     audio = unit(*shape)
     text = F.normalize(audio + 4 * unit(*shape), dim=-1)
-    assert_true(loss("chunked"), loss("reference"), audio, text, torch.tensor(15.0), grad=5e-5)
+    assert_matches_truth(loss("chunked"), loss("reference"), audio, text, torch.tensor(15.0), grad=5e-5)
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
@@ -62,11 +62,11 @@ def test_half_precision_is_summed_in_float32(backend, dtype, pairs):
         pytest.skip(no_bf16)
     audio, text = unit(pairs, 96).to(dtype), unit(pairs, 96).to(dtype)
     precision = torch.finfo(dtype).eps  # of the gradients, which have the dtype of the inputs
-    assert_true(loss(backend), loss("reference"), audio, text, torch.tensor(20.0), grad=precision, floor=2e-6)
+    assert_matches_truth(loss(backend), loss("reference"), audio, text, torch.tensor(20.0), grad=precision, floor=2e-6)
 
 
 CASES = {
-    "opposite": lambda: (unit(1, 8).repeat(9, 1), -unit(1, 8).repeat(9, 1), 100.0),
+    "opposite": lambda: (x := unit(1, 8).repeat(9, 1), -x, 100.0),
     "one far column": lambda: (x := unit(1, 8).repeat(9, 1), torch.cat((x[:8], -x[:1])), 100.0),
     "duplicates": lambda: (unit(3, 8).repeat(5, 1), unit(3, 8).repeat(5, 1), 50.0),
     "unnormalized": lambda: (100 * torch.randn(20, 16), 100 * torch.randn(20, 16), 1.0),
@@ -82,7 +82,7 @@ def test_logits_of_any_magnitude(backend, case):
     audio, text, scale = CASES[case]()
     scale = torch.tensor(scale)
     # Logits of up to 1e6 are rounded, as in the reference.
-    assert_true(lse(backend), lse("reference"), audio, text, scale, grad=5e-3)
+    assert_matches_truth(lse(backend), lse("reference"), audio, text, scale, grad=5e-3)
     for grad in gradients(loss(backend), audio, text, scale)[1]:
         assert torch.isfinite(grad).all()
 
@@ -108,8 +108,8 @@ def test_chunks_of_any_shape_give_the_same_result(monkeypatch, spread, columns):
     scale = torch.tensor(30.0)
     monkeypatch.setattr(info_nce_chunked, "CHUNK_ROWS", 10)
     monkeypatch.setattr(info_nce_chunked, "CHUNK_ELEMENTS", 70)
-    assert_true(lse("chunked", columns), lse("reference", columns), audio, text, scale, grad=2e-4)
-    assert_true(loss("chunked", positive), loss("reference", positive), audio, text, scale, grad=2e-4)
+    assert_matches_truth(lse("chunked", columns), lse("reference", columns), audio, text, scale, grad=2e-4)
+    assert_matches_truth(loss("chunked", positive), loss("reference", positive), audio, text, scale, grad=2e-4)
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
@@ -130,7 +130,7 @@ def test_positive_is_the_column_of_each_row(backend):
     torch.testing.assert_close(atk.info_nce(audio, text, 12.0, positive=positive, backend=backend), wanted)
     half = atk.info_nce(audio, text, 12.0, positive=positive, reduction="mean", backend=backend)
     torch.testing.assert_close(half, wanted / 2)
-    assert_true(loss(backend, positive), loss("reference", positive), audio, text, torch.tensor(12.0))
+    assert_matches_truth(loss(backend, positive), loss("reference", positive), audio, text, torch.tensor(12.0))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from support.info_nce_cases import assert_true, gradients, loss, lse, unit
+from support.info_nce_cases import assert_matches_truth, gradients, loss, lse, unit
 from support.peak_memory import peak_growth
 
 import atk
@@ -76,8 +76,8 @@ def fake_kernels(monkeypatch):
 def test_triton_wiring_passes_values_and_gradients_through(fake_kernels, dtype, positive):
     audio, text, scale = unit(8, 9).T.to(dtype), unit(8, 9).T.to(dtype), torch.tensor(4.0)
     precision = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1e-5
-    assert_true(loss("triton", positive), loss("reference", positive), audio, text, scale, grad=precision)
-    assert_true(lse("triton"), lse("reference"), audio, text, scale, grad=precision)
+    assert_matches_truth(loss("triton", positive), loss("reference", positive), audio, text, scale, grad=precision)
+    assert_matches_truth(lse("triton"), lse("reference"), audio, text, scale, grad=precision)
     with pytest.raises(atk.BackendError, match="not float64"):
         atk.info_nce(audio.double(), text.double(), scale, backend="triton")
 

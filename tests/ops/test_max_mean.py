@@ -196,7 +196,9 @@ def test_opcheck():
             torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sequences, *options))
             sim, *prepared = torch.ops.atk.max_mean_forward(*sequences, *options)
             detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sequences]
-            torch.library.opcheck(torch.ops.atk.max_mean_backward.default, (sim.detach(), *prepared, *detached, *options))
+            torch.library.opcheck(
+                torch.ops.atk.max_mean_backward.default, (sim.detach(), *prepared, *detached, *options)
+            )
         torch.library.opcheck(torch.ops.atk.normalize_rows.default, (audio, masks[0], "cpp"))
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from support.info_nce_cases import assert_true, gradients, unit
+from support.info_nce_cases import assert_matches_truth, gradients, unit
 from support.peak_memory import peak_growth
 from support.public_cases import TRITON_DEVICE, no_bf16
 
@@ -61,7 +61,9 @@ def test_backends_equal_the_reference(backend, shape, scale, bias):
         pytest.skip("takes a minute in the interpreter; the kernels are tested with several tiles in tests/kernels")
     positive = torch.randint(-1, N_t, (N_a,))
     values = unit(N_a, D), unit(N_t, D), *scalars(scale, bias)
-    assert_true(loss(backend, positive), loss("reference", positive), *values, grad=5e-5 if abs(scale) < 1e3 else 5e-3)
+    assert_matches_truth(
+        loss(backend, positive), loss("reference", positive), *values, grad=5e-5 if abs(scale) < 1e3 else 5e-3
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
@@ -72,7 +74,7 @@ def test_half_precision_is_summed_in_float32(backend, dtype):
     values = unit(37, 96).to(dtype), unit(37, 96).to(dtype), *scalars()
     precision = torch.finfo(dtype).eps  # of the gradients, which have the dtype of the inputs
     assert loss(backend)(*values)[0].dtype == torch.float32
-    assert_true(loss(backend), loss("reference"), *values, grad=precision, floor=2e-6)
+    assert_matches_truth(loss(backend), loss("reference"), *values, grad=precision, floor=2e-6)
 
 
 def test_certain_pairs_keep_the_digits_of_their_loss():
@@ -115,7 +117,7 @@ def test_chunks_of_any_shape_give_the_same_result(monkeypatch, chunk):
     positive, values = torch.randint(-1, 47, (53,)), (unit(53, 16), unit(47, 16), *scalars())
     for name, value in zip(("CHUNK_ROWS", "CHUNK_ELEMENTS"), chunk, strict=True):
         monkeypatch.setattr(info_nce_chunked, name, value)
-    assert_true(loss("chunked", positive), loss("reference", positive), *values)
+    assert_matches_truth(loss("chunked", positive), loss("reference", positive), *values)
 
 
 def test_two_runs_give_the_same_bits():

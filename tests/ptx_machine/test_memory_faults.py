@@ -1,4 +1,4 @@
-"""Faults of memory accesses and barriers are reported: in faulty kernels, and in kernels whose PTX is broken here."""
+"""Memory-access and barrier faults are reported, in faulty kernels and in kernels whose PTX these tests break."""
 
 import re
 

@@ -209,7 +209,7 @@ def _check_writes(warps: Warps, addresses: np.ndarray, pc: int) -> None:
         warps.fault(READ_RACE, pc, by)
     last_fence = warps.proxy_fences[-1][0] if warps.proxy_fences else -1
     if written.max() >> 6 < max(last_fence, 1):
-        return  # a fence of this phase or a later one than that of the last write
+        return  # these warps fenced in a later phase than that of the last write, so every write is covered
     times = shadow.time[addresses]
     for write in np.unique(written[(written != COPYING) & (written >= 64)]).tolist():
         if not cta.is_fenced(write >> 6, write & 63, int(times[written == write].max()), warps):

@@ -27,7 +27,7 @@ def unit(*shape):
     return F.normalize(torch.randn(shape), dim=-1)
 
 
-def assert_true(function, truth, *values, rtol=1e-5, grad=2e-5, floor=1e-12):
+def assert_matches_truth(function, truth, *values, rtol=1e-5, grad=2e-5, floor=1e-12):
     """Compare values one by one, and gradients relative to their largest entry, as sums that cancel lose precision."""
     (got, grads), (want, true_grads) = gradients(function, *values), gradients(truth, *(x.double() for x in values))
     for one, other in zip(got, want, strict=True):
