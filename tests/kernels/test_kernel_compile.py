@@ -66,7 +66,7 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, t
     assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
     assert all(row.registers > 0 for row in rows), table
     assert not any(row.spills for row in rows), table
-    assert all(row.shared <= SHARED_MEMORY[arch] for row in rows), table
+    assert all(row.shared_bytes <= SHARED_MEMORY[arch] for row in rows), table
     # Half-precision tiles have at least the 64 rows of a warpgroup instruction. float32 must not become TF32.
     wanted, unwanted = ("hgmma", "hmma") if arch == "sm_90" else ("hmma", "hgmma")
     for row in rows:
