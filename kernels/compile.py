@@ -25,7 +25,7 @@ from atk.kernels.compile_signatures import (
 )
 from atk.kernels.launch import packed_width
 from atk.kernels.pipes import Clocks, clocks
-from atk.kernels.sass import disassemble, main_loop, tiles_ahead
+from atk.kernels.sass import MachineCode, disassemble, main_loop, tiles_ahead
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,15 @@ def _check_triton() -> None:
 
 
 def _compile(job: tuple[Case, Capability]) -> Row:
+    return compile_case(*job)[0]
+
+
+def compile_case(case: Case, capability: Capability) -> tuple[Row, MachineCode]:
+    """Compiles one kernel configuration."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case, capability = job
     arguments = compile_arguments(case, capability)
     source = ASTSource(find_kernel(case.kernel), arguments.signature, arguments.constants, arguments.attributes)
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
@@ -134,13 +138,10 @@ def _compile(job: tuple[Case, Capability]) -> Row:
         hmma=sum(one.name == "HMMA" for one in code.instructions),
     )  # fmt: skip
     if case.kernel not in PRODUCT_KERNELS:
-        return row
+        return row, code
     trips = _trips(case, arguments.constants)
-    return replace(
-        row,
-        ahead=tiles_ahead(main_loop(code.instructions)),
-        clocks=clocks(code.instructions, arguments.options["num_warps"], capability, trips),
-    )
+    tile_clocks = clocks(code.instructions, arguments.options["num_warps"], capability, trips)
+    return replace(row, ahead=tiles_ahead(main_loop(code.instructions)), clocks=tile_clocks), code
 
 
 def _trips(case: Case, constants: dict[str, Any]) -> int:

@@ -34,7 +34,7 @@ _MATRIX = {"HGMMA", "HMMA"}
 _FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"}
 _INTEGER_PRODUCTS = {"IMAD"}
 _SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "POPC", "FLO", "BREV"}
-_SHARED = {"LDS", "STS", "LDSM", "STSM", "SHFL"}
+_SHARED = {"LDS", "STS", "LDSM", "STSM", "SHFL", "LDL", "STL"}
 _GLOBAL = {"LDG", "STG", "LDGSTS"}
 _ALU = {
     "FMNMX", "FSETP", "FSEL", "FSET", "FCHK", "HSET2", "HSETP2", "HMNMX2", "IADD3", "VIADD", "VIMNMX", "VIMNMX3",
