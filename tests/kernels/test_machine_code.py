@@ -1,6 +1,7 @@
 """Machine code of the kernels with products: copies run ahead of them, and a tile keeps to a budget of clocks."""
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,3 +95,13 @@ def test_a_tile_keeps_to_its_budget_of_clocks(compiled):
             if taken > budget
         ]
         assert not over, f"{row.kernel}: {', '.join(over)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [("sm_90", torch.bfloat16)], indirect=True, ids=str)
+def test_the_page_on_kernels_quotes_the_clocks(compiled):
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text().replace("**", "")
+    for row, _ in compiled[1]:
+        if row.kernel in MAX_MEAN_KERNELS:
+            cells = [f"{value:,}" for value in (row.ahead, *astuple(row.clocks))]
+            assert f"| after | {' | '.join(cells)} |" in page, row.kernel
