@@ -2,9 +2,13 @@
 
 A tile takes at least the clocks of the busiest pipe. Rates are results per clock and multiprocessor in the table
 "Throughput of Native Arithmetic Instructions" of the CUDA C++ Programming Guide; bytes per clock of the L2 cache are
-5,120 for the GPU (NVIDIA's A100 white paper) divided by its multiprocessors. Two assumptions: accesses of shared memory
-have no bank conflicts, and only loads of up to four bytes hit the L1 cache, because they read tables, masks, and
-weights, the same for many threads: they count as one sector of the L2 cache per warp.
+5,120 for the GPU (NVIDIA's A100 white paper, assumed for Hopper too) divided by its multiprocessors. More assumptions:
+
+- Accesses of shared memory have no bank conflicts, and each thread reads bytes of its own. Products of float32 read the
+  same bytes in several threads, so their clocks of shared memory are an upper bound.
+- Loads of up to four bytes hit the L1 cache, because they read tables, masks, and weights, the same for many threads:
+  they count as one sector of the L2 cache per warp. Rows that are not aligned are undercounted.
+- No other loads hit the L1 cache.
 """
 
 import re
@@ -29,6 +33,7 @@ class _Rates:
     l2_bytes: float
 
 
+# By compute capability: A100, and H100 or H200. Consumer GPUs differ too much in their L2 caches.
 _RATES = {(8, 0): _Rates(1024, 64, 64, 16, 5120 / 108), (9, 0): _Rates(2048, 128, 64, 16, 5120 / 132)}
 _MATRIX = {"HGMMA", "HMMA"}
 _FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"}

@@ -95,7 +95,7 @@ def loops(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
 
 
 def _successors(instructions: Sequence[Instruction]) -> list[list[int]]:
-    """Indices of the instructions that can follow each one."""
+    """Indices of the instructions that can follow each one. Some calls are jumps, so what they call counts."""
     index = {one.address: i for i, one in enumerate(instructions)}
     successors = []
     for one in instructions:
