@@ -184,6 +184,7 @@ def tiles_ahead(loop: Sequence[Instruction]) -> int | None:
     0: the copies that a wait waits for are the latest, so none is under way during the product that follows.
     """
     commits = sum(one.name == "LDGDEPBAR" for one in loop)
-    waits = [re.match(r"SB\d, 0x([0-9a-f]+)", one.operands) for one in loop if one.name == "DEPBAR"]
+    # Scoreboard 0 is that of asynchronous copies.
+    waits = [re.match(r"SB0, 0x([0-9a-f]+)", one.operands) for one in loop if one.name == "DEPBAR"]
     groups = [int(wait[1], 16) for wait in waits if wait]
     return min(groups) // commits if commits and groups else None

@@ -132,5 +132,11 @@ def test_tiles_ahead_count_from_the_strictest_wait():
     assert tiles_ahead(main_loop(code)) == 0
 
 
+def test_tiles_ahead_do_not_depend_on_waits_for_other_loads():
+    code = listing("top: DEPBAR.LE SB0, 0x1", HMMA, "LDGDEPBAR", "DEPBAR.LE SB1, 0x0, {{2}}", "@P0 BRA {top}")
+    assert code[3].operands.startswith("SB1, 0x0, {2}")
+    assert tiles_ahead(main_loop(code)) == 1
+
+
 def test_without_asynchronous_copies_nothing_runs_ahead():
     assert tiles_ahead(listing(f"top: {HMMA}", "LDG.E R0, [R2]", "@P0 BRA {top}")) is None
