@@ -1,23 +1,21 @@
 """Compiles the Triton kernels for a GPU architecture without needing the GPU, and inspects the machine code.
 
-Reports registers, spills, shared memory, and matrix instructions.
+Reports registers, spills, shared memory, matrix instructions, how far copies run ahead, and clocks by pipe.
 """
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 from atk.kernels.compile_signatures import (
     ALL_ATTENTION_KERNELS,
     ALL_LOGIT_KERNELS,
     ATTENTION_KERNELS,
-    LOGIT_KERNELS,
     MAX_MEAN_KERNELS,
+    PRODUCT_KERNELS,
     SIGMOID_KERNELS,
     Capability,
     Case,
@@ -25,14 +23,24 @@ from atk.kernels.compile_signatures import (
     compile_arguments,
     find_kernel,
 )
+from atk.kernels.launch import packed_width
+from atk.kernels.pipes import Clocks, clocks
+from atk.kernels.sass import MachineCode, disassemble, main_loop, tiles_ahead
 
 
 @dataclass(frozen=True)
 class Row:
     """The compiled code of one kernel configuration.
 
-    `spills` is local memory per thread in bytes (stack and spilled registers); `shared` is shared memory in bytes.
-    `hgmma` counts warpgroup matrix instructions (Hopper); `hmma` counts matrix instructions of a single warp.
+    Attributes:
+        spills: local memory per thread in bytes: stack and spilled registers.
+        shared_bytes: shared memory in bytes.
+        hgmma: number of warpgroup matrix instructions (Hopper).
+        hmma: number of matrix instructions of a single warp.
+        ahead: iterations of the main loop that asynchronous copies run ahead, None without such copies; see
+            `tiles_ahead`.
+        clocks: clocks of a tile by pipe, None for kernels without products and unknown GPUs; see `pipes.py`. A tile is
+            an iteration of the main loop, with all steps of the product over channels if that is a loop inside of it.
     """
 
     kernel: str
@@ -42,9 +50,11 @@ class Row:
     config: str
     registers: int
     spills: int
-    shared: int
+    shared_bytes: int
     hgmma: int
     hmma: int
+    ahead: int | None = None
+    clocks: Clocks | None = None
 
 
 def compile_report(arch: str, cases: Iterable[Case], workers: int = 1, progress: bool = False) -> list[Row]:
@@ -86,8 +96,13 @@ def _counted(rows: Iterable[Row], total: int, progress: bool) -> Iterable[Row]:
 
 
 def format_table(rows: list[Row]) -> str:
-    """Formats the rows as an aligned plain-text table."""
-    cells = [[field.name for field in fields(Row)], *([str(value) for value in astuple(row)] for row in rows)]
+    """Formats the rows as an aligned plain-text table, with a column for each pipe and one for the pipe that binds."""
+    pipes = [field.name for field in fields(Clocks)]
+    cells = [[*(field.name for field in fields(Row) if field.name != "clocks"), *pipes, "binds"]]
+    for row in rows:
+        clocks_of_pipes = ["-"] * (len(pipes) + 1) if row.clocks is None else [*astuple(row.clocks), row.clocks.busiest]
+        values = [getattr(row, name) for name in cells[0][: -len(clocks_of_pipes)]]
+        cells.append(["-" if value is None else str(value) for value in [*values, *clocks_of_pipes]])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -102,27 +117,45 @@ def _check_triton() -> None:
 
 
 def _compile(job: tuple[Case, Capability]) -> Row:
+    return compile_case(*job)[0]
+
+
+def compile_case(case: Case, capability: Capability) -> tuple[Row, MachineCode]:
+    """Compiles one kernel configuration."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case, capability = job
     arguments = compile_arguments(case, capability)
     source = ASTSource(find_kernel(case.kernel), arguments.signature, arguments.constants, arguments.attributes)
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
     compiled = triton.compile(source, target=target, options=arguments.options)
-    registers, spills, hgmma, hmma = _inspect(compiled.asm["cubin"])
-    return Row(
+    code = disassemble(compiled.asm["cubin"])
+    row = Row(
         case.kernel, str(case.dtype).removeprefix("torch."), case.tokens, case.D, config=_describe(case, arguments),
-        registers=registers, spills=spills, shared=compiled.metadata.shared, hgmma=hgmma, hmma=hmma,
+        registers=code.registers, spills=code.local_bytes, shared_bytes=compiled.metadata.shared,
+        hgmma=sum(one.name == "HGMMA" for one in code.instructions),
+        hmma=sum(one.name == "HMMA" for one in code.instructions),
     )  # fmt: skip
+    if case.kernel not in PRODUCT_KERNELS:
+        return row, code
+    trips = _trips(case, arguments.constants)
+    tile_clocks = clocks(code.instructions, arguments.options["num_warps"], capability, trips)
+    return replace(row, ahead=tiles_ahead(main_loop(code.instructions)), clocks=tile_clocks), code
+
+
+def _trips(case: Case, constants: dict[str, Any]) -> int:
+    """Iterations of the loop over channels, for kernels that have one inside of another loop."""
+    if case.kernel in ATTENTION_KERNELS:
+        return -(-case.D // case.heads // constants["CHANNELS"])
+    return packed_width(case.D) // constants["BLOCK_D" if case.kernel in MAX_MEAN_KERNELS else "CHANNELS"]
 
 
 def _describe(case: Case, arguments: CompileArguments) -> str:
     """Describes a configuration: tile sizes, launch options, and flags."""
     constants = arguments.constants
     words: list[str] = []
-    if case.kernel in (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *LOGIT_KERNELS):
+    if case.kernel in PRODUCT_KERNELS:
         max_mean = case.kernel in MAX_MEAN_KERNELS
         names = ("BLOCK_A", "C", "LT", "BLOCK_D") if max_mean else ("ROWS", "COLUMNS", "CHANNELS")
         words.append("x".join(str(constants[name]) for name in names))
@@ -130,28 +163,10 @@ def _describe(case: Case, arguments: CompileArguments) -> str:
         words.append("stationary" * bool(constants.get("STATIONARY")))
     if case.kernel in ALL_ATTENTION_KERNELS:
         words += [f"heads={case.heads}"] * ("WIDTH" in constants) + ["masks"] * case.masks
-        return " ".join(words)
+        return " ".join(filter(None, words))
     if case.kernel in SIGMOID_KERNELS:
         return " ".join([*filter(None, words), *["positives"] * case.positives])
     if case.kernel in ALL_LOGIT_KERNELS:
         return " ".join([*filter(None, words), "columns" if case.columns else "rows only"])
     words += [name for name in ("chunked", "masks", "accumulate", "sparse", "pairs") if getattr(case, name)]
     return " ".join([*filter(None, words), f"index={case.index_bytes}"])
-
-
-def _inspect(cubin: bytes) -> tuple[int, int, int, int]:
-    """Registers, bytes of local memory, HGMMA and HMMA instructions, from the disassembler in Triton's wheel."""
-    from triton import knobs
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        usage, sass = (
-            subprocess.check_output([knobs.nvidia.cuobjdump.path, option, path], text=True, stderr=subprocess.PIPE)
-            for option in ("--dump-resource-usage", "-sass")
-        )
-    match = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-    if match is None:
-        raise RuntimeError(f"cannot read the resource usage that cuobjdump reports: {usage!r}")
-    registers, stack, local = map(int, match.groups())
-    return registers, stack + local, len(re.findall(r"\bHGMMA\b", sass)), len(re.findall(r"\bHMMA\b", sass))

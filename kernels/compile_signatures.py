@@ -27,6 +27,7 @@ ATTENTION_KERNELS = ("attend", "grad_query", "grad_key", "gate")
 INFO_NCE_KERNELS = ("lse", "grad_logits")
 SIGMOID_KERNELS = ("sigmoid_loss", "sigmoid_grad")
 LOGIT_KERNELS = (*INFO_NCE_KERNELS, *SIGMOID_KERNELS)
+PRODUCT_KERNELS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *LOGIT_KERNELS)
 UNFUSED_KERNELS = ("grad_query", "grad_key", "grad_logits", "normalize", "normalize_backward")
 # The other kernels, by module.
 SMALL_KERNELS = {

@@ -1,19 +1,25 @@
-"""Clocks that the main loop of a compiled kernel keeps each pipe of a multiprocessor busy, from its machine code.
+"""Clocks that a tile keeps each pipe of a multiprocessor busy, from the machine code of a compiled kernel.
 
-An iteration takes at least the clocks of the busiest pipe. Rates are results per clock and multiprocessor in the table
+A tile takes at least the clocks of the busiest pipe. Rates are results per clock and multiprocessor in the table
 "Throughput of Native Arithmetic Instructions" of the CUDA C++ Programming Guide; bytes per clock of the L2 cache are
-5,120 for the GPU (NVIDIA's A100 white paper) divided by its multiprocessors. This assumes accesses of shared memory
-without bank conflicts and of global memory without hits in the L1 cache.
+5,120 for the GPU (NVIDIA's A100 white paper, assumed for Hopper too) divided by its multiprocessors. More assumptions:
+
+- Accesses of shared memory have no bank conflicts, and each thread reads bytes of its own. Products of float32 read the
+  same bytes in several threads, so their clocks of shared memory are an upper bound.
+- Loads of up to four bytes hit the L1 cache, because they read tables, masks, and weights, the same for many threads:
+  they count as one sector of the L2 cache per warp. Rows that are not aligned are undercounted.
+- No other loads hit the L1 cache.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from atk.kernels.sass import Instruction, main_loop, usual_path
+from atk.kernels.sass import Instruction, tile_path
 
 _SCHEDULERS = 4  # per multiprocessor, each issues one instruction of a warp per clock
 _SHARED_BYTES = 128  # per clock
+_SECTOR = 32  # bytes that the L2 cache delivers at least
 
 
 @dataclass(frozen=True)
@@ -27,22 +33,40 @@ class _Rates:
     l2_bytes: float
 
 
+# By compute capability: A100, and H100 or H200. Consumer GPUs differ too much in their L2 caches.
 _RATES = {(8, 0): _Rates(1024, 64, 64, 16, 5120 / 108), (9, 0): _Rates(2048, 128, 64, 16, 5120 / 132)}
+_MATRIX = {"HGMMA", "HMMA"}
 _FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"}
-_SPECIAL = {"MUFU", "F2I", "I2F", "I2FP", "F2F", "POPC"}
-_SHARED = {"LDS", "STS", "LDSM", "STSM", "SHFL"}
+_INTEGER_PRODUCTS = {"IMAD"}
+_SPECIAL = {"MUFU", "F2I", "I2F", "F2F", "POPC", "FLO", "BREV"}
+_SHARED = {"LDS", "STS", "LDSM", "STSM", "SHFL", "LDL", "STL"}
 _GLOBAL = {"LDG", "STG", "LDGSTS"}
 _ALU = {
-    "FMNMX", "FSETP", "FSEL", "FSET", "HSET2", "HSETP2", "HMNMX2", "IADD3", "VIADD", "VIMNMX", "VIMNMX3", "IMNMX",
-    "ISETP", "SEL", "LEA", "LOP3", "PLOP3", "PRMT", "SHF", "SGXT", "MOV", "F2FP", "P2R", "R2P", "IABS", "BMSK", "FLO",
+    "FMNMX", "FSETP", "FSEL", "FSET", "FCHK", "HSET2", "HSETP2", "HMNMX2", "IADD3", "VIADD", "VIMNMX", "VIMNMX3",
+    "VIADDMNMX", "IMNMX", "ISETP", "SEL", "LEA", "LOP3", "PLOP3", "PRMT", "SHF", "SGXT", "MOV", "F2FP", "I2FP", "P2R",
+    "R2P", "IABS", "BMSK", "VOTE",
 }  # fmt: skip
+# Only issued: control, barriers, constants and special registers, and what the uniform datapath computes once per warp.
+_OTHER = {
+    "BAR", "BRA", "BREAK", "BSSY", "BSYNC", "CALL", "CS2R", "DEPBAR", "ERRBAR", "EXIT", "FENCE", "LDC", "LDGDEPBAR",
+    "MEMBAR", "NOP", "R2UR", "RET", "S2R", "S2UR", "WARPGROUP", "WARPSYNC", "UIADD3", "UIMAD", "UISETP", "ULDC", "ULEA",
+    "ULOP3", "UMOV", "UP2UR", "UPLOP3", "UPRMT", "UR2UP", "USEL", "USGXT", "USHF", "VOTEU",
+}  # fmt: skip
+_KNOWN = _MATRIX | _FMA | _INTEGER_PRODUCTS | _SPECIAL | _SHARED | _GLOBAL | _ALU | _OTHER
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """Clocks of one iteration by pipe: matrix units, multiply-adds, comparisons and logic, and so on.
+    """Clocks of a tile by pipe.
 
-    `shared` counts accesses of shared memory, by the matrix units too, and shuffles; `issue` all instructions.
+    Attributes:
+        matrix: the matrix units.
+        fma: multiply-adds, additions, and multiplications.
+        alu: comparisons, minimum and maximum, selections, logic, and integer additions.
+        special: exponentials, logarithms, reciprocals, and conversions.
+        shared: accesses of shared memory, by the matrix units too, shuffles, and the L1 cache.
+        l2: bytes from and to the L2 cache.
+        issue: the schedulers, for all instructions.
     """
 
     matrix: int
@@ -59,20 +83,29 @@ class Clocks:
         return max((field.name for field in fields(self)), key=lambda name: getattr(self, name))
 
 
-def clocks(instructions: Sequence[Instruction], warps: int, capability: tuple[int, int]) -> Clocks | None:
-    """Clocks of an iteration of the main loop of a program with this many warps, on its usual path.
+def unknown_opcodes(instructions: Iterable[Instruction]) -> set[str]:
+    """Opcodes that belong to no pipe. `clocks` would count nothing but their issue."""
+    return {one.name for one in instructions} - _KNOWN
 
-    None if there is no loop with products, or the rates of this compute capability are not tabulated.
+
+def clocks(
+    instructions: Sequence[Instruction], warps: int, capability: tuple[int, int], trips: int = 1
+) -> Clocks | None:
+    """Clocks of a tile: an iteration of the main loop, on its usual path, of all warps of a program.
+
+    With a loop around it, a tile is an iteration of that loop, in which the main loop runs `trips` times. None if there
+    is no loop with products, or the rates of this compute capability are not tabulated.
     """
-    path = usual_path(main_loop(instructions) or [])
+    path = tile_path(instructions, trips)
     if not path or capability not in _RATES:
         return None
     rates = _RATES[capability]
-    pipes = dict.fromkeys(("matrix", "fma", "alu", "special", "shared", "l2"), 0.0)
-    for one in path:
+    pipes = dict.fromkeys((field.name for field in fields(Clocks)), 0.0)
+    for one, times in path:
+        pipes["issue"] += warps * times / _SCHEDULERS
         for pipe, busy in _busy(one, rates).items():
-            pipes[pipe] += warps * busy
-    return Clocks(**{name: round(value) for name, value in pipes.items()}, issue=round(len(path) * warps / _SCHEDULERS))
+            pipes[pipe] += warps * times * busy
+    return Clocks(**{name: round(value) for name, value in pipes.items()})
 
 
 def _busy(one: Instruction, rates: _Rates) -> dict[str, float]:
@@ -85,15 +118,17 @@ def _busy(one: Instruction, rates: _Rates) -> dict[str, float]:
             "matrix": rows * columns * depth / rates.matrix / 4,
             "shared": operand_rows * depth * 2 / _SHARED_BYTES / 4,
         }
-    elif one.name == "HMMA":
-        busy = {"matrix": 16 * 8 * 16 / rates.matrix}
+    elif one.name == "HMMA":  # 16 x 8 x the digits after 168
+        busy = {"matrix": 16 * 8 * int(one.opcode.split(".")[1][3:]) / rates.matrix}
     elif one.name in _SHARED:
         busy = {"shared": 32 * max(4, _bytes(one)) / _SHARED_BYTES}
     elif one.name in _GLOBAL:
-        busy = {"shared": 32 * max(4, _bytes(one)) / _SHARED_BYTES, "l2": 32 * _bytes(one) / rates.l2_bytes}
+        size = _bytes(one)
+        bytes_of_warp = _SECTOR if one.name == "LDG" and size <= 4 else 32 * size
+        busy = {"shared": 32 * max(4, size) / _SHARED_BYTES, "l2": bytes_of_warp / rates.l2_bytes}
     elif one.name in _FMA:
         busy = {"fma": 32 / rates.fma}
-    elif one.name == "IMAD":
+    elif one.name in _INTEGER_PRODUCTS:
         busy = {"fma": 32 / 64}
     elif one.name in _SPECIAL:
         busy = {"special": 32 / rates.special}
@@ -110,7 +145,5 @@ def _bytes(one: Instruction) -> int:
     """Bytes that each lane moves."""
     if one.name in ("LDSM", "STSM"):
         return 4 * int((re.search(r"M(?:T)?88\.(\d)", one.opcode) or [0, 1])[1])
-    for suffix, size in ((".128", 16), (".64", 8), ("16", 2), ("8", 1)):
-        if one.opcode.endswith(suffix):
-            return size
-    return 4
+    sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((sizes[modifier] for modifier in one.opcode.split(".")[1:] if modifier in sizes), 4)

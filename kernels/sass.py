@@ -1,5 +1,6 @@
 """Machine code of compiled kernels as the disassembler prints it: instructions, loops, and their usual path."""
 
+import heapq
 import re
 import subprocess
 import tempfile
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?(\w+)\s+)?([A-Z]\S*)\s*(.*?);")
-_MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
+_MATRIX = {"HGMMA", "HMMA"}
+_SIZE = 16  # bytes of an instruction
+_UNUSUAL = 10**6  # more than the instructions of any kernel
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,15 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """The address that a branch jumps to, None for other instructions."""
-        addresses = re.findall(r"0x([0-9a-f]+)", self.operands) if self.name == "BRA" else []
+        """The address that a branch or a call jumps to, None for other instructions."""
+        addresses = re.findall(r"0x([0-9a-f]+)", self.operands) if self.name in ("BRA", "CALL") else []
         return int(addresses[-1], 16) if addresses else None
+
+    @property
+    def falls_through(self) -> bool:
+        """Whether the next instruction can follow: unless this leaves or jumps without any condition."""
+        jumps = self.name == "RET" or (self.name == "BRA" and self.operands.startswith("0x"))
+        return self.predicated or not (jumps or (self.name == "EXIT" and not self.operands.strip()))
 
 
 @dataclass(frozen=True)
@@ -64,51 +73,118 @@ def parse(sass: str) -> list[Instruction]:
     return [Instruction(int(m[1], 16), m[2] is not None, m[3], m[4]) for m in _INSTRUCTION.finditer(sass)]
 
 
-def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
-    """The first innermost loop with matrix instructions, or if there are none with multiply-adds; [] if none has."""
-    loops = [(one.target, one.address) for one in instructions if one.target is not None and one.target < one.address]
-    for names in (_MATRIX, ("FFMA",)):
-        candidates = []
-        for first, last in loops:
-            body = [one for one in instructions if first <= one.address <= last]
-            if any(one.name in names for one in body):
-                candidates.append(body)
-        # A loop around another one is longer and contains its start.
-        innermost = [
-            loop for loop in candidates if not any(len(other) < len(loop) and other[0] in loop for other in candidates)
-        ]
+def loops(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
+    """The instructions of each loop, by the address of its first one, which is where iterations start."""
+    successors = _successors(instructions)
+    predecessors: list[list[int]] = [[] for _ in instructions]
+    for i, following in enumerate(successors):
+        for after in following:
+            predecessors[after].append(i)
+    bodies: dict[int, set[int]] = {}
+    for i, following in enumerate(successors):
+        for first in (after for after in following if after <= i):
+            body, earlier = {first}, [i]
+            while earlier:
+                one = earlier.pop()
+                if one not in body:
+                    body.add(one)
+                    earlier += predecessors[one]
+            if 0 not in body or first == 0:  # else a jump back from code that the compiler moved out of the way
+                bodies.setdefault(first, set()).update(body)
+    return [[instructions[i] for i in sorted(body)] for _, body in sorted(bodies.items())]
+
+
+def _successors(instructions: Sequence[Instruction]) -> list[list[int]]:
+    """Indices of the instructions that can follow each one. Some calls are jumps, so what they call counts."""
+    index = {one.address: i for i, one in enumerate(instructions)}
+    successors = []
+    for one in instructions:
+        addresses = [one.address + _SIZE] if one.falls_through else []
+        if one.target is not None:
+            addresses.append(one.target)
+        successors.append([index[address] for address in addresses if address in index])
+    return successors
+
+
+def product_loops(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
+    """The innermost loops with matrix instructions, or if there are none, with multiply-adds."""
+    every = loops(instructions)
+    for names in (_MATRIX, {"FFMA"}):
+        candidates = [loop for loop in every if any(one.name in names for one in loop)]
+        innermost = [loop for loop in candidates if not any(_inside(other, loop) for other in candidates)]
         if innermost:
-            return min(innermost, key=lambda loop: loop[0].address)
+            return innermost
     return []
 
 
-def usual_path(loop: Sequence[Instruction]) -> list[Instruction]:
-    """The shortest way through the body of a loop: without what runs only at a clip's end or for unusual values."""
-    index = {one.address: i for i, one in enumerate(loop)}
-    best: list[tuple[int, int]] = [(0, -1)] * len(loop)  # instructions from here to the end of the loop, and the next
-    for i in range(len(loop) - 2, -1, -1):
-        one = loop[i]
-        successors = [] if one.name == "BRA" and not one.predicated else [i + 1]
-        if one.target is not None and one.address < one.target and one.target in index:
-            successors.append(index[one.target])
-        if (one.name == "EXIT" and not one.predicated) or not successors:
-            best[i] = (len(loop), -1)  # leaves the loop
-        else:
-            best[i] = min((best[after][0] + 1, after) for after in successors)
-    path, i = [], 0
-    while i >= 0:
-        path.append(loop[i])
-        i = best[i][1]
-    return path
+def _inside(loop: Sequence[Instruction], outer: Sequence[Instruction]) -> bool:
+    return len(loop) < len(outer) and set(loop) < set(outer)
+
+
+def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """The first of `product_loops`; [] if there is none."""
+    return next(iter(product_loops(instructions)), [])
+
+
+def usual_path(loop: Sequence[Instruction], inner: Sequence[Sequence[Instruction]] = ()) -> list[Instruction]:
+    """The shortest way through the body of a loop: without what runs only at a clip's end or for unusual values.
+
+    It runs the `inner` loops, and what a part of the threads runs: between BSSY and the address in its operands.
+    """
+    starts = {body[0] for body in inner}
+    inner_starts = [i for i, one in enumerate(loop) if one in starts]
+    divergent = _divergent(loop)
+    successors = _successors(loop)
+    shortest, previous, queue = {0: 0}, {0: -1}, [(0, 0)]
+    last = -1
+    while queue and last < 0:
+        cost, i = heapq.heappop(queue)
+        if 0 in successors[i]:
+            last = i
+        for after in successors[i]:
+            jumps = loop[after].address == loop[i].target and loop[i].falls_through
+            unusual = jumps and (i in divergent or any(i < start < after for start in inner_starts))
+            new_cost = cost + 1 + _UNUSUAL * unusual
+            if new_cost < shortest.get(after, new_cost + 1):
+                shortest[after], previous[after] = new_cost, i
+                heapq.heappush(queue, (new_cost, after))
+    path: list[Instruction] = []
+    while last >= 0:
+        path.append(loop[last])
+        last = previous[last]
+    return path[::-1]
+
+
+def _divergent(loop: Sequence[Instruction]) -> set[int]:
+    """Indices of the instructions that only a part of the threads of a warp may run."""
+    ends = [(one.address, int(one.operands.split("0x")[1], 16)) for one in loop if one.name == "BSSY"]
+    return {i for i, one in enumerate(loop) if any(start < one.address < end for start, end in ends)}
+
+
+def tile_path(instructions: Sequence[Instruction], trips: int = 1) -> list[tuple[Instruction, int]]:
+    """The instructions that a program runs for a tile, and how often: those on the usual path of the main loop, once.
+
+    If another loop surrounds it, a tile is an iteration of that loop, in which each inner loop runs `trips` times.
+    Copies before an inner loop count as those that its last iterations leave out.
+    """
+    inner = product_loops(instructions)
+    outer = [loop for loop in loops(instructions) if inner and _inside(inner[0], loop)]
+    if not outer:
+        return [(one, 1) for one in usual_path(inner[0])] if inner else []
+    tile = min(outer, key=len)
+    inner = [loop for loop in inner if _inside(loop, tile)]
+    repeated = {one for loop in inner for one in loop}
+    once = [one for one in usual_path(tile, inner) if one not in repeated and one.name != "LDGSTS"]
+    return [(one, trips) for loop in inner for one in usual_path(loop)] + [(one, 1) for one in once]
 
 
 def tiles_ahead(loop: Sequence[Instruction]) -> int | None:
-    """Iterations between the start of an asynchronous copy and the wait for it; None without such copies.
+    """Iterations whose asynchronous copies are still under way after a wait for copies; None without such copies.
 
-    0: the copies that a wait waits for are the latest, so nothing is in flight during the product that follows.
+    0: the copies that a wait waits for are the latest, so none is under way during the product that follows.
     """
     commits = sum(one.name == "LDGDEPBAR" for one in loop)
-    waits = [
-        int(one.operands.split("0x")[1].split()[0], 16) for one in loop if one.name == "DEPBAR" and "0x" in one.operands
-    ]
-    return min(waits) // commits if commits and waits else None
+    # Scoreboard 0 is that of asynchronous copies.
+    waits = [re.match(r"SB0, 0x([0-9a-f]+)", one.operands) for one in loop if one.name == "DEPBAR"]
+    groups = [int(wait[1], 16) for wait in waits if wait]
+    return min(groups) // commits if commits and groups else None

@@ -205,9 +205,14 @@ def _plan(arguments: Namespace) -> None:
 
 
 def _add_kernels(parser: ArgumentParser, _: list[str]) -> None:
-    parser.add_argument("--arch", type=str | None, default=None, help="compile for sm_80, sm_90, ...; needs no GPU")
     parser.add_argument(
-        "--quick", action="store_true", help="compile one configuration of each kernel instead of all of them"
+        "--arch",
+        type=str | None,
+        default=None,
+        help="compile for sm_80, sm_90, ... without a GPU: registers, spills, how far copies run ahead, clocks by pipe",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="compile some configurations of each kernel instead of all of them"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that compile")
     parser.add_argument(

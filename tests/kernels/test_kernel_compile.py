@@ -16,9 +16,9 @@ from atk.kernels.compile_signatures import (
     SIGMOID_KERNELS,
     SMALL_KERNELS,
     Case,
-    compile_arguments,
 )
 from atk.kernels.launch import Device, cross_attention_launch
+from atk.kernels.pipes import Clocks
 
 BF16, FP32 = torch.bfloat16, torch.float32
 HOPPER = Device((9, 0), 132)
@@ -66,27 +66,12 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, t
     assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
     assert all(row.registers > 0 for row in rows), table
     assert not any(row.spills for row in rows), table
-    assert all(row.shared <= SHARED_MEMORY[arch] for row in rows), table
+    assert all(row.shared_bytes <= SHARED_MEMORY[arch] for row in rows), table
     # Half-precision tiles have at least the 64 rows of a warpgroup instruction. float32 must not become TF32.
     wanted, unwanted = ("hgmma", "hmma") if arch == "sm_90" else ("hmma", "hgmma")
     for row in rows:
         half = row.dtype != "float32" and row.kernel in PRODUCTS
         assert (getattr(row, wanted) > 0) == half and getattr(row, unwanted) == 0, table
-
-
-def test_frames_are_loaded_by_asynchronous_copies(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from atk.kernels.max_mean_kernels import forward_kernel
-
-    arguments = compile_arguments(Case("forward", BF16), (9, 0))
-    source = ASTSource(forward_kernel, arguments.signature, arguments.constants, arguments.attributes)
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=arguments.options).asm["ptx"]
-    loop = ptx[ptx.rindex("wgmma.mma_async") :]  # the end of the loop follows the last product
-    assert "cp.async.cg.shared.global" in loop.split("\n$L__BB")[0] and "st.local" not in ptx
 
 
 @pytest.mark.slow
@@ -124,8 +109,20 @@ def test_unknown_architectures_are_rejected():
         compile_report("hopper", [])
 
 
-def test_table_is_aligned():
-    row = Row("forward", "bfloat16", 32, 128, "64x4x32x128", 200, 0, 80000, 8, 0)
-    head, line = format_table([row]).splitlines()
+def test_table_is_aligned_and_names_the_pipe_that_binds():
+    row = Row("forward", "bfloat16", 32, 128, "64x4x32x128", 200, 0, 80000, 8, 0, 1, Clocks(512, 1, 2, 3, 700, 4, 5))
+    head, line, unclocked = format_table([row, replace(row, ahead=None, clocks=None)]).splitlines()
     assert head.split()[:4] == ["kernel", "dtype", "tokens", "D"]
     assert head.index("registers") == line.index("200")
+    assert head.split()[-9:] == ["ahead", "matrix", "fma", "alu", "special", "shared", "l2", "issue", "binds"]
+    assert line.split()[-9:] == ["1", "512", "1", "2", "3", "700", "4", "5", "shared"]
+    assert unclocked.split()[-9:] == ["-"] * 9
+
+
+@pytest.mark.slow
+def test_a_tile_has_the_products_of_all_channels(tmp_path, monkeypatch):
+    """A tile of the forward has 128 x 128 scores, and takes D / 32 or D / 64 steps of a loop inside of another one."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    cases = [Case("forward", BF16, 8, 768), Case("forward", BF16, 128, chunked=True)]
+    rows = compile_report("sm_90", cases)
+    assert [row.clocks.matrix for row in rows] == [128 * 128 * row.D // 2048 for row in rows]
