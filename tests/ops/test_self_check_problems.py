@@ -49,3 +49,18 @@ def test_no_frame_has_two_tokens_that_rounding_could_swap():
             first, second = scores.topk(2).values.unbind(-1)
             valid = first.isfinite() & (first != 0)
             assert (first - second)[valid].min() > 1e-5
+
+
+@pytest.mark.parametrize(("op", "backend"), COMPARED)
+def test_the_default_dtype_changes_nothing(op, backend):
+    device = TRITON_DEVICE if backend == "triton" else CPU
+    if unavailable(backend, device, torch.float32) is not None:
+        pytest.skip(f"{backend} cannot run here")
+    wanted = small.run(op, backend, device, torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = small.run(op, backend, device, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in results.items():
+        assert value.dtype == wanted[name].dtype and torch.equal(value, wanted[name]), name
