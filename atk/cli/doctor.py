@@ -11,7 +11,6 @@ import torch
 import atk
 from atk.cli.exit_codes import FAILURE
 from atk.extras import install_command
-from atk.ops import self_check
 from atk.ops.backend import BACKENDS, KERNEL_DTYPES, unavailable
 
 _OPTIONAL = {
@@ -70,6 +69,8 @@ def checks() -> Iterator[tuple[str, bool]]:
 
 
 def _check_dtypes(op: str, backend: str, device: torch.device) -> Iterator[tuple[str, bool]]:
+    from atk.ops import self_check
+
     for dtype in KERNEL_DTYPES:
         error = tolerance = "-"
         right = True

@@ -5,8 +5,6 @@ import os
 import torch
 from torch import Tensor
 
-from atk.ops import self_check
-
 BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
@@ -87,6 +85,8 @@ def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -
     preferred = [name for name in BACKENDS[op] if name != "triton" or device.type == _GPU]
     chosen, *others = [name for name in preferred if unavailable(name, device, dtype) is None]
     if chosen == "triton":
+        from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+
         if check:
             right = self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
         else:
@@ -111,6 +111,8 @@ def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
     """
     if op not in BACKENDS:
         raise ValueError(f"op must be one of {', '.join(map(repr, BACKENDS))}, got {op!r}")
+    from atk.ops import self_check
+
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))

@@ -12,6 +12,7 @@ import torch
 import atk
 from atk.cli import doctor
 from atk.cli.main import main
+from atk.ops import self_check
 
 
 def printed(capsys, *arguments):
@@ -104,14 +105,14 @@ def test_doctor_exits_with_1_if_a_kernel_is_wrong(capsys, monkeypatch):
         if dtype == torch.float16:
             raise ValueError("no\ncode")
         if dtype == torch.bfloat16 and backend == "sdpa":
-            raise doctor.self_check.UncheckedError("no memory")
+            raise self_check.UncheckedError("no memory")
         wrong = op == "info_nce" and device.index == 1
-        return [doctor.self_check.Deviation("rows 1", 0.5 if wrong else 1e-6, 1e-4)]
+        return [self_check.Deviation("rows 1", 0.5 if wrong else 1e-6, 1e-4)]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(doctor, "_device_name", lambda device: "NVIDIA X100")
     monkeypatch.setattr(doctor, "unavailable", lambda name, *_: "needs care" if name == "chunked" else None)
-    monkeypatch.setattr(doctor.self_check, "check", check)
+    monkeypatch.setattr(self_check, "check", check)
     with pytest.raises(SystemExit) as stop:
         printed(capsys, "doctor", "--check")
     out = capsys.readouterr().out
