@@ -90,8 +90,8 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, columns: bool = True) ->
     with on_device(audio.device):
         N_a = len(audio)
         N_t = len(text)
-        row_lse = torch.full((N_a,), -torch.inf, device=audio.device)
-        column_lse = torch.full((N_t,), -torch.inf, device=audio.device) if columns else None
+        row_lse = torch.full((N_a,), -torch.inf, dtype=torch.float32, device=audio.device)
+        column_lse = torch.full((N_t,), -torch.inf, dtype=torch.float32, device=audio.device) if columns else None
         if N_a == 0 or N_t == 0:
             return row_lse, column_lse
         audio = packed(audio)

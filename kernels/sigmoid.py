@@ -30,7 +30,7 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
     with on_device(audio.device):
         N_a, N_t = len(audio), len(text)
         if N_a == 0 or N_t == 0:
-            return torch.zeros(N_a, device=audio.device)
+            return torch.zeros(N_a, dtype=torch.float32, device=audio.device)
         audio, text = packed(audio), packed(text)
         D = audio.shape[1]
         device = Device.of(audio.device)
@@ -38,7 +38,7 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         row_tiles, column_tiles = triton.cdiv(N_a, launch.rows), triton.cdiv(N_t, launch.columns)
         span = column_span(row_tiles, column_tiles, device)
         parts = triton.cdiv(column_tiles, span)
-        loss_parts = torch.empty(parts, N_a, device=audio.device)
+        loss_parts = torch.empty(parts, N_a, dtype=torch.float32, device=audio.device)
         sigmoid_loss_kernel[(row_tiles * parts,)](
             audio, text, scale, bias, positive, loss_parts, N_a, N_t, D, span, GROUP=GROUP, **launch.meta()
         )

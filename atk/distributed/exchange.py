@@ -10,7 +10,7 @@ from atk.distributed.collectives import Gather, Layout, exchange_layout, gather_
 from atk.distributed.ring import ring
 from atk.kernels.sequences import Sequences, from_padded
 from atk.ops import checks
-from atk.ops.backend import choose
+from atk.ops.backend import autocast_dtype, choose
 from atk.ops.max_mean import DIRECTIONS, similarity
 from atk.ops.max_mean_op import normalize_rows
 
@@ -73,7 +73,7 @@ def similarity_to_all(
     checks.padded(audio, text, audio_mask, text_mask)
     checks.pairs(audio, text, allow_empty=True)
     checks.one_of("direction", direction, DIRECTIONS)
-    backend = choose(backend, audio.device, audio.dtype)
+    backend = choose(backend, audio.device, autocast_dtype(audio))
     clips, captions = from_padded(audio, audio_mask), _pack_valid(text, text_mask)
     if normalize:  # here, so that it runs once and not for every block
         clips = clips._replace(rows=normalize_rows(clips.rows, clips.mask, backend))

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import Tensor
 
 BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "reference"),
@@ -10,7 +11,10 @@ BACKENDS = {  # by op, in the order in which "auto" prefers them
     "info_nce": ("triton", "chunked", "reference"),
     "sigmoid_loss": ("triton", "chunked", "reference"),
 }
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_GPU = "cuda"  # device type on which "auto" takes the Triton kernels
 
 
 class BackendError(RuntimeError):
@@ -21,7 +25,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     """None if `backend` can run here with this device and dtype, else the reason why not."""
     if backend in ("reference", "sdpa", "chunked"):
         return None
-    if dtype not in _KERNEL_DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return f"takes float32, bfloat16, and float16, not {str(dtype).removeprefix('torch.')}; use backend='reference'"
     if backend == "cpp":
         if device.type != "cpu":
@@ -31,27 +35,26 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         return cpp.unavailable()
     from atk.kernels import launch
 
-    return launch.unavailable(device.type)
+    return launch.unavailable(device)
 
 
 def choose(
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    among: tuple[str, ...] = BACKENDS["max_mean_similarity"],
+    backend: str, device: torch.device, dtype: torch.dtype, op: str = "max_mean_similarity", *, check: bool = True
 ) -> str:
     """The backend that runs this call: `backend` itself or, for `"auto"`, `ATK_BACKEND` or the preferred one.
 
     Args:
         backend: the name that the caller passed.
         device: device of the inputs.
-        dtype: dtype of the inputs.
-        among: the backends of the op. `ATK_BACKEND` is ignored if it names a backend of other ops only.
+        dtype: dtype of the inputs as the backend gets them, see `autocast_dtype`.
+        op: a key of `BACKENDS`. `ATK_BACKEND` is ignored if it names a backend of other ops only.
+        check: whether `"auto"` first compares kernels that are new to this GPU with the reference, see `self_check`.
 
     Raises:
         ValueError: no backend has this name.
         BackendError: the requested backend cannot run here. `"auto"` without `ATK_BACKEND` never raises.
     """
+    among = BACKENDS[op]
     origin = "argument backend"
     known = {name for names in BACKENDS.values() for name in names}
     if backend == "auto":
@@ -60,7 +63,7 @@ def choose(
         if backend in known and backend not in among:
             backend = "auto"
         if backend == "auto":
-            return _automatic(device, dtype, among)
+            return _automatic(device, dtype, op, check)
     choices = f"'auto' or one of {', '.join(map(repr, among))}"
     if backend not in known:
         raise ValueError(f"{origin} must be {choices}, got {backend!r}")
@@ -70,10 +73,26 @@ def choose(
     return backend
 
 
-def _automatic(device: torch.device, dtype: torch.dtype, among: tuple[str, ...]) -> str:
+def autocast_dtype(value: Tensor) -> torch.dtype:
+    """The dtype that an op which casts its inputs under autocast, as a matrix product does, casts `value` to."""
+    if value.dtype != torch.float64 and torch.is_autocast_enabled(value.device.type):
+        return torch.get_autocast_dtype(value.device.type)
+    return value.dtype
+
+
+def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -> str:
     # Triton's interpreter is for testing kernels, never a default.
-    preferred = [name for name in among if name != "triton" or device.type == "cuda"]
-    return next(name for name in preferred if unavailable(name, device, dtype) is None)
+    preferred = [name for name in BACKENDS[op] if name != "triton" or device.type == _GPU]
+    chosen, *others = [name for name in preferred if unavailable(name, device, dtype) is None]
+    if chosen == "triton":
+        from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+
+        if check:
+            right = self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
+        else:
+            right = self_check.fault(op, device, dtype) is None
+        return chosen if right else others[0]
+    return chosen
 
 
 def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
@@ -92,14 +111,18 @@ def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
     """
     if op not in BACKENDS:
         raise ValueError(f"op must be one of {', '.join(map(repr, BACKENDS))}, got {op!r}")
+    from atk.ops import self_check
+
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
     table = {}
     for device in devices:
-        for dtype in (*_KERNEL_DTYPES, torch.float64):
-            row = {"auto": _automatic(device, dtype, BACKENDS[op])}
+        for dtype in (*KERNEL_DTYPES, torch.float64):
+            row = {"auto": _automatic(device, dtype, op, check=False)}
             for name in BACKENDS[op]:
                 row[name] = unavailable(name, device, dtype) or "available"
+            if row["triton"] == "available" and (mistake := self_check.fault(op, device, dtype)) is not None:
+                row["triton"] = f"available, but failed its self-check: {mistake}"
             table[f"{device.type} {str(dtype).removeprefix('torch.')}"] = row
     return table

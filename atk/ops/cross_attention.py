@@ -3,11 +3,10 @@
 The autograd ops and kernels behind it are in `cross_attention_op`.
 """
 
-import torch
 from torch import Tensor
 
 from atk.ops import checks
-from atk.ops.backend import BACKENDS, choose
+from atk.ops.backend import autocast_dtype, choose
 from atk.ops.cross_attention_op import dispatch
 
 
@@ -67,9 +66,8 @@ def difference(
 
     `finite_padding` promises that padded positions of k and v hold finite values, which saves a pass to clear them.
     """
-    backend = choose(backend, source.device, source.dtype, among=BACKENDS["cross_attention_difference"])
-    if source.dtype != torch.float64 and torch.is_autocast_enabled(source.device.type):
-        dtype = torch.get_autocast_dtype(source.device.type)
-        source, q, k, v, out_weight = (value.to(dtype) for value in (source, q, k, v, out_weight))
-        out_bias = None if out_bias is None else out_bias.to(dtype)
+    dtype = autocast_dtype(source)
+    backend = choose(backend, source.device, dtype, "cross_attention_difference")
+    source, q, k, v, out_weight = (value.to(dtype) for value in (source, q, k, v, out_weight))
+    out_bias = None if out_bias is None else out_bias.to(dtype)
     return dispatch(source, q, k, v, out_weight, out_bias, key_mask, num_heads, backend, finite_padding)

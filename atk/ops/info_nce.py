@@ -180,9 +180,8 @@ def logit_gradient_magnitude(
 
 def choose_backend(audio: Tensor, backend: str, op: str = "info_nce") -> str:
     """The backend that runs `op`, a loss on global vectors, here."""
-    among = BACKENDS[op]
-    checks.one_of("backend", backend, ("auto", *among))
-    return choose(backend, audio.device, audio.dtype, among=among)
+    checks.one_of("backend", backend, ("auto", *BACKENDS[op]))
+    return choose(backend, audio.device, audio.dtype, op)
 
 
 def check_vectors(audio: Tensor, text: Tensor, logit_scale: Tensor | float) -> None:

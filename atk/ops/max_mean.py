@@ -6,12 +6,11 @@ ops behind them are in `max_mean_op`.
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
-from atk.ops.backend import choose
+from atk.ops.backend import autocast_dtype, choose
 from atk.ops.max_mean_op import normalize_rows, score
 
 Direction = Literal["audio", "text", "both"]
@@ -142,14 +141,13 @@ def similarity(
 ) -> Tensor:
     """What the public functions share. With `sparse`, the incoming gradient is expected to have many exact zeros."""
     checks.one_of("direction", direction, DIRECTIONS)
-    backend = choose(backend, audio.rows.device, audio.rows.dtype)
+    dtype = autocast_dtype(audio.rows)
+    backend = choose(backend, audio.rows.device, dtype)
     if normalize:
         audio = audio._replace(rows=normalize_rows(audio.rows, audio.mask, backend))
         text = text._replace(rows=normalize_rows(text.rows, text.mask, backend))
-    if audio.rows.dtype != torch.float64 and torch.is_autocast_enabled(audio.rows.device.type):
-        dtype = torch.get_autocast_dtype(audio.rows.device.type)
-        audio = audio._replace(rows=audio.rows.to(dtype))
-        text = text._replace(rows=text.rows.to(dtype))
+    audio = audio._replace(rows=audio.rows.to(dtype))
+    text = text._replace(rows=text.rows.to(dtype))
 
     def scored(averaged: Sequences, maximized: Sequences) -> Tensor:
         return score(averaged, maximized, pairs=pairs, sparse=sparse, save_index=save_index, backend=backend)

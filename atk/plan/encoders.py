@@ -109,9 +109,8 @@ def _task(config: PlanConfig) -> PlanTask:
         config = replace(config, model=CLAP.saved_config(config.init))
     make: type[PlanTask] = AlignedTask if isinstance(config, AlignedConfig) else SemiSupervisedTask
     task: PlanTask = make.__new__(make)  # the constructor would read data
-    task.config = config
+    task.config = replace(config, backend="auto")  # this machine may lack the one that trains
     task.device = torch.device("cpu")
-    task.backend = "auto"
     task.model = _model(config).train()
     if config.activation_checkpointing:
         checkpoint_layers(task.model)

@@ -16,7 +16,6 @@ from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
 from atk.nn import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
 from atk.nn.losses import PAIR_LOSSES, PairLoss, check_reduction
-from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
 from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import TrainConfig
@@ -104,7 +103,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
     """
 
     monitor = "mAP@10"
-    backends = BACKENDS["max_mean_similarity"]
+    op = "max_mean_similarity"
     method: str
 
     def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):

@@ -23,7 +23,6 @@ from atk.eval.captioning import CaptionSplit, evaluate_captions, write_captions
 from atk.eval.embed import evaluating
 from atk.models.captioner import Captioner, CaptionerConfig, Difference
 from atk.nn import CrossAttentionDifference
-from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
 from atk.train.config import TrainConfig, fields_at_least
 from atk.train.grad_cache import Embeddings
@@ -94,14 +93,14 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 
     method = "difference"
     monitor = "log_likelihood"
-    backends = BACKENDS["cross_attention_difference"]
+    op = "cross_attention_difference"
 
     def __init__(self, config: DifferenceConfig, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device)
         self.model = self._load_model(checkpoint).to(device)
         self.criterion = nn.Identity()
         if isinstance(self.model.difference_block, CrossAttentionDifference):
-            self.model.difference_block.backend = self.backend
+            self.model.difference_block.backend = self.config.backend
         self.dataset = self._dataset()
         self.evaluation: CaptionSplit | None = None
         self.validation: MixtureDataset | None = None

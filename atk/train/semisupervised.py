@@ -14,7 +14,6 @@ from atk.distributed.collectives import world_size
 from atk.models.clap import AudioEmbedding
 from atk.nn import InfoNCELoss, SigmoidLoss
 from atk.nn.mappers import MLPMapper, TransformerMapper
-from atk.ops.backend import BACKENDS
 from atk.ops.checks import one_of
 from atk.train.config import fields_at_least
 from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossConfig, readings_of, train_contrastive
@@ -157,7 +156,7 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
     """
 
     method = "semisupervised"
-    backends = BACKENDS["info_nce"]
+    op = "info_nce"
 
     def __init__(self, config: SemiSupervisedConfig, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device, checkpoint)
@@ -176,7 +175,7 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
     def make_criterion(self) -> SemiSupervisedCriterion:
         """The configured loss, and the mapper that is trained along with it."""
         loss = self.config.loss
-        options: dict[str, Any] = {"backend": self.backend, "gather": self.config.gather}
+        options: dict[str, Any] = {"backend": self.config.backend, "gather": self.config.gather}
         if loss.kind == "sigmoid":
             criterion = SigmoidLoss(loss.first_temperature, loss.bias, loss.learns, **options)
         else:

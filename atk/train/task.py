@@ -30,11 +30,15 @@ class Task(CachedTask, Protocol):
 
     method: str
     config: Any  # the configuration of the method
-    backend: str  # of the fused op
     monitor: str  # the validation metric that selects the best checkpoint; higher is better
     held_out: str | None  # the split that is evaluated after training
     steps_per_epoch: int
     skipped: dict[str, str]  # file -> why it could not be used
+
+    @property
+    def backend(self) -> str:
+        """The backend of the fused op."""
+        ...
 
     @property
     def validation(self) -> object | None:
@@ -95,14 +99,14 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         BackendError: the backend cannot run here.
     """
 
-    backends: tuple[str, ...]  # of the method's op
+    op: str  # the op whose backend `config.backend` chooses
     model: ModelT
     dataset: TrainDataset
 
     def __init__(self, config: ConfigT, device: torch.device):
         self.config = config
         self.device = device
-        self.backend = choose(config.backend, device, torch.float32, among=self.backends)
+        _ = self.backend  # raises an error now if it cannot run
         self.workers = default_workers(device) if config.workers is None else config.workers
         train = read_split(config.data, "train", config.on_error)
         self.clips = train.clips
@@ -115,6 +119,13 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
                 print(f"train.csv: {note}", file=sys.stderr)
         self.held_out = next((split for split in ("test", "val") if self.has(split)), None)
         torch.manual_seed(config.seed)
+
+    @property
+    def backend(self) -> str:
+        """The backend of the fused op; `"auto"` may choose another one after a failed self-check."""
+        half = self.device.type == "cuda" and self.config.precision != "fp32"
+        dtype = torch.bfloat16 if half else torch.float32
+        return choose(self.config.backend, self.device, dtype, self.op, check=False)
 
     def has(self, split: str) -> bool:
         """Whether the data folder has a split of this name."""

@@ -1,6 +1,7 @@
 """Launch configurations of the Triton kernels: the launch table, which overrides heuristics, and the tuner."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -71,9 +72,28 @@ def test_unreadable_tables_are_rejected(content, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("capability", "works"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_old_gpus_are_rejected(capability, works, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     reason = launch.unavailable("cuda")
-    assert reason is None if works else "needs a GPU of compute capability 8.0 or newer, this one has 7.5" in reason
+    assert reason is None if works else "needs a GPU of compute capability 8.0 or newer, cuda:0 has 7.5" in reason
+
+
+def test_the_gpu_of_the_tensor_counts_and_without_one_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (7, 5)][index])
+    assert launch.unavailable(torch.device("cuda", 0)) is None
+    for device in ("cuda:1", "cuda"):
+        assert launch.unavailable(device) == "needs a GPU of compute capability 8.0 or newer, cuda:1 has 7.5"
+
+
+def test_amd_gpus_are_refused_and_never_taken_for_hopper(monkeypatch):
+    assert H200.has_wgmma and Device((10, 0), 148).has_wgmma and not Device((12, 0), 170).has_wgmma
+    monkeypatch.setattr(torch.version, "hip", "7.0.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))
+    assert re.match(r"the Triton kernels need an NVIDIA GPU; [^\n]*$", launch.unavailable("cuda:0"))
+    assert not Device((9, 4), 304, "AMD Instinct MI300X").has_wgmma
 
 
 @needs_gpu_or_interpreter

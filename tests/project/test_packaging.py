@@ -38,6 +38,12 @@ def test_a_missing_extension_is_explained_and_auto_falls_back(tmp_path, monkeypa
         atk.max_mean_similarity(audio, text, backend="cpp")
 
 
+def test_importing_atk_loads_neither_triton_nor_the_compiler():
+    code = "import sys, torch, atk; print({'triton', 'torch._dynamo'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "set()\n"
+
+
 OPS = """
 import sys
 sys.modules.update(dict.fromkeys({missing}))  # importing any of them raises ImportError
