@@ -26,12 +26,21 @@ from atk.kernels.compile_signatures import (
     find_kernel,
 )
 
+_KIB = 1024
+# Bytes of shared memory that a program can use on each architecture.
+SHARED_MEMORY = {
+    "sm_80": 163 * _KIB,
+    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 99 * _KIB),
+    **dict.fromkeys(("sm_90", "sm_100"), 227 * _KIB),
+}
+
 
 @dataclass(frozen=True)
 class Row:
     """The compiled code of one kernel configuration.
 
-    `spills` is local memory per thread in bytes (stack and spilled registers); `shared` is shared memory in bytes.
+    `spills` is local memory per thread in bytes (stack and spilled registers), 0 if no instruction accesses it, because
+    ptxas 13 reserves stack that it does not use. `shared` is shared memory in bytes.
     `hgmma` counts warpgroup matrix instructions (Hopper); `hmma` counts matrix instructions of a single warp.
     """
 
@@ -154,4 +163,5 @@ def _inspect(cubin: bytes) -> tuple[int, int, int, int]:
     if match is None:
         raise RuntimeError(f"cannot read the resource usage that cuobjdump reports: {usage!r}")
     registers, stack, local = map(int, match.groups())
-    return registers, stack + local, len(re.findall(r"\bHGMMA\b", sass)), len(re.findall(r"\bHMMA\b", sass))
+    spills = stack + local if re.search(r"\b(LDL|STL)\b", sass) else 0
+    return registers, spills, len(re.findall(r"\bHGMMA\b", sass)), len(re.findall(r"\bHMMA\b", sass))
