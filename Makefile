@@ -4,7 +4,7 @@ SCENES := runs/soundscapes
 RUN := runs/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help install demo quick test exhaustive coverage bench lint types format docs wheel
+.PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ coverage: install ## all tests, with the share of lines that they run
 
 bench: install ## the short benchmarks; with COMPARE=saved.json, a regression fails
 	$(BIN)/atk bench --short --out runs/bench $(if $(COMPARE),--compare $(COMPARE))
+
+triton: install ## compile the kernels with every declared version of Triton for every architecture; takes hours
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/triton_versions.py
 
 lint: install types ## ruff, codespell, and the type checker
 	$(BIN)/ruff check .

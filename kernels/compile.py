@@ -27,13 +27,22 @@ from atk.kernels.launch import packed_width
 from atk.kernels.pipes import Clocks, clocks
 from atk.kernels.sass import MachineCode, disassemble, main_loop, tiles_ahead
 
+_KIB = 1024
+# Bytes of shared memory that a program can use on each architecture.
+SHARED_MEMORY = {
+    "sm_80": 163 * _KIB,
+    **dict.fromkeys(("sm_86", "sm_89", "sm_120"), 99 * _KIB),
+    **dict.fromkeys(("sm_90", "sm_100"), 227 * _KIB),
+}
+
 
 @dataclass(frozen=True)
 class Row:
     """The compiled code of one kernel configuration.
 
     Attributes:
-        spills: local memory per thread in bytes: stack and spilled registers.
+        spills: local memory per thread in bytes: stack and spilled registers; 0 if no instruction accesses it, because
+            ptxas 13 reserves stack that it does not use.
         shared_bytes: shared memory in bytes.
         hgmma: number of warpgroup matrix instructions (Hopper).
         hmma: number of matrix instructions of a single warp.

@@ -1,7 +1,8 @@
 """Launch configurations of the Triton kernels, chosen by shape, dtype and GPU.
 
 There is no tuning at run time, so results are reproducible. A table of tuned configurations (`launch_table.py`)
-overrides the heuristics. The comments cite registers, spills and shared memory of the compiled code (`compile.py`).
+overrides the heuristics. The comments cite registers, spills and shared memory of the compiled code (`compile.py`). One
+configuration serves every version of Triton; some versions need more registers than others for the same kernel.
 """
 
 import importlib.util
@@ -188,8 +189,10 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     if kernel == "forward":
         return _forward_heuristic(dtype, tokens, chunked, D, divisor, device)
     if dtype == torch.float32:
-        # Twice as many channels spill.
-        return Launch(64, min(divisor, 32 if kernel == "grad_audio" else 64), warps=8, stages=3)
+        if kernel == "grad_audio":
+            return Launch(64, min(divisor, 32), warps=8, stages=3)  # twice as many channels spill
+        # The frames are the inner dimension of the product, whose operands are in registers: 64 spill.
+        return Launch(32, min(divisor, 64), warps=8, stages=3)
     if device.has_wgmma:
         return Launch(128, min(divisor, 128), warps=8, stages=3)  # 256 channels spill
     # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
@@ -201,13 +204,15 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
 
 def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
-        return Launch(64, 16, warps=8, stages=3, stationary=False)
+        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
+        # aims at 128 registers and spills; with four it takes up to 168.
+        return Launch(64, 16, warps=4, stages=3, stationary=False)
     if divisor == D and not chunked:
         if D <= 128:
             # 64 KiB on Hopper: three programs share a multiprocessor, so the maximum of one overlaps with the product
-            # of another. Matrix instructions of a single warp hold operands in registers too, so use eight warps there.
-            return Launch(64, D, 4 if device.has_wgmma else 8, stages=3, stationary=True)
+            # of another. Matrix instructions of a single warp hold operands in registers too, so use eight warps there;
+            # but with 32 channels eight warps spill.
+            return Launch(64, D, 4 if device.has_wgmma or D == 32 else 8, stages=3, stationary=True)
         if D == 256 and tokens > 8 and device.has_wgmma:
             return Launch(128, D, warps=8, stages=2, stationary=True)  # 192 KiB
     # Stream both operands, in the largest tile that leaves registers for the running maximum of each caption.
@@ -226,8 +231,8 @@ def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, 
     if kernel == "gate":
         if half and D % 16 == 0:
             return TileLaunch(128, 128, 64, warps=8, stages=3)
-        # Unaligned rows need an address per element, held in registers.
-        return TileLaunch(64, 64, 32 if half else 16, warps=8, stages=3)
+        # Unaligned rows need an address per element, held in registers; for float32 see `_forward_heuristic`.
+        return TileLaunch(64, 64, 32, warps=8, stages=3) if half else TileLaunch(64, 64, 16, warps=4, stages=3)
     head = head_channels(D // heads)
     table = _ATTENTION_FLOAT32 if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
     rows, columns, warps, stages = next(tile for limit, tile in table[kernel].items() if head <= limit)
@@ -248,8 +253,7 @@ def pointwise_launch() -> dict[str, int]:
 def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
     """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
-        return TileLaunch(64, 64, 16, warps=8, stages=3)
+        return TileLaunch(64, 64, 16, warps=4, stages=3)  # as in `_forward_heuristic`
     # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
     return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
 

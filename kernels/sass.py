@@ -43,7 +43,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """The code of a kernel. `local_bytes` is local memory per thread: stack and spilled registers."""
+    """The code of a kernel.
+
+    Attributes:
+        instructions: in the order of their addresses.
+        registers: per thread.
+        local_bytes: local memory per thread (stack and spilled registers); 0 if no instruction accesses it, because
+            ptxas 13 reserves stack that it does not use.
+    """
 
     instructions: list[Instruction]
     registers: int
@@ -65,7 +72,9 @@ def disassemble(cubin: bytes) -> MachineCode:
     if match is None:
         raise RuntimeError(f"cannot read the resource usage that cuobjdump reports: {usage!r}")
     registers, stack, local = map(int, match.groups())
-    return MachineCode(parse(sass), registers, stack + local)
+    instructions = parse(sass)
+    accessed = any(one.name in ("LDL", "STL") for one in instructions)
+    return MachineCode(instructions, registers, stack + local if accessed else 0)
 
 
 def parse(sass: str) -> list[Instruction]:
