@@ -108,9 +108,9 @@ class TileLaunch:
 # one overlaps with the products of another.
 _AttentionTiles: TypeAlias = dict[str, dict[int, tuple[int, int, int, int]]]
 _ATTENTION_HOPPER: _AttentionTiles = {
-    "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
-    "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 3)},
+    "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
+    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 3)},
 }
 # Also used with 99 KiB of shared memory: compute capabilities 8.6, 8.9 and 12.
 _ATTENTION_AMPERE: _AttentionTiles = {
@@ -209,12 +209,12 @@ def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, d
         return Launch(64, 16, warps=4, stages=3, stationary=False)
     if divisor == D and not chunked:
         if D <= 128:
-            # 64 KiB on Hopper: three programs share a multiprocessor, so the maximum of one overlaps with the product
-            # of another. Matrix instructions of a single warp hold operands in registers too, so use eight warps there;
-            # but with 32 channels eight warps spill.
+            # 81 KiB: two programs share a multiprocessor, so the maximum of one overlaps with the product of another.
+            # Matrix instructions of a single warp hold operands in registers too, so use eight warps there; but with 32
+            # channels eight warps spill.
             return Launch(64, D, 4 if device.has_wgmma or D == 32 else 8, stages=3, stationary=True)
         if D == 256 and tokens > 8 and device.has_wgmma:
-            return Launch(128, D, warps=8, stages=2, stationary=True)  # 192 KiB
+            return Launch(64, D, warps=4, stages=3, stationary=True)  # 160 KiB; 128 frames leave room for two stages
     # Stream both operands, in the largest tile that leaves registers for the running maximum of each caption.
     channels = min(divisor, 64 if tokens > 8 else 32)
     return Launch(128 if device.has_wgmma else 64, channels, warps=8, stages=3, stationary=False)
@@ -253,7 +253,8 @@ def pointwise_launch() -> dict[str, int]:
 def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
     """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
-        return TileLaunch(64, 64, 16, warps=4, stages=3)  # as in `_forward_heuristic`
+        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time; three stages spill.
+        return TileLaunch(64, 64, 16, warps=8, stages=2)
     # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
     return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
 
