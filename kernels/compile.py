@@ -23,9 +23,9 @@ from atk.kernels.compile_signatures import (
     compile_arguments,
     find_kernel,
 )
-from atk.kernels.launch import packed_width
 from atk.kernels.pipes import Clocks, clocks
 from atk.kernels.sass import MachineCode, disassemble, main_loop, tiles_ahead
+from atk.kernels.sequences import packed_width
 
 _KIB = 1024
 # Bytes of shared memory that a program can use on each architecture.

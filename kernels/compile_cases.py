@@ -13,7 +13,7 @@ from atk.kernels.compile_signatures import (
     SMALL_KERNELS,
     Case,
 )
-from atk.kernels.launch import tile_width
+from atk.kernels.sequences import tile_width
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # One of each kind: 32, multiples of each power of two from 64 up, and unaligned rows.

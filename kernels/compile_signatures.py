@@ -16,10 +16,9 @@ from atk.kernels.launch import (
     key_end_launch,
     max_mean_launch,
     merge_launch,
-    packed_width,
     pointwise_launch,
-    tile_width,
 )
+from atk.kernels.sequences import packed_width, tile_width
 
 # Kernels with matrix products, by operation.
 MAX_MEAN_KERNELS = ("forward", "grad_audio", "grad_text")

@@ -20,9 +20,9 @@ from atk.kernels.launch import (
     info_nce_launch,
     merge_launch,
     on_device,
-    packed_width,
     unavailable,
 )
+from atk.kernels.sequences import packed_width
 
 __all__ = ["backward", "forward", "unavailable"]
 

@@ -155,16 +155,6 @@ def _unusable_gpu(index: int | None) -> str | None:
     return None
 
 
-def tile_width(dtype: torch.dtype) -> int:
-    """Rows in a tile of packed text. With twice as many scores, no registers are left for the maximum."""
-    return 64 if dtype == torch.float32 else 128
-
-
-def packed_width(D: int) -> int:
-    """D rounded up to 32 or a multiple of 64, so that channel tiles are full and aligned."""
-    return 32 if D <= 32 else D + -D % 64
-
-
 def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
     """The launch configuration of a max-mean kernel, from the launch table or else from heuristics.
 
@@ -196,10 +186,7 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     if device.has_wgmma:
         return Launch(128, min(divisor, 128), warps=8, stages=3)  # 256 channels spill
     # The weighted sum of grad_text needs two accumulators: 128 channels spill on sm_80.
-    channels = min(divisor, 64 if kernel == "grad_text" else 128)
-    # With eight warps ptxas aims at 128 registers, and grad_audio spills at 16 captions per tile and 64 channels.
-    spills = kernel == "grad_audio" and tokens == 8 and channels == 64
-    return Launch(64, channels, 4 if spills else 8, stages=3)
+    return Launch(64, min(divisor, 64 if kernel == "grad_text" else 128), warps=8, stages=3)
 
 
 def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:

@@ -11,9 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
-from atk.kernels.launch import next_power_of_two, tile_width
+from atk.kernels.launch import next_power_of_two
 from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
-from atk.kernels.sequences import Packed, Sequences, packed_rows, table_sections
+from atk.kernels.sequences import Packed, Sequences, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import TILE_FIELDS
 
 TILE_SIZES = (64, 128)  # frames in a tile, of the two tables that are prepared

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atk.kernels.launch import packed_width, tile_width
-
 
 class Sequences(NamedTuple):
     """N sequences packed into T rows of D channels; sequence s is `rows[cu_seqlens[s] : cu_seqlens[s + 1]]`.
@@ -33,6 +31,16 @@ class Packed(NamedTuple):
     tables: Tensor
     tokens: Tensor
     frames: Tensor
+
+
+def tile_width(dtype: torch.dtype) -> int:
+    """Rows in a tile of packed text. With twice as many scores, no registers are left for the maximum."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def packed_width(D: int) -> int:
+    """D rounded up to 32 or a multiple of 64, so that channel tiles are full and aligned."""
+    return 32 if D <= 32 else D + -D % 64
 
 
 def index_dtype(longest: int) -> torch.dtype:

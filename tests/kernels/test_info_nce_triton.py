@@ -7,7 +7,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from support.triton_cases import DEVICE, DTYPES, assert_equal, needs_gpu_or_interpreter
 
-from atk.kernels.launch import Device, column_span, info_nce_launch, packed_width
+from atk.kernels.launch import Device, column_span, info_nce_launch
+from atk.kernels.sequences import packed_width
 
 pytestmark = pytest.mark.triton
 
