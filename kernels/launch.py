@@ -110,7 +110,7 @@ _AttentionTiles: TypeAlias = dict[str, dict[int, tuple[int, int, int, int]]]
 _ATTENTION_HOPPER: _AttentionTiles = {
     "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 3)},
     "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
-    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 3)},
+    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
 }
 # Also used with 99 KiB of shared memory: compute capabilities 8.6, 8.9 and 12.
 _ATTENTION_AMPERE: _AttentionTiles = {
