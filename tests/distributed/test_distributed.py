@@ -10,7 +10,7 @@ from atk import distributed
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks(size, case):
     messages = failures(size)[case]

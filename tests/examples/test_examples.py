@@ -118,7 +118,7 @@ def test_exported_encoders_equal_the_model(tmp_path):
     assert set(errors) == {"audio", "text"} and max(errors.values()) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_exported_encoders_of_a_saved_model(tmp_path):
     script = example("export_encoder")
     model = script.CLAP.create(script.ModelConfig(dim=16), script.CAPTIONS).eval()

@@ -26,13 +26,12 @@ LEAST = {
     "ops/test_sigmoid.py ops/test_self_check.py ops/test_self_check_problems.py": 31,
 }
 QUICK = "kernels/test_normalize_triton.py"
+SLOW = "kernels/test_max_mean_triton.py kernels/test_launch_triton.py"
 
 
 def mark(name):
-    """The public ops call kernels that the other processes test too."""
-    if name.startswith("ops"):
-        return pytest.mark.exhaustive
-    return () if name == QUICK else pytest.mark.slow
+    """The public ops call kernels that the other processes test too, and compiled kernels are executed elsewhere."""
+    return () if name == QUICK else pytest.mark.slow if name == SLOW else pytest.mark.exhaustive
 
 
 CASES = [pytest.param(name, marks=mark(name)) for name in LEAST]

@@ -129,7 +129,7 @@ def step(length):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_is_linear_in_the_length():
     def peak(length, backend):

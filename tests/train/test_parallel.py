@@ -101,7 +101,7 @@ def test_a_run_killed_on_two_ranks_resumes_on_four_like_one_process(tiny_data, t
     assert summary["ranks"] == 4 and summary["steps"] == 12
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_rank_that_dies_ends_the_job_and_a_restart_resumes_it(tiny_data, tmp_path):
     out = tmp_path / "run"
     command = arguments(tiny_data, out, "--steps", "60", "--save-every", "1", "--eval-every", "0", "--resume")
