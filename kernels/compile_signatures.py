@@ -18,7 +18,7 @@ from atk.kernels.launch import (
     merge_launch,
     pointwise_launch,
 )
-from atk.kernels.sequences import packed_width, tile_width
+from atk.kernels.sequences import frame_sizes, packed_width, tile_width
 
 # Kernels with matrix products, by operation.
 MAX_MEAN_KERNELS = ("forward", "grad_audio", "grad_text")
@@ -119,7 +119,7 @@ def find_kernel(name: str) -> Any:
 def _meta(case: Case, capability: Capability) -> _Meta:
     """The compile-time arguments of a case, including `num_warps` and `num_stages` of the tuned kernels."""
     from atk.kernels.normalize import normalize_launch
-    from atk.kernels.pack import TILE_SIZES, gather_block
+    from atk.kernels.pack import gather_block
     from atk.kernels.sum_parts import sum_parts_launch
 
     device = Device(capability, _MULTIPROCESSORS)
@@ -143,7 +143,7 @@ def _meta(case: Case, capability: Capability) -> _Meta:
         return {**meta, "FRAME_WINNERS": launch.winners_per_frame(meta["C"]), **launch.meta()}
     if case.kernel == "sum_parts":
         return {**sum_parts_launch(packed_width(case.D))}
-    small, large = TILE_SIZES
+    small, large = frame_sizes(case.dtype)
     return {**meta, "SMALL": small, "LARGE": large, "BLOCK_D": gather_block(case.D)}
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from atk.kernels.launch import next_power_of_two
 from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
-from atk.kernels.sequences import Packed, Sequences, packed_rows, table_sections, tile_width
+from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import TILE_FIELDS
 
-TILE_SIZES = (64, 128)  # frames in a tile, of the two tables that are prepared
 _SHORTEST = 8  # tokens of the first length class
 
 
@@ -147,7 +146,7 @@ def pack(
     R = packed_rows(T_t, N_t, text.longest, text.mask is not None, width, pairs)
     if R >= 2**31:
         raise ValueError(f"text has too many tokens for the triton backend: {R} packed rows, at most {2**31 - 1}")
-    sections = table_sections(N_a, T_a, audio.mask is not None, N_t, R, width)
+    sections = table_sections(N_a, T_a, audio.mask is not None, N_t, R, text.rows.dtype)
     tables = dict(zip(sections, packed.tables.split(list(sections.values())), strict=True))
     moved = packed.frames.shape[0] > 0
     frame_source = None if audio.mask is None else tables["frame_source"]
@@ -156,8 +155,10 @@ def pack(
     captions = Captions(
         packed.tokens, tables["token_source"], tables["slots"], tables["bounds"], tables["text_tiles"], classes, N_t
     )
+    small, large = frame_sizes(text.rows.dtype)
     tiles = {
-        size: FrameTiles(tables[f"tiles_{size}"], tables[f"first_{size}"], T_a // size + N_a) for size in TILE_SIZES
+        small: FrameTiles(tables["tiles_small"], tables["first_small"], T_a // small + N_a),
+        large: FrameTiles(tables["tiles_large"], tables["first_large"], T_a // large + N_a),
     }
     if fill:
         _fill(audio, text, tables, frames, captions, moved)
@@ -170,9 +171,9 @@ def _fill(
     audio_mask = None if audio.mask is None else as_bytes(audio.mask)
     text_mask = None if text.mask is None else as_bytes(text.mask)
     N_a, N_t = frames.count, captions.count
-    small, large = TILE_SIZES
+    small, large = frame_sizes(text.rows.dtype)
     sizes = {"SMALL": small, "LARGE": large, "W": captions.classes[0].width}
-    first = tables[f"first_{small}"], tables[f"first_{large}"]
+    first = tables["first_small"], tables["first_large"]
     count_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["caption_length"], N_a
     )
@@ -182,7 +183,7 @@ def _fill(
     )  # fmt: skip
     place_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["column"],
-        first[0], tables[f"tiles_{small}"], first[1], tables[f"tiles_{large}"],
+        first[0], tables["tiles_small"], first[1], tables["tiles_large"],
         frames.source_row, captions.slots, captions.bounds, captions.source_row, captions.tiles, N_a, N_t,
         len(captions.classes), **sizes,
     )  # fmt: skip
@@ -195,7 +196,7 @@ def _fill(
 
 
 def frame_tiles(audio: Sequences, frames: Frames, size: int) -> FrameTiles:
-    """The table of tiles of up to `size` frames, for a size that is not among TILE_SIZES; computed by the host."""
+    """The table of tiles of up to `size` frames, for other sizes than `frame_sizes`: waits for the GPU."""
     rows, length = audio.cu_seqlens.tolist(), frames.length.tolist()
     entries, first, column = [], [0], 0
     for clip in range(frames.count):

@@ -38,6 +38,11 @@ def tile_width(dtype: torch.dtype) -> int:
     return 64 if dtype == torch.float32 else 128
 
 
+def frame_sizes(dtype: torch.dtype) -> tuple[int, int]:
+    """Frames in a tile, for the two tables of tiles that are prepared: those that launch configurations use."""
+    return (32, 64) if dtype == torch.float32 else (64, 128)
+
+
 def packed_width(D: int) -> int:
     """D rounded up to 32 or a multiple of 64, so that channel tiles are full and aligned."""
     return 32 if D <= 32 else D + -D % 64
@@ -88,7 +93,7 @@ def packed_rows(rows: int, num_sequences: int, longest: int, has_mask: bool, wid
     return bound + -bound % width
 
 
-def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, width: int) -> dict[str, int]:
+def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, dtype: torch.dtype) -> dict[str, int]:
     """Sizes of the tables that the Triton kernels prepare, by name, in int32; multiples of 4 keep them aligned.
 
     Args:
@@ -97,20 +102,21 @@ def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, w
         audio_has_mask: whether some frames may be padding.
         N_t: the number of captions.
         R: rows of packed text, as `packed_rows` gives.
-        width: rows of a tile of packed text.
+        dtype: of the embeddings.
     """
+    small, large = frame_sizes(dtype)
     sections = {
         "clip_length": N_a,
         "caption_length": N_t,
         "column": N_a,
         "bounds": 8,
         "slots": 4 * N_t,
-        "text_tiles": 2 * (R // width),
+        "text_tiles": 2 * (R // tile_width(dtype)),
         "token_source": R,
-        "first_64": N_a + 1,
-        "tiles_64": 4 * (T_a // 64 + N_a),
-        "first_128": N_a + 1,
-        "tiles_128": 4 * (T_a // 128 + N_a),
+        "first_small": N_a + 1,
+        "tiles_small": 4 * (T_a // small + N_a),
+        "first_large": N_a + 1,
+        "tiles_large": 4 * (T_a // large + N_a),
         "frame_source": T_a if audio_has_mask else 0,
     }
     return {name: size + -size % 4 for name, size in sections.items()}
@@ -140,7 +146,7 @@ def empty_packed(
     """
     width, D = tile_width(text.dtype), packed_width(text.shape[1])
     R = packed_rows(text.shape[0], N_t, longest, text_has_mask, width, pairs)
-    sections = table_sections(N_a, audio.shape[0], audio_has_mask, N_t, R, width)
+    sections = table_sections(N_a, audio.shape[0], audio_has_mask, N_t, R, text.dtype)
     moved = audio_has_mask or audio.shape[1] != D
     return Packed(
         audio.new_empty(sum(sections.values()), dtype=torch.int32),

@@ -12,6 +12,7 @@ from support.triton_cases import DEVICE, needs_gpu_or_interpreter
 
 from atk.kernels import launch
 from atk.kernels.launch import Device, Launch, max_mean_launch
+from atk.kernels.sequences import frame_sizes
 
 pytestmark = pytest.mark.triton
 
@@ -94,6 +95,15 @@ def test_amd_gpus_are_refused_and_never_taken_for_hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))
     assert re.match(r"the Triton kernels need an NVIDIA GPU; [^\n]*$", launch.unavailable("cuda:0"))
     assert not Device((9, 4), 304, "AMD Instinct MI300X").has_wgmma
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", [H200, Device((8, 0), 108)], ids=str)
+def test_the_tables_of_frame_tiles_that_are_prepared_serve_every_launch(dtype, device):
+    for kernel in ("forward", "grad_audio", "grad_text"):
+        for tokens in (8, 16, 32, 64):
+            for D in (32, 64, 128, 192, 256, 768):
+                assert max_mean_launch(kernel, dtype, tokens, False, D, device).frames in frame_sizes(dtype)
 
 
 @needs_gpu_or_interpreter
