@@ -14,7 +14,7 @@ from torch import Tensor
 from atk.kernels.launch import next_power_of_two
 from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
 from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
-from atk.kernels.tiles import TILE_FIELDS
+from atk.kernels.tiles import COLUMN_MULTIPLE, LAST_OF_CLIP, TILE_FIELDS
 
 _SHORTEST = 8  # tokens of the first length class
 
@@ -202,10 +202,10 @@ def frame_tiles(audio: Sequences, frames: Frames, size: int) -> FrameTiles:
     for clip in range(frames.count):
         count = max(1, -(-length[clip] // size))
         for t in range(count):
-            last = 2**16 * (t == count - 1)
+            last = LAST_OF_CLIP.value * (t == count - 1)
             entries.append([rows[clip] + t * size, min(size, length[clip] - t * size) + last, clip, column + t * size])
         first.append(first[-1] + count)
-        column += length[clip] + -length[clip] % 16
+        column += length[clip] + -length[clip] % COLUMN_MULTIPLE.value
     table = frames.length.new_tensor(entries)
     assert table.shape[1] == TILE_FIELDS.value
     return FrameTiles(table, frames.length.new_tensor(first), len(entries))

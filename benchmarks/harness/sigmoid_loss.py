@@ -1,7 +1,7 @@
 """SigLIP's sigmoid loss of N clips and their captions, forward and backward: with all logits in memory, and streamed.
 
-Operations are those of three products of all pairs, for the logits and the two gradients. Streaming computes the
-logits twice, so it does a third more.
+The operations counted are three products over all pairs, for the logits and the two gradients. Streaming computes the
+logits twice, so it does a third more work.
 """
 
 from collections.abc import Callable
@@ -44,19 +44,19 @@ def case(shape: Vectors, mode: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def _providers(n: int, dtype: torch.dtype, device: torch.device) -> list[Provider]:
-    """All implementations of the loss. The first is what a user would write, the baseline."""
+    """All implementations of the loss; the first, the baseline, is what a user would write."""
     tolerance = rounded_inputs(dtype, gradient=5e-2)
-    logits = dtype.itemsize * n * n
-    eager = LOGIT_COPIES * logits
+    logit_bytes = dtype.itemsize * n * n
+    eager_bytes = LOGIT_COPIES * logit_bytes
     compiled = torch.compile(_logsigmoid, fullgraph=True, dynamic=False)
     providers = [
-        Provider("naive F.logsigmoid", gradients(_logsigmoid), tolerance, eager),
-        Provider("torch.compile of the naive", gradients(compiled), tolerance, logits),
+        Provider("naive F.logsigmoid", gradients(_logsigmoid), tolerance, eager_bytes),
+        Provider("torch.compile of F.logsigmoid", gradients(compiled), tolerance, logit_bytes),
     ]
     for backend in BACKENDS["sigmoid_loss"]:
         missing = unavailable(backend, device, dtype)
-        needs = eager if backend == "reference" else 0
-        providers.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs, missing))
+        needs_bytes = eager_bytes if backend == "reference" else 0
+        providers.append(Provider(f"atk {backend}", gradients(_atk(backend)), tolerance, needs_bytes, missing))
     return providers
 
 

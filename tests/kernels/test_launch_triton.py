@@ -49,6 +49,7 @@ def test_an_entry_overrides_the_heuristic_for_its_class_only(tmp_path, monkeypat
         ({"D": 100}, r"entry 1: D must be one of 32, .*; got 100"),
         ({"launch": {}}, r"entry 1: must have exactly the keys frames, .*; got \{\}"),
         ({"launch": ENTRY["launch"] | {"warps": 5}}, r"entry 1: warps must be one of 1, 2, .*; got 5"),
+        ({"launch": ENTRY["launch"] | {"frames": 256}}, r"entry 1: frames must be one of 16, 32, 64, 128; got 256"),
         ({"D": 64}, r"entry 1: channels must divide D = 64; got 128"),
         ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary needs captions that fit one tile"),
         ({"chunked": True}, r"entry 1: stationary needs captions that fit one tile"),
