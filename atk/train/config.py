@@ -38,7 +38,7 @@ class OptimConfig:
             rate (Defazio et al. 2024).
         lr: peak learning rate; 5e-5 suits a pretrained text encoder, higher values suit training from scratch.
         warmup: fraction of the steps over which the learning rate rises from 0.
-        final: learning rate at the last step, as a fraction of the peak; "adam" only.
+        final: learning rate at the end of the cosine decay, as a fraction of the peak; "adam" only.
         weight_decay: decoupled weight decay of all weights but norms, biases, and the temperature; 0 is plain Adam.
         clip_norm: maximum norm of the gradient.
     """
