@@ -28,10 +28,10 @@ def default_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // max(1, launched("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MAX_WORKERS, cores // max(1, launcher_integer("LOCAL_WORLD_SIZE", 1))))
 
 
-def launched(variable: str, default: int) -> int:
+def launcher_integer(variable: str, default: int) -> int:
     """An integer that a launcher such as `torchrun` sets in the environment; `default` if unset or empty.
 
     Raises:
@@ -45,7 +45,7 @@ def launched(variable: str, default: int) -> int:
 
 def _local_device(device: torch.device) -> torch.device:
     """The device of this type that belongs to this rank; raises ValueError if there is none."""
-    ranks, local_rank = launched("WORLD_SIZE", 1), launched("LOCAL_RANK", 0)
+    ranks, local_rank = launcher_integer("WORLD_SIZE", 1), launcher_integer("LOCAL_RANK", 0)
     if device.type != "cuda" or ranks <= 1:
         return device
     if device.index is not None:

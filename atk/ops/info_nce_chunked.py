@@ -16,7 +16,7 @@ from torch import Tensor
 CHUNK_ROWS = 512  # enough for matrix products at full speed
 CHUNK_ELEMENTS = 4 << 20  # 16 MiB in float32, which fits in a last-level cache
 SMALLEST_SUM = 1e-24  # of exponentials; terms that underflow are negligible next to it
-REACH = 60.0  # e^60 times a gradient stays within float32, and so does e^-60
+MAX_EXPONENT = 60.0  # of shared exponentials: e^60 and e^-60, times a gradient, are in the range of float32
 
 
 class _Direction(NamedTuple):
@@ -191,8 +191,8 @@ def _separate_exponentials(
 class _LogitGradients:
     """dS of a chunk, without the term of `grad_positive`; may overwrite the logits.
 
-    If all log-sum-exps lie within `2 * REACH` of one another, one exponential per element serves both directions:
-    `e^(S - shift)` times a factor per row plus a factor per column.
+    If all log-sum-exps lie within `2 * MAX_EXPONENT` of one another, one exponential per element serves both
+    directions: `e^(S - shift)` times a factor per row plus a factor per column.
     """
 
     def __init__(self, rows: _Direction, columns: _Direction | None):
@@ -203,8 +203,8 @@ class _LogitGradients:
         self.buffer = rows.lse.new_empty(0)
         lse = rows.lse if columns is None else torch.cat((rows.lse, columns.lse))
         low, high = (value.item() for value in torch.aminmax(lse))
-        if high - low <= 2 * REACH:  # False for NaN
-            self.shift = 0.0 if max(-low, high) <= REACH else (low + high) / 2
+        if high - low <= 2 * MAX_EXPONENT:  # False for NaN
+            self.shift = 0.0 if max(-low, high) <= MAX_EXPONENT else (low + high) / 2
             self.row_factors = self._factors(rows)
             self.column_factors = None if columns is None else self._factors(columns)
 

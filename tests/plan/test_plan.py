@@ -249,7 +249,7 @@ def test_rates_given_by_the_user(capsys):
         (["--method", "difference"], "--method must be one of 'aligned', 'semisupervised', got 'difference'"),
         (["--device", "tpu"], "got 'tpu'"),
         (["--device", "h100", "--devices", "0"], "devices must be at least 1, got 0"),
-        (["--device", "h100", "--devices", "64"], "batch_size must be at least devices, 64, got 32"),
+        (["--device", "h100", "--devices", "64"], "batch_size must be at least the number of devices, 64; got 32"),
         (["--device", "h100", "--device-memory", "-1"], "device_memory must be above 0 GiB, got -1.0"),
         (["--device", "h100", "--caption-tokens", "0"], "caption_tokens must be at least 1, got 0"),
         (["--device", "h100", "--bandwidth-gb", "0"], "bandwidth_gb must be above 0, got 0.0"),
