@@ -44,7 +44,7 @@ class AlignedConfig(ContrastiveConfig):
         loss: global and aligned loss.
     """
 
-    backend: Literal["auto", "triton", "cpp", "reference"] = "auto"
+    backend: Literal["auto", "triton", "cpp", "chunked", "reference"] = "auto"
     loss: LossConfig = field(default_factory=LossConfig)
 
 
