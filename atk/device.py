@@ -31,6 +31,13 @@ def default_workers(device: torch.device) -> int:
     return max(1, min(MAX_WORKERS, cores // max(1, launcher_integer("LOCAL_WORLD_SIZE", 1))))
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix or dot-product instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # there is no public function
+
+
 def launcher_integer(variable: str, default: int) -> int:
     """An integer that a launcher such as `torchrun` sets in the environment; `default` if unset or empty.
 

@@ -69,7 +69,8 @@ class TrainConfig:
         steps: number of optimizer steps; overrides epochs.
         seed: seed of the weights, the order of the clips, the crops, and dropout.
         device: "auto", "cpu", "cuda", or "cuda:1".
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs and CPUs that have
+            instructions for it.
         backend: implementation of the fused ops; "auto" picks the fastest one that runs here, see `atk doctor`.
         clip_seconds: length of the random crops in training and of the windows in evaluation.
         batch_size: clips in a training batch, summed over all ranks.

@@ -20,7 +20,7 @@ def test_empty_variables_count_as_not_set(monkeypatch, value):
     assert launcher_integer("LOCAL_RANK", 3) == 3 and pick_device("cpu") == CPU
     with process_group(CPU, 10.0):
         assert not torch.distributed.is_initialized()
-    assert choose("auto", CPU, torch.float64) == "reference"
+    assert choose("auto", CPU, torch.float64) == "chunked"
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "1.0", "²"])
