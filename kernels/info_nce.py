@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from atk.kernels.info_nce_kernels import grad_logits_kernel, lse_kernel, merge_kernel
 from atk.kernels.launch import (
     UNFUSED,
     Device,
+    cdiv,
     column_span,
     info_nce_launch,
     merge_launch,
@@ -97,12 +97,12 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, columns: bool = True) ->
         audio = packed(audio)
         text = packed(text)
         launch = info_nce_launch(audio.dtype, audio.shape[1], Device.of(audio.device))
-        tiles = max(1, PART_BYTES // (4 * N_t)) if columns else triton.cdiv(N_a, launch.rows)
+        tiles = max(1, PART_BYTES // (4 * N_t)) if columns else cdiv(N_a, launch.rows)
         for chunk in chunks(N_a, tiles * launch.rows):
             if column_lse is None:
                 _lse(audio[chunk], text, scale, row_lse[chunk], None)
                 continue
-            parts = row_lse.new_empty(triton.cdiv(len(row_lse[chunk]), launch.rows), N_t)
+            parts = row_lse.new_empty(cdiv(len(row_lse[chunk]), launch.rows), N_t)
             _lse(audio[chunk], text, scale, row_lse[chunk], parts)
             # The result of the earlier chunks counts as one more part.
             _merge(parts if chunk.start == 0 else torch.cat((parts, column_lse[None])), column_lse)
@@ -198,10 +198,10 @@ def _lse(audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, column_parts:
     N, D = audio.shape
     device = Device.of(audio.device)
     launch = info_nce_launch(audio.dtype, D, device)
-    row_tiles = triton.cdiv(N, launch.rows)
-    column_tiles = triton.cdiv(len(text), launch.columns)
+    row_tiles = cdiv(N, launch.rows)
+    column_tiles = cdiv(len(text), launch.columns)
     span = column_span(row_tiles, column_tiles, device)
-    parts = triton.cdiv(column_tiles, span)
+    parts = cdiv(column_tiles, span)
     row_parts = rows.new_empty(parts, N)
     lse_kernel[(row_tiles * parts,)](
         audio, text, scale, row_parts, column_parts, N, len(text), D, span, GROUP=GROUP, **launch.meta()
@@ -213,7 +213,7 @@ def _merge(partial: Tensor, lse: Tensor) -> None:
     """Writes `lse` [N] float32, the log-sum-exp over the first axis of `partial` [parts, N] float32."""
     meta = merge_launch()
     parts, N = partial.shape
-    merge_kernel[(triton.cdiv(N, meta["SIZE"]),)](partial, lse, parts, N, **meta)
+    merge_kernel[(cdiv(N, meta["SIZE"]),)](partial, lse, parts, N, **meta)
 
 
 def _grad_logits(
@@ -236,7 +236,7 @@ def _grad_logits(
     M, D = audio.shape
     N = len(text)
     launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
-    programs = triton.cdiv(M, launch.rows) * triton.cdiv(N, launch.columns)
+    programs = cdiv(M, launch.rows) * cdiv(N, launch.columns)
     scale_parts = largest.new_empty(programs)
     grad_logits_kernel[(programs,)](
         audio, text, scale, terms.rows, terms.columns, terms.grad_rows, terms.grad_columns, terms.positive,

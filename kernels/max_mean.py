@@ -7,12 +7,12 @@ reproducible.
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
 from atk.kernels.launch import (
     Device,
     Launch,
+    cdiv,
     max_mean_launch,
     next_power_of_two,
     on_device,
@@ -158,7 +158,7 @@ class Problem:
         active, active_count, active_row = _active_arguments(
             active_text_tiles(weights, captions, group) if sparse else None
         )
-        grid = (tiles.bound * triton.cdiv(self.D, launch.channels),)
+        grid = (tiles.bound * cdiv(self.D, launch.channels),)
         grad_audio_kernel[grid](
             weights.weight, weights.peak, tiles.table, tiles.first, self.frames.source_row, captions.rows,
             captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), carry, out,
@@ -183,7 +183,7 @@ class Problem:
         tiles = self.tiles(launch)
         captions = self.captions
         active, active_count, active_row = self._active_frames(weights if sparse else None, tiles, group)
-        grid = (group.text_tiles * triton.cdiv(self.D, launch.channels), len(out))
+        grid = (group.text_tiles * cdiv(self.D, launch.channels), len(out))
         grad_text_kernel[grid](
             weights.weight, weights.peak, self.frames.rows, tiles.table, tiles.first, captions.source_row,
             captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), out,
@@ -197,7 +197,7 @@ class Problem:
         """The number of parts the frames are split into when summing the gradient of the tokens."""
         length_class = self.captions.classes[-1]
         channels = self.launch("grad_text", length_class).channels
-        tiles = triton.cdiv(self.T_t, length_class.width) * triton.cdiv(self.D, channels)
+        tiles = cdiv(self.T_t, length_class.width) * cdiv(self.D, channels)
         return 1 if self.pairs else parts_of_sum(tiles, self.N_a, self.device)
 
     def _active_frames(

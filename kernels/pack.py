@@ -8,10 +8,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from atk.kernels.launch import next_power_of_two
+from atk.kernels.launch import cdiv, next_power_of_two
 from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
 from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import COLUMN_MULTIPLE, LAST_OF_CLIP, TILE_FIELDS
@@ -82,7 +81,7 @@ class SlotGroup:
     @property
     def caption_tiles(self) -> int:
         """Upper bound on the number of tiles when a chunked caption counts as one tile."""
-        return triton.cdiv(min(self.size, self.length_class.bound), self.length_class.captions)
+        return cdiv(min(self.size, self.length_class.bound), self.length_class.captions)
 
     @property
     def text_tiles(self) -> int:
@@ -187,9 +186,9 @@ def _fill(
         frames.source_row, captions.slots, captions.bounds, captions.source_row, captions.tiles, N_a, N_t,
         len(captions.classes), **sizes,
     )  # fmt: skip
-    audio_programs = triton.cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
+    audio_programs = cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
     D, D_out = text.rows.shape[1], captions.rows.shape[1]
-    gather_kernel[(audio_programs + triton.cdiv(captions.rows.shape[0], GATHER_ROWS),)](
+    gather_kernel[(audio_programs + cdiv(captions.rows.shape[0], GATHER_ROWS),)](
         audio.rows, frames.source_row, frames.rows, text.rows, captions.source_row, captions.rows, captions.slots,
         frames.rows.shape[0], N_t, audio_programs, D, D_out, W=captions.classes[0].width, BLOCK_D=gather_block(D),
     )  # fmt: skip

@@ -5,11 +5,10 @@ is 32 MiB of workspace and float32 sums of the gradients, linear in N_a and N_t.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from atk.kernels.info_nce import GROUP, add_product, chunk_shape, chunks, packed
-from atk.kernels.launch import Device, column_span, info_nce_launch, on_device
+from atk.kernels.launch import Device, cdiv, column_span, info_nce_launch, on_device
 from atk.kernels.sigmoid_kernels import sigmoid_grad_kernel, sigmoid_loss_kernel
 
 __all__ = ["backward", "forward"]
@@ -35,9 +34,9 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         D = audio.shape[1]
         device = Device.of(audio.device)
         launch = info_nce_launch(audio.dtype, D, device)
-        row_tiles, column_tiles = triton.cdiv(N_a, launch.rows), triton.cdiv(N_t, launch.columns)
+        row_tiles, column_tiles = cdiv(N_a, launch.rows), cdiv(N_t, launch.columns)
         span = column_span(row_tiles, column_tiles, device)
-        parts = triton.cdiv(column_tiles, span)
+        parts = cdiv(column_tiles, span)
         loss_parts = torch.empty(parts, N_a, dtype=torch.float32, device=audio.device)
         sigmoid_loss_kernel[(row_tiles * parts,)](
             audio, text, scale, bias, positive, loss_parts, N_a, N_t, D, span, GROUP=GROUP, **launch.meta()
@@ -113,7 +112,7 @@ def _grad_logits(
     M, D = audio.shape
     N = len(text)
     launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
-    programs = triton.cdiv(M, launch.rows) * triton.cdiv(N, launch.columns)
+    programs = cdiv(M, launch.rows) * cdiv(N, launch.columns)
     parts = largest.new_empty(2, programs)
     sigmoid_grad_kernel[(programs,)](
         audio, text, scale, bias, positive, grad_losses, largest, weights, parts[0], parts[1], M, N, D,
