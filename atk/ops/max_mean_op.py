@@ -31,7 +31,8 @@ def score(
         entries = (1 if pairs else text.num_sequences) * audio.rows.shape[0]
         save_index = entries * index_dtype(text.longest).itemsize <= INDEX_BUDGET
     with_index = save_index and torch.is_grad_enabled() and (audio.rows.requires_grad or text.rows.requires_grad)
-    return _forward(*audio, *text, pairs, sparse, backend, with_index)[0]
+    unchecked = torch.compiler.is_compiling()  # the public functions check values only when they are not compiled
+    return _forward(*audio, *text, pairs, sparse, backend, with_index, unchecked)[0]
 
 
 def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:
@@ -71,20 +72,21 @@ def _sequences(rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: i
 def _forward(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
-    pairs: bool, sparse: bool, backend: str, with_index: bool,
+    pairs: bool, sparse: bool, backend: str, with_index: bool, unchecked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, columns] (pairs: [columns]; [0] if not `with_index`).
 
     The other results are what the Triton kernels prepared, for the backward (`Packed`; empty for other backends).
-    `sparse` tells the backward to expect many exact zeros in the gradient of the scores.
+    `sparse` tells the backward to expect many exact zeros in the gradient of the scores. With `unchecked`, the values
+    of `cu_audio` and `cu_text` are checked first if they are on the CPU, where that is cheap.
     """
     sim, index, *packed = _empty_outputs(
         audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
-        pairs, sparse, backend, with_index,
+        pairs, sparse, backend, with_index, unchecked,
     )  # fmt: skip
     if audio.numel() == 0 or text.numel() == 0:
         return sim.zero_(), index, *packed
-    if audio.device.type == "cpu":  # where it is cheap; a compiled graph checks nothing before
+    if unchecked and audio.device.type == "cpu":
         checks.cu_seqlens_values("audio", cu_audio, audio, longest_audio)
         checks.cu_seqlens_values("text", cu_text, text, longest_text)
     clips = _sequences(audio, cu_audio, audio_mask, longest_audio)
@@ -98,7 +100,7 @@ def _forward(
 def _empty_outputs(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
-    pairs: bool, sparse: bool, backend: str, with_index: bool,
+    pairs: bool, sparse: bool, backend: str, with_index: bool, unchecked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
@@ -171,7 +173,8 @@ def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: 
 
 
 def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *ctx.options = inputs
+    audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *options = inputs
+    *ctx.options, _ = options
     ctx.save_for_backward(*output[1:], audio, cu_audio, audio_mask, text, cu_text, text_mask)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -182,7 +185,7 @@ def _differentiate_scores(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Te
     clips = audio, cu_audio, audio_mask, ctx.longest_audio
     captions = text, cu_text, text_mask, ctx.longest_text
     grad_audio, grad_text = _backward(grad, *prepared, *clips, *captions, *ctx.options)
-    return grad_audio, None, None, None, grad_text, *[None] * 7
+    return grad_audio, None, None, None, grad_text, *[None] * 8
 
 
 def _save_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
