@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atk.kernels.launch import cdiv, next_power_of_two
-from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
+from atk.kernels.pack_kernels import GATHER_ROWS, PLAN_BLOCK, count_kernel, gather_kernel, place_kernel, plan_kernel
 from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import COLUMN_MULTIPLE, LAST_OF_CLIP, TILE_FIELDS
 
@@ -176,9 +176,9 @@ def _fill(
     count_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["caption_length"], N_a
     )
-    plan_kernel[(1,)](
+    plan_kernel[(cdiv(max(N_a, N_t), PLAN_BLOCK),)](
         frames.length, tables["column"], *first, tables["caption_length"], captions.slots, captions.bounds,
-        N_a, N_t, captions.classes[0].tokens, len(captions.classes), **sizes,
+        N_a, N_t, captions.classes[0].tokens, len(captions.classes), **sizes, BLOCK=PLAN_BLOCK,
     )  # fmt: skip
     place_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["column"],
