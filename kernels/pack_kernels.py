@@ -91,22 +91,23 @@ def _class_totals(caption_length, begin, end, lower, upper, tokens, BLOCK: tl.co
     return tl.sum(captions, 0), tl.sum(rows, 0)
 
 
-@triton.jit(do_not_specialize=["N_a", "N_t", "shortest", "classes"])
+@triton.jit(do_not_specialize=["N_a", "N_t", "P", "shortest", "classes"])
 def plan_kernel(
-    clip_length, column, first_small, first_large, caption_length, slots, bounds, N_a, N_t, shortest, classes,
-    SMALL: tl.constexpr, LARGE: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr = PLAN_BLOCK,
+    clip_length, column, first_small, first_large, caption_length, slots, bounds, positions, N_a, N_t, P, shortest,
+    classes, SMALL: tl.constexpr, LARGE: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr = PLAN_BLOCK,
 ):  # fmt: skip
     """Running sums over the clips, and the slots of the captions. Each program handles BLOCK clips and captions.
 
-    column [N_a]: first column of the winner indices of each clip. first_small, first_large [N_a + 1]: its first tile of
-    SMALL or LARGE frames, then the total. Captions are sorted by length class and then by number. Class k holds
-    captions of up to min(shortest << k, W) tokens; the last class has no upper limit. The packed rows of a caption are
-    a multiple of its class's tokens, and each class begins a new tile of W rows. Rather than wait for other programs,
-    each adds up everything that precedes its clips and captions itself.
+    positions [P]: 0, 1, 2, ... column [N_a]: first column of the winner indices of each clip. first_small, first_large
+    [N_a + 1]: its first tile of SMALL or LARGE frames, then the total. Captions are sorted by length class and then by
+    number. Class k holds captions of up to min(shortest << k, W) tokens; the last class has no upper limit. The packed
+    rows of a caption are a multiple of its class's tokens, and each class begins a new tile of W rows. Rather than wait
+    for other programs, each adds up everything that precedes its clips and captions itself.
     """
     lane = tl.arange(0, BLOCK)
     begin = tl.program_id(0) * BLOCK
     n = begin + lane
+    tl.store(positions + n, n, mask=n < P)
     if begin < N_a:
         columns = tl.zeros((BLOCK,), tl.int32)
         small = tl.zeros((BLOCK,), tl.int32)
