@@ -4,7 +4,7 @@ Shapes: N_a clips, N_t captions, D channels; logits S = scale * audio @ text^T. 
 64 MiB of workspace and float32 sums of the gradients, linear in N_a and N_t.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -143,27 +143,47 @@ def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, terms: _LogitTerms, largest: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `backward`; `largest` is a float32 scalar, an upper bound on |dS|."""
-    D = audio.shape[1]
-    a = packed(audio)
-    t = packed(text)
-    grad_audio = torch.empty_like(audio)
-    grad_text = torch.empty_like(text)
     unit = largest / 2**14  # scale of the weights
-    factor = unit * scale
+
+    def grad_logits(clips: Tensor, captions: Tensor, weights: Tensor, i: slice, j: slice) -> Tensor:
+        return _grad_logits(clips, captions, scale, terms.chunk(i, j), largest, weights, j.start)
+
+    grad_audio, grad_text, scale_parts = embedding_gradients(audio, text, unit * scale, grad_logits)
+    return grad_audio, grad_text, torch.cat(scale_parts).sum() * unit
+
+
+def embedding_gradients(
+    audio: Tensor, text: Tensor, factor: Tensor, grad_logits: Callable[[Tensor, Tensor, Tensor, slice, slice], Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """factor * W @ text and factor * W^T @ audio for a matrix W [N_a, N_t] of which there is only a chunk at a time.
+
+    Args:
+        audio: [N_a, D] float32, bfloat16 or float16, contiguous.
+        text: [N_t, D] of the same dtype, contiguous.
+        factor: float32 scalar.
+        grad_logits: called with clips and captions, packed; a buffer of their dtype, into which it writes W for them;
+            and the slices that they are of all clips and captions.
+
+    Returns:
+        The gradients [N_a, D] and [N_t, D] of the dtype of the inputs, and what the calls of `grad_logits` returned.
+    """
+    D = audio.shape[1]
+    a, t = packed(audio), packed(text)
+    grad_audio, grad_text = torch.empty_like(audio), torch.empty_like(text)
     height, width = chunk_shape(len(a), len(t), a.dtype)
     weights = a.new_empty(height, width)
     text_sum = a.new_empty(t.shape, dtype=torch.float32)
-    scale_parts = []
+    parts = []
     for i in chunks(len(a), height):
         audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
         for j in chunks(len(t), width):
             w = weights[: len(a[i]), : len(t[j])]
-            scale_parts.append(_grad_logits(a[i], t[j], scale, terms.chunk(i, j), largest, w, j.start))
+            parts.append(grad_logits(a[i], t[j], w, i, j))
             add_product(audio_sum, w, t[j], first=j.start == 0)
             add_product(text_sum[j], w.T, a[i], first=i.start == 0)
         torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
     torch.mul(text_sum[:, :D], factor, out=grad_text)
-    return grad_audio, grad_text, torch.cat(scale_parts).sum() * unit
+    return grad_audio, grad_text, parts
 
 
 def packed(rows: Tensor) -> Tensor:
