@@ -17,6 +17,7 @@ import torch
 import gpu_kit
 from atk.bench import sizes
 from atk.cli import doctor
+from atk.kernels.pipes import Clocks
 from atk.ops.backend import BACKENDS, KERNEL_DTYPES
 
 HOPPER = (9, 0), 132  # whose clocks a run without a GPU estimates
@@ -56,7 +57,9 @@ def clocks(tiny: bool, device: torch.device) -> None:
     print(f"{size}, bfloat16, at {megahertz or 'unknown'} MHz, the highest clock of the multiprocessors")
     row = "{:<12} {:<8} {:>16} {:>16} {:>12}"
     print(row.format("kernel", "pipe", "estimated clocks", "measured clocks", "measured ms"))
-    for kernel, pipe, estimate, tiles in _estimates(sizes.PAIRS[size], capability, multiprocessors):
+    for kernel, estimated, tiles in _estimates(sizes.PAIRS[size], capability, multiprocessors):
+        pipe = "-" if estimated is None else estimated.busiest
+        estimate = "-" if estimated is None else getattr(estimated, pipe)
         ms = measured.get(f"{kernel}_kernel")
         actual = "-" if ms is None or megahertz is None else f"{ms * 1e3 * megahertz * multiprocessors / tiles:.0f}"
         print(row.format(kernel, pipe, estimate, actual, "-" if ms is None else f"{ms:.3f}"))
@@ -64,8 +67,8 @@ def clocks(tiny: bool, device: torch.device) -> None:
 
 def _estimates(
     shape: sizes.Pairs, capability: tuple[int, int], multiprocessors: int
-) -> Iterator[tuple[str, str, int | str, int]]:
-    """Kernel, busiest pipe, its clocks in a tile, and the number of tiles of a call without masks."""
+) -> Iterator[tuple[str, Clocks | None, int]]:
+    """Kernel, clocks of a tile (None if the rates of this GPU are not known), and tiles of a call without masks."""
     from atk.kernels.compile import compile_case
     from atk.kernels.compile_signatures import MAX_MEAN_KERNELS, Case
     from atk.kernels.launch import Device, cdiv, max_mean_launch, next_power_of_two
@@ -79,8 +82,7 @@ def _estimates(
         text_tiles = cdiv(shape.captions * tokens, tile_width(dtype))
         parts = 1 if kernel == "forward" else D // launch.channels  # a tile of the forward has all channels
         tiles = shape.clips * cdiv(shape.frames, launch.frames) * text_tiles * parts
-        found = compiled.clocks
-        yield kernel, *(("-", "-") if found is None else (found.busiest, getattr(found, found.busiest))), tiles
+        yield kernel, compiled.clocks, tiles
 
 
 def _highest_clock() -> int | None:
