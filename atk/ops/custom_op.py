@@ -32,21 +32,21 @@ def register_autograd(
 ) -> None:
     """Makes `op` differentiable, with the functions that `torch.library.register_autograd` takes."""
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*inputs)
-            if setup_context is not None:
-                setup_context(ctx, inputs, output)
-            return output
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+        return output
 
-    Differentiable.backward = staticmethod(backward)
+    name = op._schema.name.partition("::")[2]
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    differentiable: Any = type(name, (torch.autograd.Function,), methods)  # profilers show the name
 
     def call(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-            return Differentiable.apply(*inputs)
+            return differentiable.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
-    _LIBRARY.impl(op._schema.name.partition("::")[2], call, "Autograd")
+    _LIBRARY.impl(name, call, "Autograd")
