@@ -9,12 +9,12 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 import torch
 
-from atk.kernels.launch_table import lookup
+from atk.kernels import launch_table
 
 # Evaluated at import, because torch.compile traces through the choice of a backend.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -31,6 +31,7 @@ class Device:
     name: str = "unknown"
 
     @classmethod
+    @cache
     def of(cls, device: torch.device) -> "Device":
         """The properties of a GPU. The CPU (the interpreter) counts as an A100 with a single multiprocessor."""
         if device.type == "cpu":
@@ -169,11 +170,17 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
     Raises:
         ValueError: the launch table cannot be read or has an invalid entry.
     """
-    tuned = lookup(device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
-    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device)
 
 
 @lru_cache(maxsize=1024)
+def _max_mean_launch(
+    table: str | None, kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device
+) -> Launch:
+    tuned = launch_table.lookup(table, device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+
+
 def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":
@@ -281,6 +288,11 @@ UNFUSED = {"enable_fp_fusion": False}
 def on_device(device: torch.device) -> AbstractContextManager:
     """Makes the device of the tensors current, because Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def cdiv(n: int, size: int) -> int:
+    """n / size, rounded up. Triton's function of this name costs the host ten times as much."""
+    return -(-n // size)
 
 
 def next_power_of_two(n: int) -> int:

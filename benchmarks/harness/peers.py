@@ -1,6 +1,7 @@
 """Other libraries: for each, its name, a function, and the reason that it cannot run here (None if it can).
 
-`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them.
+`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them,
+except for ErikKaum/maxsim, which the package `kernels` downloads from the Hugging Face hub when it is first needed.
 SigLIP's kernels are left out because they compute a different loss.
 """
 
@@ -13,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = ("late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open_clip")
+NAMES = (
+    "late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open_clip",
+    "ErikKaum/maxsim",
+)  # fmt: skip
 
 Peer = tuple[str, Callable[..., Tensor], str | None]
 
 
 def similarities(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> list[Peer]:
     """Functions of (audio, text, mask) that return the similarity; here clips are queries and captions documents."""
-    return [_late_interaction_kernels(), _flash_maxsim(device), _maxsim_cpu(device, dtype, masks, backward)]
+    on_cpu = _maxsim_cpu(device, dtype, masks, backward)
+    return [_late_interaction_kernels(), _flash_maxsim(device), _hub_maxsim(device), on_cpu]
 
 
 def losses(device: torch.device) -> list[Peer]:
@@ -81,6 +86,26 @@ def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward:
     if backward:
         missing = missing or "has no backward"
     return NAMES[2], call, missing
+
+
+def _hub_maxsim(device: torch.device) -> Peer:
+    hub, missing = _load(NAMES[6], "kernels")
+    missing = missing or _only_cuda(device)
+    library: Any = None
+    if missing is None:
+        try:
+            library = hub.get_kernel("erikkaum/maxsim", version=2, trust_remote_code=True)
+        except Exception as error:  # noqa: BLE001 (no network, or no build for this torch and GPU)
+            missing = f"{NAMES[6]}: {' '.join(str(error).split()) or type(error).__name__}"
+
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        captions, tokens = text.shape[:2]
+        lengths = text.new_full((captions,), tokens, dtype=torch.int32) if mask is None else mask.sum(1)
+        offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
+        rows = text.flatten(0, 1) if mask is None else text[mask]
+        return library.score_contrastive_train(audio, rows, offsets) / audio.shape[1]
+
+    return NAMES[6], call, missing
 
 
 def _inf_cl(device: torch.device) -> Peer:
