@@ -57,6 +57,7 @@ _CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32
 # Tensors of the kernels of InfoNCE and the sigmoid loss that have the dtype of the embeddings; `positive` is int64, and
 # the others float32.
 _LOGIT_EMBEDDINGS = {"audio", "text", "weights"}
+_ALIGNED_STRIDES = ("index_row", "stride")  # multiples of 16
 # Tensors that a kernel without a pass over columns does not take.
 _COLUMN_TENSORS = {"column_parts", "columns", "grad_columns"}
 
@@ -184,7 +185,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
         if parameter.is_constexpr:
             argument_type = "constexpr"
             arguments.constants[name] = meta.get(name, parameters[name].default)
-        elif parameter.do_not_specialize or name in ("D", "D_out", "index_row"):
+        elif parameter.do_not_specialize or name in ("D", "D_out", *_ALIGNED_STRIDES):
             argument_type = "i32"
         else:
             pointer = None if name in absent else _pointer(case, name)
@@ -192,7 +193,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
             if pointer is None:
                 arguments.constants[name] = None
         arguments.signature[name] = argument_type
-        if argument_type.startswith("*") or name in (aligned, "index_row") or (name == "D" and case.D % 16 == 0):
+        if argument_type.startswith("*") or name in (aligned, *_ALIGNED_STRIDES) or (name == "D" and case.D % 16 == 0):
             arguments.attributes[position,] = [["tt.divisibility", 16]]
     return arguments
 

@@ -238,12 +238,14 @@ def pointwise_launch() -> dict[str, int]:
 
 
 def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
-    """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
+    """The launch configuration of the kernels of InfoNCE and the sigmoid loss for packed rows of D channels."""
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time; three stages spill.
         return TileLaunch(64, 64, 16, warps=8, stages=2)
-    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
-    return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
+    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do. On data center
+    # Blackwell a thread holds 64 columns of one row instead of 32 of two, with the values that belong to the columns.
+    columns = 64 if device.capability[0] == 10 else 128
+    return TileLaunch(128, columns, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
 
 
 def merge_launch() -> dict[str, int]:

@@ -78,11 +78,12 @@ def backward(
         text_sum = a.new_empty(t.shape, dtype=torch.float32)
         parts = []
         for i in chunks(len(a), height):
+            rows = weights[: len(a[i])]
             audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
             targets = None if positive is None else positive[i]
             for j in chunks(len(t), width):
-                w = weights[: len(a[i]), : len(t[j])]
-                parts.append(_grad_logits(a[i], t[j], scale, bias, targets, grad_losses[i], largest, w, j.start))
+                parts.append(_grad_logits(a[i], t[j], scale, bias, targets, grad_losses[i], largest, rows, j.start))
+                w = rows[:, : len(t[j])]
                 add_product(audio_sum, w, t[j], first=j.start == 0)
                 add_product(text_sum[j], w.T, a[i], first=i.start == 0)
             torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
@@ -104,7 +105,7 @@ def _grad_logits(
         positive: [M] int64, the caption of each row, or None.
         grad_losses: [M] float32.
         largest: float32 scalar, an upper bound on the gradients' magnitude.
-        weights: written, [M, N] of the dtype of the inputs.
+        weights: written, [M, stride] of the dtype of the inputs; stride is a multiple of 16. Only N columns matter.
         first_column: caption of the first column.
 
     Returns:
