@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from atk.kernels.launch import (
+    FUSED,
     UNFUSED,
     Device,
     cross_attention_launch,
@@ -118,7 +119,7 @@ def find_kernel(name: str) -> Any:
 
 
 def _meta(case: Case, capability: Capability) -> _Meta:
-    """The compile-time arguments of a case, including `num_warps` and `num_stages` of the tuned kernels."""
+    """The compile-time arguments of a case, including options of the compiler."""
     from atk.kernels.normalize import normalize_launch
     from atk.kernels.pack import gather_block
     from atk.kernels.sum_parts import sum_parts_launch
@@ -173,7 +174,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
     kernel = find_kernel(case.kernel)
     meta = _meta(case, capability)
     absent = _absent(case)
-    options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    options = {name: meta.pop(name) for name in ("num_warps", "num_stages", *FUSED) if name in meta}
     if case.kernel in UNFUSED_KERNELS:
         options |= UNFUSED
     arguments = CompileArguments(case.kernel, {}, {}, {}, options)

@@ -241,8 +241,8 @@ def _grad_logits(
     scale_parts = largest.new_empty(programs)
     grad_logits_kernel[(programs,)](
         audio, text, scale, terms.rows, terms.columns, terms.grad_rows, terms.grad_columns, terms.positive,
-        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column, **launch.meta(),
-        **UNFUSED,
+        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column,
+        **launch.meta() | UNFUSED,
     )  # fmt: skip
     return scale_parts
 

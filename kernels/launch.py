@@ -22,6 +22,14 @@ MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave 
 _MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
 
 
+# Options of the compiler: whether it may contract a product and a sum into a multiply-add. Triton intends to change its
+# default after 3.9.
+FUSED = {"enable_fp_fusion": True}
+# For kernels that raise e to a product minus a rounded log-sum-exp. In a multiply-add the product would be exact, and
+# its rounding error would no longer cancel with that of the log-sum-exp.
+UNFUSED = {"enable_fp_fusion": False}
+
+
 @dataclass(frozen=True)
 class Device:
     """The device properties that launch configurations depend on."""
@@ -66,12 +74,13 @@ class Launch:
         return max(captions, 128 * self.warps // self.frames)
 
     def meta(self) -> dict[str, int | bool]:
-        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
+        """The compile-time arguments of the kernel, including the options of the compiler."""
         meta: dict[str, int | bool] = {
             "BLOCK_A": self.frames,
             "BLOCK_D": self.channels,
             "num_warps": self.warps,
             "num_stages": self.stages,
+            **FUSED,
         }
         if self.stationary is not None:
             meta["STATIONARY"] = self.stationary
@@ -93,13 +102,14 @@ class TileLaunch:
     stages: int
 
     def meta(self) -> dict[str, int]:
-        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
+        """The compile-time arguments of the kernel, including the options of the compiler."""
         return {
             "ROWS": self.rows,
             "COLUMNS": self.columns,
             "CHANNELS": self.channels,
             "num_warps": self.warps,
             "num_stages": self.stages,
+            **FUSED,
         }
 
 
@@ -272,11 +282,6 @@ def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
     Each part needs a float32 copy of the gradient: 4 * multiprocessors tiles in total.
     """
     return max(1, min(N_a, 4 * device.multiprocessors // tiles))
-
-
-# Compile-time option of kernels that raise e to a product minus a rounded log-sum-exp. Contracted into a multiply-add,
-# the product would be exact, and its rounding error would no longer cancel with that of the log-sum-exp.
-UNFUSED = {"enable_fp_fusion": False}
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
