@@ -18,6 +18,7 @@ from atk.kernels.launch import (
     max_mean_launch,
     merge_launch,
     pointwise_launch,
+    sigmoid_launch,
 )
 from atk.kernels.sequences import frame_sizes, packed_width, tile_width
 
@@ -134,7 +135,8 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     if case.kernel == "merge":
         return {**merge_launch()}
     if case.kernel in ALL_LOGIT_KERNELS:
-        return {"GROUP": 16, **info_nce_launch(case.dtype, packed_width(case.D), device).meta()}
+        launch_of = sigmoid_launch if case.kernel in SIGMOID_KERNELS else info_nce_launch
+        return {"GROUP": 16, **launch_of(case.dtype, packed_width(case.D), device).meta()}
     if case.kernel in SMALL_KERNELS["normalize"]:
         return {**normalize_launch(case.D)}
     width = tile_width(case.dtype)

@@ -175,13 +175,13 @@ def grad_logits_kernel(
             column_weight = column_grad * tl.exp2((peak - column_lse) * _LOG2_E)
             w = tl.exp2((x * factor - peak) * _LOG2_E) * (row_weight[:, None] + column_weight[None, :])
         else:
-            # One exponential of the logit and one of the distance between its bounds: two of the logit would keep
-            # x * factor in registers beside x, and some registers spill.
-            distance = row_lse[:, None] - column_lse[None, :]
+            # Two exponentials of the logit would keep it in registers beside x, and some registers spill. So the larger
+            # one is computed, and how much smaller the other is.
             w = tl.exp2((x * factor - tl.minimum(row_lse[:, None], column_lse[None, :])) * _LOG2_E)
-            tail = tl.exp2(-tl.abs(distance) * _LOG2_E)
-            from_row = tl.where(distance < 0, 1.0, tail) * row_grad[:, None]
-            w *= from_row + tl.where(distance < 0, tail, 1.0) * column_grad[None, :]
+            distance = row_lse[:, None] - column_lse[None, :]
+            ratio = tl.exp2(-tl.abs(distance) * _LOG2_E)
+            row_is_larger = row_grad[:, None] + ratio * column_grad[None, :]
+            w *= tl.where(distance < 0, row_is_larger, ratio * row_grad[:, None] + column_grad[None, :])
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     row_ok = row0 + row < N_a

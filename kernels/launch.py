@@ -8,7 +8,7 @@ configuration serves every version of Triton; some versions need more registers 
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -22,9 +22,7 @@ MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave 
 _MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
 
 
-# Options of the compiler: whether it may contract a product and a sum into a multiply-add. Triton intends to change its
-# default after 3.9.
-FUSED = {"enable_fp_fusion": True}
+FUSED = {"enable_fp_fusion": True}  # the default of Triton up to 3.9
 # For kernels that raise e to a product minus a rounded log-sum-exp. In a multiply-add the product would be exact, and
 # its rounding error would no longer cancel with that of the log-sum-exp.
 UNFUSED = {"enable_fp_fusion": False}
@@ -89,7 +87,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """Launch configuration of a kernel of the cross-attention difference or InfoNCE.
+    """Launch configuration of a kernel of the cross-attention difference, InfoNCE, or the sigmoid loss.
 
     A program works on `rows` rows in tiles of `columns` columns, which are output channels for `gate`. The kernels of
     the gate and of the logits' gradient compute one tile per program. Products take `channels` channels at a time.
@@ -247,15 +245,22 @@ def pointwise_launch() -> dict[str, int]:
     return {"SIZE": 1024}
 
 
-def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
-    """The launch configuration of the kernels of InfoNCE and the sigmoid loss for packed rows of D channels."""
+def sigmoid_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
+    """The launch configuration of `sigmoid_loss_kernel` and `sigmoid_grad_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time; three stages spill.
         return TileLaunch(64, 64, 16, warps=8, stages=2)
-    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do. On data center
-    # Blackwell a thread holds 64 columns of one row instead of 32 of two, with the values that belong to the columns.
-    columns = 64 if device.capability[0] == 10 else 128
-    return TileLaunch(128, columns, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
+    return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
+
+
+def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
+    """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
+    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
+    launch = sigmoid_launch(dtype, D, device)
+    if dtype != torch.float32 and device.capability[0] == 10:
+        # A thread holds one row of a product from tensor memory, and with 128 columns the values of the columns spill.
+        return replace(launch, columns=64)
+    return launch
 
 
 def merge_launch() -> dict[str, int]:

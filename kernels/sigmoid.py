@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from atk.kernels.info_nce import GROUP, add_product, chunk_shape, chunks, packed
-from atk.kernels.launch import Device, column_span, info_nce_launch, on_device
+from atk.kernels.launch import Device, column_span, on_device, sigmoid_launch
 from atk.kernels.sigmoid_kernels import sigmoid_grad_kernel, sigmoid_loss_kernel
 
 __all__ = ["backward", "forward"]
@@ -34,7 +34,7 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         audio, text = packed(audio), packed(text)
         D = audio.shape[1]
         device = Device.of(audio.device)
-        launch = info_nce_launch(audio.dtype, D, device)
+        launch = sigmoid_launch(audio.dtype, D, device)
         row_tiles, column_tiles = triton.cdiv(N_a, launch.rows), triton.cdiv(N_t, launch.columns)
         span = column_span(row_tiles, column_tiles, device)
         parts = triton.cdiv(column_tiles, span)
@@ -113,7 +113,7 @@ def _grad_logits(
     """
     M, D = audio.shape
     N = len(text)
-    launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
+    launch = sigmoid_launch(audio.dtype, D, Device.of(audio.device))
     programs = triton.cdiv(M, launch.rows) * triton.cdiv(N, launch.columns)
     parts = largest.new_empty(2, programs)
     sigmoid_grad_kernel[(programs,)](

@@ -34,9 +34,8 @@ def _log1p(u):
 
 @triton.jit
 def _sigmoid(t):
-    """1 / (1 + e^-t), without overflow."""
-    u = tl.exp2(-tl.abs(t) * _LOG2_E)
-    return tl.where(t < 0.0, u, 1.0) / (1.0 + u)
+    """1 / (1 + e^-t); 0 where e^-t overflows."""
+    return 1.0 / (1.0 + tl.exp2(-t * _LOG2_E))
 
 
 @triton.jit
