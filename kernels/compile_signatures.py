@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import torch
 
 from atk.kernels.launch import (
-    FUSED,
     UNFUSED,
     Device,
     cross_attention_launch,
@@ -176,7 +175,9 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
     kernel = find_kernel(case.kernel)
     meta = _meta(case, capability)
     absent = _absent(case)
-    options = {name: meta.pop(name) for name in ("num_warps", "num_stages", *FUSED) if name in meta}
+    options = {
+        name: meta.pop(name) for name in ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion") if name in meta
+    }
     if case.kernel in UNFUSED_KERNELS:
         options |= UNFUSED
     arguments = CompileArguments(case.kernel, {}, {}, {}, options)
