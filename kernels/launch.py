@@ -199,9 +199,9 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
 
 def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. Three programs share a
-        # multiprocessor.
-        return Launch(64, 16, warps=4, stages=3, stationary=False, registers=168)
+        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
+        # aims at 128 registers and spills; with four it takes up to 168.
+        return Launch(64, 16, warps=4, stages=3, stationary=False)
     registers = 255 if device.has_tensor_memory else None
     if divisor == D and not chunked:
         if D <= 128:
