@@ -99,7 +99,7 @@ class _Problem:
         meta = self._meta("grad_query")
         grad_query_kernel[self._grid(self.L_a, meta)](
             grad, self.q, self.k, self.v, self.mask, self.key_end, attended, lse, delta, grad_q,
-            *self.sizes, **self._head(), **meta, **UNFUSED,
+            *self.sizes, **self._head(), **meta | UNFUSED,
         )  # fmt: skip
 
     def grad_key(self, grad: Tensor, lse: Tensor, delta: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
@@ -107,7 +107,7 @@ class _Problem:
         meta = self._meta("grad_key")
         grad_key_kernel[self._grid(self.L_ref, meta)](
             grad, self.q, self.k, self.v, self.mask, self.key_end, lse, delta, grad_k, grad_v,
-            *self.sizes, **self._head(), **meta, **UNFUSED,
+            *self.sizes, **self._head(), **meta | UNFUSED,
         )  # fmt: skip
 
 

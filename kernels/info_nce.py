@@ -175,10 +175,11 @@ def embedding_gradients(
     text_sum = a.new_empty(t.shape, dtype=torch.float32)
     parts = []
     for i in chunks(len(a), height):
+        rows = weights[: len(a[i])]
         audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
         for j in chunks(len(t), width):
-            w = weights[: len(a[i]), : len(t[j])]
-            parts.append(grad_logits(a[i], t[j], w, i, j))
+            parts.append(grad_logits(a[i], t[j], rows, i, j))
+            w = rows[:, : len(t[j])]
             add_product(audio_sum, w, t[j], first=j.start == 0)
             add_product(text_sum[j], w.T, a[i], first=i.start == 0)
         torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
@@ -247,7 +248,7 @@ def _grad_logits(
         scale: float32 scalar.
         terms: the vectors for these rows and columns.
         largest: float32 scalar, an upper bound on the gradients' magnitude.
-        weights: written, [M, N] of the dtype of the inputs.
+        weights: written, [M, stride] of the dtype of the inputs; stride is a multiple of 16. Only N columns matter.
         first_column: caption of the first column.
 
     Returns:
@@ -260,8 +261,8 @@ def _grad_logits(
     scale_parts = largest.new_empty(programs)
     grad_logits_kernel[(programs,)](
         audio, text, scale, terms.rows, terms.columns, terms.grad_rows, terms.grad_columns, terms.positive,
-        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column, **launch.meta(),
-        **UNFUSED,
+        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column,
+        **launch.meta() | UNFUSED,
     )  # fmt: skip
     return scale_parts
 

@@ -93,7 +93,10 @@ def _check(entry: Entry) -> None:
     _check_values(entry, _KEYS)
     launch = entry["launch"]
     forward = entry["kernel"] == "forward"
-    _check_values(launch, {**_LAUNCH, "stationary": [False, True]} if forward else _LAUNCH)
+    wanted = {**_LAUNCH, "stationary": [False, True]} if forward else {**_LAUNCH}
+    if isinstance(launch, dict) and "registers" in launch:
+        wanted["registers"] = [255]  # the only limit that the heuristics set
+    _check_values(launch, wanted)
     if entry["D"] % launch["channels"]:
         raise ValueError(f"channels must divide D = {entry['D']}; got {launch['channels']}")
     if forward and launch["stationary"] and (entry["chunked"] or entry["D"] != launch["channels"]):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atk.kernels.info_nce import GROUP, embedding_gradients, packed
-from atk.kernels.launch import Device, cdiv, column_span, info_nce_launch, on_device
+from atk.kernels.launch import Device, cdiv, column_span, on_device, sigmoid_launch
 from atk.kernels.sigmoid_kernels import sigmoid_grad_kernel, sigmoid_loss_kernel
 
 __all__ = ["backward", "forward"]
@@ -33,7 +33,7 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         audio, text = packed(audio), packed(text)
         D = audio.shape[1]
         device = Device.of(audio.device)
-        launch = info_nce_launch(audio.dtype, D, device)
+        launch = sigmoid_launch(audio.dtype, D, device)
         row_tiles, column_tiles = cdiv(N_a, launch.rows), cdiv(N_t, launch.columns)
         span = column_span(row_tiles, column_tiles, device)
         parts = cdiv(column_tiles, span)
@@ -91,7 +91,7 @@ def _grad_logits(
         positive: [M] int64, the caption of each row, or None.
         grad_losses: [M] float32.
         largest: float32 scalar, an upper bound on the gradients' magnitude.
-        weights: written, [M, N] of the dtype of the inputs.
+        weights: written, [M, stride] of the dtype of the inputs; stride is a multiple of 16. Only N columns matter.
         first_column: caption of the first column.
 
     Returns:
@@ -99,7 +99,7 @@ def _grad_logits(
     """
     M, D = audio.shape
     N = len(text)
-    launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
+    launch = sigmoid_launch(audio.dtype, D, Device.of(audio.device))
     programs = cdiv(M, launch.rows) * cdiv(N, launch.columns)
     parts = largest.new_empty(2, programs)
     sigmoid_grad_kernel[(programs,)](
