@@ -22,9 +22,9 @@ MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave 
 _MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
 
 
-# For kernels that raise e to a product minus a rounded log-sum-exp. In a multiply-add the product would be exact, and
-# its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes compute
-# the same sum of products: contracted, these sums could differ.
+# For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
+# its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes
+# compute the same sum of products: contracted, these sums could differ.
 UNFUSED = {"enable_fp_fusion": False}
 
 
