@@ -5,7 +5,6 @@ If the build fails, the installation continues without the extension, and `atk/_
 """
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -21,7 +20,15 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").g
 HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.h"))
 FLAGS = "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma"
-FLAGS_BY_SUFFIX = {"bf16": f"{AVX512} -mavx512bf16 -mavx512vnni", "avx512": AVX512, "avx2": "-mavx2 -mfma"}
+FLAGS_BY_SUFFIX = {  # of files that hold the kernels of one instruction set
+    "_avx512_bf16": f"{AVX512} -mavx512vnni -mavx512bf16",
+    "_avx512_vnni": f"{AVX512} -mavx512vnni",
+    "_avx512": AVX512,
+    "_avx2_vnni": "-mavx2 -mfma -mavxvnni",
+    "_avx2": "-mavx2 -mfma",
+    "_neon_bf16": "-march=armv8.2-a+dotprod+bf16",
+    "_neon_dot": "-march=armv8.2-a+dotprod",
+}
 BUILD_ERROR = "_build_error.txt"
 
 NINJA = """\
@@ -126,10 +133,8 @@ def include_folders() -> list[str]:
 
 
 def isa_flags(source: str, cxx: str) -> str:
-    """Flags for the instruction set named at the end of the file name; none if the compiler does not know them."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ""
-    flags = FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")
+    """Flags for the instruction set at the end of the file name; none if the compiler has none, as for another CPU."""
+    flags = next((flags for suffix, flags in FLAGS_BY_SUFFIX.items() if Path(source).stem.endswith(suffix)), "")
     probe = [*shlex.split(cxx), *flags.split(), "-fsyntax-only", "-x", "c++", os.devnull]
     return flags if subprocess.run(probe, check=False, capture_output=True).returncode == 0 else ""
 

@@ -1,6 +1,6 @@
 // Vectors of one instruction set, written with the vector extension of GCC and Clang.
-// The including file defines ATK_LANES (floats in a vector) and, for the register tile, ATK_TILE_VECTORS and
-// ATK_TILE_TOKENS.
+// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS for the register tile,
+// and ATK_BFLOAT16_DOT as 1 if an instruction multiplies pairs of bfloat16 channels.
 // All code compiled per instruction set is in unnamed namespaces and calls no inline function of the standard library:
 // the linker could otherwise run a copy compiled for a newer CPU on an older one.
 #pragma once
@@ -10,6 +10,10 @@
 
 #include "half.h"
 #include "max_mean.h"
+
+#if !defined(ATK_BFLOAT16_DOT)
+#define ATK_BFLOAT16_DOT 0
+#endif
 
 namespace atk {
 namespace {
@@ -37,6 +41,14 @@ inline Vec load(const T* p) {
 }
 
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
+
+inline float sum_of_lanes(Vec x) {
+  float lane[kLanes];
+  store(lane, x);
+  for (int n = kLanes / 2; n > 0; n /= 2)
+    for (int k = 0; k < n; ++k) lane[k] += lane[k + n];
+  return lane[0];
+}
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
