@@ -37,7 +37,7 @@ rule compile
   depfile = $out.d
   deps = gcc
 rule link
-  command = {cxx} -shared -pthread {link_extra} $in -o $out {libraries}
+  command = {cxx} {link} -pthread {link_extra} $in -o $out {libraries}
 """
 
 
@@ -72,26 +72,31 @@ class OptionalNinjaBuild(build_ext):
 
 def compile_module(folder: Path, module: Path) -> None:
     """Compiles csrc/ in `folder` and links it into `module`; raises BuildError."""
+    compile_sources(folder, module, SOURCES, include_folders(), "-shared")
+
+
+def compile_sources(folder: Path, output: Path, sources: list[str], includes: list[str], link: str) -> None:
+    """Compiles `sources` (relative to this file) in `folder` and links them into `output`; raises BuildError."""
     cxx = find_compiler()
     ninja = find_ninja()
-    includes = include_folders()
     folder.mkdir(parents=True, exist_ok=True)
-    module.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         NINJA.format(
             cxx=cxx,
             flags=FLAGS,
             extra=os.environ.get("CXXFLAGS", ""),
             includes=" ".join(f"-isystem {shlex.quote(path)}" for path in includes),
+            link=link,
             link_extra=os.environ.get("LDFLAGS", ""),
             libraries="-ldl" if sys.platform == "linux" else "",
         )
     ]
     objects = []
-    for source in SOURCES:
+    for source in sources:
         objects.append(f"{Path(source).stem}.o")
         lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}\n  isa = {isa_flags(source, cxx)}\n")
-    lines.append(f"build {ninja_path(module)}: link {' '.join(objects)}\n")
+    lines.append(f"build {ninja_path(output)}: link {' '.join(objects)}\n")
     (folder / "build.ninja").write_text("".join(lines))
     result = subprocess.run([ninja, "-C", str(folder)], check=False, capture_output=True, text=True)
     if result.returncode:
@@ -143,8 +148,9 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-setup(
-    packages=find_packages(include=["atk", "atk.*"]),  # follows the links atk/kernels and atk/bench
-    ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
-    cmdclass={"build_ext": OptionalNinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        packages=find_packages(include=["atk", "atk.*"]),  # follows the links atk/kernels and atk/bench
+        ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
+        cmdclass={"build_ext": OptionalNinjaBuild},
+    )

@@ -1,4 +1,5 @@
-// Kernels for AVX-512 with VNNI: compiled with these flags if the compiler has them, called only on CPUs that have them.
+// Kernels for AVX-512 with VNNI: compiled with these flags if the compiler has them, called only on CPUs that have
+// them.
 #include "max_mean.h"
 
 #if defined(__AVX512VNNI__)

@@ -1,6 +1,6 @@
 // Vectors of one instruction set, written with the vector extension of GCC and Clang.
-// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS for the register tile,
-// and ATK_BFLOAT16_DOT as 1 if an instruction multiplies pairs of bfloat16 channels.
+// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS for the register
+// tile, and ATK_BFLOAT16_DOT as 1 if an instruction multiplies pairs of bfloat16 channels.
 // All code compiled per instruction set is in unnamed namespaces and calls no inline function of the standard library:
 // the linker could otherwise run a copy compiled for a newer CPU on an older one.
 #pragma once

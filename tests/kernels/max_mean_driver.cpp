@@ -1,6 +1,7 @@
 // Runs the kernels of csrc/ under every instruction set that this processor supports and compares them with double
-// precision. It needs no Python, so it also runs under an emulator: see test_max_mean_driver.py. Prints the instruction
-// sets, then one line per failure; the exit status is 1 if there is any.
+// precision. It needs no Python, so it also runs under an emulator: see test_max_mean_driver.py. Prints each
+// instruction set, then one line per failure; the exit status is 1 if there is any. --list only prints the
+// instruction sets.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -20,6 +21,7 @@ namespace {
 
 using atk::Dtype;
 using Lengths = std::vector<int32_t>;
+using Value = std::function<float(int64_t row, int64_t channel)>;
 
 constexpr Dtype kDtypes[] = {Dtype::float32, Dtype::bfloat16, Dtype::float16};
 constexpr const char* kDtypeNames[] = {"float32", "bfloat16", "float16"};
@@ -62,7 +64,7 @@ struct Batch {
   std::vector<uint8_t> mask;
   std::vector<std::vector<int64_t>> valid;  // rows of each sequence
 
-  Batch(Dtype dtype, const Lengths& lengths, int64_t D, bool masked, const std::function<float(int64_t, int64_t)>& value)
+  Batch(Dtype dtype, const Lengths& lengths, int64_t D, bool masked, const Value& value)
       : rows(dtype, 0), D(D) {
     for (int32_t length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
     rows = Array(dtype, static_cast<size_t>(count() * D));
@@ -239,8 +241,7 @@ void check_all(Dtype dtype) {
   const auto any = [](int64_t, int64_t) { return normal(); };
   const auto whole = [](int64_t, int64_t) { return integer(); };
   const Lengths clips{70, 1, 0, 130, 33, 5}, captions{3, 12, 32, 0, 1, 9}, many(8, 150), long_captions(9, 30);
-  const auto batch = [&](const Lengths& lengths, int64_t D, bool masked,
-                         const std::function<float(int64_t, int64_t)>& value) {
+  const auto batch = [&](const Lengths& lengths, int64_t D, bool masked, const Value& value) {
     return Batch(dtype, lengths, D, masked, value);
   };
   for (int64_t D : {1, 31, 70, 128})
@@ -278,9 +279,11 @@ void check_all(Dtype dtype) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const bool list = argc > 1 && !std::strcmp(argv[1], "--list");
   for (const std::string& isa : atk::available_isas()) {
     std::printf("%s\n", isa.c_str());
+    if (list) continue;
     atk::set_isa(isa);
     generator.seed(0);  // the same inputs for every instruction set
     for (Dtype dtype : kDtypes) check_all(dtype);
