@@ -72,7 +72,8 @@ class OptionalNinjaBuild(build_ext):
 
 def compile_module(folder: Path, module: Path) -> None:
     """Compiles csrc/ in `folder` and links it into `module`; raises BuildError."""
-    compile_sources(folder, module, SOURCES, include_folders(), "-shared")
+    link = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"  # symbols of Python
+    compile_sources(folder, module, SOURCES, include_folders(), link)
 
 
 def compile_sources(folder: Path, output: Path, sources: list[str], includes: list[str], link: str) -> None:

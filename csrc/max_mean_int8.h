@@ -40,8 +40,9 @@ void approximate_tile(const uint8_t* frames, const uint8_t* tokens, const int32_
 }
 
 struct ApproximateTile {
+  using Function = void (*)(const uint8_t*, const uint8_t*, const int32_t*, int64_t, int32_t*, IntVec*);
   template <int V, int K>
-  static constexpr auto run = approximate_tile<V, K>;
+  static constexpr Function run = approximate_tile<V, K>;
 };
 
 }  // namespace

@@ -30,9 +30,7 @@ inline int64_t dot_groups(int64_t D) { return (D + kDotChannels - 1) / kDotChann
 inline IntVec magnitude_bits(Vec x) { return reinterpret_cast<IntVec>(x) & static_cast<int32_t>(kMagnitudeMask); }
 
 inline uint32_t largest_lane(IntVec x) {
-  int32_t largest = x[0];
-  for (int k = 1; k < kLanes; ++k) largest = x[k] > largest ? x[k] : largest;
-  return static_cast<uint32_t>(largest);
+  return static_cast<uint32_t>(combine_lanes<int32_t, kLanes>(x, [](auto a, auto b) { return a > b ? a : b; }));
 }
 
 // Widens row [D] to out [stride], zero-padded. Returns the bits of the largest magnitude (finite < infinity < NaN).

@@ -7,7 +7,6 @@
 // channels, so results do not depend on the tiling.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "max_mean_pack.h"
@@ -96,25 +95,23 @@ void score_tile(const float* frames, const float* tokens, int64_t words, int32_t
 
 template <class Words>
 struct DirectTile {
+  using Function = void (*)(const float*, const float*, int64_t, int32_t, bool, Best*);
   template <int V, int K>
-  static constexpr auto run = score_tile<Words, V, K>;
+  static constexpr Function run = score_tile<Words, V, K>;
 };
 
 // Tile::run<V, K> for every tile size: Tiles<Tile>::width[V - 1][K - 1].
-template <class Tile>
-using TileFunction = std::decay_t<decltype(Tile::template run<1, 1>)>;
-
 template <class Tile, int V, class Tokens>
 struct TilesOfWidth;
 template <class Tile, int V, int... K>
 struct TilesOfWidth<Tile, V, std::integer_sequence<int, K...>> {
-  static constexpr TileFunction<Tile> tile[] = {Tile::template run<V, K + 1>...};
+  static constexpr typename Tile::Function tile[] = {Tile::template run<V, K + 1>...};
 };
 template <class Tile, class Widths>
 struct AllTiles;
 template <class Tile, int... V>
 struct AllTiles<Tile, std::integer_sequence<int, V...>> {
-  static constexpr const TileFunction<Tile>* width[] = {
+  static constexpr const typename Tile::Function* width[] = {
       TilesOfWidth<Tile, V + 1, std::make_integer_sequence<int, kTileTokens>>::tile...};
 };
 template <class Tile>

@@ -11,6 +11,10 @@
 #include "half.h"
 #include "max_mean.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if !defined(ATK_BFLOAT16_DOT)
 #define ATK_BFLOAT16_DOT 0
 #endif
@@ -40,14 +44,33 @@ inline Vec load(const T* p) {
   return load(x);
 }
 
+#if defined(__AVX512F__) && ATK_LANES == 16
+inline Vec load(const Float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#endif
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 
+template <class T, int N>
+struct Lanes {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+
+// Combines the halves of N lanes until one lane is left.
+template <class T, int N, class Combine>
+inline T combine_lanes(const typename Lanes<T, N>::type& x, const Combine& combine) {
+  if constexpr (N == 2) {
+    return combine(x[0], x[1]);
+  } else {
+    typename Lanes<T, N / 2>::type half[2];
+    std::memcpy(half, &x, sizeof half);
+    return combine_lanes<T, N / 2>(combine(half[0], half[1]), combine);
+  }
+}
+
 inline float sum_of_lanes(Vec x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int n = kLanes / 2; n > 0; n /= 2)
-    for (int k = 0; k < n; ++k) lane[k] += lane[k + n];
-  return lane[0];
+  return combine_lanes<float, kLanes>(x, [](auto a, auto b) { return a + b; });
 }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
