@@ -46,23 +46,39 @@ def processor_flags():
     return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
+FLAGS = processor_flags()
+STAND_IN = {"avx512_vnni", "avx512vl"} <= FLAGS and "avx_vnni" not in FLAGS
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """The driver for this processor."""
+    return build(tmp_path_factory.mktemp("native"), CXXFLAGS="-DATK_EVEX_VNNI" if STAND_IN else "")
+
+
 @pytest.mark.slow
-def test_the_instruction_sets_of_this_processor(tmp_path):
-    flags = processor_flags()
-    stand_in = {"avx512_vnni", "avx512vl"} <= flags and "avx_vnni" not in flags
-    passed = instruction_sets(build(tmp_path, CXXFLAGS="-DATK_EVEX_VNNI" if stand_in else ""))
+def test_the_instruction_sets_of_this_processor(driver):
+    passed = instruction_sets(driver)
     assert passed[-1] == ("neon" if platform.machine() in ("aarch64", "arm64") else "portable")
     for isa, needed in (
         ("avx512_bf16", {"avx512bw", "avx512_vnni", "avx512_bf16"}),
         ("avx512_vnni", {"avx512bw", "avx512_vnni"}),
-        ("avx2_vnni", {"avx512_vnni"} if stand_in else {"avx_vnni"}),
+        ("avx2_vnni", {"avx512_vnni"} if STAND_IN else {"avx_vnni"}),
         ("avx2", {"avx2", "fma"}),
     ):
-        assert (isa in passed) == (needed <= flags)
+        assert (isa in passed) == (needed <= FLAGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processor", "isas"), [("Haswell", ["avx2", "portable"]), ("Nehalem", ["portable"])])
+def test_older_processors(driver, processor, isas):
+    if shutil.which("qemu-x86_64") is None or platform.machine() != "x86_64":
+        pytest.skip("qemu-x86_64 is missing (Debian: apt install qemu-user), or this is not an x86-64 CPU")
+    assert instruction_sets("qemu-x86_64", "-cpu", processor, driver) == isas
 
 
 @pytest.mark.exhaustive
-def test_the_instruction_sets_of_arm(tmp_path):
+def test_arm(tmp_path):
     for program in (ARM_COMPILER, EMULATOR):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing (Debian: apt install g++-aarch64-linux-gnu qemu-user)")
