@@ -59,7 +59,6 @@ struct Norms {
 // unless it is null, x - round(x) to residual_out [stride].
 inline Norms quantize_row(const float* row, const float* center, float inverse_quantum, int64_t stride, uint8_t flip,
                           uint8_t* out, float* residual_out = nullptr) {
-  typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
   constexpr float kRound = 0x1.8p23f;  // floats from here up are integers: adding it rounds x into the low bits
   Vec norm = {}, residual_norm = {};
   for (int64_t c = 0; c < stride; c += kLanes) {
@@ -71,8 +70,7 @@ inline Norms quantize_row(const float* row, const float* center, float inverse_q
     if (residual_out) store(residual_out + c, residual);
     norm += x * x;
     residual_norm += residual * residual;
-    const ByteVec bytes = __builtin_convertvector(reinterpret_cast<IntVec>(shifted), ByteVec) ^ flip;
-    std::memcpy(out + c, &bytes, sizeof bytes);
+    store_low_bytes(out + c, reinterpret_cast<IntVec>(shifted) ^ flip);
   }
   const float length = __builtin_sqrtf(sum_of_lanes(norm)) * kNormSlack;
   // x itself carries the rounding of a subtraction and a multiplication.

@@ -111,9 +111,10 @@ inline void rescore(const ScreenBlock& block, int64_t count) {
       for (int i = 0; i < 4; ++i) sum[i] += load(frame[i] + c) * load(token[i] + c);
     const FourFloats score = sum_lanes(sum) + 0.0f;  // -0 becomes 0, so that both tie
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      block.scratch.key[k + i] = static_cast<int64_t>(ordered(static_cast<int32_t>(float_bits(score[i])))) << 32 |
-                                 static_cast<int64_t>(~candidate[k + i]);
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t high = static_cast<uint32_t>(ordered(static_cast<int32_t>(float_bits(score[i]))));
+      block.scratch.key[k + i] = static_cast<int64_t>(static_cast<uint64_t>(high) << 32 | ~candidate[k + i]);
+    }
   }
 }
 

@@ -25,6 +25,8 @@ constexpr uint8_t kFrameZeroPoint = 0;
 // a zero point. In assembly on x86, because GCC 12 copies the accumulators of the intrinsic back and forth, which
 // halves the speed of a loop over many of them.
 //
+// store_low_bytes: the low byte of every lane. GCC 12 would convert the vector lane by lane.
+//
 // not_below: bit k is set if score[k] >= threshold[k].
 //
 // append_bits: appends first + k to `out` for every bit k that is set, in order, and returns the end. May write up to
@@ -39,6 +41,10 @@ inline void add_products(IntVec& sum, IntVec frame, IntVec token) {
 
 inline IntVec maximum(IntVec a, IntVec b) {
   return reinterpret_cast<IntVec>(_mm512_max_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+
+inline void store_low_bytes(uint8_t* out, IntVec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
 }
 
 inline uint64_t not_below(IntVec score, IntVec threshold) {
@@ -79,6 +85,12 @@ inline IntVec maximum(IntVec a, IntVec b) {
   return reinterpret_cast<IntVec>(_mm256_max_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
 
+inline void store_low_bytes(uint8_t* out, IntVec x) {
+  const __m256i low = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(0x0c080400));
+  const __m128i halves = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), halves);
+}
+
 inline uint64_t not_below(IntVec score, IntVec threshold) {
   return static_cast<uint64_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(score >= threshold)));
 }
@@ -97,6 +109,12 @@ inline void add_products(IntVec& sum, IntVec frame, IntVec token) {
 
 inline IntVec maximum(IntVec a, IntVec b) {
   return reinterpret_cast<IntVec>(vmaxq_s32(reinterpret_cast<int32x4_t>(a), reinterpret_cast<int32x4_t>(b)));
+}
+
+inline void store_low_bytes(uint8_t* out, IntVec x) {
+  const int16x4_t halves = vmovn_s32(reinterpret_cast<int32x4_t>(x));
+  const int8x8_t bytes = vmovn_s16(vcombine_s16(halves, halves));
+  std::memcpy(out, &bytes, kLanes);
 }
 
 inline uint64_t not_below(IntVec score, IntVec threshold) {
