@@ -69,7 +69,7 @@ def test_the_instruction_sets_of_this_processor(driver):
         assert (isa in passed) == (needed <= FLAGS)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("processor", "isas"), [("Haswell", ["avx2", "portable"]), ("Nehalem", ["portable"])])
 def test_older_processors(driver, processor, isas):
     if shutil.which("qemu-x86_64") is None or platform.machine() != "x86_64":
