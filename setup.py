@@ -5,7 +5,6 @@ If the build fails, the installation continues without the extension, and `atk/_
 """
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -21,7 +20,15 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").g
 HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.h"))
 FLAGS = "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -Wall -Wextra"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma"
-FLAGS_BY_SUFFIX = {"bf16": f"{AVX512} -mavx512bf16 -mavx512vnni", "avx512": AVX512, "avx2": "-mavx2 -mfma"}
+FLAGS_BY_SUFFIX = {  # of files that hold the kernels of one instruction set
+    "_avx512_bf16": f"{AVX512} -mavx512vnni -mavx512bf16",
+    "_avx512_vnni": f"{AVX512} -mavx512vnni",
+    "_avx512": AVX512,
+    "_avx2_vnni": "-mavx2 -mfma -mavxvnni",
+    "_avx2": "-mavx2 -mfma",
+    "_neon_bf16": "-march=armv8.2-a+dotprod+bf16",
+    "_neon_dot": "-march=armv8.2-a+dotprod",
+}
 BUILD_ERROR = "_build_error.txt"
 
 NINJA = """\
@@ -30,7 +37,7 @@ rule compile
   depfile = $out.d
   deps = gcc
 rule link
-  command = {cxx} -shared -pthread {link_extra} $in -o $out {libraries}
+  command = {cxx} {link} -pthread {link_extra} $in -o $out {libraries}
 """
 
 
@@ -65,26 +72,32 @@ class OptionalNinjaBuild(build_ext):
 
 def compile_module(folder: Path, module: Path) -> None:
     """Compiles csrc/ in `folder` and links it into `module`; raises BuildError."""
+    link = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"  # symbols of Python
+    compile_sources(folder, module, SOURCES, include_folders(), link)
+
+
+def compile_sources(folder: Path, output: Path, sources: list[str], includes: list[str], link: str) -> None:
+    """Compiles `sources` (relative to this file) in `folder` and links them into `output`; raises BuildError."""
     cxx = find_compiler()
     ninja = find_ninja()
-    includes = include_folders()
     folder.mkdir(parents=True, exist_ok=True)
-    module.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         NINJA.format(
             cxx=cxx,
             flags=FLAGS,
             extra=os.environ.get("CXXFLAGS", ""),
             includes=" ".join(f"-isystem {shlex.quote(path)}" for path in includes),
+            link=link,
             link_extra=os.environ.get("LDFLAGS", ""),
             libraries="-ldl" if sys.platform == "linux" else "",
         )
     ]
     objects = []
-    for source in SOURCES:
+    for source in sources:
         objects.append(f"{Path(source).stem}.o")
         lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}\n  isa = {isa_flags(source, cxx)}\n")
-    lines.append(f"build {ninja_path(module)}: link {' '.join(objects)}\n")
+    lines.append(f"build {ninja_path(output)}: link {' '.join(objects)}\n")
     (folder / "build.ninja").write_text("".join(lines))
     result = subprocess.run([ninja, "-C", str(folder)], check=False, capture_output=True, text=True)
     if result.returncode:
@@ -126,10 +139,8 @@ def include_folders() -> list[str]:
 
 
 def isa_flags(source: str, cxx: str) -> str:
-    """Flags for the instruction set named at the end of the file name; none if the compiler does not know them."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ""
-    flags = FLAGS_BY_SUFFIX.get(Path(source).stem.rpartition("_")[2], "")
+    """Flags for the instruction set at the end of the file name; none if the compiler has none, as for another CPU."""
+    flags = next((flags for suffix, flags in FLAGS_BY_SUFFIX.items() if Path(source).stem.endswith(suffix)), "")
     probe = [*shlex.split(cxx), *flags.split(), "-fsyntax-only", "-x", "c++", os.devnull]
     return flags if subprocess.run(probe, check=False, capture_output=True).returncode == 0 else ""
 
@@ -138,8 +149,9 @@ def ninja_path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-setup(
-    packages=find_packages(include=["atk", "atk.*"]),  # follows the links atk/kernels and atk/bench
-    ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
-    cmdclass={"build_ext": OptionalNinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        packages=find_packages(include=["atk", "atk.*"]),  # follows the links atk/kernels and atk/bench
+        ext_modules=[Extension("atk._C", SOURCES, depends=HEADERS, optional=True)],
+        cmdclass={"build_ext": OptionalNinjaBuild},
+    )

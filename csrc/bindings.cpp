@@ -34,7 +34,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", &atk::available_isas, "Instruction sets that this CPU supports, best first.");
   m.def("set_isa", &atk::set_isa, py::arg("name"), "Selects one of available_isas(); raises ValueError otherwise.");
   m.def("set_screening", &atk::set_screening, py::arg("mode"),
-        "int8 screening of the float32 and float16 forward: \"auto\" (default), \"always\", or \"never\".");
+        "int8 screening of the forward, where supported: \"auto\" (default), \"always\", or \"never\".");
 
   py::class_<atk::Sequences>(m, "Sequences")
       .def(py::init(

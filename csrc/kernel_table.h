@@ -1,10 +1,14 @@
-// Table of all kernels, for the instruction set that the including file is compiled for; `screen` may be null.
+// Table of all kernels, for the instruction set that the including file is compiled for.
 #pragma once
 
 #include "max_mean_grad.h"
 #include "max_mean_score.h"
 #include "normalize_rows.h"
 
-#define ATK_KERNEL_TABLE(name, screen)                                                                 \
-  {name, kBlock, kBfloat16PerWord, pack_caption, score, pack_spans, frame_grad, token_grad, normalize, \
-   normalize_grad, screen}
+// Defines atk::variable; `screen` may be null.
+#define ATK_KERNEL_TABLE(variable, name, screen)                                                                     \
+  namespace atk {                                                                                                    \
+  static const Kernels kTable = {name,       kBlock,     kBfloat16PerWord, pack_caption, score,          pack_spans, \
+                                 frame_grad, token_grad, normalize,        normalize_grad, screen};                  \
+  const Kernels* const variable = &kTable;                                                                           \
+  }

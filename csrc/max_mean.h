@@ -155,9 +155,14 @@ struct Kernels {
   const ScreenKernels* screen;  // null: this instruction set does not screen
 };
 
-extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx2Kernels;
-extern const Kernels kPortableKernels;
-extern const Kernels* const kAvx512Bf16Kernels;  // null if the compiler lacks these instructions
+// Null if the compiler lacks these instructions, or for another processor.
+extern const Kernels* const kAvx512Bf16Kernels;
+extern const Kernels* const kAvx512VnniKernels;
+extern const Kernels* const kAvx512Kernels;
+extern const Kernels* const kAvx2VnniKernels;
+extern const Kernels* const kAvx2Kernels;
+extern const Kernels* const kNeonBf16Kernels;
+extern const Kernels* const kNeonDotKernels;
+extern const Kernels* const kBaselineKernels;  // for any processor; never null
 
 }  // namespace atk

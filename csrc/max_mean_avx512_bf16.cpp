@@ -6,15 +6,11 @@
 #define ATK_LANES 16
 #define ATK_TILE_VECTORS 2
 #define ATK_TILE_TOKENS 12
+#define ATK_BFLOAT16_DOT 1
 #include "kernel_table.h"
 #include "max_mean_screen.h"
 
-namespace atk {
-static const ScreenKernels kScreenTable = {screening_applies, screened_caption_offset, ScreenScratch::bytes,
-                                           prepare_caption, screen};
-static const Kernels kTable = ATK_KERNEL_TABLE("avx512_bf16", &kScreenTable);
-const Kernels* const kAvx512Bf16Kernels = &kTable;
-}  // namespace atk
+ATK_KERNEL_TABLE(kAvx512Bf16Kernels, "avx512_bf16", &kScreenTable)
 #else
 const atk::Kernels* const atk::kAvx512Bf16Kernels = nullptr;
 #endif

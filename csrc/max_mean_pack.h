@@ -24,11 +24,7 @@ inline TokenTiles token_tiles(int64_t tokens) {
 inline int64_t tile_size(const TokenTiles& tiles, int64_t tile) { return tiles.base + (tile < tiles.larger); }
 
 // A packed row consists of 32-bit words, each of one channel or of two bfloat16 channels (zero-padded if D is odd).
-#if defined(__AVX512BF16__)
-constexpr int64_t kBfloat16PerWord = 2;
-#else
-constexpr int64_t kBfloat16PerWord = 1;
-#endif
+constexpr int64_t kBfloat16PerWord = ATK_BFLOAT16_DOT ? 2 : 1;
 template <class T>
 constexpr int64_t kPerWord = 1;
 template <>

@@ -6,14 +6,11 @@
 // the norms themselves.
 #pragma once
 
-#include <immintrin.h>
-
 #include "max_mean_score.h"
+#include "simd_int8.h"
 
 namespace atk {
 namespace {
-
-static_assert(kLanes == 16 && kTileVectors == 2, "needs AVX-512 vectors and blocks of two vectors of frames");
 
 constexpr float kUnitRoundoff = 0x1p-24f;      // relative error of a float32 operation
 constexpr float kNormSlack = 1.001f;           // exceeds the error of a norm of up to kMaxScreenChannels channels
@@ -21,7 +18,6 @@ constexpr int64_t kMaxScreenChannels = 16384;  // keeps the int32 scores below 2
 constexpr int64_t kMaxScreenTokens = 4096;     // of a caption; bounds the scratch memory
 constexpr int64_t kMaxPairwiseTokens = 64;     // of a caption whose tokens are compared pair by pair
 constexpr int64_t kDotChannels = 4;            // int8 channels that an int32 lane multiplies in one instruction
-constexpr uint8_t kFrameZeroPoint = 128;       // added to the int8 frames: vpdpbusd wants one unsigned operand
 constexpr float kInt8Max = 127;                // the largest quantized magnitude
 constexpr int64_t kAlignment = 64;             // bytes
 
@@ -31,27 +27,26 @@ inline int64_t padded_channels(int64_t D) { return round_up(D, kLanes); }
 
 inline int64_t dot_groups(int64_t D) { return (D + kDotChannels - 1) / kDotChannels; }
 
-inline __m512 load_channels(const float* p, __mmask16 valid) { return _mm512_maskz_loadu_ps(valid, p); }
+inline IntVec magnitude_bits(Vec x) { return reinterpret_cast<IntVec>(x) & static_cast<int32_t>(kMagnitudeMask); }
 
-inline __m512 load_channels(const Float16* p, __mmask16 valid) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(valid, p));
-}
-
-inline __m512i magnitude_bits(__m512 x) {
-  return _mm512_and_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(kMagnitudeMask));
+inline uint32_t largest_lane(IntVec x) {
+  return static_cast<uint32_t>(combine_lanes<int32_t, kLanes>(x, [](auto a, auto b) { return a > b ? a : b; }));
 }
 
 // Widens row [D] to out [stride], zero-padded. Returns the bits of the largest magnitude (finite < infinity < NaN).
 template <class T>
 uint32_t copy_row(const T* row, int64_t D, int64_t stride, float* out) {
-  __m512i largest = _mm512_setzero_si512();
+  IntVec largest = {};
   for (int64_t c = 0; c < stride; c += kLanes) {
-    const __mmask16 valid = static_cast<__mmask16>(D - c >= kLanes ? 0xffff : (1u << (D - c)) - 1);
-    const __m512 x = load_channels(row + c, valid);
-    largest = _mm512_max_epu32(largest, magnitude_bits(x));
-    _mm512_store_ps(out + c, x);
+    Vec x = {};
+    if (D - c >= kLanes)
+      x = load(row + c);
+    else
+      for (int64_t k = 0; k < D - c; ++k) x[k] = widen(row[c + k]);
+    largest = maximum(largest, magnitude_bits(x));
+    store(out + c, x);
   }
-  return _mm512_reduce_max_epu32(largest);
+  return largest_lane(largest);
 }
 
 // Upper bounds on the norms of x = row / quantum and of x - round(x).
@@ -64,22 +59,22 @@ struct Norms {
 // unless it is null, x - round(x) to residual_out [stride].
 inline Norms quantize_row(const float* row, const float* center, float inverse_quantum, int64_t stride, uint8_t flip,
                           uint8_t* out, float* residual_out = nullptr) {
-  __m512 norm = _mm512_setzero_ps(), residual_norm = norm;
+  constexpr float kRound = 0x1.8p23f;  // floats from here up are integers: adding it rounds x into the low bits
+  Vec norm = {}, residual_norm = {};
   for (int64_t c = 0; c < stride; c += kLanes) {
-    __m512 x = _mm512_load_ps(row + c);
-    if (center) x = _mm512_sub_ps(x, _mm512_load_ps(center + c));
-    x = _mm512_mul_ps(x, _mm512_set1_ps(inverse_quantum));
-    const __m512i rounded = _mm512_cvtps_epi32(x);
-    const __m512 residual = _mm512_sub_ps(x, _mm512_cvtepi32_ps(rounded));
-    if (residual_out) _mm512_store_ps(residual_out + c, residual);
-    norm = _mm512_fmadd_ps(x, x, norm);
-    residual_norm = _mm512_fmadd_ps(residual, residual, residual_norm);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + c),
-                     _mm_xor_si128(_mm512_cvtsepi32_epi8(rounded), _mm_set1_epi8(static_cast<char>(flip))));
+    Vec x = load(row + c);
+    if (center) x -= load(center + c);
+    x *= inverse_quantum;
+    const Vec shifted = x + kRound;
+    const Vec residual = x - (shifted - kRound);
+    if (residual_out) store(residual_out + c, residual);
+    norm += x * x;
+    residual_norm += residual * residual;
+    store_low_bytes(out + c, reinterpret_cast<IntVec>(shifted) ^ flip);
   }
-  const float length = __builtin_sqrtf(_mm512_reduce_add_ps(norm)) * kNormSlack;
+  const float length = __builtin_sqrtf(sum_of_lanes(norm)) * kNormSlack;
   // x itself carries the rounding of a subtraction and a multiplication.
-  return {length, __builtin_sqrtf(_mm512_reduce_add_ps(residual_norm)) * kNormSlack + 3 * kUnitRoundoff * length};
+  return {length, __builtin_sqrtf(sum_of_lanes(residual_norm)) * kNormSlack + 3 * kUnitRoundoff * length};
 }
 
 // Interleaves one row into [groups][lanes][kDotChannels]; `out` points to the row's lane.
@@ -120,16 +115,16 @@ struct ScreenedCaption {
 
 // Writes the mean token to `center` and returns the bits of the largest magnitude of a centered component.
 inline uint32_t center_tokens(const float* rows, int64_t count, int64_t stride, float* center) {
-  __m512i largest = _mm512_setzero_si512();
+  IntVec largest = {};
   for (int64_t c = 0; c < stride; c += kLanes) {
-    __m512 mean = _mm512_setzero_ps();
-    for (int64_t l = 0; l < count; ++l) mean = _mm512_add_ps(mean, _mm512_load_ps(rows + l * stride + c));
-    mean = _mm512_div_ps(mean, _mm512_set1_ps(static_cast<float>(count)));
-    _mm512_store_ps(center + c, mean);
+    Vec mean = {};
+    for (int64_t l = 0; l < count; ++l) mean += load(rows + l * stride + c);
+    mean /= static_cast<float>(count);
+    store(center + c, mean);
     for (int64_t l = 0; l < count; ++l)
-      largest = _mm512_max_epu32(largest, magnitude_bits(_mm512_sub_ps(_mm512_load_ps(rows + l * stride + c), mean)));
+      largest = maximum(largest, magnitude_bits(load(rows + l * stride + c) - mean));
   }
-  return _mm512_reduce_max_epu32(largest);
+  return largest_lane(largest);
 }
 
 // Upper bound on the distance between any two of the rows [count, stride]. The true diameter is worth computing only
@@ -140,15 +135,15 @@ inline float diameter(const float* rows, int64_t count, int64_t stride, float la
   float largest = 0;
   for (int64_t l = 1; l < count; ++l)
     for (int64_t k = 0; k < l; k += kRowsAtOnce) {
-      __m512 sum[kRowsAtOnce] = {};
+      Vec sum[kRowsAtOnce] = {};
       for (int64_t c = 0; c < stride; c += kLanes)
 #pragma GCC unroll 4
         for (int i = 0; i < kRowsAtOnce; ++i) {
           const float* earlier = rows + (k + i < l ? k + i : l) * stride;
-          const __m512 gap = _mm512_sub_ps(_mm512_load_ps(rows + l * stride + c), _mm512_load_ps(earlier + c));
-          sum[i] = _mm512_fmadd_ps(gap, gap, sum[i]);
+          const Vec gap = load(rows + l * stride + c) - load(earlier + c);
+          sum[i] += gap * gap;
         }
-      for (const __m512& square : sum) largest = __builtin_fmaxf(largest, _mm512_reduce_add_ps(square));
+      for (const Vec& square : sum) largest = __builtin_fmaxf(largest, sum_of_lanes(square));
     }
   return __builtin_sqrtf(largest) * kNormSlack;
 }

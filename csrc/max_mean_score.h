@@ -11,8 +11,10 @@
 
 #include "max_mean_pack.h"
 
-#if defined(__AVX512BF16__)
+#if ATK_BFLOAT16_DOT && defined(__x86_64__)
 #include <immintrin.h>
+#elif ATK_BFLOAT16_DOT
+#include <arm_neon.h>
 #endif
 
 namespace atk {
@@ -33,12 +35,16 @@ struct Bfloat16Words {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if ATK_BFLOAT16_DOT
 // Two bfloat16 channels, multiplied in one instruction, which flushes subnormals to zero.
 struct Bfloat16Dot {
   static Vec multiply_add(Vec sum, Vec frames, float token) {
     const IntVec tokens = IntVec{} + static_cast<int32_t>(float_bits(token));
+#if defined(__x86_64__)
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(frames), reinterpret_cast<__m512bh>(tokens));
+#else
+    return vbfdotq_f32(sum, reinterpret_cast<bfloat16x8_t>(frames), reinterpret_cast<bfloat16x8_t>(tokens));
+#endif
   }
 };
 #endif
@@ -87,24 +93,29 @@ void score_tile(const float* frames, const float* tokens, int64_t words, int32_t
   }
 }
 
-// score_tile for every tile size: Tiles<Words>::width[V - 1][K - 1].
-using ScoreTile = void (*)(const float*, const float*, int64_t, int32_t, bool, Best*);
-
-template <class Words, int V, class Tokens>
-struct TilesOfWidth;
-template <class Words, int V, int... K>
-struct TilesOfWidth<Words, V, std::integer_sequence<int, K...>> {
-  static constexpr ScoreTile tile[] = {score_tile<Words, V, K + 1>...};
-};
-template <class Words, class Widths>
-struct AllTiles;
-template <class Words, int... V>
-struct AllTiles<Words, std::integer_sequence<int, V...>> {
-  static constexpr const ScoreTile* width[] = {
-      TilesOfWidth<Words, V + 1, std::make_integer_sequence<int, kTileTokens>>::tile...};
-};
 template <class Words>
-using Tiles = AllTiles<Words, std::make_integer_sequence<int, kTileVectors>>;
+struct DirectTile {
+  using Function = void (*)(const float*, const float*, int64_t, int32_t, bool, Best*);
+  template <int V, int K>
+  static constexpr Function run = score_tile<Words, V, K>;
+};
+
+// Tile::run<V, K> for every tile size: Tiles<Tile>::width[V - 1][K - 1].
+template <class Tile, int V, class Tokens>
+struct TilesOfWidth;
+template <class Tile, int V, int... K>
+struct TilesOfWidth<Tile, V, std::integer_sequence<int, K...>> {
+  static constexpr typename Tile::Function tile[] = {Tile::template run<V, K + 1>...};
+};
+template <class Tile, class Widths>
+struct AllTiles;
+template <class Tile, int... V>
+struct AllTiles<Tile, std::integer_sequence<int, V...>> {
+  static constexpr const typename Tile::Function* width[] = {
+      TilesOfWidth<Tile, V + 1, std::make_integer_sequence<int, kTileTokens>>::tile...};
+};
+template <class Tile>
+using Tiles = AllTiles<Tile, std::make_integer_sequence<int, kTileVectors>>;
 
 template <class Index>
 inline void write_index(const Best& best, int64_t count, Index* index) {
@@ -135,17 +146,15 @@ float score_chunk(const float* frames, int64_t frame_count, const float* tokens,
     }
     for (int64_t l = 0, tile = 0; l < token_count; ++tile) {
       const int64_t tile_tokens = tile_size(tiles, tile);
-      Tiles<Words>::width[vectors - 1][tile_tokens - 1](frames + r * words, tokens + l * words, words,
-                                                        static_cast<int32_t>(l), may_be_nan, &best);
+      Tiles<DirectTile<Words>>::width[vectors - 1][tile_tokens - 1](frames + r * words, tokens + l * words, words,
+                                                                    static_cast<int32_t>(l), may_be_nan, &best);
       l += tile_tokens;
     }
     for (int v = 0; v < vectors; ++v) sum[v] += lane + v * kLanes < valid ? best.score[v] : Vec{};
     if (index) write_index(best, valid, index + r);
   }
   for (int v = 1; v < kTileVectors; ++v) sum[0] += sum[v];
-  float total = 0;
-  for (int k = 0; k < kLanes; ++k) total += sum[0][k];
-  return total;
+  return sum_of_lanes(sum[0]);
 }
 
 // What is known about the scores of a chunk of frames with a caption, from the magnitudes of both.
@@ -167,7 +176,7 @@ float score_caption(const float* frames, int64_t frame_count, const float* token
   if constexpr (kPerWord<T> == 1) {
     return score_chunk<Float32Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, index);
   } else {
-#if defined(__AVX512BF16__)
+#if ATK_BFLOAT16_DOT
     if (bounds.flush_safe)
       return score_chunk<Bfloat16Dot>(frames, frame_count, tokens, token_count, words, false, index);
 #endif

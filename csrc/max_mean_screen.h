@@ -22,6 +22,7 @@ constexpr int64_t kMinScreenTokens = 8;
 constexpr int64_t kMinScreenProducts = 1024;  // tokens * D, per frame and caption
 constexpr int64_t kMinScreenFrames = 1024;    // valid frames: fewer do not repay quantizing the captions
 constexpr int64_t kMinScreenCaptions = 8;     // fewer do not repay quantizing the frames
+constexpr bool kScreensBfloat16 = kBfloat16PerWord == 1;  // products of pairs of channels are fast enough
 
 inline bool worth_screening(int64_t tokens, int64_t D) {
   return tokens >= kMinScreenTokens && tokens * D >= kMinScreenProducts;
@@ -37,13 +38,12 @@ struct ScreenBlock {
 };
 
 // Writes the int32 scores and, to `threshold`, the lowest int32 score of a candidate for each frame.
-inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors]) {
-  using Tokens = std::make_integer_sequence<int, kTileTokens>;
+inline void approximate(const ScreenBlock& block, IntVec threshold[kTileVectors]) {
   const int64_t groups = dot_groups(block.D);
-  const bool two_vectors = block.frames > kLanes;
-  const ApproximateTile* tile = two_vectors ? ApproximateTiles<2, Tokens>::tile : ApproximateTiles<1, Tokens>::tile;
+  const auto* tile = Tiles<ApproximateTile>::width[(block.frames + kLanes - 1) / kLanes - 1];
   const uint8_t* frames = block.scratch.quantized + block.first * groups * kDotChannels;
-  __m512i best[kTileVectors] = {_mm512_set1_epi32(INT_MIN / 2), _mm512_set1_epi32(INT_MIN / 2)};
+  IntVec best[kTileVectors];
+  for (IntVec& score : best) score = IntVec{} + INT_MIN / 4;  // below any score, and no overflow of the threshold
   const TokenTiles tiles = token_tiles(block.tokens);
   for (int64_t l = 0, t = 0; l < block.tokens; ++t) {
     const int64_t tile_tokens = tile_size(tiles, t);
@@ -52,53 +52,45 @@ inline void approximate(const ScreenBlock& block, __m512i threshold[kTileVectors
     l += tile_tokens;
   }
   const CaptionBounds& bounds = *block.caption.bounds;
-  const __m512 largest_margin = _mm512_set1_ps(0x1p30f);
+  const Vec largest_margin = Vec{} + 0x1p30f;
   for (int v = 0; v < kTileVectors; ++v) {
-    const __m512 residual = _mm512_loadu_ps(block.scratch.residual + block.first + v * kLanes);
-    const __m512 norm = _mm512_loadu_ps(block.scratch.norm + block.first + v * kLanes);
-    __m512 margin = _mm512_mul_ps(norm, _mm512_set1_ps(kNormSlack * bounds.error));
-    margin = _mm512_fmadd_ps(residual, _mm512_set1_ps(kNormSlack * bounds.diameter), margin);
-    margin = _mm512_min_ps(margin, largest_margin);  // also replaces a NaN from 0 * infinity
-    threshold[v] =
-        _mm512_sub_epi32(best[v], _mm512_cvt_roundps_epi32(margin, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
+    Vec margin = load(block.scratch.norm + block.first + v * kLanes) * (kNormSlack * bounds.error);
+    margin += load(block.scratch.residual + block.first + v * kLanes) * (kNormSlack * bounds.diameter);
+    margin = margin < largest_margin ? margin : largest_margin;  // also replaces a NaN from 0 * infinity
+    threshold[v] = best[v] - (__builtin_convertvector(margin, IntVec) + 1);
   }
 }
 
 // Lists the candidates, token by token, and returns their count.
-inline int64_t select(const ScreenBlock& block, const __m512i threshold[kTileVectors]) {
-  const uint32_t valid = block.frames >= kBlock ? ~0u : (1u << block.frames) - 1;
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+inline int64_t select(const ScreenBlock& block, const IntVec threshold[kTileVectors]) {
+  constexpr int64_t kTokensAtOnce = 64 / kBlock;
+  const uint64_t valid = (uint64_t{1} << min(block.frames, kBlock)) - 1;
   uint32_t* out = block.scratch.candidate;
-  for (int64_t l = 0; l < block.tokens; ++l)
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) {
-      const __m512i score = _mm512_loadu_si512(block.scratch.scores + l * kBlock + v * kLanes);
-      const __mmask16 selected =
-          _mm512_mask_cmpge_epi32_mask(static_cast<__mmask16>(valid >> v * kLanes), score, threshold[v]);
-      const __m512i code = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(l * kBlock + v * kLanes)));
-      _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(selected, code));
-      out += __builtin_popcount(selected);
+  for (int64_t first = 0; first < block.tokens; first += kTokensAtOnce) {
+    uint64_t selected = 0;
+    for (int64_t l = first; l < min(first + kTokensAtOnce, block.tokens); ++l) {
+      uint64_t frames = 0;
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        IntVec score;
+        std::memcpy(&score, block.scratch.scores + l * kBlock + v * kLanes, sizeof score);
+        frames |= not_below(score, threshold[v]) << v * kLanes;
+      }
+      selected |= (frames & valid) << (l - first) * kBlock;
     }
+    out = append_bits(selected, static_cast<uint32_t>(first * kBlock), out);
+  }
   return out - block.scratch.candidate;
 }
 
 inline int64_t find_candidates(const ScreenBlock& block) {
-  __m512i threshold[kTileVectors];
+  IntVec threshold[kTileVectors];
   approximate(block, threshold);
   return select(block, threshold);
 }
 
-// The sums of four vectors.
-inline __m128 sum_lanes(const __m512 (&x)[4]) {
-  const __m512 even = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 odd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 quarter = _mm512_add_ps(_mm512_shuffle_ps(even, odd, 0x44), _mm512_shuffle_ps(even, odd, 0xee));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quarter), _mm512_extractf32x8_ps(quarter, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
 // Maps the bits of floats to integers of the same order. The mapping is its own inverse.
-inline __m128i ordered(__m128i bits) { return _mm_xor_si128(bits, _mm_srli_epi32(_mm_srai_epi32(bits, 31), 1)); }
+inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & static_cast<int32_t>(kMagnitudeMask)); }
 
 // Scores the candidates in float32. A key holds the ordered score in its high half and the complement of the candidate
 // in its low half, so the largest key is that of the best score and, among equal scores, of the first token.
@@ -113,16 +105,16 @@ inline void rescore(const ScreenBlock& block, int64_t count) {
       frame[i] = frames + candidate[k + i] % kBlock * stride;
       token[i] = block.caption.rows + candidate[k + i] / kBlock * stride;
     }
-    __m512 sum[4] = {};
+    Vec sum[4] = {};
     for (int64_t c = 0; c < stride; c += kLanes)
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i)
-        sum[i] = _mm512_fmadd_ps(_mm512_load_ps(frame[i] + c), _mm512_load_ps(token[i] + c), sum[i]);
-    const __m128 score = _mm_add_ps(sum_lanes(sum), _mm_setzero_ps());  // -0 becomes 0, so that both tie
-    const __m128i high = ordered(_mm_castps_si128(score));
-    const __m128i low = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<__m128i*>(candidate + k)), _mm_set1_epi32(-1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(block.scratch.key + k), _mm_unpacklo_epi32(low, high));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(block.scratch.key + k + 2), _mm_unpackhi_epi32(low, high));
+      for (int i = 0; i < 4; ++i) sum[i] += load(frame[i] + c) * load(token[i] + c);
+    const FourFloats score = sum_lanes(sum) + 0.0f;  // -0 becomes 0, so that both tie
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t high = static_cast<uint32_t>(ordered(static_cast<int32_t>(float_bits(score[i]))));
+      block.scratch.key[k + i] = static_cast<int64_t>(static_cast<uint64_t>(high) << 32 | ~candidate[k + i]);
+    }
   }
 }
 
@@ -138,11 +130,12 @@ float collect(const ScreenBlock& block, int64_t count, Index* index) {
   }
   float score[kBlock] = {};
   for (int64_t r = 0; r < block.frames; ++r) {
-    const int32_t high = static_cast<int32_t>(best[r] >> 32);
-    score[r] = bits_float(static_cast<uint32_t>(high ^ ((high >> 31) & static_cast<int32_t>(kMagnitudeMask))));
+    score[r] = bits_float(static_cast<uint32_t>(ordered(static_cast<int32_t>(best[r] >> 32))));
     if (index) index[r] = static_cast<Index>(~static_cast<uint32_t>(best[r]) / kBlock);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(score), _mm512_loadu_ps(score + kLanes)));
+  Vec sum = load(score);
+  for (int v = 1; v < kTileVectors; ++v) sum += load(score + v * kLanes);
+  return sum_of_lanes(sum);
 }
 
 // How often screening failed for a chunk and a caption. In a call that is screened, only the rows of that chunk and
@@ -229,13 +222,15 @@ struct ScreenChunk {
 // The functions of ScreenKernels.
 
 bool screening_applies(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always) {
-  if (op.dtype == Dtype::bfloat16 || op.pairs || op.D > kMaxScreenChannels) return false;
+  if ((op.dtype == Dtype::bfloat16 && !kScreensBfloat16) || op.pairs || op.D > kMaxScreenChannels) return false;
   return always || (valid_frames >= kMinScreenFrames && op.text.num_sequences >= kMinScreenCaptions &&
                     worth_screening(longest_caption, op.D));
 }
 
 template <class Body>
 void with_screened_dtype(Dtype dtype, const Body& body) {
+  if constexpr (kScreensBfloat16)
+    if (dtype == Dtype::bfloat16) return body(Type<BFloat16>{});
   if (dtype == Dtype::float32) return body(Type<float>{});
   return body(Type<Float16>{});
 }
@@ -256,6 +251,9 @@ void screen(const ScoreTask& task) {
     });
   });
 }
+
+const ScreenKernels kScreenTable = {screening_applies, screened_caption_offset, ScreenScratch::bytes, prepare_caption,
+                                    screen};
 
 }  // namespace
 }  // namespace atk

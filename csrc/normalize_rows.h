@@ -18,9 +18,7 @@ inline float dot(const T* a, const T* b, int64_t D) {
   for (; c + kDotChains * kLanes <= D; c += kDotChains * kLanes)
 #pragma GCC unroll 4
     for (int k = 0; k < kDotChains; ++k) sums[k] += load(a + c + k * kLanes) * load(b + c + k * kLanes);
-  float total = 0;
-  const Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  for (int k = 0; k < kLanes; ++k) total += sum[k];
+  float total = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; c < D; ++c) total += widen(a[c]) * widen(b[c]);
   return total;
 }

@@ -41,17 +41,19 @@ void run_on_new_threads(int workers, const Run& run) {
 // Calls body(item, worker) once for every item in [0, items), with worker in [0, workers). The body must not throw.
 template <class Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
+  constexpr unsigned kWholeTeam = 0;  // of the size that PyTorch's loops ask for: a change would end and start threads
+  workers = static_cast<int>(workers < items ? workers : items);
   std::atomic<int64_t> next{0};
   std::atomic<int> started{0};
   auto run = [&] {
     const int worker = started.fetch_add(1, std::memory_order_relaxed);
+    if (worker >= workers) return;
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, worker);
   };
-  workers = static_cast<int>(workers < items ? workers : items);
   if (workers <= 1) {
     run();
   } else if (const OpenMpParallel parallel = openmp_parallel()) {
-    parallel([](void* data) { (*static_cast<decltype(run)*>(data))(); }, &run, workers, 0);
+    parallel([](void* data) { (*static_cast<decltype(run)*>(data))(); }, &run, kWholeTeam, 0);
   } else {
     run_on_new_threads(workers, run);
   }

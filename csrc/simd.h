@@ -1,6 +1,6 @@
 // Vectors of one instruction set, written with the vector extension of GCC and Clang.
-// The including file defines ATK_LANES (floats in a vector) and, for the register tile, ATK_TILE_VECTORS and
-// ATK_TILE_TOKENS.
+// The including file defines ATK_LANES (floats in a vector), ATK_TILE_VECTORS and ATK_TILE_TOKENS for the register
+// tile, and ATK_BFLOAT16_DOT as 1 if an instruction multiplies pairs of bfloat16 channels.
 // All code compiled per instruction set is in unnamed namespaces and calls no inline function of the standard library:
 // the linker could otherwise run a copy compiled for a newer CPU on an older one.
 #pragma once
@@ -10,6 +10,14 @@
 
 #include "half.h"
 #include "max_mean.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if !defined(ATK_BFLOAT16_DOT)
+#define ATK_BFLOAT16_DOT 0
+#endif
 
 namespace atk {
 namespace {
@@ -36,7 +44,34 @@ inline Vec load(const T* p) {
   return load(x);
 }
 
+#if defined(__AVX512F__) && ATK_LANES == 16
+inline Vec load(const Float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#endif
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
+
+template <class T, int N>
+struct Lanes {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+
+// Combines the halves of N lanes until one lane is left.
+template <class T, int N, class Combine>
+inline T combine_lanes(const typename Lanes<T, N>::type& x, const Combine& combine) {
+  if constexpr (N == 2) {
+    return combine(x[0], x[1]);
+  } else {
+    typename Lanes<T, N / 2>::type half[2];
+    std::memcpy(half, &x, sizeof half);
+    return combine_lanes<T, N / 2>(combine(half[0], half[1]), combine);
+  }
+}
+
+inline float sum_of_lanes(Vec x) {
+  return combine_lanes<float, kLanes>(x, [](auto a, auto b) { return a + b; });
+}
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 

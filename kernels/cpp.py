@@ -37,8 +37,8 @@ def unavailable() -> str | None:
 def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tensor | None, pairs: bool) -> None:
     """Writes `sim[i,j] = mean_{t valid} max_{l valid} <audio[i,t], text[j,l]>` (3.6) and the winning tokens.
 
-    On CPUs with AVX-512 VNNI and BF16, large calls in float32 or float16 first rule out most tokens with int8 products.
-    The winners are still those of float32 scores.
+    On CPUs with int8 dot products, large calls in float32 or float16, and in bfloat16 if there are no products of
+    bfloat16, first rule out most tokens with them. The winners are still those of float32 scores.
 
     Args:
         audio: N_a clips `[T_a, D]`, float32 | bfloat16 | float16.

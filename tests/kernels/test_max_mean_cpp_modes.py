@@ -1,6 +1,7 @@
 """The C++ launchers on packed batches and pairs, without a saved index, with sparse gradients, on many threads."""
 
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,23 @@ def test_long_sums_stay_accurate():
     truth = (audio.rows.view(1000, 250, 3).double().mean(1) * grad).sum(0)
     error = launch(audio, text, grad)[3][0] / truth - 1
     assert error.abs().max() < 4e-6
+
+
+def test_small_calls_keep_the_threads_of_large_ones(threads):  # noqa: F811
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("the system does not list threads")
+    threads(4)
+    problems = [
+        (padded(torch.randn(n, frames, 128)), padded(torch.randn(n, 32, 128)), torch.empty(n, n))
+        for n, frames in ((2, 60), (8, 100))  # work for two threads, and for all
+    ]
+    before = None
+    for _ in range(4):
+        for audio, text, sim in problems:
+            cpp.max_mean_forward(audio, text, sim, None, False)
+        before = before or set(tasks.iterdir())
+    assert before == set(tasks.iterdir())
 
 
 def test_works_after_fork(threads):  # noqa: F811
