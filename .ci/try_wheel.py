@@ -54,18 +54,28 @@ def check_instruction_sets(dtype: torch.dtype) -> None:
 
 
 def check_ops_and_losses() -> None:
-    """Run every other op, and the losses and modules, forward and backward."""
+    """Run the other ops and the modules of atk.nn, forward and backward."""
     frames, tokens = torch.randn(5, 40, 64, requires_grad=True), torch.randn(5, 9, 64, requires_grad=True)
     vectors = frames.mean(1), tokens.mean(1)
     values = {
+        "atk.max_mean_similarity_pairs": atk.max_mean_similarity_pairs(frames, tokens).sum(),
+        "atk.max_mean_similarity_varlen": atk.max_mean_similarity_varlen(
+            frames[0], tokens[0], torch.tensor([0, 15, 40]).int(), torch.tensor([0, 9]).int()
+        ).sum(),
+        "atk.max_mean_similarity in float64": atk.max_mean_similarity(frames.double(), tokens.double()).sum(),
         "atk.info_nce": atk.info_nce(*vectors, 5.0),
+        "atk.pairwise_logsumexp": atk.pairwise_logsumexp(*vectors, 5.0)[0].sum(),
         "atk.sigmoid_loss": atk.sigmoid_loss(*vectors, 5.0, -2.0),
+        "atk.aligned_sigmoid_loss": atk.aligned_sigmoid_loss(frames, tokens, 5.0, -2.0, normalize=True),
         "atk.aligned_info_nce": atk.aligned_info_nce(frames, tokens, 5.0, normalize=True),
         "atk.cross_attention_difference": atk.cross_attention_difference(
             frames, frames, tokens, tokens, torch.randn(64, 64), num_heads=4
         ).sum(),
         "atk.nn.InfoNCELoss": atk.nn.InfoNCELoss(learnable=True)(*vectors),
         "atk.nn.AlignedContrastiveLoss": atk.nn.AlignedContrastiveLoss()(*vectors, frames, tokens),
+        "atk.nn.SigmoidLoss": atk.nn.SigmoidLoss()(*vectors),
+        "atk.nn.SubtractionDifference": atk.nn.SubtractionDifference()(frames, frames.flip(1)).sum(),
+        "atk.nn.MLPMapper": atk.nn.MLPMapper(64, 32)(vectors[0]).sum(),
         "atk.nn.CrossAttentionDifference": atk.nn.CrossAttentionDifference(64, 4)(frames, tokens).sum(),
         "atk.nn.TransformerMapper": atk.nn.TransformerMapper(64, 32, heads=4)(frames).sum(),
     }

@@ -28,10 +28,17 @@ def default_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // max(1, launched("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MAX_WORKERS, cores // max(1, launcher_integer("LOCAL_WORLD_SIZE", 1))))
 
 
-def launched(variable: str, default: int) -> int:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix or dot-product instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # there is no public function
+
+
+def launcher_integer(variable: str, default: int) -> int:
     """An integer that a launcher such as `torchrun` sets in the environment; `default` if unset or empty.
 
     Raises:
@@ -45,7 +52,7 @@ def launched(variable: str, default: int) -> int:
 
 def _local_device(device: torch.device) -> torch.device:
     """The device of this type that belongs to this rank; raises ValueError if there is none."""
-    ranks, local_rank = launched("WORLD_SIZE", 1), launched("LOCAL_RANK", 0)
+    ranks, local_rank = launcher_integer("WORLD_SIZE", 1), launcher_integer("LOCAL_RANK", 0)
     if device.type != "cuda" or ranks <= 1:
         return device
     if device.index is not None:

@@ -131,9 +131,9 @@ def render_page(record: dict) -> str:
         (f"Synthetic soundscapes: {scenes['train']} clips for training and {scenes['test']} held out. {labeled} clips "
         f"keep their captions and the other {scenes['train'] - labeled} are unlabeled audio; the upper bound has all "
         "captions. All arms start from the same model, trained on other, easier scenes, and are fine-tuned with "
-        "the same number of steps and the same batches of captioned clips. The checkpoint is selected by mAP@10 on "
-        f"{scenes['val']} captioned scenes. Mean and standard deviation over {record['seeds']} seeds, in percent; "
-        "retrieval uses the cosine of global vectors."),
+        "the same number of steps and, except for the upper bound, the same batches of captioned clips. The checkpoint "
+        f"is selected by mAP@10 on {scenes['val']} captioned scenes. Mean and standard deviation over "
+        f"{record['seeds']} seeds, in percent; retrieval uses the cosine of global vectors."),
         record["table"],
         record["interpretation"],
         "Pretraining: "

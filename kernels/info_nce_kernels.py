@@ -131,10 +131,10 @@ def grad_logits_kernel(
 ):  # fmt: skip
     """weights = 2^14 / largest * dS, dS = g_rows e^(S - rows) + g_columns e^(S - columns) + g_positive at positives.
 
-    `weights` is [N_a, stride] of the dtype of the inputs. `largest` is an upper bound on |dS|, so that weights neither
-    overflow nor underflow in half precision. `scale_parts` [tiles] float32 is the sum of X * weights over each tile.
-    `columns` and `grad_columns` None: rows only. `positive` [N_a] int64 holds the positive caption of each clip, where
-    caption `first_column + j` is column j; None: no positives.
+    `weights` is [N_a, stride] of the dtype of the inputs. `largest` is an upper bound on |dS|, so that in half
+    precision no weight overflows and only negligible ones underflow. `scale_parts` [tiles] float32 is the sum of X *
+    weights over each tile. `columns` and `grad_columns` None: rows only. `positive` [N_a] int64 holds the positive
+    caption of each clip, where caption `first_column + j` is column j; None: no positives.
     """
     column_tiles = tl.cdiv(N_t, COLUMNS)
     row0 = tl.program_id(0) // column_tiles * ROWS

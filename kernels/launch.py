@@ -273,7 +273,8 @@ def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
 
 
 # Compile-time option of kernels that raise e to a product minus a rounded log-sum-exp. Contracted into a multiply-add,
-# the product would be exact, and its rounding error would no longer cancel with that of the log-sum-exp.
+# the product would be exact, and its rounding error would no longer cancel with that of the log-sum-exp. Kernels in
+# which several lanes compute the same sum of products take it too: contracted, these sums could differ.
 UNFUSED = {"enable_fp_fusion": False}
 
 

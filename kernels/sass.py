@@ -36,7 +36,7 @@ class Instruction:
 
     @property
     def falls_through(self) -> bool:
-        """Whether the next instruction can follow: unless this leaves or jumps without any condition."""
+        """Whether execution can continue at the next instruction: unless this one exits or jumps unconditionally."""
         jumps = self.name == "RET" or (self.name == "BRA" and self.operands.startswith("0x"))
         return self.predicated or not (jumps or (self.name == "EXIT" and not self.operands.strip()))
 
@@ -83,7 +83,7 @@ def parse(sass: str) -> list[Instruction]:
 
 
 def loops(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The instructions of each loop, by the address of its first one, which is where iterations start."""
+    """The instructions of each loop. Loops are sorted by the address at which their iterations start."""
     successors = _successors(instructions)
     predecessors: list[list[int]] = [[] for _ in instructions]
     for i, following in enumerate(successors):

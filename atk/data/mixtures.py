@@ -181,7 +181,7 @@ class MixtureDataset(TrainDataset):
             return item
         audio = item["audio"] + placed.track * snr_gain(item["audio"], placed.track, snr_db)
         caption = f"{item['caption']} and {recording.captions[random.integers(len(recording.captions))]}"
-        return item | {"audio": audio / _overload(audio), "caption": caption}
+        return item | {"audio": audio / _overload(audio), "caption": caption, "added": (recording.file_name,)}
 
     def _mixture(
         self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float

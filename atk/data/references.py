@@ -128,7 +128,7 @@ def read_references(
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_split` and `read_folder`.
         ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv lacks its file name,
-            fold, or category.
+            fold, or category, or its fold is not an integer.
     """
     one_of("on_error", on_error, ON_ERROR)
     folder = Path(folder)

@@ -25,8 +25,8 @@ def read_events(path: str | Path) -> list[Event]:
     """Read an events.csv with the columns `file_name, event, phrase, start, end`.
 
     Raises:
-        ValueError: the file or a column is missing, a phrase is empty, a time is negative or not a number, or an event
-            ends before it starts; the message names the line.
+        ValueError: the file or a column is missing, a phrase is empty, a time is negative, infinite, or not a number,
+            or an event ends before it starts; the message names the line.
     """
     return [_event(row, f"{path}, line {line}") for line, row in _records(Path(path), Event._fields)]
 
@@ -37,7 +37,7 @@ def _event(row: dict[str, str], where: str) -> Event:
     except (TypeError, ValueError):
         raise ValueError(f"{where}: start and end must be seconds, got {row['start']!r}, {row['end']!r}") from None
     if not 0 <= start <= end < float("inf"):
-        raise ValueError(f"{where}: an event must have 0 <= start <= end, got {start} and {end}")
+        raise ValueError(f"{where}: an event must have 0 <= start <= end, both finite, got {start} and {end}")
     if not row["phrase"].strip():
         raise ValueError(f"{where}: phrase is empty")
     return Event(row["file_name"], row["event"], row["phrase"].strip(), start, end)

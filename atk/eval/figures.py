@@ -159,8 +159,8 @@ def align(
 
     Raises:
         AudioError: the file cannot be read.
-        ValueError: `text` contains no word, `events` is malformed or does not list the file, or `out` or the CSV exists
-            and was not written by this function.
+        ValueError: `text` contains no word, `events` is malformed or does not list the file, `out` exists and is not a
+            PNG, or the CSV exists and is not an alignment.
     """
     _check_out(out)
     true_events = find_events(audio, events)

@@ -1,4 +1,4 @@
-"""Retrieval, tagging, and classification metrics of score matrices. All but ranks are in percent."""
+"""Retrieval, tagging, and classification metrics of score matrices. All but ranks and counts are in percent."""
 
 import math
 

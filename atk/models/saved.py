@@ -113,8 +113,8 @@ def best_or_last(run: Path) -> Path:
 def find_checkpoint(folder: Path, name: str) -> Path | None:
     """The checkpoint called "best" or "last" in the folder `checkpoints` of a run; None if there is none.
 
-    Its name is a folder, a link to one, or a text file that names one. If a copied run has lost both names, the last
-    checkpoint is the newest one, and the best one is the oldest of several, as only these two are kept.
+    `folder / name` is a folder, a link to one, or a text file with the name of one. If a copied run has lost both
+    entries, the last checkpoint is the newest one, and the best is the oldest of several, as only these two are kept.
     """
     if (path := _named(folder, name)) is not None:
         return path

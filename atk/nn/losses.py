@@ -30,7 +30,7 @@ class _ContrastiveLoss(nn.Module):
 
     log_logit_scale: Tensor
     logit_bias: Tensor
-    loss: str  # of PAIR_LOSSES
+    loss: str  # one of PAIR_LOSSES
 
     def __init__(self, loss: str, temperature: float, bias: float, learnable: bool, gather: str | None):
         super().__init__()
@@ -135,7 +135,7 @@ class SigmoidLoss(_ContrastiveLoss):
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """Scalar loss of clips `[N, D]` and their captions `[N, D]`; vectors are normalized here.
 
-        Raises: as `atk.sigmoid_loss`.
+        Raises: as in `atk.sigmoid_loss`.
         """
         scale = self.logit_scale
         check_vectors(audio, text, scale)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = {  # by op, in the order in which "auto" prefers them
-    "max_mean_similarity": ("triton", "cpp", "reference"),
+    "max_mean_similarity": ("triton", "cpp", "chunked", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
     "info_nce": ("triton", "chunked", "reference"),
     "sigmoid_loss": ("triton", "chunked", "reference"),
@@ -26,7 +26,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     if backend in ("reference", "sdpa", "chunked"):
         return None
     if dtype not in KERNEL_DTYPES:
-        return f"takes float32, bfloat16, and float16, not {str(dtype).removeprefix('torch.')}; use backend='reference'"
+        return f"takes float32, bfloat16, and float16, not {str(dtype).removeprefix('torch.')}; use backend='auto'"
     if backend == "cpp":
         if device.type != "cpu":
             return f"runs on CPU tensors, not on {device.type}"
@@ -75,8 +75,9 @@ def choose(
 
 def autocast_dtype(value: Tensor) -> torch.dtype:
     """The dtype that an op which casts its inputs under autocast, as a matrix product does, casts `value` to."""
-    if value.dtype != torch.float64 and torch.is_autocast_enabled(value.device.type):
-        return torch.get_autocast_dtype(value.device.type)
+    device = value.device.type
+    if value.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return value.dtype
 
 

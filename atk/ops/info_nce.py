@@ -32,7 +32,8 @@ def info_nce(
 
     `logits = logit_scale * audio @ text.T`; the loss is the cross-entropy of the diagonal along rows (audio to text)
     and along columns (text to audio), each averaged over the batch. Vectors are not normalized here: pass unit-length
-    vectors for cosine similarity. Only `"reference"` materializes the logits, in the forward or the backward.
+    vectors for cosine similarity. On the CPU, logits of up to 256 MiB are kept for the backward; beyond that, and on a
+    GPU, only `"reference"` materializes them.
 
     Args:
         audio: clip embeddings `[N, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).

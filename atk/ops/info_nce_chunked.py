@@ -1,9 +1,9 @@
 """Backend `"chunked"` of InfoNCE: streaming log-sum-exps in plain PyTorch, on any device, bitwise reproducible.
 
-Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T`, in float32 at least, exist one chunk
-[n, m] at a time. The fast path takes one exponential per element, `e^(S - c)` with one c for all of S, and sums it
-along both axes. If a sum leaves the range of the dtype, the forward starts over with separate log-sum-exps for rows
-and columns.
+Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T`, in float32 at least, are processed in
+chunks [n, m]; the caller may provide a tensor that keeps them all for the backward. The fast path takes one exponential
+per element, `e^(S - c)` with one c for all of S, and sums it along both axes. If a sum leaves the range of the dtype,
+the forward starts over with separate log-sum-exps for rows and columns.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 CHUNK_ROWS = 512  # enough for matrix products at full speed
 CHUNK_ELEMENTS = 4 << 20  # 16 MiB in float32, which fits in a last-level cache
 SMALLEST_SUM = 1e-24  # of exponentials; terms that underflow are negligible next to it
-REACH = 60.0  # e^60 times a gradient stays within float32, and so does e^-60
+MAX_EXPONENT = 60.0  # of shared exponentials: e^60 and e^-60, times a gradient, are in the range of float32
 
 
 class _Direction(NamedTuple):
@@ -27,7 +27,12 @@ class _Direction(NamedTuple):
 
 
 def forward(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool
+    audio: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    positive: Tensor | None,
+    columns: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """rows_i = logsumexp_j(S_ij), columns_j = logsumexp_i(S_ij), and the logits S[i, positive_i].
 
@@ -37,20 +42,21 @@ def forward(
         scale: scalar tensor, float32 (float64 for float64 inputs).
         positive: [N_a] int64 index of each clip's caption, or None.
         columns: whether to compute the log-sum-exps of the columns.
+        kept: overwritten with the logits [N_a, N_t], in the dtype of `scale`; None: they are not kept.
 
     Returns:
         [N_a], [N_t] (None unless `columns`), and [N_a] (None if `positive` is None), in the dtype of `scale`.
     """
     text = text.to(scale.dtype)
-    results = _shared_exponentials(audio, text, scale, positive, columns)
-    return results or _separate_exponentials(audio, text, scale, positive, columns)
+    results = _shared_exponentials(audio, text, scale, positive, columns, kept)
+    return results or _separate_exponentials(audio, text, scale, positive, columns, kept)
 
 
 def backward(
     audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None, grad_rows: Tensor,
-    grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None,
+    grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None, kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of audio, text, and scale, from recomputed logits.
+    """Gradients of audio, text, and scale, from kept or recomputed logits.
 
         dS_ij = grad_rows_i e^(S_ij - rows_i) + grad_columns_j e^(S_ij - columns_j) + [j = positive_i] grad_positive_i
         grad_audio = scale * dS @ text, grad_text = scale * dS^T @ audio, grad_scale = sum dS * (audio @ text^T)
@@ -59,6 +65,7 @@ def backward(
         audio, text, scale, positive: as passed to `forward`.
         rows, columns: as returned by `forward`. With `columns` and `grad_columns` None, dS has no second term.
         grad_rows, grad_columns, grad_positive: [N_a], [N_t], and [N_a], in the dtype of `scale`.
+        kept: the logits that `forward` kept; None: they are recomputed.
 
     Returns:
         [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and a scalar.
@@ -68,15 +75,15 @@ def backward(
     grad_scale = torch.zeros((), dtype=torch.float64, device=audio.device)
     along_columns = None if columns is None or grad_columns is None else _Direction(columns, grad_columns)
     differentiate = _LogitGradients(_Direction(rows, grad_rows), along_columns)
-    for i, clips, chunks in row_chunks(audio, wide_text, scale):
+    for i, clips, chunks in row_chunks(audio, wide_text, scale, kept, write=False):
         chunk_sum = torch.zeros_like(clips)  # dS @ text
-        for j, logits in chunks:
+        for j, logits, weights in chunks:
             if positive is None or grad_positive is None:
-                weights = differentiate(i, j, logits)
+                differentiate(i, j, logits, out=weights)
             else:
                 pairs = pairs_within(positive, i, j)
                 at_pairs = differentiate.at_pairs(i, j, pairs, logits[pairs]) + grad_positive[i][pairs[0]]
-                weights = differentiate(i, j, logits)
+                differentiate(i, j, logits, out=weights)
                 weights[pairs] = at_pairs
             chunk_sum.addmm_(weights, wide_text[j])
             grad_text[j].addmm_(weights.T, clips)
@@ -86,22 +93,37 @@ def backward(
 
 
 def row_chunks(
-    audio: Tensor, text: Tensor, scale: Tensor
-) -> Iterator[tuple[slice, Tensor, Iterator[tuple[slice, Tensor]]]]:
-    """For each chunk of rows of S, yield its slice, `scale * audio` of its rows, and an iterator over column chunks."""
+    audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None, *, write: bool
+) -> Iterator[tuple[slice, Tensor, Iterator[tuple[slice, Tensor, Tensor]]]]:
+    """Visits the logits in chunks, always in the same order.
+
+    Args:
+        audio, text, scale: as in `forward`, with `text` in the dtype of `scale`.
+        kept: all logits [N_a, N_t], or None.
+        write: whether to compute the logits and write them to `kept`. Otherwise they are read from it.
+
+    Yields:
+        For each chunk of rows, its slice, `scale * audio` of its rows, and an iterator over chunks of columns. That one
+        yields their slice, the logits, and a buffer of the same shape, which may be the same memory unless the logits
+        are kept.
+    """
     height = min(len(audio), CHUNK_ROWS)
     width = min(len(text), CHUNK_ELEMENTS // height)
     buffer = text.new_empty(height * width)
     for i in _slices(len(audio), height):
         clips = audio[i].to(scale.dtype) * scale
-        yield i, clips, _column_chunks(clips, text, width, buffer)
+        yield i, clips, _column_chunks(clips, text, width, buffer, None if kept is None else kept[i], write)
 
 
-def _column_chunks(clips: Tensor, text: Tensor, width: int, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the slice of columns and the logits of each chunk; every chunk overwrites the same `buffer`."""
+def _column_chunks(
+    clips: Tensor, text: Tensor, width: int, buffer: Tensor, kept: Tensor | None, write: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     for j in _slices(len(text), width):
-        logits = buffer[: len(clips) * (j.stop - j.start)].view(len(clips), -1)
-        yield j, torch.mm(clips, text[j].T, out=logits)
+        scratch = buffer[: len(clips) * (j.stop - j.start)].view(len(clips), -1)
+        logits = scratch if kept is None else kept[:, j]
+        if kept is None or write:
+            torch.mm(clips, text[j].T, out=logits)
+        yield j, logits, scratch
 
 
 def _slices(length: int, size: int) -> list[slice]:
@@ -130,7 +152,7 @@ class _PositiveEntries:
 
 
 def _shared_exponentials(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool
+    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, kept: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """The result of `forward`, or None if a sum leaves the range of the dtype or is NaN."""
     norms = (float(torch.linalg.vector_norm(rows.to(scale.dtype), dim=1).max()) for rows in (audio, text))
@@ -141,16 +163,14 @@ def _shared_exponentials(
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
     positive_logits, exponentials = _PositiveEntries(positive, scale), _PositiveEntries(positive, scale)
-    for i, _, chunks in row_chunks(audio, text, scale):
-        for j, logits in chunks:
+    for i, _, chunks in row_chunks(audio, text, scale, kept, write=True):
+        for j, logits, exponential in chunks:
             positive_logits.collect(i, j, logits)
-            if shift:
-                logits.sub_(shift)
-            logits.exp_()
-            exponentials.collect(i, j, logits)
-            row_sums[i] += logits.sum(1)
+            torch.exp(torch.sub(logits, shift, out=exponential) if shift else logits, out=exponential)
+            exponentials.collect(i, j, exponential)
+            row_sums[i] += exponential.sum(1)
             if columns:
-                column_sums[j] += logits.sum(0)
+                column_sums[j] += exponential.sum(0)
         if row_sums[i].min() < SMALLEST_SUM:
             return None
     if columns and column_sums.min() < SMALLEST_SUM:
@@ -173,14 +193,14 @@ def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, ex
 
 
 def _separate_exponentials(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool
+    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, kept: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The result of `forward`, for logits of any magnitude."""
     row_lse = scale.new_full((len(audio),), -math.inf)
     column_lse = scale.new_full((len(text),), -math.inf) if columns else None
     positive_logits = _PositiveEntries(positive, scale)
-    for i, _, chunks in row_chunks(audio, text, scale):
-        for j, logits in chunks:
+    for i, _, chunks in row_chunks(audio, text, scale, kept, write=True):
+        for j, logits, _ in chunks:
             positive_logits.collect(i, j, logits)
             row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))
             if column_lse is not None:
@@ -189,10 +209,10 @@ def _separate_exponentials(
 
 
 class _LogitGradients:
-    """dS of a chunk, without the term of `grad_positive`; may overwrite the logits.
+    """dS of a chunk, without the term of `grad_positive`.
 
-    If all log-sum-exps lie within `2 * REACH` of one another, one exponential per element serves both directions:
-    `e^(S - shift)` times a factor per row plus a factor per column.
+    If all log-sum-exps lie within `2 * MAX_EXPONENT` of one another, one exponential per element serves both
+    directions: `e^(S - shift)` times a factor per row plus a factor per column.
     """
 
     def __init__(self, rows: _Direction, columns: _Direction | None):
@@ -203,8 +223,8 @@ class _LogitGradients:
         self.buffer = rows.lse.new_empty(0)
         lse = rows.lse if columns is None else torch.cat((rows.lse, columns.lse))
         low, high = (value.item() for value in torch.aminmax(lse))
-        if high - low <= 2 * REACH:  # False for NaN
-            self.shift = 0.0 if max(-low, high) <= REACH else (low + high) / 2
+        if high - low <= 2 * MAX_EXPONENT:  # False for NaN
+            self.shift = 0.0 if max(-low, high) <= MAX_EXPONENT else (low + high) / 2
             self.row_factors = self._factors(rows)
             self.column_factors = None if columns is None else self._factors(columns)
 
@@ -219,21 +239,22 @@ class _LogitGradients:
             weights += self.columns.grad[j][column] * (logits - self.columns.lse[j][column]).exp()
         return weights
 
-    def __call__(self, i: slice, j: slice, logits: Tensor) -> Tensor:
+    def __call__(self, i: slice, j: slice, logits: Tensor, out: Tensor) -> None:
+        """Write dS of a chunk to `out`, which may be the memory of `logits`."""
         if self.row_factors is None:
-            return self._separate(i, j, logits)
-        if self.shift:
-            logits.sub_(self.shift)
-        logits.exp_()
+            self._separate(i, j, logits, out)
+            return
+        torch.exp(torch.sub(logits, self.shift, out=out) if self.shift else logits, out=out)
         if self.column_factors is None:
-            return logits.mul_(self.row_factors[i, None])
-        if self.buffer.numel() < logits.numel():
-            self.buffer = torch.empty_like(logits).flatten()
-        factors = self.buffer[: logits.numel()].view(logits.shape)
-        return logits.mul_(torch.add(self.row_factors[i, None], self.column_factors[j], out=factors))
+            out.mul_(self.row_factors[i, None])
+            return
+        if self.buffer.numel() < out.numel():
+            self.buffer = torch.empty_like(out).flatten()
+        factors = self.buffer[: out.numel()].view(out.shape)
+        out.mul_(torch.add(self.row_factors[i, None], self.column_factors[j], out=factors))
 
-    def _separate(self, i: slice, j: slice, logits: Tensor) -> Tensor:
+    def _separate(self, i: slice, j: slice, logits: Tensor, out: Tensor) -> None:
         weights = (logits - self.rows.lse[i, None]).exp_().mul_(self.rows.grad[i, None])
         if self.columns is not None:
-            weights.addcmul_(logits.sub_(self.columns.lse[j]).exp_(), self.columns.grad[j])
-        return weights
+            weights.addcmul_((logits - self.columns.lse[j]).exp_(), self.columns.grad[j])
+        out.copy_(weights)

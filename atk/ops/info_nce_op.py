@@ -1,7 +1,7 @@
 """The autograd op behind `atk.info_nce`: log-sum-exps of the logits along both axes, on every backend.
 
-Shapes: N_a clips, N_t captions, D channels; logits `S = scale * audio @ text^T`. Saved for the backward: the inputs
-and the log-sum-exps, so memory is linear in N_a and N_t.
+Shapes: N_a clips, N_t captions, D channels; logits `S = scale * audio @ text^T`. Saved for the backward: the inputs,
+the log-sum-exps, and the logits if they are few. Beyond that, memory is linear in N_a and N_t.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from atk.ops import info_nce_chunked, reference
 from atk.ops.once_differentiable import raising_backward
 
+LOGIT_BUDGET = 256 << 20  # bytes; the chunked backend keeps the logits for the backward if they take no more
 _PAIRS_AT_A_TIME = 4096  # widened to float32 together, for the logits of the positives
 _NO_SECOND_DERIVATIVE = "atk.info_nce has no second derivative: use backend='reference', which has one"
 
@@ -41,7 +42,8 @@ def dispatch(
     if backend == "reference":
         with torch.autocast(audio.device.type, enabled=False):
             return reference.pairwise_logsumexp(audio.to(dtype), text.to(dtype), scale, positive, columns)
-    row_lse, column_lse, positive_logits = _forward(audio, text, scale, positive, columns, backend)
+    keep = backend == "chunked" and keeps_logits(audio, text, scale)
+    row_lse, column_lse, positive_logits, _ = _forward(audio, text, scale, positive, columns, backend, keep)
     return row_lse, column_lse if columns else None, None if positive is None else positive_logits
 
 
@@ -53,12 +55,21 @@ def as_scalar(value: Tensor | float, audio: Tensor) -> Tensor:
     return torch.full((), float(value), dtype=dtype, device=audio.device)
 
 
+def keeps_logits(audio: Tensor, text: Tensor, *scalars: Tensor) -> bool:
+    """Whether the chunked backends keep the logits: if there will be a backward, and they are within the budget."""
+    differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in (audio, text, *scalars))
+    return differentiable and len(audio) * len(text) * scalars[0].dtype.itemsize <= LOGIT_BUDGET
+
+
 @torch.library.custom_op("atk::info_nce_forward", mutates_args=())
 def _forward(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column log-sum-exps [N_a], [N_t] and the logits of the positives [N_a]; shape [0] if not requested."""
-    outputs = _empty_outputs(audio, text, scale, positive, columns, backend)
+    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row and column log-sum-exps [N_a], [N_t], logits of the positives [N_a], and all logits [N_a, N_t].
+
+    Results that are not requested have no elements.
+    """
+    outputs = _empty_outputs(audio, text, scale, positive, columns, backend, keep)
     if len(audio) == 0 or len(text) == 0:
         for output in outputs:
             output.fill_(-torch.inf)
@@ -70,22 +81,25 @@ def _forward(
             row_lse, column_lse = info_nce.forward(audio.contiguous(), text.contiguous(), scale, columns)
             positive_logits = None if positive is None else _positive_logits(audio, text, scale, positive)
         else:
-            row_lse, column_lse, positive_logits = info_nce_chunked.forward(audio, text, scale, positive, columns)
+            kept = outputs[3] if keep else None
+            row_lse, column_lse, positive_logits = info_nce_chunked.forward(audio, text, scale, positive, columns, kept)
     return (
         row_lse,
         outputs[1] if column_lse is None else column_lse,
         outputs[2] if positive_logits is None else positive_logits,
+        outputs[3],
     )
 
 
 @_forward.register_fake
 def _empty_outputs(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     row_lse = scale.new_empty(len(audio))
     column_lse = scale.new_empty(len(text) if columns else 0)
     positive_logits = scale.new_empty(0 if positive is None else len(audio))
-    return row_lse, column_lse, positive_logits
+    logits = scale.new_empty((len(audio), len(text)) if keep else (0, 0))
+    return row_lse, column_lse, positive_logits, logits
 
 
 def _positive_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
@@ -97,9 +111,10 @@ def _positive_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tenso
 @torch.library.custom_op("atk::info_nce_backward", mutates_args=())
 def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None, grad_rows: Tensor,
-    grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None, backend: str,
+    grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None, logits: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of audio, text, and scale."""
+    """Gradients of audio, text, and scale. `logits` None: the forward kept none."""
     if len(audio) == 0 or len(text) == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale)
     arguments = (
@@ -111,7 +126,7 @@ def _backward(
             from atk.kernels import info_nce
 
             return info_nce.backward(*arguments)
-        return info_nce_chunked.backward(*arguments)
+        return info_nce_chunked.backward(*arguments, logits)
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:
@@ -123,21 +138,23 @@ def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tup
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(())
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    audio, text, scale, positive, columns, ctx.backend = inputs
-    row_lse, column_lse, _ = output
-    ctx.save_for_backward(audio, text, scale, row_lse, column_lse if columns else None, positive)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    audio, text, scale, positive, columns, ctx.backend, keep = inputs
+    row_lse, column_lse, _, logits = output
+    saved = audio, text, scale, row_lse, column_lse if columns else None, positive, logits if keep else None
+    ctx.save_for_backward(*saved)
+    ctx.mark_non_differentiable(logits)
 
 
 def _differentiate(
-    ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_positive: Tensor
+    ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_positive: Tensor, _: Tensor
 ) -> tuple[Tensor | None, ...]:
-    audio, text, scale, rows, columns, positive = ctx.saved_tensors
+    audio, text, scale, rows, columns, positive, logits = ctx.saved_tensors
     grads = _backward(
         audio, text, scale, rows, columns, grad_rows, None if columns is None else grad_columns, positive,
-        None if positive is None else grad_positive, ctx.backend,
+        None if positive is None else grad_positive, logits, ctx.backend,
     )  # fmt: skip
-    return *grads, None, None, None
+    return *grads, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -35,7 +35,8 @@ def max_mean_similarity(
     the `N_a x N_t x L_a x L_t` scores.
 
     Args:
-        audio: frame embeddings `[N_a, L_a, D]`, float32, bfloat16, or float16 (float64: `"reference"` only).
+        audio: frame embeddings `[N_a, L_a, D]`, float32, bfloat16, float16, or float64 (not `"cpp"` or
+            `"triton"`).
         text: token embeddings `[N_t, L_t, D]`, same dtype and device.
         audio_mask: boolean `[N_a, L_a]`, True = valid frame, in any pattern; None = all valid.
         text_mask: boolean `[N_t, L_t]`, True = valid token, in any pattern; None = all valid.
@@ -46,7 +47,8 @@ def max_mean_similarity(
             there, which costs one more forward but not this memory: `N_a * N_t * L_a` entries of 1 byte (2 for
             L_t > 256, 4 for L_t > 32768). `"text"` swaps L_a and L_t, and `"both"` saves both. None saves them if they
             take at most 1 GiB per direction. The gradients are the same bit for bit.
-        backend: `"auto"`, `"reference"`, `"cpp"`, or `"triton"`; see `atk.backends()`.
+        backend: `"auto"`, `"triton"`, `"cpp"`, `"chunked"` (plain PyTorch, any device), or `"reference"`; see
+            `atk.backends()`.
 
     Returns:
         `[N_a, N_t]` scores in float32 (float64 for float64 input). Padding contributes nothing, whatever values it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns, index_dtype
-from atk.ops import checks, reference
+from atk.ops import checks, max_mean_chunked, reference
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
@@ -50,10 +50,13 @@ def _reference_rows(rows: Tensor) -> Tensor:
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, backend: str) -> Tensor:
     """Divide `rows` `[T, D]` by their L2 norms; masked-out rows and norms below 1e-12 give 0, with zero gradient."""
-    return reference.normalize(rows, mask) if backend == "reference" else _normalize(rows, mask, backend)[0]
+    plain = backend in ("chunked", "reference")
+    return reference.normalize(rows, mask) if plain else _normalize(rows, mask, backend)[0]
 
 
 def _launchers(backend: str) -> ModuleType:
+    if backend == "chunked":
+        return max_mean_chunked
     if backend == "cpp":
         from atk.kernels import cpp as launchers
     else:
@@ -99,7 +102,8 @@ def _empty_outputs(
     pairs: bool, sparse: bool, backend: str, with_index: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
-    sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=torch.float32)
+    dtype = torch.promote_types(audio.dtype, torch.float32)
+    sim = audio.new_empty((clips,) if pairs else (clips, captions), dtype=dtype)
     columns = audio.shape[0]
     packed = Packed(audio.new_empty(0, dtype=torch.int32), text.new_empty(0), audio.new_empty(0))
     if backend == "triton":
@@ -175,7 +179,9 @@ def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_scores(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate_scores(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
     *prepared, audio, cu_audio, audio_mask, text, cu_text, text_mask = ctx.saved_tensors
     clips = audio, cu_audio, audio_mask, ctx.longest_audio
     captions = text, cu_text, text_mask, ctx.longest_text

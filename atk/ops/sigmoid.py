@@ -29,8 +29,9 @@ def sigmoid_loss(
         L = -1/N sum_ij log sigmoid(z_ij S_ij),   S = logit_scale * audio @ text.T + logit_bias
 
     where z is 1 for a clip and its own caption and -1 for all other pairs: every pair is judged by itself, without a
-    softmax over the batch. Vectors are not normalized here: pass unit-length vectors for cosine similarity. Only
-    `"reference"` materializes the logits, in the forward or the backward.
+    softmax over the batch. Vectors are not normalized here: pass unit-length vectors for cosine similarity. On
+    the CPU, logits of up to 256 MiB are kept for the backward; beyond that, and on a GPU, only `"reference"`
+    materializes them.
 
     Args:
         audio: clip embeddings `[N, D]`, float32, bfloat16, float16, or float64 (not `"triton"`).

@@ -1,8 +1,8 @@
 """Backend `"chunked"` of the sigmoid loss: plain PyTorch on any device, bitwise reproducible.
 
-Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T + bias`, in float32 at least, exist one
-chunk [n, m] at a time, in the chunks of InfoNCE's backend. One term per logit: `softplus(S)`, or `softplus(-S)` for a
-positive, whose sign is changed in place.
+Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T + bias`, in float32 at least, are
+processed in the chunks [n, m] of InfoNCE's backend, and can be kept for the backward, without the bias. One term per
+logit: `softplus(S)`, or `softplus(-S)` for a positive, whose sign is changed in place.
 """
 
 import torch
@@ -14,7 +14,9 @@ from atk.ops.info_nce_chunked import pairs_within, row_chunks
 _LINEAR_FROM = 40
 
 
-def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None) -> Tensor:
+def forward(
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, kept: Tensor | None = None
+) -> Tensor:
     """losses_i = sum_j softplus(S_ij), with -S_ij instead for j = positive_i.
 
     Args:
@@ -22,14 +24,15 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         text: [N_t, D], N_t >= 1, of the same dtype.
         scale, bias: scalar tensors, float32 (float64 for float64 inputs).
         positive: [N_a] int64, the caption of each clip, -1 for none; or None: no clip has one.
+        kept: overwritten with `S - bias` [N_a, N_t], in the dtype of `scale`; None: it is not kept.
 
     Returns:
         [N_a] in the dtype of `scale`.
     """
     losses = scale.new_zeros(len(audio))
-    for i, _, chunks in row_chunks(audio, text.to(scale.dtype), scale):
-        for j, logits in chunks:
-            logits.add_(bias)
+    for i, _, chunks in row_chunks(audio, text.to(scale.dtype), scale, kept, write=True):
+        for j, products, logits in chunks:
+            torch.add(products, bias, out=logits)
             _negate_positives(logits, positive, i, j)
             torch.ops.aten.softplus.out(logits, 1, _LINEAR_FROM, out=logits)
             losses[i] += logits.sum(1)
@@ -37,9 +40,10 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
 
 
 def backward(
-    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, grad_losses: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of audio, text, scale and bias, from recomputed logits.
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, grad_losses: Tensor,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of audio, text, scale and bias, from kept or recomputed logits.
 
         dS_ij = grad_losses_i sigmoid(S_ij), or -grad_losses_i sigmoid(-S_ij) for j = positive_i
         grad_audio = scale * dS @ text, grad_text = scale * dS^T @ audio, grad_scale = sum dS * (audio @ text^T),
@@ -48,6 +52,7 @@ def backward(
     Args:
         audio, text, scale, bias, positive: as passed to `forward`.
         grad_losses: [N_a], in the dtype of `scale`.
+        kept: what `forward` kept; None: the logits are recomputed.
 
     Returns:
         [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and two scalars.
@@ -55,10 +60,10 @@ def backward(
     wide_text = text.to(scale.dtype)
     grad_audio, grad_text = torch.empty_like(audio), torch.zeros_like(wide_text)
     grad_scale, grad_bias = (torch.zeros((), dtype=torch.float64, device=audio.device) for _ in range(2))
-    for i, clips, chunks in row_chunks(audio, wide_text, scale):
+    for i, clips, chunks in row_chunks(audio, wide_text, scale, kept, write=False):
         chunk_sum = torch.zeros_like(clips)  # dS @ text
-        for j, logits in chunks:
-            logits.add_(bias)
+        for j, products, logits in chunks:
+            torch.add(products, bias, out=logits)
             pairs = _negate_positives(logits, positive, i, j)
             weights = logits.sigmoid_().mul_(grad_losses[i, None])
             if pairs is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import reference, sigmoid_chunked
-from atk.ops.info_nce_op import as_scalar
+from atk.ops.info_nce_op import as_scalar, keeps_logits
 from atk.ops.once_differentiable import raising_backward
 
 _NO_SECOND_DERIVATIVE = "atk.sigmoid_loss has no second derivative: use backend='reference', which has one"
@@ -40,32 +40,41 @@ def dispatch(
         with torch.autocast(audio.device.type, enabled=False):
             logits = (audio.to(scale.dtype) @ text.to(scale.dtype).T) * scale + bias
             return reference.sigmoid_losses(logits, positive)
-    return _forward(audio, text, scale, bias, positive, backend)
+    keep = backend == "chunked" and keeps_logits(audio, text, scale, bias)
+    return _forward(audio, text, scale, bias, positive, backend, keep)[0]
 
 
 @torch.library.custom_op("atk::sigmoid_loss_forward", mutates_args=())
-def _forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str) -> Tensor:
-    """The summed loss of each clip [N_a]."""
+def _forward(
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of each clip [N_a], and the logits without the bias [N_a, N_t] ([0, 0] unless `keep`)."""
+    losses, logits = _empty_outputs(audio, text, scale, bias, positive, backend, keep)
     if len(audio) == 0 or len(text) == 0:
-        return scale.new_zeros(len(audio))
+        return losses.zero_(), logits
     with torch.autocast(audio.device.type, enabled=False):
         if backend == "triton":
             from atk.kernels import sigmoid
 
-            return sigmoid.forward(audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive))
-        return sigmoid_chunked.forward(audio, text, scale, bias, positive)
+            losses = sigmoid.forward(audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive))
+        else:
+            losses = sigmoid_chunked.forward(audio, text, scale, bias, positive, logits if keep else None)
+    return losses, logits
 
 
 @_forward.register_fake
-def _empty_losses(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> Tensor:
-    return scale.new_empty(len(audio))
+def _empty_outputs(
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str, keep: bool
+) -> tuple[Tensor, Tensor]:
+    return scale.new_empty(len(audio)), scale.new_empty((len(audio), len(text)) if keep else (0, 0))
 
 
 @torch.library.custom_op("atk::sigmoid_loss_backward", mutates_args=())
 def _backward(
-    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, grad_losses: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of audio, text, scale and bias."""
+    audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, logits: Tensor | None,
+    grad_losses: Tensor, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of audio, text, scale and bias. `logits` None: the forward kept none."""
     if len(audio) == 0 or len(text) == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(bias)
     arguments = audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive), grad_losses.contiguous()
@@ -74,7 +83,7 @@ def _backward(
             from atk.kernels import sigmoid
 
             return sigmoid.backward(*arguments)
-        return sigmoid_chunked.backward(*arguments)
+        return sigmoid_chunked.backward(*arguments, logits)
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:
@@ -86,13 +95,14 @@ def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tup
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(()), scale.new_empty(())
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.backend, keep = inputs
+    ctx.save_for_backward(*tensors, output[1] if keep else None)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(*ctx.saved_tensors, grad_losses, ctx.backend), None, None
+def _differentiate(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(*ctx.saved_tensors, grad_losses, ctx.backend), None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from atk.device import pick_device
+from atk.device import multiplies_bf16, pick_device
 from atk.plan.encoders import PlanConfig
 from atk.plan.rates import Rates
 from atk.plan.report import format_plan, plan
@@ -57,7 +57,8 @@ def run(arguments: Namespace) -> None:
     config = _config(arguments)
     cpu = config.device == "cpu"
     if config.precision == "auto":
-        config = replace(config, precision="fp32" if cpu else "bf16")
+        bf16 = not cpu or multiplies_bf16(torch.device("cpu"))
+        config = replace(config, precision="bf16" if bf16 else "fp32")
     resources = Resources(_rates(arguments, config), cpu, arguments.devices, arguments.device_memory)
     result = plan(config, resources, arguments.caption_tokens)
     print(json.dumps(result.to_dict(), indent=2) if arguments.json else format_plan(result))

@@ -53,7 +53,9 @@ def plan(config: PlanConfig, resources: Resources, caption_tokens: int = 16) -> 
     """
     at_least("caption_tokens", caption_tokens, 1)
     if config.batch_size < resources.devices:
-        raise ValueError(f"batch_size must be at least devices, {resources.devices}, got {config.batch_size}")
+        raise ValueError(
+            f"batch_size must be at least the number of devices, {resources.devices}; got {config.batch_size}"
+        )
     encoders = trace_encoders(config, caption_tokens)
     step = Step(config, resources, encoders)
     parts, peak = step.parts(config.batch_size, config.micro_batch)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from atk.kernels.sequences import index_dtype
 from atk.ops.checks import at_least
 from atk.ops.info_nce_chunked import CHUNK_ELEMENTS
+from atk.ops.info_nce_op import LOGIT_BUDGET
 from atk.ops.max_mean_op import INDEX_BUDGET
 from atk.plan.encoders import Encoders, PlanConfig, logits_cost
 from atk.plan.rates import Rates
@@ -220,12 +221,16 @@ class Step:
         return flops / forward, 2 * flops / candidates / gathered
 
     def _logits(self, pairs: int) -> Part:
-        """Max-mean logits [N_r, N] and their gradients; those of global vectors are never held as a whole."""
+        """Max-mean logits [N_r, N] and their gradients; those of global vectors are held on a CPU, up to a budget."""
         count = pairs * pairs * self.ranks
         ring = self.config.gather == "ring" and self.ranks > 1
         rate = self.rates.single if self.resources.cpu else self.rates.matmul  # a CPU multiplies in float32
-        products = (10 if ring else 8) * count * self.encoders.dim * self.encoders.terms / rate
-        chunks = 3 * 4 * min(count, CHUNK_ELEMENTS)
+        kept = 4 * (count // self.ranks if ring else count)  # a ring holds one block at a time
+        if not self.resources.cpu or kept > LOGIT_BUDGET:
+            kept = 0
+        per_logit = (10 if ring else 8) - (2 if kept else 0)  # a product less if the backward finds the logits
+        products = per_logit * count * self.encoders.dim * self.encoders.terms / rate
+        chunks = 3 * 4 * min(count, CHUNK_ELEMENTS) + kept * self.encoders.terms
         matrices = 0 if self.aligned_loss is None else count
         held = matrices * self.logit_bytes
         moved = matrices * self.logit_moved / self.rates.bandwidth

@@ -28,7 +28,7 @@ with optional_imports:
     import yaml
     from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
-FORMAT = 1  # incremented whenever the same settings write different bytes
+FORMAT = 1  # incremented whenever the same settings produce different bytes
 _SCENES_PER_PROCESS = 100  # below this, starting another process takes longer than it saves
 
 _Item = TypeVar("_Item")

@@ -22,8 +22,8 @@ class LossConfig(PairLossConfig):
         aligned_weight: weight of the loss on the max-mean similarity of frames and tokens; 0 disables it.
         direction: "audio" matches every frame with its best token, "text" every token with its best frame; "both" takes
             the mean of the two max-mean similarities.
-        skip_below: leave pairs with a smaller weight in the gradient out of the backward of the aligned loss, which is
-            faster; 0 is exact.
+        skip_below: the backward of the aligned loss skips pairs whose weight in the gradient is below this value, which
+            makes it faster; 0 skips none and is exact.
     """
 
     global_weight: float = 1.0
@@ -44,7 +44,7 @@ class AlignedConfig(ContrastiveConfig):
         loss: global and aligned loss.
     """
 
-    backend: Literal["auto", "triton", "cpp", "reference"] = "auto"
+    backend: Literal["auto", "triton", "cpp", "chunked", "reference"] = "auto"
     loss: LossConfig = field(default_factory=LossConfig)
 
 

@@ -38,7 +38,7 @@ class OptimConfig:
             rate (Defazio et al. 2024).
         lr: peak learning rate; 5e-5 suits a pretrained text encoder, higher values suit training from scratch.
         warmup: fraction of the steps over which the learning rate rises from 0.
-        final: learning rate at the last step, as a fraction of the peak; "adam" only.
+        final: learning rate at the end of the cosine decay, as a fraction of the peak; "adam" only.
         weight_decay: decoupled weight decay of all weights but norms, biases, and the temperature; 0 is plain Adam.
         clip_norm: maximum norm of the gradient.
     """
@@ -69,7 +69,8 @@ class TrainConfig:
         steps: number of optimizer steps; overrides epochs.
         seed: seed of the weights, the order of the clips, the crops, and dropout.
         device: "auto", "cpu", "cuda", or "cuda:1".
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs that support it.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on GPUs and CPUs that have
+            instructions for it.
         backend: implementation of the fused ops; "auto" picks the fastest one that runs here, see `atk doctor`.
         clip_seconds: length of the random crops in training and of the windows in evaluation.
         batch_size: clips in a training batch, summed over all ranks.

@@ -155,7 +155,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         return {"loss": loss[None], "tokens": torch.tensor([tokens], device=self.device)}
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over the tokens of all ranks; no further terms."""
+        """This rank's share of the mean over the tokens of all ranks; no further terms."""
         tokens = embeddings["tokens"]
         return (embeddings["loss"] * tokens).sum() / total(tokens.sum()), {}
 

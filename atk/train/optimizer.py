@@ -105,11 +105,11 @@ def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
 def evaluation_weights(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
 ) -> Generator[list[Tensor] | None, None, None]:
-    """Put the weights to validate and save into the parameters; afterwards restore the trained weights bit for bit.
+    """Load into the parameters the weights that are validated and saved; at the end, restore those being trained.
 
     Yields:
-        A copy of the weights being trained, which a checkpoint needs too, if they differ from the weights to save: the
-        schedule-free optimizer saves an average over the steps. None with Adam.
+        A copy of the weights being trained, which a checkpoint also needs, or None if they are the weights to save, as
+        with Adam. The schedule-free optimizer saves an average over the steps. They are restored bit for bit.
     """
     if not hasattr(optimizer, "eval"):
         yield None

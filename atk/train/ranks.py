@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from atk.device import launched
+from atk.device import launcher_integer
 from atk.distributed.collectives import world_size
 
 _GROUP_LOST = ("gloo", "nccl", "by peer", "broken pipe", "timed out", "timeout", "process group")
@@ -44,14 +44,14 @@ def process_group(device: torch.device, timeout: float) -> Generator[None, None,
     Raises:
         ValueError: an environment variable of the launcher is missing or not an integer.
     """
-    if launched("WORLD_SIZE", 1) <= 1 or not dist.is_available() or dist.is_initialized():
+    if launcher_integer("WORLD_SIZE", 1) <= 1 or not dist.is_available() or dist.is_initialized():
         yield
         return
     for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(variable):
             raise ValueError(f"WORLD_SIZE is set, but {variable} is not; start several ranks with torchrun")
-    launched("RANK", 0)
-    launched("MASTER_PORT", 0)
+    for variable in ("RANK", "MASTER_PORT"):
+        launcher_integer(variable, 0)  # raises an error for anything else
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

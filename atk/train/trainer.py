@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from atk.data.dataset import random_stream
+from atk.device import multiplies_bf16
 from atk.distributed import ddp_factor, total
 from atk.extras import optional_imports
 from atk.train import grad_cache, ranks
@@ -58,9 +59,7 @@ class Trainer:
         self.device = device
         self.out = Path(config.out)
         self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
-        self.bf16 = config.precision == "bf16"
-        if config.precision == "auto" and device.type == "cuda":
-            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        self.bf16 = multiplies_bf16(device) if config.precision == "auto" else config.precision == "bf16"
         self.replicas = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]

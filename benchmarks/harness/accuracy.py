@@ -61,7 +61,7 @@ def largest_error(result: Tensor, truth: Tensor) -> float:
 
 
 def mistake(results: Sequence[Tensor], truths: Sequence[Tensor], tolerance: Tolerance) -> str:
-    """The first deviation beyond the tolerance in words, or an empty string; NaN is beyond every tolerance."""
+    """Describes the first deviation beyond the tolerance; empty if there is none. NaN is beyond every tolerance."""
     value, *gradients = results
     true_value, *true_gradients = truths
     if message := _above("error", largest_error(value, true_value), tolerance.value):
@@ -77,7 +77,7 @@ def mistake(results: Sequence[Tensor], truths: Sequence[Tensor], tolerance: Tole
 def _direction_or_length(index: int, gradient: Tensor, truth: Tensor, true_value: Tensor, tolerance: Tolerance) -> str:
     length = truth.norm()
     if truth.ndim == 0:
-        # The gradient of a logit scale is a sum that can cancel to nearly zero, so it counts relative to the loss.
+        # The gradient of a logit scale is a sum that can cancel to nearly zero; this bound is relative to the loss.
         length = torch.maximum(length, true_value.abs().max())
         return _above(f"error of gradient {index}", ((gradient - truth).abs() / length).item(), tolerance.norm)
     difference = ((gradient.norm() - length).abs() / length).item()

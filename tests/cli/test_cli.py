@@ -95,7 +95,7 @@ def test_doctor_checks_the_kernels_of_the_cpu(capsys, monkeypatch):
     lines = printed(capsys, "doctor", "--check").splitlines()
     assert lines[0].startswith(f"atk {atk.__version__}, torch {torch.__version__}, ") and lines[2].startswith("cpu: ")
     rows = [line.split(maxsplit=5) for line in lines[4:]]
-    assert [row[2] for row in rows[::3]] == ["cpp", "sdpa", "chunked", "chunked"] and len(rows) == 12
+    assert [row[2] for row in rows[::3]] == ["cpp", "chunked", "sdpa", "chunked", "chunked"] and len(rows) == 15
     assert all(row[5] == "ok" and 0 < float(row[3]) < float(row[4]) for row in rows if row[2] != "cpp")
 
 

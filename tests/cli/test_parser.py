@@ -111,7 +111,7 @@ def test_methods_and_presets_are_literals(capsys):
             "atk train aligned: --optim.name must be one of 'adam', 'schedulefree', got 'sgd'",
         ),
         ([*RUN, "--on-error=stop"], "atk train aligned: --on-error must be one of 'skip', 'raise', got 'stop'"),
-        ([*RUN, "--backend", "cuda"], "--backend must be one of 'auto', 'triton', 'cpp', 'reference', got 'cuda'"),
+        ([*RUN, "--backend", "cuda"], "must be one of 'auto', 'triton', 'cpp', 'chunked', 'reference', got 'cuda'"),
         ([*RUN, "--batch-size", "x"], "atk train aligned: --batch-size must be of type int, got 'x'"),
         ([*RUN, "--workers", "x"], "atk train aligned: --workers must be of type int or null, got 'x'"),
         ([*RUN, "--bacth-size", "3"], "atk train aligned: unrecognized arguments: --bacth-size 3"),

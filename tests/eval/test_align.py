@@ -245,7 +245,11 @@ def test_find_events(tmp_path):
     [
         (read_events, "file_name,event,start,end\na,b,0,1", "lacks the column phrase"),
         (read_events, "file_name,event,phrase,start,end\na,b,c,0,1\na,b,c,x,1", "line 3: start and end.*'x'"),
-        (read_events, "file_name,event,phrase,start,end\na,b,c,2,1", "line 2: .* 0 <= start <= end, got 2.0 and 1.0"),
+        (
+            read_events,
+            "file_name,event,phrase,start,end\na,b,c,2,1",
+            "line 2: .* 0 <= start <= end, both finite, got 2.0 and 1.0",
+        ),
         (read_events, "file_name,event,phrase,start,end\na,b, ,0,1", "line 2: phrase is empty"),
         (read_events, "file_name,event,phrase,start,end\na,b,c,0", "line 2: start and end"),
         (read_tags, "file_name,dog\na,2", "line 2: tags must be 0 or 1, got 2"),

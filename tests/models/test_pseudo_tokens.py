@@ -15,10 +15,10 @@ from atk.models.tokenizer import import_transformers
 CAPTIONS = ["a dog", "a bell rings twice, then rain falls", "rain", "a dog"]
 EXTENDED = [f"{caption} barks" for caption in CAPTIONS]
 AUDIO = AudioEncoderConfig(mel_bins=16, channels=(4, 4, 8, 8), width=32, layers=1, heads=2)
-TRAINED = TextEncoderConfig(width=32, layers=2, heads=2)
+SMALL = TextEncoderConfig(width=32, layers=2, heads=2)
 
 
-def trained(config):
+def from_scratch(config):
     return CLAP.create(ModelConfig(16, AUDIO, config), EXTENDED).text_encoder
 
 
@@ -52,7 +52,7 @@ def clap(config):
         return clap_transformers.create_encoders(clap_config, config, EXTENDED)[1]
 
 
-ENCODERS = pytest.mark.parametrize("make", [trained, minilm, roberta, clap])
+ENCODERS = pytest.mark.parametrize("make", [from_scratch, minilm, roberta, clap])
 
 
 def embeddings_of_barks(encoder):
@@ -72,7 +72,7 @@ def record_inputs(module):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("token_layer", [None, 1])
 def test_pseudo_tokens_act_like_the_words_they_come_from(make, pooling, token_layer):
-    encoder = make(dataclasses.replace(TRAINED, pooling=pooling, token_layer=token_layer)).eval()
+    encoder = make(dataclasses.replace(SMALL, pooling=pooling, token_layer=token_layer)).eval()
     with torch.no_grad():
         positions = record_inputs(encoder.model.embeddings.position_embeddings)
         tokens = encoder.tokenize(CAPTIONS)
@@ -96,7 +96,7 @@ def test_pseudo_tokens_act_like_the_words_they_come_from(make, pooling, token_la
 
 @ENCODERS
 def test_pseudo_tokens_are_inserted_before_the_end_token_and_the_padding(make):
-    encoder = make(TRAINED).eval()
+    encoder = make(SMALL).eval()
     inputs = []
     encoder.model.register_forward_pre_hook(lambda _, args, kwargs: inputs.append(kwargs), with_kwargs=True)
     tokens, pseudo = encoder.tokenize(CAPTIONS), torch.randn(4, 3, encoder.token_width)
@@ -113,7 +113,7 @@ def test_pseudo_tokens_are_inserted_before_the_end_token_and_the_padding(make):
 
 
 def test_gradients_reach_words_and_pseudo_tokens():
-    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), EXTENDED).eval()
+    model = CLAP.create(ModelConfig(16, AUDIO, SMALL), EXTENDED).eval()
     assert model.token_width == 32
     tokens = model.tokenize(CAPTIONS, reserve=2)
     pseudo = torch.randn(4, 2, 32, requires_grad=True)
@@ -126,7 +126,7 @@ def test_gradients_reach_words_and_pseudo_tokens():
 
 
 def test_padding_changes_nothing():
-    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), EXTENDED).eval()
+    model = CLAP.create(ModelConfig(16, AUDIO, SMALL), EXTENDED).eval()
     pseudo = torch.randn(4, 2, 32)
     with torch.no_grad():
         batch = model.encode_text(model.tokenize(CAPTIONS), pseudo)
@@ -139,7 +139,7 @@ def test_padding_changes_nothing():
 
 
 def test_zero_pseudo_tokens_change_nothing():
-    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), EXTENDED).eval()
+    model = CLAP.create(ModelConfig(16, AUDIO, SMALL), EXTENDED).eval()
     tokens = model.tokenize(CAPTIONS)
     without = model.encode_text(tokens)
     with_none = model.encode_text(tokens, torch.zeros(4, 0, 32))
@@ -148,7 +148,7 @@ def test_zero_pseudo_tokens_change_nothing():
 
 @ENCODERS
 def test_reserve_leaves_space_in_long_captions(make):
-    encoder = make(dataclasses.replace(TRAINED, max_tokens=12)).eval()
+    encoder = make(dataclasses.replace(SMALL, max_tokens=12)).eval()
     captions = ["rain " * 50, "rain"]
     tokens = encoder.tokenize(captions, reserve=4)
     assert tokens["input_ids"].shape == (2, 8)
@@ -161,7 +161,7 @@ def test_reserve_leaves_space_in_long_captions(make):
 
 
 def test_positions_limit_a_roberta():
-    encoder = roberta(TRAINED)
+    encoder = roberta(SMALL)
     longest = 24 - encoder.tokenizer.pad_token_id - 1
     tokens = encoder.tokenize(["rain " * 50], reserve=2)
     assert tokens["input_ids"].shape == (1, longest - 2)
@@ -181,13 +181,13 @@ def test_positions_limit_a_roberta():
     ],
 )
 def test_errors(call, error, message):
-    model = CLAP.create(ModelConfig(16, AUDIO, TRAINED), EXTENDED)
+    model = CLAP.create(ModelConfig(16, AUDIO, SMALL), EXTENDED)
     with pytest.raises(error, match=message):
         call(model, model.tokenize(CAPTIONS))
 
 
 def test_left_padding_is_refused():
-    encoder = trained(TRAINED)
+    encoder = from_scratch(SMALL)
     encoder.tokenizer.padding_side = "left"
     with pytest.raises(ValueError, match="got left padding"):
         encoder(encoder.tokenize(CAPTIONS), torch.randn(4, 1, 32))

@@ -224,6 +224,6 @@ def test_backends_are_listed_for_each_op():
     row = atk.backends("cross_attention_difference")["cpu float64"]
     assert list(row) == ["auto", "triton", "sdpa", "reference"]
     assert row["auto"] == "sdpa" and row["sdpa"] == "available" and "not float64" in row["triton"]
-    assert list(atk.backends()["cpu float32"]) == ["auto", "triton", "cpp", "reference"]
+    assert list(atk.backends()["cpu float32"]) == ["auto", "triton", "cpp", "chunked", "reference"]
     with pytest.raises(ValueError, match=r"op must be one of 'max_mean_similarity', .*, got 'nonsense'"):
         atk.backends("nonsense")

@@ -24,18 +24,20 @@ def test_compiles_into_one_graph(backend):
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("positive", [None, torch.tensor([2, 0, 1, 2])], ids=["no positives", "positives"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_opcheck(columns, positive, dtype):
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck(columns, positive, dtype, keep):
     audio, text = (torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3))
     scale = torch.tensor(2.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    inputs = audio, text, scale.clone().requires_grad_(), positive, columns, "chunked"
+    inputs = audio, text, scale.clone().requires_grad_(), positive, columns, "chunked", keep
     torch.library.opcheck(info_nce_op._forward, inputs, test_utils=tests)
     with torch.no_grad():
-        row_lse, column_lse, positive_logits = info_nce_op._forward(*inputs)
+        row_lse, column_lse, positive_logits, logits = info_nce_op._forward(*inputs)
     lses = row_lse, column_lse if columns else None
     grads = torch.ones_like(row_lse), torch.ones_like(column_lse) if columns else None
     grad_positive = None if positive is None else torch.ones_like(positive_logits)
-    inputs = audio.detach(), text.detach(), scale, *lses, *grads, positive, grad_positive, "chunked"
+    inputs = audio.detach(), text.detach(), scale, *lses, *grads, positive, grad_positive
+    inputs = *inputs, logits if keep else None, "chunked"
     torch.library.opcheck(info_nce_op._backward, inputs, test_utils=tests)
 
 
@@ -82,7 +84,38 @@ def test_triton_wiring_passes_values_and_gradients_through(fake_kernels, dtype, 
         atk.info_nce(audio.double(), text.double(), scale, backend="triton")
 
 
+@pytest.mark.parametrize("scale", [7.0, 1e5], ids=["shared exponentials", "separate exponentials"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kept_logits_change_no_bit(scale, dtype, monkeypatch):
+    values = unit(30, 8).to(dtype), unit(30, 8).to(dtype), torch.tensor(scale)
+    for function in (loss("chunked"), loss("chunked", torch.randperm(30)), lse("chunked")):
+        results = []
+        for budget in (30 * 30 * 4, 30 * 30 * 4 - 1):
+            monkeypatch.setattr(info_nce_op, "LOGIT_BUDGET", budget)
+            results.append(gradients(function, *values))
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_the_budget_decides_what_is_kept(monkeypatch):
+    audio, text = unit(5, 4).requires_grad_(), unit(5, 4)
+    for budget, kept in ((100, [25]), (99, [])):
+        monkeypatch.setattr(info_nce_op, "LOGIT_BUDGET", budget)
+        row_lse, _ = atk.pairwise_logsumexp(audio, text, 2.0)
+        sizes = [value.numel() for value in row_lse.grad_fn.saved_tensors if value is not None]
+        assert [size for size in sizes if size == 25] == kept
+
+
+def test_gradients_can_be_taken_twice_from_kept_logits():
+    audio, text = unit(9, 4).requires_grad_(), unit(9, 4).requires_grad_()
+    value = atk.info_nce(audio, text, 5.0, backend="chunked")
+    first, second = (torch.autograd.grad(value, (audio, text), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
 _STEP = """
+from atk.ops import info_nce_op
+info_nce_op.LOGIT_BUDGET = 0
+
 def step(pairs):
     vectors = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
     scale = torch.tensor(20.0, requires_grad=True)

@@ -263,7 +263,7 @@ def test_environment_variable_sets_the_default(monkeypatch):
 
 def test_backends_tells_what_auto_picks_and_why_others_cannot_run():
     row = atk.backends()["cpu float64"]
-    assert row["auto"] == "reference" == next(name for name, state in row.items() if state == "available")
+    assert row["auto"] == "chunked" == next(name for name, state in row.items() if state == "available")
     assert "float64" in row["cpp"]
 
 

@@ -15,7 +15,7 @@ from support.peak_memory import peak_growth
 from support.public_cases import TRITON_DEVICE, no_bf16
 
 import atk
-from atk.ops import info_nce_chunked, sigmoid_op
+from atk.ops import info_nce_chunked, info_nce_op, sigmoid_op
 from atk.ops.backend import unavailable
 
 DEVICES = {"chunked": torch.device("cpu"), "triton": TRITON_DEVICE}
@@ -156,13 +156,16 @@ def test_compiles_into_one_graph(backend):
 
 @pytest.mark.parametrize("positive", [None, torch.tensor([2, -1, 1, 2])], ids=["no positives", "positives"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_opcheck(positive, dtype):
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck(positive, dtype, keep):
     vectors = [torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3)]
     factors = [value.requires_grad_() for value in scalars(dtype=dtype if dtype == torch.float64 else torch.float32)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(sigmoid_op._forward, (*vectors, *factors, positive, "chunked"), test_utils=tests)
-    inputs = *(value.detach() for value in (*vectors, *factors)), positive, torch.ones_like(factors[0]).repeat(4)
-    torch.library.opcheck(sigmoid_op._backward, (*inputs, "chunked"), test_utils=tests)
+    torch.library.opcheck(sigmoid_op._forward, (*vectors, *factors, positive, "chunked", keep), test_utils=tests)
+    vectors, factors = ([value.detach() for value in values] for values in (vectors, factors))
+    logits = sigmoid_op._forward(*vectors, *factors, positive, "chunked", keep)[1] if keep else None
+    inputs = *vectors, *factors, positive, logits, torch.ones_like(factors[0]).repeat(4), "chunked"
+    torch.library.opcheck(sigmoid_op._backward, inputs, test_utils=tests)
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -177,7 +180,19 @@ def test_second_derivatives(which):
                 grad.sum().backward()
 
 
+def test_kept_logits_change_no_bit(monkeypatch):
+    values = unit(30, 8), unit(30, 8), *scalars(dtype=torch.float32)
+    results = []
+    for budget in (30 * 30 * 4, 30 * 30 * 4 - 1):
+        monkeypatch.setattr(info_nce_op, "LOGIT_BUDGET", budget)
+        results.append(gradients(loss("chunked"), *values))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 _STEP = """
+from atk.ops import info_nce_op
+info_nce_op.LOGIT_BUDGET = 0
+
 def step(pairs):
     vectors = [torch.nn.functional.normalize(torch.randn(pairs, 64), dim=-1).requires_grad_() for _ in range(2)]
     scalars = [torch.tensor(value, requires_grad=True) for value in (10.0, -10.0)]
@@ -187,7 +202,7 @@ def step(pairs):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_the_logits_are_never_in_memory():
+def test_logits_beyond_the_budget_are_never_in_memory():
     assert peak_growth(_STEP, 8192, "chunked") < 70  # MB; the logits of 8,192 pairs would take 268
 
 

@@ -219,7 +219,7 @@ def test_rates_of_a_gpu_by_name():
 
 
 def test_the_command_takes_the_configuration_of_a_run(tiny_run, capsys):
-    config = ["plan", "--config", str(tiny_run / "config.yaml"), "--device", "h100"]
+    config = ["plan", "--config", str(tiny_run / "config.yaml"), "--device", "h100", "--precision", "auto"]
     main([*config, "--batch", "64", "--devices", "2", "--device-memory", "8", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["facts"]["batch_size"] == 64 and result["facts"]["dim"] == 16
@@ -238,7 +238,7 @@ def test_rates_given_by_the_user(capsys):
     main(["plan", "--method", "semisupervised", "--device", "new", *tiny, *rates])
     rates_used = json.loads(capsys.readouterr().out)["facts"]["rates"]
     assert (rates_used["matmul"], rates_used["bandwidth"], rates_used["interconnect"]) == (2e12, 3e9, 4e9)
-    main(["plan", "--device", "cpu", *tiny, *rates])
+    main(["plan", "--device", "cpu", "--precision", "fp32", *tiny, *rates])
     rates_used = json.loads(capsys.readouterr().out)["facts"]["rates"]
     assert rates_used["matmul"] == rates_used["single"] == 2e12 and rates_used["random"] < 1e12
 
@@ -249,7 +249,7 @@ def test_rates_given_by_the_user(capsys):
         (["--method", "difference"], "--method must be one of 'aligned', 'semisupervised', got 'difference'"),
         (["--device", "tpu"], "got 'tpu'"),
         (["--device", "h100", "--devices", "0"], "devices must be at least 1, got 0"),
-        (["--device", "h100", "--devices", "64"], "batch_size must be at least devices, 64, got 32"),
+        (["--device", "h100", "--devices", "64"], "batch_size must be at least the number of devices, 64; got 32"),
         (["--device", "h100", "--device-memory", "-1"], "device_memory must be above 0 GiB, got -1.0"),
         (["--device", "h100", "--caption-tokens", "0"], "caption_tokens must be at least 1, got 0"),
         (["--device", "h100", "--bandwidth-gb", "0"], "bandwidth_gb must be above 0, got 0.0"),

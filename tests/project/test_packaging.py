@@ -30,7 +30,7 @@ def test_a_missing_extension_is_explained_and_auto_falls_back(tmp_path, monkeypa
     assert "cannot be imported" in atk.backends()["cpu float32"]["cpp"]
     (tmp_path / "_build_error.txt").write_text("compiler not found: CXX=/no/such/compiler\n")
     row = atk.backends()["cpu float32"]
-    assert row["auto"] == "reference"
+    assert row["auto"] == "chunked"
     assert "compiler not found" in row["cpp"] and "install a C++17 compiler" in row["cpp"]
     audio, text = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     assert atk.max_mean_similarity(audio, text).shape == (2, 2)
@@ -68,8 +68,8 @@ PACKAGES = "triton torchaudio transformers tokenizers safetensors soundfile skle
 @pytest.mark.parametrize(
     ("missing", "unavailable", "auto", "advice"),
     [
-        (f"{PACKAGES} tensorboard tqdm matplotlib", "triton", ("cpp", "reference"), "pip install"),
-        ("atk._C", "cpp", ("reference",), "install a C++17 compiler"),
+        (f"{PACKAGES} tensorboard tqdm matplotlib", "triton", ("cpp", "chunked"), "pip install"),
+        ("atk._C", "cpp", ("chunked",), "install a C++17 compiler"),
     ],
     ids=["only torch and numpy", "no extension"],
 )

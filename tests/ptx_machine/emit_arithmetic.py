@@ -138,7 +138,7 @@ class Arithmetic(Emitter):
     def op_set(self, result, a, b) -> None:
         comparison = self.parts[1]
         if self.parts[2:] != ["f16x2", "f16x2"]:
-            raise PtxError("set of other types than f16x2")
+            raise PtxError("set of types other than f16x2")
         a, b = (f"from_half({value}, False)" for value in self.values((a, b), "u4"))
         self.set(result, "u4", f"to_half({_COMPARE_FLOAT[comparison].format(a, b)}, False, True)")
 

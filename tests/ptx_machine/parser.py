@@ -65,8 +65,10 @@ def parse(text: str) -> Kernel:
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
     entries = list(re.finditer(r"\.entry\s+(\w+)\s*\(([^)]*)\)([^{]*)\{", text))
-    if len(entries) != 1 or re.search(r"\.func\b", text):
-        raise PtxError(f"a module must have one .entry and no .func, got {len(entries)} entries")
+    if len(entries) != 1:
+        raise PtxError(f"a module must have one .entry, got {len(entries)}")
+    if re.search(r"\.func\b", text):
+        raise PtxError("a module must have no .func")
     entry = entries[0]
     declarations = [declaration.split() for declaration in entry[2].split(",") if declaration.strip()]
     params = [(words[-1], words[1].removeprefix(".")) for words in declarations]
@@ -80,7 +82,7 @@ def parse(text: str) -> Kernel:
 
 
 class _Body:
-    """Reads the statements of an entry function, from behind its opening brace to its closing brace."""
+    """Reads the statements of an entry function, from just after its opening brace through its closing brace."""
 
     def __init__(self, text: str, position: int, files: dict[int, str]):
         self.text, self.position, self.files = text, position, files

@@ -90,5 +90,5 @@ def test_unsupported_instructions(opcode, message):
 
 
 def test_a_module_has_one_kernel():
-    with pytest.raises(PtxError, match="got 2 entries"):
+    with pytest.raises(PtxError, match=r"must have one \.entry, got 2"):
         parse(HEADER + DIVERGENT * 2)

@@ -2,7 +2,7 @@
 
     python tests/support/fuzz.py [--variants 2000] [--seed 0] [KIND ...]
 
-prints how many variants of each kind were read and refused, the slowest one, and every other outcome.
+prints how many variants of each kind were read and how many were refused, the slowest one, and every other outcome.
 """
 
 import argparse

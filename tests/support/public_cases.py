@@ -19,7 +19,7 @@ BACKENDS = [
             reason=f"{name} cannot run here",
         ),
     )
-    for name in ("reference", "cpp", "triton")
+    for name in ("reference", "chunked", "cpp", "triton")
 ]
 no_bf16 = "the interpreter computes wrong bfloat16 products (triton 3.7.1)"
 

@@ -12,6 +12,7 @@ from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
 
 CONFIG = {
     "device": "cpu",
+    "precision": "fp32",  # "auto" depends on the machine
     "steps": 12,
     "batch_size": 4,
     "clip_seconds": 0.5,
@@ -97,6 +98,7 @@ SMALL_CAPTIONER = """
 --model.audio.channels [4,4,8,8,8,8] --model.audio.mel_bins 32 --model.audio.dropout 0.1 --model.decoder.width 16
 --model.decoder.layers 1 --model.decoder.heads 2 --model.decoder.vocabulary 300 --model.heads 2 --beams 2 --steps 12
 --save-every 2 --log-every 1 --eval-every 4 --batch-size 4 --clip-seconds 2 --workers 0 --optim.lr 3e-3
+--precision fp32
 """
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from atk.device import launched, pick_device
+from atk.device import launcher_integer, pick_device
 from atk.ops.backend import choose
 from atk.train.ranks import process_group
 
@@ -17,10 +17,10 @@ def test_empty_variables_count_as_not_set(monkeypatch, value):
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value.strip() if name == "ATK_BACKEND" else value)
-    assert launched("LOCAL_RANK", 3) == 3 and pick_device("cpu") == CPU
+    assert launcher_integer("LOCAL_RANK", 3) == 3 and pick_device("cpu") == CPU
     with process_group(CPU, 10.0):
         assert not torch.distributed.is_initialized()
-    assert choose("auto", CPU, torch.float64) == "reference"
+    assert choose("auto", CPU, torch.float64) == "chunked"
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "1.0", "²"])

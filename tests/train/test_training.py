@@ -17,10 +17,12 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.runs import arguments, kill_at_a_random_moment, rows, training_state, weights
+from support.runs import arguments, kill_at_a_random_moment, parsed_config, rows, training_state, weights
 
 from atk.cli.main import main
 from atk.models.saved import best_or_last
+from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.trainer import Trainer
 
 
 def test_run_folder_is_complete(tiny_run, tiny_data):
@@ -153,6 +155,14 @@ def test_bf16_autocast_trains_about_the_same(tiny_run, tiny_data, tmp_path):
     main(arguments(tiny_data, tmp_path / "run", "--precision", "bf16", "--steps", "2"))
     losses = [[row["loss"] for row in rows(run) if "loss" in row][:2] for run in (tmp_path / "run", tiny_run)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_auto_precision_is_bf16_where_the_device_multiplies_it(tiny_data, tmp_path, monkeypatch, supported):
+    monkeypatch.setattr("atk.train.trainer.multiplies_bf16", lambda device: supported)
+    values = parsed_config(arguments(tiny_data, tmp_path / "run", "--precision", "auto"))
+    config = AlignedConfig(**{name: values[name] for name in AlignedConfig.__dataclass_fields__})
+    assert Trainer(AlignedTask(config, torch.device("cpu")), config, torch.device("cpu")).bf16 == supported
 
 
 @pytest.mark.slow
