@@ -33,6 +33,7 @@ deadline=$((SECONDS + ${BUDGET:-$((520 * patience))}))
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 kit=$here/benchmarks/gpu_kit.py
+checks=$here/benchmarks/gpu_checks.py
 export PYTHONPATH=$work/site:$work/peers${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 LC_ALL=C
 # Kernels compiled in one step are reused in later ones.
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
@@ -53,7 +54,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   }
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
-  tests=("$here"/tests/kernels/test_*_triton.py
+  tests=("$here"/tests/ops/test_cuda_graphs.py "$here"/tests/kernels/test_*_triton.py
     "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean*,sigmoid}.py
     "$here"/tests/nn/test_difference_blocks.py)
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
@@ -203,13 +204,16 @@ printf '\n| step | status | seconds |\n|---|---|---:|\n' >>"$summary"
 if [ -n "${PEERS:-}" ]; then
   step peers 60 "$python" -m pip install -q --no-index --no-deps --target "$work/peers" "$PEERS"/*.whl
 fi
-step doctor 60 "$python" -c "from atk.cli.doctor import report; print(report())"
+step doctor 20 "$python" -c "from atk.cli.doctor import report; print(report())"
+step check 100 "$python" "$checks" check
 export python here work
 export -f run_tests
 step tests 150 bash -c 'run_tests "$@"' "$0" "${tests[@]}"
 cat "$work"/part_*.log >>"$out/tests.log" 2>/dev/null
 timed_first
 step profile 45 "$python" "$kit" profile --out "$work" "${device[@]}" "${tiny[@]}"
+# The interpreter of a dry run replaces the compiler.
+step clocks 45 env -u TRITON_INTERPRET "$python" "$checks" clocks "${device[@]}" "${tiny[@]}"
 step calls 60 "$python" "$kit" calls "${device[@]}" # also compiles the kernels for the next two steps
 sanitize memcheck
 sanitize racecheck
@@ -228,8 +232,8 @@ fence='```'
     printf '## Key ratios\n\nNone: %s failed: %s\n' "$python" "$(tail -n 1 "$work/page.log")"
   printf '\n## What to send\n\nA tarball of this folder:\n\n    tar czf atk-gpu.tgz -C %q .\n' "$out"
   printf "\n## Tests\n\n$fence\n%s\n$fence\n" "$(results_of_tests)"
-  for name in memcheck racecheck tune; do
-    [ -f "$out/$name.log" ] && printf "\n## %s\n\n$fence\n%s\n$fence\n" "$name" "$(tail -n 12 "$out/$name.log")"
+  for name in check clocks memcheck racecheck tune; do
+    [ -f "$out/$name.log" ] && printf "\n## %s\n\n$fence\n%s\n$fence\n" "$name" "$(tail -n 30 "$out/$name.log")"
   done
   for table in "$out"/profile.md "$out"/bench_*.md; do
     [ -f "$table" ] && printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"

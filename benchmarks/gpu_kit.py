@@ -108,7 +108,7 @@ def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> 
     for op in ops:
         title = f"### {op}, {'tiny' if tiny else STEPS[op][0]}"
         try:
-            rows = _profiled(step_of(op, tiny, device), device)
+            rows = profiled(step_of(op, tiny, device), device)
         except ImportError as error:  # the model of the training step needs more than torch
             page.append(f"{title}: not available\n\n{error}")
         except Exception as error:  # noqa: BLE001 (the other ops are still profiled)
@@ -124,7 +124,7 @@ def profile(ops: Iterable[str], tiny: bool, device: torch.device, out: Path) -> 
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _profiled(step: Callable[[], object], device: torch.device) -> list[tuple[float, str, int]]:
+def profiled(step: Callable[[], object], device: torch.device) -> list[tuple[float, str, int]]:
     """Milliseconds, name, and count of each kernel or op that a step runs on the device, the slowest first."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

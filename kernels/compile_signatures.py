@@ -17,6 +17,7 @@ from atk.kernels.launch import (
     max_mean_launch,
     merge_launch,
     pointwise_launch,
+    sigmoid_launch,
 )
 from atk.kernels.sequences import frame_sizes, packed_width, tile_width
 
@@ -57,6 +58,7 @@ _CROSS_ATTENTION_POINTERS = {"key_mask": "*u8", "key_end": "*i32", "lse": "*fp32
 # Tensors of the kernels of InfoNCE and the sigmoid loss that have the dtype of the embeddings; `positive` is int64, and
 # the others float32.
 _LOGIT_EMBEDDINGS = {"audio", "text", "weights"}
+_ALIGNED_STRIDES = ("index_row", "stride")  # multiples of 16
 # Tensors that a kernel without a pass over columns does not take.
 _COLUMN_TENSORS = {"column_parts", "columns", "grad_columns"}
 
@@ -117,7 +119,7 @@ def find_kernel(name: str) -> Any:
 
 
 def _meta(case: Case, capability: Capability) -> _Meta:
-    """The compile-time arguments of a case, including `num_warps` and `num_stages` of the tuned kernels."""
+    """The compile-time arguments of a case, including options of the compiler."""
     from atk.kernels.normalize import normalize_launch
     from atk.kernels.pack import gather_block
     from atk.kernels.sum_parts import sum_parts_launch
@@ -132,7 +134,8 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     if case.kernel == "merge":
         return {**merge_launch()}
     if case.kernel in ALL_LOGIT_KERNELS:
-        return {"GROUP": 16, **info_nce_launch(case.dtype, packed_width(case.D), device).meta()}
+        launch_of = sigmoid_launch if case.kernel in SIGMOID_KERNELS else info_nce_launch
+        return {"GROUP": 16, **launch_of(case.dtype, packed_width(case.D), device).meta()}
     if case.kernel in SMALL_KERNELS["normalize"]:
         return {**normalize_launch(case.D)}
     width = tile_width(case.dtype)
@@ -172,7 +175,9 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
     kernel = find_kernel(case.kernel)
     meta = _meta(case, capability)
     absent = _absent(case)
-    options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    options = {
+        name: meta.pop(name) for name in ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion") if name in meta
+    }
     if case.kernel in UNFUSED_KERNELS:
         options |= UNFUSED
     arguments = CompileArguments(case.kernel, {}, {}, {}, options)
@@ -184,7 +189,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
         if parameter.is_constexpr:
             argument_type = "constexpr"
             arguments.constants[name] = meta.get(name, parameters[name].default)
-        elif parameter.do_not_specialize or name in ("D", "D_out", "index_row"):
+        elif parameter.do_not_specialize or name in ("D", "D_out", *_ALIGNED_STRIDES):
             argument_type = "i32"
         else:
             pointer = None if name in absent else _pointer(case, name)
@@ -192,7 +197,7 @@ def compile_arguments(case: Case, capability: Capability) -> CompileArguments:
             if pointer is None:
                 arguments.constants[name] = None
         arguments.signature[name] = argument_type
-        if argument_type.startswith("*") or name in (aligned, "index_row") or (name == "D" and case.D % 16 == 0):
+        if argument_type.startswith("*") or name in (aligned, *_ALIGNED_STRIDES) or (name == "D" and case.D % 16 == 0):
             arguments.attributes[position,] = [["tt.divisibility", 16]]
     return arguments
 

@@ -4,7 +4,6 @@ Shapes: N clips of L_a frames, L_ref reference frames, D channels, H heads. Memo
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from atk.kernels.cross_attention_gate import gate_backward_kernel, gate_kernel
@@ -13,6 +12,7 @@ from atk.kernels.launch import (
     MAX_HEAD_WIDTH,
     UNFUSED,
     Device,
+    cdiv,
     cross_attention_launch,
     head_channels,
     key_end_launch,
@@ -65,7 +65,7 @@ class _Problem:
         return cross_attention_launch(kernel, self.source.dtype, self.D, self.heads, self.device).meta()
 
     def _grid(self, L: int, meta: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(L, meta["ROWS"]) * self.N * self.heads,)
+        return (cdiv(L, meta["ROWS"]) * self.N * self.heads,)
 
     def _head(self) -> dict[str, int]:
         return {"WIDTH": self.width, "HEAD": head_channels(self.width)}
@@ -81,7 +81,7 @@ class _Problem:
         """Writes `out` and `gate`, both [N, L_a, D], from `attended` [N, L_a, D], `weight` [D, D], and `bias` [D]."""
         meta = self._meta("gate")
         T = self.N * self.L_a
-        grid = (triton.cdiv(T, meta["ROWS"]) * triton.cdiv(self.D, meta["COLUMNS"]),)
+        grid = (cdiv(T, meta["ROWS"]) * cdiv(self.D, meta["COLUMNS"]),)
         gate_kernel[grid](
             attended, weight, bias, self.source, self.key_end, out, gate, T, self.L_a, self.L_ref, self.D, **meta
         )
@@ -89,7 +89,7 @@ class _Problem:
     def gate_backward(self, grad: Tensor, gate: Tensor, grad_source: Tensor, grad_sim: Tensor) -> None:
         """Writes `grad_source` and `grad_sim` from `grad` and `gate`, all [N, L_a, D]."""
         meta = pointwise_launch()
-        grid = (triton.cdiv(self.L_a * self.D, meta["SIZE"]) * self.N,)
+        grid = (cdiv(self.L_a * self.D, meta["SIZE"]) * self.N,)
         gate_backward_kernel[grid](
             grad, self.source, gate, self.key_end, grad_source, grad_sim, self.L_a, self.L_ref, self.D, **meta
         )
@@ -99,7 +99,7 @@ class _Problem:
         meta = self._meta("grad_query")
         grad_query_kernel[self._grid(self.L_a, meta)](
             grad, self.q, self.k, self.v, self.mask, self.key_end, attended, lse, delta, grad_q,
-            *self.sizes, **self._head(), **meta, **UNFUSED,
+            *self.sizes, **self._head(), **meta | UNFUSED,
         )  # fmt: skip
 
     def grad_key(self, grad: Tensor, lse: Tensor, delta: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
@@ -107,7 +107,7 @@ class _Problem:
         meta = self._meta("grad_key")
         grad_key_kernel[self._grid(self.L_ref, meta)](
             grad, self.q, self.k, self.v, self.mask, self.key_end, lse, delta, grad_k, grad_v,
-            *self.sizes, **self._head(), **meta, **UNFUSED,
+            *self.sizes, **self._head(), **meta | UNFUSED,
         )  # fmt: skip
 
 

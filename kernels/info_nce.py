@@ -4,18 +4,18 @@ Shapes: N_a clips, N_t captions, D channels; logits S = scale * audio @ text^T. 
 64 MiB of workspace and float32 sums of the gradients, linear in N_a and N_t.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from atk.kernels.info_nce_kernels import grad_logits_kernel, lse_kernel, merge_kernel
 from atk.kernels.launch import (
     UNFUSED,
     Device,
+    cdiv,
     column_span,
     info_nce_launch,
     merge_launch,
@@ -97,12 +97,12 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, columns: bool = True) ->
         audio = packed(audio)
         text = packed(text)
         launch = info_nce_launch(audio.dtype, audio.shape[1], Device.of(audio.device))
-        tiles = max(1, PART_BYTES // (4 * N_t)) if columns else triton.cdiv(N_a, launch.rows)
+        tiles = max(1, PART_BYTES // (4 * N_t)) if columns else cdiv(N_a, launch.rows)
         for chunk in chunks(N_a, tiles * launch.rows):
             if column_lse is None:
                 _lse(audio[chunk], text, scale, row_lse[chunk], None)
                 continue
-            parts = row_lse.new_empty(triton.cdiv(len(row_lse[chunk]), launch.rows), N_t)
+            parts = row_lse.new_empty(cdiv(len(row_lse[chunk]), launch.rows), N_t)
             _lse(audio[chunk], text, scale, row_lse[chunk], parts)
             # The result of the earlier chunks counts as one more part.
             _merge(parts if chunk.start == 0 else torch.cat((parts, column_lse[None])), column_lse)
@@ -143,27 +143,48 @@ def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, terms: _LogitTerms, largest: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `backward`; `largest` is a float32 scalar, an upper bound on |dS|."""
-    D = audio.shape[1]
-    a = packed(audio)
-    t = packed(text)
-    grad_audio = torch.empty_like(audio)
-    grad_text = torch.empty_like(text)
     unit = largest / 2**14  # scale of the weights
-    factor = unit * scale
+
+    def grad_logits(clips: Tensor, captions: Tensor, weights: Tensor, i: slice, j: slice) -> Tensor:
+        return _grad_logits(clips, captions, scale, terms.chunk(i, j), largest, weights, j.start)
+
+    grad_audio, grad_text, scale_parts = embedding_gradients(audio, text, unit * scale, grad_logits)
+    return grad_audio, grad_text, torch.cat(scale_parts).sum() * unit
+
+
+def embedding_gradients(
+    audio: Tensor, text: Tensor, factor: Tensor, grad_logits: Callable[[Tensor, Tensor, Tensor, slice, slice], Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """factor * W @ text and factor * W^T @ audio for a matrix W [N_a, N_t] of which there is only a chunk at a time.
+
+    Args:
+        audio: [N_a, D] float32, bfloat16 or float16, contiguous.
+        text: [N_t, D] of the same dtype, contiguous.
+        factor: float32 scalar.
+        grad_logits: called with clips and captions, packed; a buffer of their dtype, into which it writes W for them;
+            and the slices that they are of all clips and captions.
+
+    Returns:
+        The gradients [N_a, D] and [N_t, D] of the dtype of the inputs, and what the calls of `grad_logits` returned.
+    """
+    D = audio.shape[1]
+    a, t = packed(audio), packed(text)
+    grad_audio, grad_text = torch.empty_like(audio), torch.empty_like(text)
     height, width = chunk_shape(len(a), len(t), a.dtype)
     weights = a.new_empty(height, width)
     text_sum = a.new_empty(t.shape, dtype=torch.float32)
-    scale_parts = []
+    parts = []
     for i in chunks(len(a), height):
+        rows = weights[: len(a[i])]
         audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
         for j in chunks(len(t), width):
-            w = weights[: len(a[i]), : len(t[j])]
-            scale_parts.append(_grad_logits(a[i], t[j], scale, terms.chunk(i, j), largest, w, j.start))
+            parts.append(grad_logits(a[i], t[j], rows, i, j))
+            w = rows[:, : len(t[j])]
             add_product(audio_sum, w, t[j], first=j.start == 0)
             add_product(text_sum[j], w.T, a[i], first=i.start == 0)
         torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
     torch.mul(text_sum[:, :D], factor, out=grad_text)
-    return grad_audio, grad_text, torch.cat(scale_parts).sum() * unit
+    return grad_audio, grad_text, parts
 
 
 def packed(rows: Tensor) -> Tensor:
@@ -198,10 +219,10 @@ def _lse(audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, column_parts:
     N, D = audio.shape
     device = Device.of(audio.device)
     launch = info_nce_launch(audio.dtype, D, device)
-    row_tiles = triton.cdiv(N, launch.rows)
-    column_tiles = triton.cdiv(len(text), launch.columns)
+    row_tiles = cdiv(N, launch.rows)
+    column_tiles = cdiv(len(text), launch.columns)
     span = column_span(row_tiles, column_tiles, device)
-    parts = triton.cdiv(column_tiles, span)
+    parts = cdiv(column_tiles, span)
     row_parts = rows.new_empty(parts, N)
     lse_kernel[(row_tiles * parts,)](
         audio, text, scale, row_parts, column_parts, N, len(text), D, span, GROUP=GROUP, **launch.meta()
@@ -213,7 +234,7 @@ def _merge(partial: Tensor, lse: Tensor) -> None:
     """Writes `lse` [N] float32, the log-sum-exp over the first axis of `partial` [parts, N] float32."""
     meta = merge_launch()
     parts, N = partial.shape
-    merge_kernel[(triton.cdiv(N, meta["SIZE"]),)](partial, lse, parts, N, **meta)
+    merge_kernel[(cdiv(N, meta["SIZE"]),)](partial, lse, parts, N, **meta)
 
 
 def _grad_logits(
@@ -227,7 +248,7 @@ def _grad_logits(
         scale: float32 scalar.
         terms: the vectors for these rows and columns.
         largest: float32 scalar, an upper bound on the gradients' magnitude.
-        weights: written, [M, N] of the dtype of the inputs.
+        weights: written, [M, stride] of the dtype of the inputs; stride is a multiple of 16. Only N columns matter.
         first_column: caption of the first column.
 
     Returns:
@@ -236,12 +257,12 @@ def _grad_logits(
     M, D = audio.shape
     N = len(text)
     launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
-    programs = triton.cdiv(M, launch.rows) * triton.cdiv(N, launch.columns)
+    programs = cdiv(M, launch.rows) * cdiv(N, launch.columns)
     scale_parts = largest.new_empty(programs)
     grad_logits_kernel[(programs,)](
         audio, text, scale, terms.rows, terms.columns, terms.grad_rows, terms.grad_columns, terms.positive,
-        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column, **launch.meta(),
-        **UNFUSED,
+        terms.grad_positive, largest, weights, scale_parts, M, N, D, weights.stride(0), first_column,
+        **launch.meta() | UNFUSED,
     )  # fmt: skip
     return scale_parts
 

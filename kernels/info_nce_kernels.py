@@ -12,6 +12,8 @@ import math
 import triton
 import triton.language as tl
 
+from atk.kernels.scalars import scalar_max, scalar_min, scalar_sum
+
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LARGEST = tl.constexpr(3.4028234663852886e38)  # replaces infinite maxima, because inf - inf = NaN
 # Range of the logits of a tile up to which they share a maximum. With a wider range, exponentials that underflow to 0
@@ -86,8 +88,8 @@ def lse_kernel(
             e = tl.exp2((x - row_peak[:, None]) * k)
             row_total = tl.sum(tl.where((column < N_t)[None, :], e, 0.0), 1)
         else:
-            largest = tl.max(high, 0)
-            smallest = tl.min(low, 0)
+            largest = scalar_max(high)
+            smallest = scalar_min(low)
             near = (largest - smallest) * tl.abs(factor) <= _FORWARD_RANGE
             if near & (row0 + ROWS <= N_a) & (column0 + COLUMNS <= N_t):
                 shared = tl.where(ascending, largest, smallest)
@@ -124,17 +126,31 @@ def merge_kernel(partial, lse, parts, N, PARTS: tl.constexpr, SIZE: tl.constexpr
     tl.store(lse + n, peak + tl.log(total), mask=n < N)
 
 
-@triton.jit(do_not_specialize=["N_a", "N_t", "stride", "first_column"])
+@triton.jit
+def store_weights(weights, w, row0, column0, N_a, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Stores the tile w at (row0, column0) of weights [N_a, stride], with repeats of the last column up to `stride`.
+
+    Because `stride` is a multiple of 16, so is the end of the mask, and a thread stores 16 bytes at once. A mask that
+    ends at N_t would take an address and a store for each element, and so many registers that some spill.
+    """
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    ok = (row0 + row < N_a)[:, None] & (column0 + column < stride)[None, :]
+    weights += tl.cast(row0, tl.int64) * stride + column0
+    tl.store(weights + (row[:, None] * stride + column[None, :]), w.to(weights.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=["N_a", "N_t", "first_column"])
 def grad_logits_kernel(
     audio, text, scale, rows, columns, grad_rows, grad_columns, positive, grad_positive, largest, weights, scale_parts,
     N_a, N_t, D, stride, first_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """weights = 2^14 / largest * dS, dS = g_rows e^(S - rows) + g_columns e^(S - columns) + g_positive at positives.
 
-    `weights` is [N_a, stride] of the dtype of the inputs. `largest` is an upper bound on |dS|, so that in half
-    precision no weight overflows and only negligible ones underflow. `scale_parts` [tiles] float32 is the sum of X *
-    weights over each tile. `columns` and `grad_columns` None: rows only. `positive` [N_a] int64 holds the positive
-    caption of each clip, where caption `first_column + j` is column j; None: no positives.
+    `weights` is [N_a, stride] of the dtype of the inputs (`store_weights`). `largest` is an upper bound on |dS|, so
+    that in half precision no weight overflows and only negligible ones underflow. `scale_parts` [tiles] float32 is the
+    sum of X * weights over each tile. `columns` and `grad_columns` None: rows only. `positive` [N_a] int64 holds the
+    positive caption of each clip, where caption `first_column + j` is column j; None: no positives.
     """
     column_tiles = tl.cdiv(N_t, COLUMNS)
     row0 = tl.program_id(0) // column_tiles * ROWS
@@ -158,8 +174,13 @@ def grad_logits_kernel(
             column_weight = column_grad * tl.exp2((peak - column_lse) * _LOG2_E)
             w = tl.exp2((x * factor - peak) * _LOG2_E) * (row_weight[:, None] + column_weight[None, :])
         else:
-            w = tl.exp2((x * factor - row_lse[:, None]) * _LOG2_E) * row_grad[:, None]
-            w += tl.exp2((x * factor - column_lse[None, :]) * _LOG2_E) * column_grad[None, :]
+            # Two exponentials of the logit would keep it in registers beside x, and some registers spill. So the larger
+            # one is computed, and how much smaller the other is.
+            w = tl.exp2((x * factor - tl.minimum(row_lse[:, None], column_lse[None, :])) * _LOG2_E)
+            distance = row_lse[:, None] - column_lse[None, :]
+            ratio = tl.exp2(-tl.abs(distance) * _LOG2_E)
+            row_is_larger = row_grad[:, None] + ratio * column_grad[None, :]
+            w *= tl.where(distance < 0, row_is_larger, ratio * row_grad[:, None] + column_grad[None, :])
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     row_ok = row0 + row < N_a
@@ -168,6 +189,5 @@ def grad_logits_kernel(
         positive_grad = tl.load(grad_positive + row0 + row, mask=row_ok, other=0.0) * unit
         w += tl.where(positive_column.to(tl.int32)[:, None] == column[None, :], positive_grad[:, None], 0.0)
     ok = row_ok[:, None] & (column0 + column < N_t)[None, :]
-    weights += tl.cast(row0, tl.int64) * stride + column0
-    tl.store(weights + (row[:, None] * stride + column[None, :]), w.to(weights.dtype.element_ty), mask=ok)
-    tl.store(scale_parts + tl.program_id(0), tl.sum(tl.sum(tl.where(ok, w * x, 0.0), 1), 0))
+    tl.store(scale_parts + tl.program_id(0), scalar_sum(tl.sum(tl.where(ok, w * x, 0.0), 1)))
+    store_weights(weights, w, row0, column0, N_a, stride, ROWS, COLUMNS)

@@ -8,18 +8,29 @@ configuration serves every version of Triton; some versions need more registers 
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 import torch
 
-from atk.kernels.launch_table import lookup
+from atk.kernels import launch_table
 
 # Evaluated at import, because torch.compile traces through the choice of a backend.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
 _MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
+
+
+# For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
+# its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes
+# compute the same sum of products: contracted, these sums could differ.
+UNFUSED = {"enable_fp_fusion": False}
+
+
+def _options(warps: int, stages: int) -> dict[str, int]:
+    """Options of the compiler. Triton up to 3.9 fuses multiply-adds by default."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Device:
     name: str = "unknown"
 
     @classmethod
+    @cache
     def of(cls, device: torch.device) -> "Device":
         """The properties of a GPU. The CPU (the interpreter) counts as an A100 with a single multiprocessor."""
         if device.type == "cpu":
@@ -43,12 +55,18 @@ class Device:
         """Data center Hopper and Blackwell: warpgroup matrix instructions or newer, and 227 KiB of shared memory."""
         return self.capability[0] in (9, 10) and torch.version.hip is None  # AMD counts differently
 
+    @property
+    def has_tensor_memory(self) -> bool:
+        """Data center Blackwell: products accumulate in a memory of their own."""
+        return self.has_wgmma and self.capability[0] == 10
+
 
 @dataclass(frozen=True)
 class Launch:
     """Launch configuration of a max-mean kernel: tile size (frames x channels), warps and pipeline stages.
 
     `stationary` (forward only): one tile of captions stays in shared memory for the whole program.
+    `registers`: the most of a thread; None leaves them to ptxas, which may aim at fewer and spill.
     """
 
     frames: int
@@ -56,31 +74,28 @@ class Launch:
     warps: int
     stages: int
     stationary: bool | None = None
+    registers: int | None = None
 
     def winners_per_frame(self, captions: int) -> int:
-        """Winner indices that a gradient kernel copies per frame for `captions` captions in a tile.
+        """Winner indices that a gradient kernel copies per frame: a multiple of `captions`, those in a tile.
 
-        The result is a multiple of `captions`, large enough that each thread copies at least 4 bytes, the minimum for
-        an asynchronous copy in Triton.
+        Each thread copies at least 4 bytes, the minimum for an asynchronous copy in Triton.
         """
         return max(captions, 128 * self.warps // self.frames)
 
     def meta(self) -> dict[str, int | bool]:
-        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
-        meta: dict[str, int | bool] = {
-            "BLOCK_A": self.frames,
-            "BLOCK_D": self.channels,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
+        """The compile-time arguments of the kernel, including the options of the compiler."""
+        meta = {"BLOCK_A": self.frames, "BLOCK_D": self.channels, **_options(self.warps, self.stages)}
         if self.stationary is not None:
             meta["STATIONARY"] = self.stationary
+        if self.registers is not None:
+            meta["maxnreg"] = self.registers
         return meta
 
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """Launch configuration of a kernel of the cross-attention difference or InfoNCE.
+    """Launch configuration of a kernel of the cross-attention difference, InfoNCE, or the sigmoid loss.
 
     A program works on `rows` rows in tiles of `columns` columns, which are output channels for `gate`. The kernels of
     the gate and of the logits' gradient compute one tile per program. Products take `channels` channels at a time.
@@ -93,19 +108,14 @@ class TileLaunch:
     stages: int
 
     def meta(self) -> dict[str, int]:
-        """The compile-time arguments of the kernel, including `num_warps` and `num_stages`."""
-        return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
-            "CHANNELS": self.channels,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
+        """The compile-time arguments of the kernel, including the options of the compiler."""
+        tile = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
+        return tile | _options(self.warps, self.stages)
 
 
-# {kernel: {largest head width: (rows, columns, warps, stages)}}: the largest tiles that do not spill registers, with or
-# without a mask. Four warps are used where two or three programs then share a multiprocessor, so that the softmax of
-# one overlaps with the products of another.
+# {kernel: {largest head width: (rows, columns, warps, stages)}}: the largest tiles that do not spill, with or without a
+# mask. With four warps two or three programs share a multiprocessor, and the softmax of one overlaps with the products
+# of another.
 _AttentionTiles: TypeAlias = dict[str, dict[int, tuple[int, int, int, int]]]
 _ATTENTION_HOPPER: _AttentionTiles = {
     "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 3)},
@@ -169,11 +179,17 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
     Raises:
         ValueError: the launch table cannot be read or has an invalid entry.
     """
-    tuned = lookup(device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
-    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device)
 
 
 @lru_cache(maxsize=1024)
+def _max_mean_launch(
+    table: str | None, kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device
+) -> Launch:
+    tuned = launch_table.lookup(table, device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+
+
 def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":
@@ -194,17 +210,20 @@ def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, d
         # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
         # aims at 128 registers and spills; with four it takes up to 168.
         return Launch(64, 16, warps=4, stages=3, stationary=False)
+    registers = 255 if device.has_tensor_memory else None
     if divisor == D and not chunked:
         if D <= 128:
             # 81 KiB: two programs share a multiprocessor, so the maximum of one overlaps with the product of another.
-            # Matrix instructions of a single warp hold operands in registers too, so use eight warps there; but with 32
-            # channels eight warps spill.
-            return Launch(64, D, 4 if device.has_wgmma or D == 32 else 8, stages=3, stationary=True)
+            # Matrix instructions of one warp hold operands in registers too: eight warps, but 32 channels then spill.
+            warps = 4 if device.has_wgmma or D == 32 else 8
+            return Launch(64, D, warps, stages=3, stationary=True, registers=registers)
         if D == 256 and tokens > 8 and device.has_wgmma:
-            return Launch(64, D, warps=4, stages=3, stationary=True)  # 160 KiB; 128 frames leave room for two stages
+            # 160 KiB; 128 frames leave room for two stages
+            return Launch(64, D, warps=4, stages=3, stationary=True, registers=registers)
     # Stream both operands, in the largest tile that leaves registers for the running maximum of each caption.
     channels = min(divisor, 64 if tokens > 8 else 32)
-    return Launch(128 if device.has_wgmma else 64, channels, warps=8, stages=3, stationary=False)
+    frames = 128 if device.has_wgmma else 64
+    return Launch(frames, channels, warps=8, stages=3, stationary=False, registers=registers)
 
 
 def head_channels(width: int) -> int:
@@ -218,7 +237,7 @@ def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, 
     if kernel == "gate":
         if half and D % 16 == 0:
             return TileLaunch(128, 128, 64, warps=8, stages=3)
-        # Unaligned rows need an address per element, held in registers; for float32 see `_forward_heuristic`.
+        # Unaligned rows need an address per element. For float32 see `_forward_heuristic`.
         return TileLaunch(64, 64, 32, warps=8, stages=3) if half else TileLaunch(64, 64, 16, warps=4, stages=3)
     head = head_channels(D // heads)
     table = _ATTENTION_FLOAT32 if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
@@ -237,13 +256,20 @@ def pointwise_launch() -> dict[str, int]:
     return {"SIZE": 1024}
 
 
-def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
-    """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
+def sigmoid_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
+    """The launch configuration of `sigmoid_loss_kernel` and `sigmoid_grad_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time; three stages spill.
         return TileLaunch(64, 64, 16, warps=8, stages=2)
-    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do.
     return TileLaunch(128, 128, min(D, 64) if device.has_wgmma else 32, warps=8, stages=3)
+
+
+def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
+    """The launch configuration of `lse_kernel` and `grad_logits_kernel` for packed rows of D channels."""
+    # Tiles twice as wide spill: the sums in both directions need as many registers as the products do. From tensor
+    # memory a thread gets one row, and spills if it also holds the values of 64 columns.
+    launch = sigmoid_launch(dtype, D, device)
+    return replace(launch, columns=64) if dtype != torch.float32 and device.has_tensor_memory else launch
 
 
 def merge_launch() -> dict[str, int]:
@@ -265,22 +291,21 @@ def parts_of_frames(caption_tiles: int, N_a: int, frame_tiles: int, device: Devi
 
 
 def parts_of_sum(tiles: int, N_a: int, device: Device) -> int:
-    """The number of parts the frames are split into for `grad_text_kernel`, if its `tiles` alone do not fill the GPU.
+    """The number of parts the frames are split into for `grad_text_kernel`, each with a float32 copy of the gradient.
 
-    Each part needs a float32 copy of the gradient: 4 * multiprocessors tiles in total.
+    More than one only if the `tiles` alone do not fill the GPU.
     """
     return max(1, min(N_a, 4 * device.multiprocessors // tiles))
-
-
-# Compile-time option of kernels that raise e to a product minus a rounded log-sum-exp. Contracted into a multiply-add,
-# the product would be exact, and its rounding error would no longer cancel with that of the log-sum-exp. Kernels in
-# which several lanes compute the same sum of products take it too: contracted, these sums could differ.
-UNFUSED = {"enable_fp_fusion": False}
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
     """Makes the device of the tensors current, because Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def cdiv(n: int, size: int) -> int:
+    """n / size, rounded up. Triton's function of this name costs the host ten times as much."""
+    return -(-n // size)
 
 
 def next_power_of_two(n: int) -> int:

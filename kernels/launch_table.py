@@ -36,14 +36,20 @@ _LAUNCH: _Allowed = {
 }
 
 
-def lookup(gpu: str, kernel: str, dtype: str, tokens: int, chunked: bool, D: int) -> dict[str, Any] | None:
-    """The launch configuration for this case, or None if the table has no entry for it.
+def path() -> str | None:
+    """The table to use: the one that ATK_LAUNCH_TABLE names, or else the packaged one, if there is one."""
+    return os.environ.get(VARIABLE) or _packaged()
+
+
+def lookup(
+    table: str | None, gpu: str, kernel: str, dtype: str, tokens: int, chunked: bool, D: int
+) -> dict[str, Any] | None:
+    """The launch configuration for this case, or None if the table at path `table` has no entry for it.
 
     Raises:
-        ValueError: the table that ATK_LAUNCH_TABLE names cannot be read, or one of its entries is invalid.
+        ValueError: the table cannot be read, or one of its entries is invalid.
     """
-    path = os.environ.get(VARIABLE) or _packaged()
-    return None if path is None else _read(path).get((gpu, kernel, dtype, tokens, chunked, D))
+    return None if table is None else _read(table).get((gpu, kernel, dtype, tokens, chunked, D))
 
 
 def write(path: str | os.PathLike[str], entries: list[Entry]) -> None:
@@ -87,7 +93,10 @@ def _check(entry: Entry) -> None:
     _check_values(entry, _KEYS)
     launch = entry["launch"]
     forward = entry["kernel"] == "forward"
-    _check_values(launch, {**_LAUNCH, "stationary": [False, True]} if forward else _LAUNCH)
+    wanted = {**_LAUNCH, "stationary": [False, True]} if forward else {**_LAUNCH}
+    if isinstance(launch, dict) and "registers" in launch:
+        wanted["registers"] = [255]  # the only limit that the heuristics set
+    _check_values(launch, wanted)
     if entry["D"] % launch["channels"]:
         raise ValueError(f"channels must divide D = {entry['D']}; got {launch['channels']}")
     if forward and launch["stationary"] and (entry["chunked"] or entry["D"] != launch["channels"]):

@@ -4,17 +4,14 @@ Shapes: N_a clips with T_a frames in total, N_t captions with T_t tokens in tota
 reproducible.
 """
 
-from functools import lru_cache
-
 import torch
-import triton
 from torch import Tensor
 
 from atk.kernels.launch import (
     Device,
     Launch,
+    cdiv,
     max_mean_launch,
-    next_power_of_two,
     on_device,
     parts_of_frames,
     parts_of_sum,
@@ -87,12 +84,6 @@ class Problem:
         """Stride between slots in the winner indices."""
         return 0 if self.pairs else self.columns
 
-    def positions(self) -> Tensor:
-        """0, 1, 2, ... for all tokens of the longest caption, in whole chunks."""
-        return _positions(
-            self.frames.rows.device, next_power_of_two(max(self.longest, self.captions.classes[-1].width))
-        )
-
     def groups(self, index_bytes: int | None) -> list[SlotGroup]:
         """Splits the slots of each class into groups.
 
@@ -158,11 +149,11 @@ class Problem:
         active, active_count, active_row = _active_arguments(
             active_text_tiles(weights, captions, group) if sparse else None
         )
-        grid = (tiles.bound * triton.cdiv(self.D, launch.channels),)
+        grid = (tiles.bound * cdiv(self.D, launch.channels),)
         grad_audio_kernel[grid](
             weights.weight, weights.peak, tiles.table, tiles.first, self.frames.source_row, captions.rows,
-            captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), carry, out,
-            self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
+            captions.slots, captions.bounds, captions.tiles, active, active_count, index, captions.positions, carry,
+            out, self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
             *group.range_arguments, int(group.local_index), int(first), int(last),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
             FRAME_WINNERS=launch.winners_per_frame(length_class.captions), **launch.meta(),
@@ -183,10 +174,10 @@ class Problem:
         tiles = self.tiles(launch)
         captions = self.captions
         active, active_count, active_row = self._active_frames(weights if sparse else None, tiles, group)
-        grid = (group.text_tiles * triton.cdiv(self.D, launch.channels), len(out))
+        grid = (group.text_tiles * cdiv(self.D, launch.channels), len(out))
         grad_text_kernel[grid](
             weights.weight, weights.peak, self.frames.rows, tiles.table, tiles.first, captions.source_row,
-            captions.slots, captions.bounds, captions.tiles, active, active_count, index, self.positions(), out,
+            captions.slots, captions.bounds, captions.tiles, active, active_count, index, captions.positions, out,
             self.N_a, self.N_t, self.T_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride,
             active_row, *group.range_arguments, int(group.local_index),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
@@ -197,7 +188,7 @@ class Problem:
         """The number of parts the frames are split into when summing the gradient of the tokens."""
         length_class = self.captions.classes[-1]
         channels = self.launch("grad_text", length_class).channels
-        tiles = triton.cdiv(self.T_t, length_class.width) * triton.cdiv(self.D, channels)
+        tiles = cdiv(self.T_t, length_class.width) * cdiv(self.D, channels)
         return 1 if self.pairs else parts_of_sum(tiles, self.N_a, self.device)
 
     def _active_frames(
@@ -273,11 +264,6 @@ def max_mean_backward(
             sum_parts(partial, text.mask, grad_text)
         if wide_audio is not grad_audio:
             grad_audio.copy_(wide_audio[:, : grad_audio.shape[1]])
-
-
-@lru_cache
-def _positions(device: torch.device, count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 def _index_workspace(problem: Problem, groups: list[SlotGroup]) -> Tensor:

@@ -8,6 +8,7 @@ which accumulates in a fixed order, so results are bitwise reproducible.
 import triton
 import triton.language as tl
 
+from atk.kernels.scalars import scalar_max
 from atk.kernels.tiles import (
     COLUMN_MULTIPLE,
     SLOT_CAPTION,
@@ -122,7 +123,7 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
             if sim is not None and exact == 0:  # noqa: SIM102 - known at compile time, unlike the next condition
                 if last:
                     sums = tl.sum(total, 0)
-                    nonfinite |= tl.max((tl.abs(sums) < float("inf")).to(tl.int32) ^ 1, 0)
+                    nonfinite |= scalar_max((tl.abs(sums) < float("inf")).to(tl.int32) ^ 1)
                     mean = tl.where(length > 0, sums / tl.maximum(frames_seen, 1).to(tl.float32), 0.0)
                     clip = tl.load(tiles + visited(active, step, end) * TILE_FIELDS + TILE_CLIP).to(tl.int64)
                     at_sim = sim + clip * sim_clip + caption.to(tl.int64) * sim_caption
@@ -131,5 +132,5 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
                     frames_seen = 0
             row, rows, column, last = frame_tile(tiles, visited(active, step + 1, end))
         if sim is None:
-            nonfinite = tl.max(tl.max((tl.abs(total) < float("inf")).to(tl.int32) ^ 1, 1), 0)
+            nonfinite = scalar_max(tl.max((tl.abs(total) < float("inf")).to(tl.int32) ^ 1, 1))
         end = tl.where(nonfinite != 0, end, begin)

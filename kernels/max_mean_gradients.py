@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from atk.kernels.one_hot import one_hot, token_positions
+from atk.kernels.scalars import scalar_max
 from atk.kernels.tiles import (
     LAST_OF_CLIP,
     TILE_CLIP,
@@ -45,7 +46,7 @@ from atk.kernels.tiles import (
 
 @triton.jit
 def _any_nonfinite(x):
-    return tl.max(tl.max((tl.abs(x) < float("inf")).to(tl.int32) ^ 1, 1), 0) != 0
+    return scalar_max(tl.max((tl.abs(x) < float("inf")).to(tl.int32) ^ 1, 1)) != 0
 
 
 @triton.jit(do_not_specialize=["N_a", "N_t", "grad_clip", "grad_slot", "active_row", "class_index", "offset", "size",

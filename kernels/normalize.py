@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atk.kernels.launch import UNFUSED, next_power_of_two, on_device
+from atk.kernels.launch import UNFUSED, cdiv, next_power_of_two, on_device
 from atk.kernels.pack import as_bytes
 
 _MIN_NORM = tl.constexpr(1e-12)  # rows with a smaller norm become 0
@@ -71,7 +71,7 @@ def normalize_rows(rows: Tensor, mask: Tensor | None, unit: Tensor, inverse_norm
     T, D = rows.shape
     launch = normalize_launch(D)
     with on_device(rows.device):
-        normalize_kernel[(triton.cdiv(T, launch["ROWS"]),)](
+        normalize_kernel[(cdiv(T, launch["ROWS"]),)](
             rows, None if mask is None else as_bytes(mask), unit, inverse_norm, T, D, **launch, **UNFUSED
         )
 
@@ -88,7 +88,7 @@ def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, gr
     T, D = grad.shape
     launch = normalize_launch(D)
     with on_device(grad.device):
-        normalize_backward_kernel[(triton.cdiv(T, launch["ROWS"]),)](
+        normalize_backward_kernel[(cdiv(T, launch["ROWS"]),)](
             grad, unit, inverse_norm, grad_rows, T, D, **launch, **UNFUSED
         )
 

@@ -8,11 +8,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from atk.kernels.launch import next_power_of_two
-from atk.kernels.pack_kernels import GATHER_ROWS, count_kernel, gather_kernel, place_kernel, plan_kernel
+from atk.kernels.launch import cdiv, next_power_of_two
+from atk.kernels.pack_kernels import GATHER_ROWS, PLAN_BLOCK, count_kernel, gather_kernel, place_kernel, plan_kernel
 from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import COLUMN_MULTIPLE, LAST_OF_CLIP, TILE_FIELDS
 
@@ -63,6 +62,7 @@ class Captions(NamedTuple):
     slots: Tensor  # [SLOT_FIELDS, N_t] int32
     bounds: Tensor  # [classes + 1] int32: first slot of each class, then N_t
     tiles: Tensor  # [R / width, TEXT_TILE_FIELDS] int32
+    positions: Tensor  # int32: 0, 1, 2, ... for the tokens of the longest caption, in whole tiles
     classes: tuple[LengthClass, ...]
     count: int  # N_t
 
@@ -82,7 +82,7 @@ class SlotGroup:
     @property
     def caption_tiles(self) -> int:
         """Upper bound on the number of tiles when a chunked caption counts as one tile."""
-        return triton.cdiv(min(self.size, self.length_class.bound), self.length_class.captions)
+        return cdiv(min(self.size, self.length_class.bound), self.length_class.captions)
 
     @property
     def text_tiles(self) -> int:
@@ -146,15 +146,16 @@ def pack(
     R = packed_rows(T_t, N_t, text.longest, text.mask is not None, width, pairs)
     if R >= 2**31:
         raise ValueError(f"text has too many tokens for the triton backend: {R} packed rows, at most {2**31 - 1}")
-    sections = table_sections(N_a, T_a, audio.mask is not None, N_t, R, text.rows.dtype)
+    sections = table_sections(N_a, T_a, audio.mask is not None, N_t, text.longest, R, text.rows.dtype)
     tables = dict(zip(sections, packed.tables.split(list(sections.values())), strict=True))
     moved = packed.frames.shape[0] > 0
     frame_source = None if audio.mask is None else tables["frame_source"]
     frames = Frames(packed.frames if moved else audio.rows, tables["clip_length"], frame_source, N_a)
     classes = length_classes(N_t, T_t, text.longest, text.mask is not None, width, pairs)
     captions = Captions(
-        packed.tokens, tables["token_source"], tables["slots"], tables["bounds"], tables["text_tiles"], classes, N_t
-    )
+        packed.tokens, tables["token_source"], tables["slots"], tables["bounds"], tables["text_tiles"],
+        tables["positions"], classes, N_t,
+    )  # fmt: skip
     small, large = frame_sizes(text.rows.dtype)
     tiles = {
         small: FrameTiles(tables["tiles_small"], tables["first_small"], T_a // small + N_a),
@@ -177,9 +178,10 @@ def _fill(
     count_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["caption_length"], N_a
     )
-    plan_kernel[(1,)](
+    P = len(captions.positions)
+    plan_kernel[(cdiv(max(N_a, N_t, P), PLAN_BLOCK),)](
         frames.length, tables["column"], *first, tables["caption_length"], captions.slots, captions.bounds,
-        N_a, N_t, captions.classes[0].tokens, len(captions.classes), **sizes,
+        captions.positions, N_a, N_t, P, captions.classes[0].tokens, len(captions.classes), **sizes, BLOCK=PLAN_BLOCK,
     )  # fmt: skip
     place_kernel[(N_a + N_t,)](
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["column"],
@@ -187,9 +189,9 @@ def _fill(
         frames.source_row, captions.slots, captions.bounds, captions.source_row, captions.tiles, N_a, N_t,
         len(captions.classes), **sizes,
     )  # fmt: skip
-    audio_programs = triton.cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
+    audio_programs = cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
     D, D_out = text.rows.shape[1], captions.rows.shape[1]
-    gather_kernel[(audio_programs + triton.cdiv(captions.rows.shape[0], GATHER_ROWS),)](
+    gather_kernel[(audio_programs + cdiv(captions.rows.shape[0], GATHER_ROWS),)](
         audio.rows, frames.source_row, frames.rows, text.rows, captions.source_row, captions.rows, captions.slots,
         frames.rows.shape[0], N_t, audio_programs, D, D_out, W=captions.classes[0].width, BLOCK_D=gather_block(D),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from atk.kernels.tiles import (
     TILE_NUM_ROWS,
 )
 
+PLAN_BLOCK = 1024  # clips and captions of one program of `plan_kernel`
 GATHER_ROWS = 16  # rows copied by one program of `gather_kernel`
 _UNBOUNDED = tl.constexpr(2**31 - 1)  # the last length class has no upper limit
 
@@ -60,53 +61,97 @@ def _exclusive(before, counts):
     return before + tl.cumsum(counts, 0) - counts, before + tl.sum(counts, 0)
 
 
-@triton.jit(do_not_specialize=["N_a", "N_t", "shortest", "classes"])
-def plan_kernel(
-    clip_length, column, first_small, first_large, caption_length, slots, bounds, N_a, N_t, shortest, classes,
-    SMALL: tl.constexpr, LARGE: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr = 512,
-):  # fmt: skip
-    """Running sums over the clips, and the slots of the captions. Runs as a single program.
+@triton.jit
+def _clip_counts(clip_length, clip, N_a, SMALL: tl.constexpr, LARGE: tl.constexpr):
+    """Of each `clip` below N_a: columns of the winner indices, and tiles of SMALL and of LARGE frames. Else 0."""
+    inside = clip < N_a
+    valid = tl.load(clip_length + clip, mask=inside, other=0)
+    small = tl.where(inside, tl.maximum(tl.cdiv(valid, SMALL), 1), 0)
+    large = tl.where(inside, tl.maximum(tl.cdiv(valid, LARGE), 1), 0)
+    return tl.cdiv(valid, COLUMN_MULTIPLE) * COLUMN_MULTIPLE, small, large
 
-    column [N_a]: first column of the winner indices of each clip. first_small, first_large [N_a + 1]: its first tile of
-    SMALL or LARGE frames, then the total. Captions are sorted by length class and then by number. Class k holds
-    captions of up to min(shortest << k, W) tokens; the last class has no upper limit. The packed rows of a caption are
-    a multiple of its class's tokens, and each class begins a new tile of W rows.
+
+@triton.jit
+def _class_rows(caption_length, caption, N_t, lower, upper, tokens):
+    """Valid tokens of each `caption`, and its packed rows; no rows unless the tokens exceed `lower` but not `upper`."""
+    valid = tl.load(caption_length + caption, mask=caption < N_t, other=0)
+    member = (caption < N_t) & (valid > lower) & (valid <= upper)
+    return valid, tl.where(member, tl.cdiv(tl.maximum(valid, 1), tokens) * tokens, 0)
+
+
+@triton.jit
+def _class_totals(caption_length, begin, end, lower, upper, tokens, BLOCK: tl.constexpr):
+    """The number of captions of a length class from `begin` to `end`, and the sum of their packed rows."""
+    captions = tl.zeros((BLOCK,), tl.int32)
+    rows = tl.zeros((BLOCK,), tl.int32)
+    for n0 in range(begin, end, BLOCK):
+        _, more = _class_rows(caption_length, n0 + tl.arange(0, BLOCK), end, lower, upper, tokens)
+        captions += (more > 0).to(tl.int32)
+        rows += more
+    return tl.sum(captions, 0), tl.sum(rows, 0)
+
+
+@triton.jit(do_not_specialize=["N_a", "N_t", "P", "shortest", "classes"])
+def plan_kernel(
+    clip_length, column, first_small, first_large, caption_length, slots, bounds, positions, N_a, N_t, P, shortest,
+    classes, SMALL: tl.constexpr, LARGE: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr = PLAN_BLOCK,
+):  # fmt: skip
+    """Running sums over the clips, and the slots of the captions. Each program handles BLOCK clips and captions.
+
+    positions [P]: 0, 1, 2, ... column [N_a]: first column of the winner indices of each clip. first_small, first_large
+    [N_a + 1]: its first tile of SMALL or LARGE frames, then the total. Captions are sorted by length class and then by
+    number. Class k holds captions of up to min(shortest << k, W) tokens; the last class has no upper limit. The packed
+    rows of a caption are a multiple of its class's tokens, and each class begins a new tile of W rows. Rather than wait
+    for other programs, each adds up everything that precedes its clips and captions itself.
     """
     lane = tl.arange(0, BLOCK)
-    columns = 0
-    small = 0
-    large = 0
-    for n0 in range(0, N_a, BLOCK):
-        inside = n0 + lane < N_a
-        valid = tl.load(clip_length + n0 + lane, mask=inside, other=0)
-        start, columns = _exclusive(columns, tl.cdiv(valid, COLUMN_MULTIPLE) * COLUMN_MULTIPLE)
-        tl.store(column + n0 + lane, start, mask=inside)
-        start, small = _exclusive(small, tl.where(inside, tl.maximum(tl.cdiv(valid, SMALL), 1), 0))
-        tl.store(first_small + n0 + lane, start, mask=inside)
-        start, large = _exclusive(large, tl.where(inside, tl.maximum(tl.cdiv(valid, LARGE), 1), 0))
-        tl.store(first_large + n0 + lane, start, mask=inside)
-    tl.store(first_small + N_a, small)
-    tl.store(first_large + N_a, large)
+    begin = tl.program_id(0) * BLOCK
+    n = begin + lane
+    tl.store(positions + n, n, mask=n < P)
+    if begin < N_a:
+        columns = tl.zeros((BLOCK,), tl.int32)
+        small = tl.zeros((BLOCK,), tl.int32)
+        large = tl.zeros((BLOCK,), tl.int32)
+        for n0 in range(0, begin, BLOCK):
+            more_columns, more_small, more_large = _clip_counts(clip_length, n0 + lane, N_a, SMALL, LARGE)
+            columns += more_columns
+            small += more_small
+            large += more_large
+        own_columns, own_small, own_large = _clip_counts(clip_length, n, N_a, SMALL, LARGE)
+        start, _ = _exclusive(tl.sum(columns, 0), own_columns)
+        tl.store(column + n, start, mask=n < N_a)
+        start, small_end = _exclusive(tl.sum(small, 0), own_small)
+        tl.store(first_small + n, start, mask=n < N_a)
+        start, large_end = _exclusive(tl.sum(large, 0), own_large)
+        tl.store(first_large + n, start, mask=n < N_a)
+        if begin + BLOCK >= N_a:
+            tl.store(first_small + N_a, small_end)
+            tl.store(first_large + N_a, large_end)
+    if begin >= N_t:
+        return
     slot = 0
     row = 0
     lower = -1
     for k in range(classes):
         tokens = tl.minimum(shortest << k, W)
         upper = tl.where(k == classes - 1, _UNBOUNDED, tokens)
-        tl.store(bounds + k, slot)
-        for n0 in range(0, N_t, BLOCK):
-            valid = tl.load(caption_length + n0 + lane, mask=n0 + lane < N_t, other=0)
-            member = (n0 + lane < N_t) & (valid > lower) & (valid <= upper)
-            rank, slot = _exclusive(slot, member.to(tl.int32))
-            rows = tl.where(member, tl.cdiv(tl.maximum(valid, 1), tokens) * tokens, 0)
-            first_row, row = _exclusive(row, rows)
-            tl.store(slots + SLOT_CAPTION * N_t + rank, n0 + lane, mask=member)
-            tl.store(slots + SLOT_LENGTH * N_t + rank, valid, mask=member)
-            tl.store(slots + SLOT_FIRST_ROW * N_t + rank, first_row, mask=member)
-            tl.store(slots + SLOT_NUM_ROWS * N_t + rank, rows, mask=member)
-        row = tl.cdiv(row, W) * W
+        if begin == 0:
+            tl.store(bounds + k, slot)
+        captions, rows = _class_totals(caption_length, 0, begin, lower, upper, tokens, BLOCK)
+        valid, num_rows = _class_rows(caption_length, n, N_t, lower, upper, tokens)
+        member = num_rows > 0
+        rank, _ = _exclusive(slot + captions, member.to(tl.int32))
+        first_row, _ = _exclusive(row + rows, num_rows)
+        tl.store(slots + SLOT_CAPTION * N_t + rank, n, mask=member)
+        tl.store(slots + SLOT_LENGTH * N_t + rank, valid, mask=member)
+        tl.store(slots + SLOT_FIRST_ROW * N_t + rank, first_row, mask=member)
+        tl.store(slots + SLOT_NUM_ROWS * N_t + rank, num_rows, mask=member)
+        more_captions, more_rows = _class_totals(caption_length, begin, N_t, lower, upper, tokens, BLOCK)
+        slot += captions + more_captions
+        row = tl.cdiv(row + rows + more_rows, W) * W
         lower = upper
-    tl.store(bounds + classes, slot)
+    if begin == 0:
+        tl.store(bounds + classes, slot)
 
 
 @triton.jit

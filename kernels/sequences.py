@@ -93,7 +93,9 @@ def packed_rows(rows: int, num_sequences: int, longest: int, has_mask: bool, wid
     return bound + -bound % width
 
 
-def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, dtype: torch.dtype) -> dict[str, int]:
+def table_sections(
+    N_a: int, T_a: int, audio_has_mask: bool, N_t: int, longest: int, R: int, dtype: torch.dtype
+) -> dict[str, int]:
     """Sizes of the tables that the Triton kernels prepare, by name, in int32; multiples of 4 keep them aligned.
 
     Args:
@@ -101,9 +103,11 @@ def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, d
         T_a: frames of all clips, padding included.
         audio_has_mask: whether some frames may be padding.
         N_t: the number of captions.
+        longest: an upper bound on the tokens of a caption.
         R: rows of packed text, as `packed_rows` gives.
         dtype: of the embeddings.
     """
+    width = tile_width(dtype)
     small, large = frame_sizes(dtype)
     sections = {
         "clip_length": N_a,
@@ -111,7 +115,8 @@ def table_sections(N_a: int, T_a: int, audio_has_mask: bool, N_t: int, R: int, d
         "column": N_a,
         "bounds": 8,
         "slots": 4 * N_t,
-        "text_tiles": 2 * (R // tile_width(dtype)),
+        "positions": longest + -longest % width,
+        "text_tiles": 2 * (R // width),
         "token_source": R,
         "first_small": N_a + 1,
         "tiles_small": 4 * (T_a // small + N_a),
@@ -146,7 +151,7 @@ def empty_packed(
     """
     width, D = tile_width(text.dtype), packed_width(text.shape[1])
     R = packed_rows(text.shape[0], N_t, longest, text_has_mask, width, pairs)
-    sections = table_sections(N_a, audio.shape[0], audio_has_mask, N_t, R, text.dtype)
+    sections = table_sections(N_a, audio.shape[0], audio_has_mask, N_t, longest, R, text.dtype)
     moved = audio_has_mask or audio.shape[1] != D
     return Packed(
         audio.new_empty(sum(sections.values()), dtype=torch.int32),

@@ -5,11 +5,10 @@ is 32 MiB of workspace and float32 sums of the gradients, linear in N_a and N_t.
 """
 
 import torch
-import triton
 from torch import Tensor
 
-from atk.kernels.info_nce import GROUP, add_product, chunk_shape, chunks, packed
-from atk.kernels.launch import Device, column_span, info_nce_launch, on_device
+from atk.kernels.info_nce import GROUP, embedding_gradients, packed
+from atk.kernels.launch import Device, cdiv, column_span, on_device, sigmoid_launch
 from atk.kernels.sigmoid_kernels import sigmoid_grad_kernel, sigmoid_loss_kernel
 
 __all__ = ["backward", "forward"]
@@ -34,10 +33,10 @@ def forward(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: 
         audio, text = packed(audio), packed(text)
         D = audio.shape[1]
         device = Device.of(audio.device)
-        launch = info_nce_launch(audio.dtype, D, device)
-        row_tiles, column_tiles = triton.cdiv(N_a, launch.rows), triton.cdiv(N_t, launch.columns)
+        launch = sigmoid_launch(audio.dtype, D, device)
+        row_tiles, column_tiles = cdiv(N_a, launch.rows), cdiv(N_t, launch.columns)
         span = column_span(row_tiles, column_tiles, device)
-        parts = triton.cdiv(column_tiles, span)
+        parts = cdiv(column_tiles, span)
         loss_parts = torch.empty(parts, N_a, dtype=torch.float32, device=audio.device)
         sigmoid_loss_kernel[(row_tiles * parts,)](
             audio, text, scale, bias, positive, loss_parts, N_a, N_t, D, span, GROUP=GROUP, **launch.meta()
@@ -67,26 +66,14 @@ def backward(
         if len(audio) == 0 or len(text) == 0:
             return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(bias)
         grad_losses = grad_losses.contiguous()  # the gradient of a mean arrives as an expanded scalar
-        D = audio.shape[1]
-        a, t = packed(audio), packed(text)
-        grad_audio, grad_text = torch.empty_like(audio), torch.empty_like(text)
         largest = torch.linalg.vector_norm(grad_losses, torch.inf).clamp(min=1e-30)  # a bound on |dS|, not 0
         unit = largest / 2**14  # scale of the weights
-        factor = unit * scale
-        height, width = chunk_shape(len(a), len(t), a.dtype)
-        weights = a.new_empty(height, width)
-        text_sum = a.new_empty(t.shape, dtype=torch.float32)
-        parts = []
-        for i in chunks(len(a), height):
-            audio_sum = a.new_empty(a[i].shape, dtype=torch.float32)
+
+        def grad_logits(clips: Tensor, captions: Tensor, weights: Tensor, i: slice, j: slice) -> Tensor:
             targets = None if positive is None else positive[i]
-            for j in chunks(len(t), width):
-                w = weights[: len(a[i]), : len(t[j])]
-                parts.append(_grad_logits(a[i], t[j], scale, bias, targets, grad_losses[i], largest, w, j.start))
-                add_product(audio_sum, w, t[j], first=j.start == 0)
-                add_product(text_sum[j], w.T, a[i], first=i.start == 0)
-            torch.mul(audio_sum[:, :D], factor, out=grad_audio[i])
-        torch.mul(text_sum[:, :D], factor, out=grad_text)
+            return _grad_logits(clips, captions, scale, bias, targets, grad_losses[i], largest, weights, j.start)
+
+        grad_audio, grad_text, parts = embedding_gradients(audio, text, unit * scale, grad_logits)
         grad_scale, grad_bias = torch.cat(parts, 1).sum(1) * unit
         return grad_audio, grad_text, grad_scale.clone(), grad_bias.clone()  # an op's results share no storage
 
@@ -104,7 +91,7 @@ def _grad_logits(
         positive: [M] int64, the caption of each row, or None.
         grad_losses: [M] float32.
         largest: float32 scalar, an upper bound on the gradients' magnitude.
-        weights: written, [M, N] of the dtype of the inputs.
+        weights: written, [M, stride] of the dtype of the inputs; stride is a multiple of 16. Only N columns matter.
         first_column: caption of the first column.
 
     Returns:
@@ -112,8 +99,8 @@ def _grad_logits(
     """
     M, D = audio.shape
     N = len(text)
-    launch = info_nce_launch(audio.dtype, D, Device.of(audio.device))
-    programs = triton.cdiv(M, launch.rows) * triton.cdiv(N, launch.columns)
+    launch = sigmoid_launch(audio.dtype, D, Device.of(audio.device))
+    programs = cdiv(M, launch.rows) * cdiv(N, launch.columns)
     parts = largest.new_empty(2, programs)
     sigmoid_grad_kernel[(programs,)](
         audio, text, scale, bias, positive, grad_losses, largest, weights, parts[0], parts[1], M, N, D,

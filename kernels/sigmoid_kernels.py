@@ -11,7 +11,8 @@ import math
 import triton
 import triton.language as tl
 
-from atk.kernels.info_nce_kernels import products
+from atk.kernels.info_nce_kernels import products, store_weights
+from atk.kernels.scalars import scalar_sum
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _MAX_WEIGHT = tl.constexpr(2.0**14)  # half precision flushes weights below 2^-38 of this to 0
@@ -33,9 +34,8 @@ def _log1p(u):
 
 @triton.jit
 def _sigmoid(t):
-    """1 / (1 + e^-t), without overflow."""
-    u = tl.exp2(-tl.abs(t) * _LOG2_E)
-    return tl.where(t < 0.0, u, 1.0) / (1.0 + u)
+    """1 / (1 + e^-t); 0 where e^-t overflows."""
+    return 1.0 / (1.0 + tl.exp2(-t * _LOG2_E))
 
 
 @triton.jit
@@ -77,16 +77,16 @@ def sigmoid_loss_kernel(
     tl.store(loss_parts + part.to(tl.int64) * N_a + row, total, mask=row < N_a)
 
 
-@triton.jit(do_not_specialize=["N_a", "N_t", "stride", "first_column"])
+@triton.jit(do_not_specialize=["N_a", "N_t", "first_column"])
 def sigmoid_grad_kernel(
     audio, text, scale, bias, positive, grad_losses, largest, weights, scale_parts, bias_parts,
     N_a, N_t, D, stride, first_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """weights = 2^14 / largest * dS, dS = grad_losses_i sigmoid(T_ij), negative for positives.
 
-    `weights` is [N_a, stride] of the dtype of the inputs. `largest` is an upper bound on |dS|, so that weights neither
-    overflow nor underflow in half precision. `scale_parts` and `bias_parts` [tiles] float32 are the sums of X * weights
-    and of weights over each tile.
+    `weights` is [N_a, stride] of the dtype of the inputs (`store_weights`). `largest` is an upper bound on |dS|, so
+    that weights neither overflow nor underflow in half precision. `scale_parts` and `bias_parts` [tiles] float32 are
+    the sums of X * weights and of weights over each tile.
     """
     column_tiles = tl.cdiv(N_t, COLUMNS)
     row0 = tl.program_id(0) // column_tiles * ROWS
@@ -105,7 +105,6 @@ def sigmoid_grad_kernel(
         w = tl.where(is_positive, -w, w)
     w *= row_grad[:, None]
     ok = row_ok[:, None] & (column0 + column < N_t)[None, :]
-    weights += tl.cast(row0, tl.int64) * stride + column0
-    tl.store(weights + (row[:, None] * stride + column[None, :]), w.to(weights.dtype.element_ty), mask=ok)
-    tl.store(scale_parts + tl.program_id(0), tl.sum(tl.sum(tl.where(ok, w * x, 0.0), 1), 0))
-    tl.store(bias_parts + tl.program_id(0), tl.sum(tl.sum(tl.where(ok, w, 0.0), 1), 0))
+    tl.store(scale_parts + tl.program_id(0), scalar_sum(tl.sum(tl.where(ok, w * x, 0.0), 1)))
+    tl.store(bias_parts + tl.program_id(0), scalar_sum(tl.sum(tl.where(ok, w, 0.0), 1)))
+    store_weights(weights, w, row0, column0, N_a, stride, ROWS, COLUMNS)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atk.kernels.launch import next_power_of_two
+from atk.kernels.launch import cdiv, next_power_of_two
 from atk.kernels.pack import as_bytes
 
 
@@ -31,7 +31,7 @@ def sum_parts(partial: Tensor, mask: Tensor | None, out: Tensor) -> None:
     """
     parts, T, D = partial.shape
     launch = sum_parts_launch(D)
-    grid = triton.cdiv(T, launch["ROWS"]), triton.cdiv(out.shape[1], launch["BLOCK_D"])
+    grid = cdiv(T, launch["ROWS"]), cdiv(out.shape[1], launch["BLOCK_D"])
     mask = None if mask is None else as_bytes(mask)
     sum_parts_kernel[grid](partial, mask, out, parts, T, D, out.shape[1], **launch)
 

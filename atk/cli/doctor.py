@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -50,8 +50,12 @@ def run(*, check: bool) -> None:
         sys.exit(FAILURE)
 
 
-def checks() -> Iterator[tuple[str, bool]]:
+def checks(ops: Iterable[str] = BACKENDS, dtypes: Iterable[torch.dtype] = KERNEL_DTYPES) -> Iterator[tuple[str, bool]]:
     """Compare the backends with the reference: the kernels of every GPU or, without one, those of the CPU.
+
+    Args:
+        ops: keys of `atk.ops.backend.BACKENDS`.
+        dtypes: of the inputs.
 
     Yields:
         The lines of a table, and whether what they say is right.
@@ -62,16 +66,18 @@ def checks() -> Iterator[tuple[str, bool]]:
         yield f"\n{device}: {_device_name(device)}", True
         yield _ROW.format("op", "dtype", "backend", "largest error", "tolerance", "result"), True
         left_out = ("reference", "cpp" if device.type == "cuda" else "triton")
-        for op, backends in BACKENDS.items():
-            for backend in backends:
+        for op in ops:
+            for backend in BACKENDS[op]:
                 if backend not in left_out:
-                    yield from _check_dtypes(op, backend, device)
+                    yield from _check_dtypes(op, backend, device, dtypes)
 
 
-def _check_dtypes(op: str, backend: str, device: torch.device) -> Iterator[tuple[str, bool]]:
+def _check_dtypes(
+    op: str, backend: str, device: torch.device, dtypes: Iterable[torch.dtype]
+) -> Iterator[tuple[str, bool]]:
     from atk.ops import self_check
 
-    for dtype in KERNEL_DTYPES:
+    for dtype in dtypes:
         error = tolerance = "-"
         right = True
         if (message := unavailable(backend, device, dtype)) is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +31,7 @@ def check_waveforms(audio: Tensor, lengths: Tensor) -> None:
         raise TypeError(f"audio must be a floating-point tensor with full scale +-1, got {given}")
     if audio.dim() != 2 or len(audio) == 0:
         raise ValueError(f"audio must be waveforms of shape [N, S] with N >= 1, got {list(audio.shape)}")
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point():
+    if not isinstance(lengths, Tensor) or lengths.dtype == torch.bool or lengths.is_floating_point():
         given = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths must be an integer tensor, the valid samples of each clip, got {given}")
     if lengths.shape != audio.shape[:1]:

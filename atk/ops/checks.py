@@ -187,16 +187,16 @@ def cu_seqlens_values(of_name: str, value: Tensor, of: Tensor, max_seqlen: int |
     Synchronizes with a GPU.
     """
     name = f"cu_seqlens_{of_name}"
-    lengths = value.diff()
     first, last = int(value[0]), int(value[-1])
     if first != 0 or last != of.shape[0]:
         raise ValueError(f"{name} must run from 0 to the {of.shape[0]} rows of {of_name}, got {first} to {last}")
-    if bool((lengths < 0).any()):
+    if len(value) == 1:
+        return
+    shortest, longest = (int(length) for length in value.diff().aminmax())
+    if shortest < 0:
         raise ValueError(f"{name} must never decrease")
-    if max_seqlen is not None and bool((lengths > max_seqlen).any()):
-        raise ValueError(
-            f"max_seqlen_{of_name} must be at least the longest sequence, {int(lengths.max())}, got {max_seqlen}"
-        )
+    if max_seqlen is not None and longest > max_seqlen:
+        raise ValueError(f"max_seqlen_{of_name} must be at least the longest sequence, {longest}, got {max_seqlen}")
 
 
 def strings(name: str, value: object) -> None:

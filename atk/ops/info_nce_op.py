@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import info_nce_chunked, reference
+from atk.ops.custom_op import custom_op, register_autograd
 from atk.ops.once_differentiable import raising_backward
 
 LOGIT_BUDGET = 256 << 20  # bytes; the chunked backend keeps the logits for the backward if they take no more
@@ -61,7 +62,7 @@ def keeps_logits(audio: Tensor, text: Tensor, *scalars: Tensor) -> bool:
     return differentiable and len(audio) * len(text) * scalars[0].dtype.itemsize <= LOGIT_BUDGET
 
 
-@torch.library.custom_op("atk::info_nce_forward", mutates_args=())
+@custom_op("info_nce_forward")
 def _forward(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +92,7 @@ def _forward(
     )
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _empty_outputs(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,7 +109,7 @@ def _positive_logits(audio: Tensor, text: Tensor, scale: Tensor, positive: Tenso
     return scale * torch.cat([(clips.float() * text[captions].float()).sum(1) for clips, captions in chunks])
 
 
-@torch.library.custom_op("atk::info_nce_backward", mutates_args=())
+@custom_op("info_nce_backward")
 def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, rows: Tensor, columns: Tensor | None, grad_rows: Tensor,
     grad_columns: Tensor | None, positive: Tensor | None, grad_positive: Tensor | None, logits: Tensor | None,
@@ -133,7 +134,7 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(())
 
@@ -157,5 +158,5 @@ def _differentiate(
     return *grads, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+register_autograd(_forward, _differentiate, _save)
+register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns, index_dtype
 from atk.ops import checks, max_mean_chunked, reference
+from atk.ops.custom_op import custom_op, register_autograd
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
@@ -30,7 +31,8 @@ def score(
         entries = (1 if pairs else text.num_sequences) * audio.rows.shape[0]
         save_index = entries * index_dtype(text.longest).itemsize <= INDEX_BUDGET
     with_index = save_index and torch.is_grad_enabled() and (audio.rows.requires_grad or text.rows.requires_grad)
-    return _forward(*audio, *text, pairs, sparse, backend, with_index)[0]
+    unchecked = torch.compiler.is_compiling()  # the public functions check values only when they are not compiled
+    return _forward(*audio, *text, pairs, sparse, backend, with_index, unchecked)[0]
 
 
 def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:
@@ -64,42 +66,44 @@ def _launchers(backend: str) -> ModuleType:
     return launchers
 
 
-def _sequences(name: str, rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
-    """Contiguous `Sequences`. On the CPU, where it is cheap, check that `cu_seqlens` stays within the rows."""
-    if rows.device.type == "cpu":
-        checks.cu_seqlens_values(name, cu_seqlens, rows, longest)
+def _sequences(rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
+    """Contiguous `Sequences`."""
     return Sequences(rows.contiguous(), cu_seqlens.contiguous(), None if mask is None else mask.contiguous(), longest)
 
 
-@torch.library.custom_op("atk::max_mean_forward", mutates_args=())
+@custom_op("max_mean_forward")
 def _forward(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
-    pairs: bool, sparse: bool, backend: str, with_index: bool,
+    pairs: bool, sparse: bool, backend: str, with_index: bool, unchecked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Scores [N_a, N_t] (pairs: [N]) and winning tokens [N_t, columns] (pairs: [columns]; [0] if not `with_index`).
 
     The other results are what the Triton kernels prepared, for the backward (`Packed`; empty for other backends).
-    `sparse` tells the backward to expect many exact zeros in the gradient of the scores.
+    `sparse` tells the backward to expect many exact zeros in the gradient of the scores. With `unchecked`, the values
+    of `cu_audio` and `cu_text` are checked first if they are on the CPU, where that is cheap.
     """
     sim, index, *packed = _empty_outputs(
         audio, cu_audio, audio_mask, longest_audio, text, cu_text, text_mask, longest_text,
-        pairs, sparse, backend, with_index,
+        pairs, sparse, backend, with_index, unchecked,
     )  # fmt: skip
     if audio.numel() == 0 or text.numel() == 0:
         return sim.zero_(), index, *packed
-    clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
-    captions = _sequences("text", text, cu_text, text_mask, longest_text)
+    if unchecked and audio.device.type == "cpu":
+        checks.cu_seqlens_values("audio", cu_audio, audio, longest_audio)
+        checks.cu_seqlens_values("text", cu_text, text, longest_text)
+    clips = _sequences(audio, cu_audio, audio_mask, longest_audio)
+    captions = _sequences(text, cu_text, text_mask, longest_text)
     kept = {"packed": Packed(*packed)} if backend == "triton" else {}
     _launchers(backend).max_mean_forward(clips, captions, sim, index if with_index else None, pairs, **kept)
     return sim, index, *packed
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _empty_outputs(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
-    pairs: bool, sparse: bool, backend: str, with_index: bool,
+    pairs: bool, sparse: bool, backend: str, with_index: bool, unchecked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     clips, captions = cu_audio.shape[0] - 1, cu_text.shape[0] - 1
     dtype = torch.promote_types(audio.dtype, torch.float32)
@@ -114,7 +118,7 @@ def _empty_outputs(
     return sim, audio.new_empty(shape if with_index else (0,), dtype=index_dtype(longest_text)), *packed
 
 
-@torch.library.custom_op("atk::max_mean_backward", mutates_args=())
+@custom_op("max_mean_backward")
 def _backward(
     grad: Tensor, index: Tensor, tables: Tensor, tokens: Tensor, frames: Tensor,
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
@@ -125,8 +129,8 @@ def _backward(
     grad_audio, grad_text = audio.new_empty(audio.shape), text.new_empty(text.shape)
     if audio.numel() == 0 or text.numel() == 0:
         return grad_audio.zero_(), grad_text.zero_()
-    clips = _sequences("audio", audio, cu_audio, audio_mask, longest_audio)
-    captions = _sequences("text", text, cu_text, text_mask, longest_text)
+    clips = _sequences(audio, cu_audio, audio_mask, longest_audio)
+    captions = _sequences(text, cu_text, text_mask, longest_text)
     kept = {"packed": Packed(tables, tokens, frames)} if backend == "triton" else {}
     _launchers(backend).max_mean_backward(
         grad.contiguous(), clips, captions, index if with_index else None, grad_audio, grad_text, pairs, sparse, **kept
@@ -134,7 +138,7 @@ def _backward(
     return grad_audio, grad_text
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _empty_gradients(
     grad: Tensor, index: Tensor, tables: Tensor, tokens: Tensor, frames: Tensor,
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
@@ -143,7 +147,7 @@ def _empty_gradients(
     return audio.new_empty(audio.shape), text.new_empty(text.shape)
 
 
-@torch.library.custom_op("atk::normalize_rows", mutates_args=())
+@custom_op("normalize_rows")
 def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """Unit rows [T, D] and inverse norms [T] in float32; both are 0 where the row is masked out or too short."""
     unit, inverse_norm = _empty_unit(rows, mask, backend)
@@ -153,12 +157,12 @@ def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor,
     return unit, inverse_norm
 
 
-@_normalize.register_fake
+@torch.library.register_fake(_normalize)
 def _empty_unit(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("atk::normalize_rows_backward", mutates_args=())
+@custom_op("normalize_rows_backward")
 def _normalize_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: str) -> Tensor:
     """`inverse_norm * (grad - <grad, unit> unit)` [T, D]."""
     grad_rows = torch.empty_like(unit)
@@ -167,13 +171,14 @@ def _normalize_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backen
     return grad_rows
 
 
-@_normalize_backward.register_fake
+@torch.library.register_fake(_normalize_backward)
 def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: str) -> Tensor:
     return torch.empty_like(unit)
 
 
 def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *ctx.options = inputs
+    audio, cu_audio, audio_mask, ctx.longest_audio, text, cu_text, text_mask, ctx.longest_text, *options = inputs
+    *ctx.options, _ = options
     ctx.save_for_backward(*output[1:], audio, cu_audio, audio_mask, text, cu_text, text_mask)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -181,12 +186,12 @@ def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _differentiate_scores(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 12
+        return (None,) * 13
     *prepared, audio, cu_audio, audio_mask, text, cu_text, text_mask = ctx.saved_tensors
     clips = audio, cu_audio, audio_mask, ctx.longest_audio
     captions = text, cu_text, text_mask, ctx.longest_text
     grad_audio, grad_text = _backward(grad, *prepared, *clips, *captions, *ctx.options)
-    return grad_audio, None, None, None, grad_text, *[None] * 7
+    return grad_audio, None, None, None, grad_text, *[None] * 8
 
 
 def _save_norms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -199,7 +204,7 @@ def _differentiate_norms(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tens
     return _normalize_backward(grad, unit, inverse_norm, ctx.backend), None, None
 
 
-_forward.register_autograd(_differentiate_scores, setup_context=_save_scores)
-_normalize.register_autograd(_differentiate_norms, setup_context=_save_norms)
-_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
-_normalize_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+register_autograd(_forward, _differentiate_scores, _save_scores)
+register_autograd(_normalize, _differentiate_norms, _save_norms)
+register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))
+register_autograd(_normalize_backward, raising_backward(_NO_SECOND_DERIVATIVE))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import reference, sigmoid_chunked
+from atk.ops.custom_op import custom_op, register_autograd
 from atk.ops.info_nce_op import as_scalar, keeps_logits
 from atk.ops.once_differentiable import raising_backward
 
@@ -44,7 +45,7 @@ def dispatch(
     return _forward(audio, text, scale, bias, positive, backend, keep)[0]
 
 
-@torch.library.custom_op("atk::sigmoid_loss_forward", mutates_args=())
+@custom_op("sigmoid_loss_forward")
 def _forward(
     audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -62,14 +63,14 @@ def _forward(
     return losses, logits
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _empty_outputs(
     audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     return scale.new_empty(len(audio)), scale.new_empty((len(audio), len(text)) if keep else (0, 0))
 
 
-@torch.library.custom_op("atk::sigmoid_loss_backward", mutates_args=())
+@custom_op("sigmoid_loss_backward")
 def _backward(
     audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, logits: Tensor | None,
     grad_losses: Tensor, backend: str,
@@ -90,7 +91,7 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(()), scale.new_empty(())
 
@@ -105,5 +106,5 @@ def _differentiate(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | N
     return *_backward(*ctx.saved_tensors, grad_losses, ctx.backend), None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+register_autograd(_forward, _differentiate, _save)
+register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))

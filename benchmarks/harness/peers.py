@@ -1,7 +1,9 @@
 """Other libraries: for each, its name, a function, and the reason that it cannot run here (None if it can).
 
-`pip install late-interaction-kernels flash-maxsim maxsim-cpu inf-cl cut-cross-entropy open-clip-torch` installs them.
-SigLIP's kernels are left out because they compute a different loss.
+`pip install late-interaction-kernels flash-maxsim maxsim-cpu fast-maxsim maxsim-fast sentence-transformers mteb inf-cl
+cut-cross-entropy open-clip-torch` installs them, except for ErikKaum/maxsim, which the package `kernels` downloads from
+the Hugging Face hub when it is first needed. Left out are SigLIP's kernels, which compute a different loss, and
+NumKong's `maxsim`, which sums approximate angular distances of one clip and one caption per call.
 """
 
 import importlib
@@ -13,14 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = ("late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open_clip")
+NAMES = (
+    "late-interaction-kernels", "flash-maxsim", "ErikKaum/maxsim", "maxsim-cpu", "fast-maxsim", "maxsim-fast",
+    "sentence-transformers", "mteb", "inf-cl", "cut-cross-entropy", "open_clip",
+)  # fmt: skip
 
 Peer = tuple[str, Callable[..., Tensor], str | None]
 
 
 def similarities(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> list[Peer]:
     """Functions of (audio, text, mask) that return the similarity; here clips are queries and captions documents."""
-    return [_late_interaction_kernels(), _flash_maxsim(device), _maxsim_cpu(device, dtype, masks, backward)]
+    return [
+        _late_interaction_kernels(),
+        _flash_maxsim(device),
+        _hub_maxsim(device),
+        *(_libxsmm(name, device, dtype, masks, backward) for name in ("maxsim-cpu", "fast-maxsim", "maxsim-fast")),
+        _sentence_transformers(),
+        _mteb(masks),
+    ]
 
 
 def losses(device: torch.device) -> list[Peer]:
@@ -39,7 +51,7 @@ def _load(name: str, module: str) -> tuple[Any, str | None]:
 
 
 def _late_interaction_kernels() -> Peer:
-    library, missing = _load(NAMES[0], "late_interaction_kernels")
+    library, missing = _load("late-interaction-kernels", "late_interaction_kernels")
 
     def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         with warnings.catch_warnings():
@@ -47,21 +59,22 @@ def _late_interaction_kernels() -> Peer:
             scorer = library.MaxSimScorer(normalize=False)
             return scorer(audio, text, None, mask) / audio.shape[1]
 
-    return NAMES[0], call, missing
+    return "late-interaction-kernels", call, missing
 
 
 def _flash_maxsim(device: torch.device) -> Peer:
-    library, missing = _load(NAMES[1], "flash_maxsim")
+    library, missing = _load("flash-maxsim", "flash_maxsim")
 
     def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         lengths = None if mask is None else mask.sum(1)
         return library.flash_maxsim_batched_train(audio, text, doc_lengths=lengths) / audio.shape[1]
 
-    return NAMES[1], call, missing or _only_cuda(device)
+    return "flash-maxsim", call, missing or _only_cuda(device)
 
 
-def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> Peer:
-    library, missing = _load(NAMES[2], "maxsim_cpu")
+def _libxsmm(name: str, device: torch.device, dtype: torch.dtype, masks: bool, backward: bool) -> Peer:
+    """maxsim-cpu or a fork of it, with the same interface."""
+    library, missing = _load(name, name.replace("-", "_"))
 
     def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         documents = text.detach().numpy()
@@ -80,21 +93,59 @@ def _maxsim_cpu(device: torch.device, dtype: torch.dtype, masks: bool, backward:
         missing = missing or "takes no mask"
     if backward:
         missing = missing or "has no backward"
-    return NAMES[2], call, missing
+    return name, call, missing
+
+
+def _sentence_transformers() -> Peer:
+    library, missing = _load("sentence-transformers", "sentence_transformers.util")
+
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        return library.maxsim(audio, text, b_mask=mask) / audio.shape[1]
+
+    return "sentence-transformers", call, missing
+
+
+def _mteb(masks: bool) -> Peer:
+    library, missing = _load("mteb", "mteb.similarity_functions")
+
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        return library.max_sim(audio, text) / audio.shape[1]
+
+    return "mteb", call, missing or ("takes no mask" if masks else None)
+
+
+def _hub_maxsim(device: torch.device) -> Peer:
+    hub, missing = _load("ErikKaum/maxsim", "kernels")
+    missing = missing or _only_cuda(device)
+    library: Any = None
+    if missing is None:
+        try:
+            library = hub.get_kernel("erikkaum/maxsim", version=2, trust_remote_code=True)
+        except Exception as error:  # noqa: BLE001 (no network, or no build for this torch and GPU)
+            missing = f"ErikKaum/maxsim: {' '.join(str(error).split()) or type(error).__name__}"
+
+    def call(audio: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        captions, tokens = text.shape[:2]
+        lengths = text.new_full((captions,), tokens, dtype=torch.int32) if mask is None else mask.sum(1)
+        offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
+        rows = text.flatten(0, 1) if mask is None else text[mask]
+        return library.score_contrastive_train(audio, rows, offsets) / audio.shape[1]
+
+    return "ErikKaum/maxsim", call, missing
 
 
 def _inf_cl(device: torch.device) -> Peer:
-    library, missing = _load(NAMES[3], "inf_cl")
+    library, missing = _load("inf-cl", "inf_cl")
 
     def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         rows = library.cal_flash_loss(audio, text, scale=scale).mean()
         return rows + library.cal_flash_loss(text, audio, scale=scale).mean()
 
-    return NAMES[3], call, missing or _only_cuda(device)
+    return "inf-cl", call, missing or _only_cuda(device)
 
 
 def _cut_cross_entropy(device: torch.device) -> Peer:
-    library, missing = _load(NAMES[4], "cut_cross_entropy")
+    library, missing = _load("cut-cross-entropy", "cut_cross_entropy")
 
     def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         target = torch.arange(len(audio), device=audio.device)
@@ -103,16 +154,16 @@ def _cut_cross_entropy(device: torch.device) -> Peer:
         rows = library.linear_cross_entropy(scaled, text, target, **exact)
         return rows + library.linear_cross_entropy(text, scaled, target, **exact)
 
-    return NAMES[4], call, missing or _only_cuda(device)
+    return "cut-cross-entropy", call, missing or _only_cuda(device)
 
 
 def _open_clip() -> Peer:
-    library, missing = _load(NAMES[5], "open_clip.loss")
+    library, missing = _load("open_clip", "open_clip.loss")
 
     def call(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         return 2 * library.ClipLoss()(audio, text, scale)
 
-    return NAMES[5], call, missing
+    return "open_clip", call, missing
 
 
 def cross_entropies(logits: Tensor) -> Tensor:

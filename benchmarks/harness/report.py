@@ -16,6 +16,7 @@ from atk.bench.measure import OK, Row
 
 _LIBRARIES = (
     "late-interaction-kernels", "flash-maxsim", "maxsim-cpu", "inf-cl", "cut-cross-entropy", "open-clip-torch",
+    "kernels",
 )  # fmt: skip
 LEGEND = """\
 Times are medians over the rounds, in milliseconds, with their spread; providers took turns. `fraction of limit` is the

@@ -50,6 +50,13 @@ PAIRS = {
     "clap_1024": Pairs(1024, 1024, 250, 32, 128),  # pretraining on one device
     "clap_4096": Pairs(4096, 4096, 250, 32, 128),  # pretraining, the batch of all devices
 }
+_EXTREMES = {  # where the work per call, clip, or caption is so small that other costs can dominate
+    "one_pair": Pairs(1, 1, 250, 32, 128),
+    "one_token": Pairs(128, 128, 250, 1, 128),  # one vector per caption
+    "one_query": Pairs(1, 100_000, 32, 8, 128),  # search in a large collection
+    "short_frames": Pairs(10_000, 64, 5, 32, 128),  # many clips of 5 frames
+    "one_hour": Pairs(1, 10, 90_000, 32, 128),  # at 25 frames per second
+}
 _VECTORS = {
     "tiny": Vectors(40, 16),  # runs every provider in a test
     "clap_256": Vectors(256, 512),  # CLAP's width and fine-tuning batch
@@ -70,7 +77,7 @@ _BATCH = {
     "clap_256": Batch(256, 9.91),  # CLAP's fine-tuning batch
 }
 NAMED: Mapping[str, Mapping[str, Shape]] = {
-    "max_mean_similarity": PAIRS,
+    "max_mean_similarity": PAIRS | _EXTREMES,
     "aligned_info_nce": {name: PAIRS[name]._replace(captions=PAIRS[name].clips) for name in PAIRS if name != "colbert"},
     "info_nce": _VECTORS,
     "sigmoid_loss": _VECTORS,

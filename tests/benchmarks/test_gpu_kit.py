@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kit is for 
 ROOT = Path(__file__).parents[2]
 PATH = "/usr/local/bin:/usr/bin:/bin"
 STEPS = (
-    "doctor", "tests", "bench_ops", "profile", "calls", "memcheck", "racecheck", "tune", "ncu", "bench_train_step",
-    "bench_aligned_info_nce",
+    "doctor", "check", "tests", "bench_ops", "profile", "clocks", "calls", "memcheck", "racecheck", "tune", "ncu",
+    "bench_train_step", "bench_aligned_info_nce",
 )  # fmt: skip
 SANITIZER = """#!/bin/sh
 echo "$*"
@@ -103,7 +103,7 @@ def test_a_dry_run_takes_every_step_and_reports_the_one_that_fails(tmp_path):
     counts = {name: int(count) for count, name in re.findall(r"^ *(\d+) (test_\w+.py): PASSED$", tests, re.MULTILINE)}
     assert set(counts) == {"test_normalize_triton.py", "test_info_nce_op.py"}
     assert f"\n{sum(counts.values())} tests in " in tests
-    for heading in ("memcheck", "racecheck", "tune", "profile", "bench_ops", "bench_train_step"):
+    for heading in ("check", "clocks", "memcheck", "racecheck", "tune", "profile", "bench_ops", "bench_train_step"):
         assert f"\n## {heading}\n" in summary
     for op in gpu_kit.STEPS:
         assert f"\n### {op}, tiny: " in summary and f"\n## {op}\n" in summary
@@ -130,7 +130,7 @@ def test_the_summary_is_written_even_if_nothing_works(tmp_path):
         if shutil.which("compute-sanitizer", path=PATH) is None:
             assert states[name] == "not installed: compute-sanitizer"
     assert states["ncu"] in ("not installed: ncu", "not run: no kernel in the profile")
-    for name in ("doctor", "tests", "bench_ops", "profile", "calls", "tune", "bench_train_step"):
+    for name in ("doctor", "check", "tests", "bench_ops", "profile", "clocks", "calls", "tune", "bench_train_step"):
         assert states[name] == f"FAILED (1), see {name}.log"
     assert "- versions: unknown" in summary and "false failed" in summary and "## What to send" in summary
 
@@ -194,9 +194,9 @@ def test_the_commands_for_a_gpu_are_valid(tmp_path):
     tested = {Path(word) for word in collected if word.endswith(".py")}
     assert [words[-1] for words in parts] == [f"{ROOT}/tests/test_a.py::test_b"]
     assert len(tested) > 8 and files_with_triton_cases(tested) == tested
-    kit = [words[1:] for words in commands if words[0] == str(ROOT / "benchmarks" / "gpu_kit.py")]
-    assert {"machine", "profile", "calls", "page"} == {words[0] for words in kit}
-    assert all(words[-2:] == ["--device", "cuda"] for words in kit if words[0] != "page")
+    kit = [words[1:] for words in commands if words[0].startswith(str(ROOT / "benchmarks" / "gpu_"))]
+    assert {"machine", "check", "profile", "clocks", "calls", "page"} == {words[0] for words in kit}
+    assert all(words[-2:] == ["--device", "cuda"] for words in kit if words[0] not in ("check", "page"))
     assert [words[-1] for words in commands if words[1] == "pip"] == [str(tmp_path / "wheels" / "one.whl")]
     (tune,) = (words[1] for words in commands if "tune" in words[1])
     compile(tune, "tune", "exec")

@@ -270,6 +270,18 @@ def test_launch_configurations_fit_packed_rows_and_fill_the_gpu():
             assert 1 <= span <= tiles and programs >= min(tiles * tiles, 4 * device.multiprocessors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_products_of_half_types_are_added_in_float32(dtype):
+    from atk.kernels.info_nce import add_product
+
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=draw).to(dtype).to(DEVICE) for shape in ((70, 200), (200, 40)))
+    total = torch.full((70, 40), torch.nan, device=DEVICE)
+    add_product(total, a, b, first=True)
+    add_product(total, a, b, first=False)
+    torch.testing.assert_close(total.double(), 2 * (a.double() @ b.double()), rtol=1e-6, atol=1e-4)
+
+
 @pytest.mark.gpu
 def test_memory_is_linear_in_the_pairs():
     peaks = []

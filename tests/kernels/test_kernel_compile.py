@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from atk.kernels.compile import SHARED_MEMORY, Row, compile_report, format_table
+from atk.kernels.compile import SHARED_MEMORY, Row, compile_case, compile_report, format_table
 from atk.kernels.compile_cases import DTYPES, every_case, representative_cases
 from atk.kernels.compile_signatures import (
     ATTENTION_KERNELS,
@@ -72,6 +72,26 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, t
     for row in rows:
         half = row.dtype != "float32" and row.kernel in PRODUCTS
         assert (getattr(row, wanted) > 0) == half and getattr(row, unwanted) == 0, table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["forward", "grad_audio", "lse", "grad_logits", "sigmoid_grad"])
+def test_kernels_that_reduce_a_product_to_a_scalar_compile_for_tensor_memory(kernel, tmp_path, monkeypatch):
+    """Triton 3.6 and 3.7 fail on the reduction of a vector; see `scalars.py`."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    case = Case(kernel, BF16) if kernel in MAX_MEAN_KERNELS else Case(kernel, BF16, 0, 512)
+    (row,) = compile_report("sm_100", [case])
+    assert row.spills == 0 and row.shared_bytes <= SHARED_MEMORY["sm_100"], format_table([row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("kernel", ["grad_logits", "sigmoid_grad"])
+def test_gradients_of_logits_are_stored_16_bytes_at_a_time(kernel, arch, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    _, code = compile_case(Case(kernel, BF16, 0, 512), (int(arch[3]), 0))
+    stores = [one.opcode for one in code.instructions if one.name == "STG" and one.opcode.endswith(".128")]
+    assert len(stores) == 128 * 128 * 2 // (8 * 32 * 16)
 
 
 @pytest.mark.slow

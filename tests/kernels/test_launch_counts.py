@@ -41,7 +41,6 @@ def test_a_call_launches_few_kernels(masks, most_forward, most_backward, monkeyp
     N, L_a, L_t, D = 32, 250, 32, 128
     audio, text = (torch.zeros(N, length, D, dtype=torch.bfloat16) for length in (L_a, L_t))
     audio_mask, text_mask = (torch.ones(N, length).bool() if masks else None for length in (L_a, L_t))
-    max_mean._positions(audio.device, 128)  # made once for a device
     with Launches(monkeypatch) as forward:
         clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
         packed = empty_packed(clips.rows, N, masks, captions.rows, N, L_t, masks, False)

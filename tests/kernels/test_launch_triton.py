@@ -41,6 +41,13 @@ def test_an_entry_overrides_the_heuristic_for_its_class_only(tmp_path, monkeypat
     assert max_mean_launch("forward", torch.bfloat16, 32, False, 128, Device((9, 0), 132, "NVIDIA H100")) == default
 
 
+def test_a_limit_on_registers_is_optional(tmp_path, monkeypatch):
+    use([ENTRY | {"launch": ENTRY["launch"] | {"registers": 255}}], tmp_path, monkeypatch)
+    limited = max_mean_launch("forward", torch.bfloat16, 32, False, 128, H200)
+    assert limited == Launch(128, 128, 8, 4, True, registers=255)
+    assert limited.meta()["maxnreg"] == 255 and "maxnreg" not in Launch(128, 128, 8, 4, True).meta()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -50,6 +57,7 @@ def test_an_entry_overrides_the_heuristic_for_its_class_only(tmp_path, monkeypat
         ({"launch": {}}, r"entry 1: must have exactly the keys frames, .*; got \{\}"),
         ({"launch": ENTRY["launch"] | {"warps": 5}}, r"entry 1: warps must be one of 1, 2, .*; got 5"),
         ({"launch": ENTRY["launch"] | {"frames": 256}}, r"entry 1: frames must be one of 16, 32, 64, 128; got 256"),
+        ({"launch": ENTRY["launch"] | {"registers": 100}}, r"entry 1: registers must be one of 255; got 100"),
         ({"D": 64}, r"entry 1: channels must divide D = 64; got 128"),
         ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary needs captions that fit one tile"),
         ({"chunked": True}, r"entry 1: stationary needs captions that fit one tile"),

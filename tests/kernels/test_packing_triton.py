@@ -140,6 +140,25 @@ def test_captions_are_ordered_by_class_in_whole_tiles():
 
 
 @needs_gpu_or_interpreter
+@pytest.mark.parametrize(("clips", "captions", "pairs"), [(3, 40, False), (40, 3, False), (33, 33, True)])
+def test_programs_that_share_the_plan_write_the_tables_of_a_single_one(clips, captions, pairs, monkeypatch):
+    from atk.kernels import pack
+
+    generator = torch.Generator().manual_seed(clips + captions)
+    audio = ragged(torch.randint(0, 200, (clips,), generator=generator).tolist(), 8)
+    text = ragged(torch.randint(0, 100, (captions,), generator=generator).tolist(), 8)
+    tables = []
+    for block in (1024, 16):
+        monkeypatch.setattr(pack, "PLAN_BLOCK", block)
+        packed = empty_packed(audio.rows, clips, False, text.rows, captions, text.longest, False, pairs)
+        for buffer in packed:
+            buffer.zero_()
+        pack.pack(audio, text, pairs, packed, fill=True)
+        tables.append(packed.tables)
+    assert torch.equal(*tables)
+
+
+@needs_gpu_or_interpreter
 def test_equal_lengths_make_one_class():
     from atk.kernels.pack import length_classes
 

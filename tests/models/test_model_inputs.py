@@ -82,6 +82,7 @@ def test_a_single_string_is_not_taken_for_a_list_elsewhere_either():
         (WAVES[:, None], LENGTHS, ValueError, r"audio must be waveforms of shape \[N, S\] .* got \[2, 1, 16000\]"),
         (WAVES[:0], LENGTHS[:0], ValueError, r"audio must be waveforms of shape .* N >= 1, got \[0, 16000\]"),
         (WAVES, LENGTHS.float(), TypeError, r"lengths must be an integer tensor, .* got torch\.float32"),
+        (WAVES, LENGTHS > 0, TypeError, r"lengths must be an integer tensor, .* got torch\.bool"),
         (WAVES, [16000, 9000], TypeError, r"lengths must be an integer tensor, .* got list"),
         (WAVES, LENGTHS[:1], ValueError, r"lengths must have shape \[2\], got \[1\]"),
     ],

@@ -193,8 +193,8 @@ def test_opcheck():
         sequences = audio, cu_audio, masks[0], 9, text, cu_text, masks[1], 7
         for with_index in (True, False):
             options = False, False, "cpp", with_index
-            torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sequences, *options))
-            sim, *prepared = torch.ops.atk.max_mean_forward(*sequences, *options)
+            torch.library.opcheck(torch.ops.atk.max_mean_forward.default, (*sequences, *options, True))
+            sim, *prepared = torch.ops.atk.max_mean_forward(*sequences, *options, True)
             detached = [value.detach() if isinstance(value, torch.Tensor) else value for value in sequences]
             torch.library.opcheck(
                 torch.ops.atk.max_mean_backward.default, (sim.detach(), *prepared, *detached, *options)

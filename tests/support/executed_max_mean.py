@@ -123,6 +123,7 @@ SIMILARITY = [
     Case("max-mean, gradient mostly 0", similarity, padded(2, 5, 40, 20, 64), LEAVES, zeros=0.8),
     Case("max-mean, packed, every length class", varlen, EVERY_CLASS, LEAVES, everywhere=True),
     Case("max-mean, packed, chunked", varlen, LONG, LEAVES),
+    Case("max-mean, packed, 1100 captions", varlen, packed([3], [1, 9, 2, 17] * 275, 32), LEAVES),
     Case("max-mean, pairs", pairs, padded(5, 5, 60, 20, 64), LEAVES, everywhere=True),
     Case("max-mean, pairs, chunked", pairs, padded(4, 4, 40, 150, 64), LEAVES),
 ]
