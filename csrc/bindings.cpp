@@ -7,6 +7,7 @@
 #include "max_mean.h"
 #include "normalize.h"
 #include "parallel.h"
+#include "product.h"
 
 namespace py = pybind11;
 
@@ -85,4 +86,16 @@ PYBIND11_MODULE(_C, m) {
       },
       py::kw_only(), py::arg("grad"), py::arg("unit"), py::arg("dtype"), py::arg("inverse_norm"), py::arg("num_rows"),
       py::arg("D"), py::arg("threads"), py::arg("grad_rows"), py::call_guard<py::gil_scoped_release>());
+
+  m.def("multiplies_bfloat16", &atk::multiplies_bfloat16, "Whether bfloat16_product can run.");
+  m.def(
+      "bfloat16_product",
+      [](Address left, Address right, std::int64_t left_rows, std::int64_t right_rows, std::int64_t D, float factor,
+         int threads, Address out, std::int64_t stride) {
+        atk::bfloat16_product(pointer<void>(left), pointer<void>(right), left_rows, right_rows, D, factor, threads,
+                              pointer<float>(out), stride);
+      },
+      py::kw_only(), py::arg("left"), py::arg("right"), py::arg("left_rows"), py::arg("right_rows"), py::arg("D"),
+      py::arg("factor"), py::arg("threads"), py::arg("out"), py::arg("stride"),
+      py::call_guard<py::gil_scoped_release>());
 }

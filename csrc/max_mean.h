@@ -137,6 +137,27 @@ struct ScreenKernels {
   void (*score)(const ScoreTask& task);
 };
 
+// A product of bfloat16 rows, see product.h.
+struct ProductTask {
+  const void* left;      // [left_rows, D]
+  const void* right;     // [right_rows, D]
+  const int32_t* order;  // 0, 1, 2, ...
+  int64_t left_rows;
+  int64_t right_rows;
+  int64_t D;
+  float factor;
+  float* packed_left;  // [words, left_rows], in tiles
+  float* out;
+  int64_t stride;
+};
+
+struct ProductKernels {
+  int64_t tile;   // left rows
+  int64_t panel;  // right rows
+  void (*pack_left)(const ProductTask& task, int64_t tile);
+  void (*multiply)(const ProductTask& task, int64_t panel, float* packed_right);
+};
+
 struct Kernels {
   const char* name;
   int64_t block;              // frames in a register tile
@@ -152,7 +173,8 @@ struct Kernels {
                     float* inverse_norm);
   void (*normalize_grad)(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t begin,
                          int64_t end, int64_t D, void* grad_rows);
-  const ScreenKernels* screen;  // null: this instruction set does not screen
+  const ScreenKernels* screen;    // null: this instruction set does not screen
+  const ProductKernels* product;  // null: no instruction multiplies pairs of bfloat16 channels
 };
 
 // Null if the compiler lacks these instructions, or for another processor.

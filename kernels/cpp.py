@@ -128,6 +128,32 @@ def normalize_rows_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, gr
     )
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether `bfloat16_product` can run: the extension is available, and this CPU multiplies bfloat16."""
+    return _C is not None and _C.multiplies_bfloat16()
+
+
+def bfloat16_product(left: Tensor, right: Tensor, factor: float, out: Tensor) -> None:
+    """Writes `out = factor * left @ right^T` without rounding it to bfloat16.
+
+    Args:
+        left, right: `[M, D]` and `[N, D]`, bfloat16, contiguous.
+        factor: of the sums.
+        out: `[M, N]` float32; its rows are contiguous.
+    """
+    _C.bfloat16_product(
+        left=left.data_ptr(),
+        right=right.data_ptr(),
+        left_rows=left.shape[0],
+        right_rows=right.shape[0],
+        D=left.shape[1],
+        factor=factor,
+        threads=torch.get_num_threads(),
+        out=out.data_ptr(),
+        stride=out.stride(0),
+    )
+
+
 def _problem(audio: Sequences, text: Sequences, pairs: bool) -> Any:
     """The `_C.MaxMean` of one call."""
     return _C.MaxMean(

@@ -1,20 +1,19 @@
 """Backend `"chunked"` of InfoNCE: streaming log-sum-exps in plain PyTorch, on any device, bitwise reproducible.
 
 Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T`, in float32 at least, are processed in
-chunks [n, m]; the caller may provide a tensor that keeps them all for the backward. The fast path takes one exponential
-per element, `e^(S - c)` with one c for all of S, and sums it along both axes. If a sum leaves the range of the dtype,
-the forward starts over with separate log-sum-exps for rows and columns.
+chunks [n, m] (`logit_chunks.py`) and can be kept for the backward. The fast path takes one exponential per element,
+`e^(S - c)` with one c for all of S, and sums it along both axes. If a sum leaves the range of the dtype, the forward
+starts over with separate log-sum-exps for rows and columns.
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 512  # enough for matrix products at full speed
-CHUNK_ELEMENTS = 4 << 20  # 16 MiB in float32, which fits in a last-level cache
+from atk.ops.logit_chunks import Gradients, Logits, pairs_within
+
 SMALLEST_SUM = 1e-24  # of exponentials; terms that underflow are negligible next to it
 MAX_EXPONENT = 60.0  # of shared exponentials: e^60 and e^-60, times a gradient, are in the range of float32
 
@@ -37,19 +36,15 @@ def forward(
     """rows_i = logsumexp_j(S_ij), columns_j = logsumexp_i(S_ij), and the logits S[i, positive_i].
 
     Args:
-        audio: [N_a, D], N_a >= 1, any floating-point dtype; 16-bit dtypes are widened to float32 before the products.
-        text: [N_t, D], N_t >= 1, of the same dtype.
-        scale: scalar tensor, float32 (float64 for float64 inputs).
+        audio, text, scale, kept: as for `Logits`; `kept` is overwritten.
         positive: [N_a] int64 index of each clip's caption, or None.
         columns: whether to compute the log-sum-exps of the columns.
-        kept: overwritten with the logits [N_a, N_t], in the dtype of `scale`; None: they are not kept.
 
     Returns:
         [N_a], [N_t] (None unless `columns`), and [N_a] (None if `positive` is None), in the dtype of `scale`.
     """
-    text = text.to(scale.dtype)
-    results = _shared_exponentials(audio, text, scale, positive, columns, kept)
-    return results or _separate_exponentials(audio, text, scale, positive, columns, kept)
+    logits = Logits(audio, text, scale, kept)
+    return _shared_exponentials(logits, positive, columns) or _separate_exponentials(logits, positive, columns)
 
 
 def backward(
@@ -70,13 +65,10 @@ def backward(
     Returns:
         [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and a scalar.
     """
-    wide_text = text.to(scale.dtype)
-    grad_audio, grad_text = torch.empty_like(audio), torch.zeros_like(wide_text)
-    grad_scale = torch.zeros((), dtype=torch.float64, device=audio.device)
+    gradients = Gradients(Logits(audio, text, scale, kept))
     along_columns = None if columns is None or grad_columns is None else _Direction(columns, grad_columns)
     differentiate = _LogitGradients(_Direction(rows, grad_rows), along_columns)
-    for i, clips, chunks in row_chunks(audio, wide_text, scale, kept, write=False):
-        chunk_sum = torch.zeros_like(clips)  # dS @ text
+    for i, chunks in gradients.logits.chunks(write=False):
         for j, logits, weights in chunks:
             if positive is None or grad_positive is None:
                 differentiate(i, j, logits, out=weights)
@@ -85,56 +77,8 @@ def backward(
                 at_pairs = differentiate.at_pairs(i, j, pairs, logits[pairs]) + grad_positive[i][pairs[0]]
                 differentiate(i, j, logits, out=weights)
                 weights[pairs] = at_pairs
-            chunk_sum.addmm_(weights, wide_text[j])
-            grad_text[j].addmm_(weights.T, clips)
-        grad_scale += (chunk_sum * audio[i]).sum(dtype=torch.float64)
-        torch.mul(chunk_sum, scale, out=grad_audio[i])
-    return grad_audio, grad_text.to(text.dtype), grad_scale.to(scale.dtype)
-
-
-def row_chunks(
-    audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None, *, write: bool
-) -> Iterator[tuple[slice, Tensor, Iterator[tuple[slice, Tensor, Tensor]]]]:
-    """Visits the logits in chunks, always in the same order.
-
-    Args:
-        audio, text, scale: as in `forward`, with `text` in the dtype of `scale`.
-        kept: all logits [N_a, N_t], or None.
-        write: whether to compute the logits and write them to `kept`. Otherwise they are read from it.
-
-    Yields:
-        For each chunk of rows, its slice, `scale * audio` of its rows, and an iterator over chunks of columns. That one
-        yields their slice, the logits, and a buffer of the same shape, which may be the same memory unless the logits
-        are kept.
-    """
-    height = min(len(audio), CHUNK_ROWS)
-    width = min(len(text), CHUNK_ELEMENTS // height)
-    buffer = text.new_empty(height * width)
-    for i in _slices(len(audio), height):
-        clips = audio[i].to(scale.dtype) * scale
-        yield i, clips, _column_chunks(clips, text, width, buffer, None if kept is None else kept[i], write)
-
-
-def _column_chunks(
-    clips: Tensor, text: Tensor, width: int, buffer: Tensor, kept: Tensor | None, write: bool
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    for j in _slices(len(text), width):
-        scratch = buffer[: len(clips) * (j.stop - j.start)].view(len(clips), -1)
-        logits = scratch if kept is None else kept[:, j]
-        if kept is None or write:
-            torch.mm(clips, text[j].T, out=logits)
-        yield j, logits, scratch
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def pairs_within(positive: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
-    """Row and column, within the chunk, of each positive that lies in it."""
-    column = positive[i] - j.start
-    row = ((column >= 0) & (column < j.stop - j.start)).nonzero().squeeze(1)
-    return row, column[row]
+            gradients.add(i, j, weights, logits)
+    return gradients.finish(audio.dtype)
 
 
 class _PositiveEntries:
@@ -152,9 +96,10 @@ class _PositiveEntries:
 
 
 def _shared_exponentials(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, kept: Tensor | None
+    all_logits: Logits, positive: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """The result of `forward`, or None if a sum leaves the range of the dtype or is NaN."""
+    audio, text, scale = all_logits.audio, all_logits.text, all_logits.scale
     norms = (float(torch.linalg.vector_norm(rows.to(scale.dtype), dim=1).max()) for rows in (audio, text))
     bound = abs(float(scale)) * math.prod(norms)  # of |S|, by Cauchy-Schwarz
     largest_exponent = math.log(torch.finfo(scale.dtype).max / max(len(audio), len(text))) - 1
@@ -163,7 +108,7 @@ def _shared_exponentials(
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
     positive_logits, exponentials = _PositiveEntries(positive, scale), _PositiveEntries(positive, scale)
-    for i, _, chunks in row_chunks(audio, text, scale, kept, write=True):
+    for i, chunks in all_logits.chunks(write=True):
         for j, logits, exponential in chunks:
             positive_logits.collect(i, j, logits)
             torch.exp(torch.sub(logits, shift, out=exponential) if shift else logits, out=exponential)
@@ -193,13 +138,14 @@ def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, ex
 
 
 def _separate_exponentials(
-    audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, kept: Tensor | None
+    all_logits: Logits, positive: Tensor | None, columns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The result of `forward`, for logits of any magnitude."""
-    row_lse = scale.new_full((len(audio),), -math.inf)
-    column_lse = scale.new_full((len(text),), -math.inf) if columns else None
+    scale = all_logits.scale
+    row_lse = scale.new_full((len(all_logits.audio),), -math.inf)
+    column_lse = scale.new_full((len(all_logits.text),), -math.inf) if columns else None
     positive_logits = _PositiveEntries(positive, scale)
-    for i, _, chunks in row_chunks(audio, text, scale, kept, write=True):
+    for i, chunks in all_logits.chunks(write=True):
         for j, logits, _ in chunks:
             positive_logits.collect(i, j, logits)
             row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(1))

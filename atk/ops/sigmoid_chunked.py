@@ -1,14 +1,14 @@
 """Backend `"chunked"` of the sigmoid loss: plain PyTorch on any device, bitwise reproducible.
 
 Shapes: N_a clips, N_t captions, D channels. Logits `S = scale * audio @ text^T + bias`, in float32 at least, are
-processed in the chunks [n, m] of InfoNCE's backend, and can be kept for the backward, without the bias. One term per
-logit: `softplus(S)`, or `softplus(-S)` for a positive, whose sign is changed in place.
+processed in chunks [n, m] (`logit_chunks.py`), and can be kept for the backward, without the bias. One term per logit:
+`softplus(S)`, or `softplus(-S)` for a positive, whose sign is changed in place.
 """
 
 import torch
 from torch import Tensor
 
-from atk.ops.info_nce_chunked import pairs_within, row_chunks
+from atk.ops.logit_chunks import Gradients, Logits, pairs_within
 
 # softplus(x) is x beyond this: e^-40 is below the rounding of float64, and e^40 within the range of float32.
 _LINEAR_FROM = 40
@@ -20,17 +20,15 @@ def forward(
     """losses_i = sum_j softplus(S_ij), with -S_ij instead for j = positive_i.
 
     Args:
-        audio: [N_a, D], N_a >= 1, any floating dtype; 16-bit dtypes are widened to float32 before the products.
-        text: [N_t, D], N_t >= 1, of the same dtype.
-        scale, bias: scalar tensors, float32 (float64 for float64 inputs).
+        audio, text, scale, kept: as for `Logits`; `kept` is overwritten with `S - bias`.
+        bias: scalar tensor of the dtype of `scale`.
         positive: [N_a] int64, the caption of each clip, -1 for none; or None: no clip has one.
-        kept: overwritten with `S - bias` [N_a, N_t], in the dtype of `scale`; None: it is not kept.
 
     Returns:
         [N_a] in the dtype of `scale`.
     """
     losses = scale.new_zeros(len(audio))
-    for i, _, chunks in row_chunks(audio, text.to(scale.dtype), scale, kept, write=True):
+    for i, chunks in Logits(audio, text, scale, kept).chunks(write=True):
         for j, products, logits in chunks:
             torch.add(products, bias, out=logits)
             _negate_positives(logits, positive, i, j)
@@ -57,23 +55,18 @@ def backward(
     Returns:
         [N_a, D] and [N_t, D] in the dtype of the inputs, accumulated in the dtype of `scale`, and two scalars.
     """
-    wide_text = text.to(scale.dtype)
-    grad_audio, grad_text = torch.empty_like(audio), torch.zeros_like(wide_text)
-    grad_scale, grad_bias = (torch.zeros((), dtype=torch.float64, device=audio.device) for _ in range(2))
-    for i, clips, chunks in row_chunks(audio, wide_text, scale, kept, write=False):
-        chunk_sum = torch.zeros_like(clips)  # dS @ text
+    gradients = Gradients(Logits(audio, text, scale, kept))
+    grad_bias = torch.zeros((), dtype=torch.float64, device=audio.device)
+    for i, chunks in gradients.logits.chunks(write=False):
         for j, products, logits in chunks:
             torch.add(products, bias, out=logits)
             pairs = _negate_positives(logits, positive, i, j)
             weights = logits.sigmoid_().mul_(grad_losses[i, None])
             if pairs is not None:
                 weights[pairs] = -weights[pairs]
-            chunk_sum.addmm_(weights, wide_text[j])
-            grad_text[j].addmm_(weights.T, clips)
+            gradients.add(i, j, weights, products)
             grad_bias += weights.sum()
-        grad_scale += (chunk_sum * audio[i]).sum(dtype=torch.float64)
-        torch.mul(chunk_sum, scale, out=grad_audio[i])
-    return grad_audio, grad_text.to(text.dtype), grad_scale.to(scale.dtype), grad_bias.to(scale.dtype)
+    return *gradients.finish(audio.dtype), grad_bias.to(scale.dtype)
 
 
 def _negate_positives(logits: Tensor, positive: Tensor | None, i: slice, j: slice) -> tuple[Tensor, Tensor] | None:

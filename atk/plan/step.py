@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from atk.kernels.sequences import index_dtype
 from atk.ops.checks import at_least
-from atk.ops.info_nce_chunked import CHUNK_ELEMENTS
 from atk.ops.info_nce_op import LOGIT_BUDGET
+from atk.ops.logit_chunks import CHUNK_ELEMENTS
 from atk.ops.max_mean_op import INDEX_BUDGET
 from atk.plan.encoders import Encoders, PlanConfig, logits_cost
 from atk.plan.rates import Rates

@@ -10,7 +10,7 @@ from support.info_nce_cases import assert_matches_truth, gradients, loss, lse, u
 from support.public_cases import TRITON_DEVICE, no_bf16
 
 import atk
-from atk.ops import info_nce_chunked
+from atk.ops import info_nce_chunked, logit_chunks
 from atk.ops.backend import unavailable
 
 DEVICES = {"chunked": torch.device("cpu"), "triton": TRITON_DEVICE}
@@ -106,8 +106,8 @@ def test_shared_and_separate_exponentials_are_both_used(monkeypatch):
 def test_chunks_of_any_shape_give_the_same_result(monkeypatch, spread, columns):
     audio, text, positive = spread * unit(53, 16), unit(47, 16), torch.randint(47, (53,))
     scale = torch.tensor(30.0)
-    monkeypatch.setattr(info_nce_chunked, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(info_nce_chunked, "CHUNK_ELEMENTS", 70)
+    monkeypatch.setattr(logit_chunks, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(logit_chunks, "CHUNK_ELEMENTS", 70)
     assert_matches_truth(lse("chunked", columns), lse("reference", columns), audio, text, scale, grad=2e-4)
     assert_matches_truth(loss("chunked", positive), loss("reference", positive), audio, text, scale, grad=2e-4)
 

@@ -15,7 +15,7 @@ from support.peak_memory import peak_growth
 from support.public_cases import TRITON_DEVICE, no_bf16
 
 import atk
-from atk.ops import info_nce_chunked, info_nce_op, sigmoid_op
+from atk.ops import info_nce_op, logit_chunks, sigmoid_op
 from atk.ops.backend import unavailable
 
 DEVICES = {"chunked": torch.device("cpu"), "triton": TRITON_DEVICE}
@@ -116,7 +116,7 @@ def test_blocks_of_captions_and_of_ranks_add_up_to_the_full_loss():
 def test_chunks_of_any_shape_give_the_same_result(monkeypatch, chunk):
     positive, values = torch.randint(-1, 47, (53,)), (unit(53, 16), unit(47, 16), *scalars())
     for name, value in zip(("CHUNK_ROWS", "CHUNK_ELEMENTS"), chunk, strict=True):
-        monkeypatch.setattr(info_nce_chunked, name, value)
+        monkeypatch.setattr(logit_chunks, name, value)
     assert_matches_truth(loss("chunked", positive), loss("reference", positive), *values)
 
 

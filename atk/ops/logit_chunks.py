@@ -1,0 +1,111 @@
+"""The logits of a loss on global vectors, one chunk at a time, and the matrix products with them.
+
+Shapes: N_a clips, N_t captions, D channels; logits `S = scale * audio @ text^T` [N_a, N_t] in the dtype of `scale`,
+float32 or float64. 16-bit embeddings are widened to float32 before the products, except for bfloat16 on a CPU that
+multiplies it: there S is summed in float32, and the products of the backward take dS rounded to bfloat16.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from atk.kernels import cpp
+
+CHUNK_ROWS = 512  # enough for matrix products at full speed
+CHUNK_ELEMENTS = 4 << 20  # 16 MiB in float32, which fits in a last-level cache
+
+Columns = Iterator[tuple[slice, Tensor, Tensor]]
+
+
+class Logits:
+    """The logits S in chunks, which are visited in the same order every time.
+
+    Args:
+        audio: [N_a, D], N_a >= 1, any floating-point dtype.
+        text: [N_t, D], N_t >= 1, of the same dtype.
+        scale: scalar tensor, float32 (float64 for float64 inputs).
+        kept: memory for all logits [N_a, N_t], or None: chunks are computed whenever they are visited.
+    """
+
+    def __init__(self, audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None):
+        self.in_bfloat16 = audio.dtype == torch.bfloat16 and audio.device.type == "cpu" and cpp.multiplies_bfloat16()
+        dtype = torch.bfloat16 if self.in_bfloat16 else scale.dtype
+        self.audio, self.text, self.scale = audio.contiguous().to(dtype), text.contiguous().to(dtype), scale
+        self.kept = kept
+
+    def chunks(self, *, write: bool) -> Iterator[tuple[slice, Columns]]:
+        """Visit the chunks.
+
+        Args:
+            write: whether to compute the logits and write them to `kept`. Otherwise they are read from it.
+
+        Yields:
+            For each chunk of rows, its slice, and an iterator over chunks of columns. That one yields their slice, the
+            logits, and a buffer of the same shape: the same memory, unless the logits are kept or `in_bfloat16`.
+        """
+        height = min(len(self.audio), CHUNK_ROWS)
+        width = min(len(self.text), CHUNK_ELEMENTS // height)
+        buffer = self.scale.new_empty(height * width)
+        unkept = torch.empty_like(buffer) if self.in_bfloat16 and self.kept is None else buffer
+        for i in _slices(len(self.audio), height):
+            yield i, self._columns(i, width, buffer, unkept, write or self.kept is None)
+
+    def _columns(self, i: slice, width: int, buffer: Tensor, unkept: Tensor, compute: bool) -> Columns:
+        clips = self.audio[i] if self.in_bfloat16 else self.audio[i] * self.scale
+        for j in _slices(len(self.text), width):
+            size = len(clips) * (j.stop - j.start)
+            scratch = buffer[:size].view(len(clips), -1)
+            logits = unkept[:size].view_as(scratch) if self.kept is None else self.kept[i, j]
+            if compute and self.in_bfloat16:
+                cpp.bfloat16_product(clips, self.text[j], self.scale.item(), logits)
+            elif compute:
+                torch.mm(clips, self.text[j].T, out=logits)
+            yield j, logits, scratch
+
+
+class Gradients:
+    """Gradients of the embeddings and the scale, summed over chunks of dS.
+
+    Attributes:
+        logits: the logits whose gradient is dS.
+    """
+
+    def __init__(self, logits: Logits):
+        self.logits = logits
+        dtype = logits.scale.dtype
+        self.audio, self.text = (torch.zeros_like(rows, dtype=dtype) for rows in (logits.audio, logits.text))
+        self.scale = torch.zeros((), dtype=torch.float64, device=logits.scale.device)
+
+    def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor) -> None:
+        """Add the share of rows i and columns j of dS, and of S unless they share their memory."""
+        audio, text = self.logits.audio[i], self.logits.text[j]
+        if self.logits.in_bfloat16:
+            self.scale += torch.dot(grad.flatten(), chunk.flatten())
+            grad = grad.bfloat16()
+            self.audio[i] += grad @ text
+            self.text[j] += grad.T @ audio
+        else:
+            self.audio[i].addmm_(grad, text)
+            self.text[j].addmm_(grad.T, audio)
+
+    def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """`scale * dS @ text` and `scale * dS^T @ audio` in `dtype`, and `sum dS * (audio @ text^T)`; call it once."""
+        scale = self.logits.scale
+        if self.logits.in_bfloat16 and scale != 0:
+            grad_scale = self.scale / scale  # dS is rounded in the products
+        else:
+            rows = zip(self.audio.split(CHUNK_ROWS), self.logits.audio.split(CHUNK_ROWS), strict=True)
+            grad_scale = torch.stack([(sums * clips).sum(dtype=torch.float64) for sums, clips in rows]).sum()
+        return self.audio.mul_(scale).to(dtype), self.text.mul_(scale).to(dtype), grad_scale.to(scale.dtype)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def pairs_within(positive: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
+    """Row and column, within the chunk, of each positive that lies in it."""
+    column = positive[i] - j.start
+    row = ((column >= 0) & (column < j.stop - j.start)).nonzero().squeeze(1)
+    return row, column[row]
