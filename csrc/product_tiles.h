@@ -29,8 +29,9 @@ void product_tile(const float* right, const float* left, int64_t words, float fa
 }
 
 struct ProductTile {
+  using Function = void (*)(const float*, const float*, int64_t, float, int64_t, float*, int64_t);
   template <int V, int K>
-  static constexpr auto run = product_tile<V, K>;
+  static constexpr Function run = product_tile<V, K>;
 };
 
 // The functions of ProductKernels.

@@ -30,6 +30,8 @@ class Logits:
 
     def __init__(self, audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None):
         self.in_bfloat16 = audio.dtype == torch.bfloat16 and audio.device.type == "cpu" and cpp.multiplies_bfloat16()
+        if self.in_bfloat16 and scale == 0:
+            self.in_bfloat16 = False  # `Gradients` divides by the scale
         dtype = torch.bfloat16 if self.in_bfloat16 else scale.dtype
         self.audio, self.text, self.scale = audio.contiguous().to(dtype), text.contiguous().to(dtype), scale
         self.kept = kept
@@ -92,8 +94,8 @@ class Gradients:
     def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """`scale * dS @ text` and `scale * dS^T @ audio` in `dtype`, and `sum dS * (audio @ text^T)`; call it once."""
         scale = self.logits.scale
-        if self.logits.in_bfloat16 and scale != 0:
-            grad_scale = self.scale / scale  # dS is rounded in the products
+        if self.logits.in_bfloat16:
+            grad_scale = self.scale / scale  # the products round dS
         else:
             rows = zip(self.audio.split(CHUNK_ROWS), self.logits.audio.split(CHUNK_ROWS), strict=True)
             grad_scale = torch.stack([(sums * clips).sum(dtype=torch.float64) for sums, clips in rows]).sum()
