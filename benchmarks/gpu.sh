@@ -55,7 +55,7 @@ if [ -n "${DRY_RUN:-}" ]; then
 else
   device=(--device cuda) tiny=() bench=(--dtypes bfloat16)
   tests=("$here"/tests/ops/test_cuda_graphs.py "$here"/tests/kernels/test_*_triton.py
-    "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean*,sigmoid}.py
+    "$here"/tests/ops/test_{aligned_skip_below,cross_attention*,info_nce_*,max_mean{,_varlen,_save_index},sigmoid}.py
     "$here"/tests/nn/test_difference_blocks.py)
   tuned="[(1024, 1024, 250, 32, 128)], [torch.bfloat16], seconds=15"
   timed_first() {
