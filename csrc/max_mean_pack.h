@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cfloat>
+#include <utility>
 
 #include "simd.h"
 
@@ -45,20 +46,72 @@ inline void read_words(const T* row, int64_t channels, float* words) {
   }
 }
 
+// Lane L of the result is a[L] and b[L - Step] (Half 0) or a[L + Step] and b[L] (Half 1), by turns of Step lanes.
+template <int Step, int Half, int... L>
+inline Vec exchange(Vec a, Vec b, std::integer_sequence<int, L...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (Half * Step + L + (L & Step ? kLanes - Step : 0))...);
+#else
+  return __builtin_shuffle(a, b, IntVec{(Half * Step + L + (L & Step ? kLanes - Step : 0))...});
+#endif
+}
+
+// Transposes kLanes vectors.
+template <int Step = 1>
+inline void transpose(Vec (&x)[kLanes]) {
+  if constexpr (Step < kLanes) {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & Step) continue;
+      const Vec a = x[i], b = x[i + Step];
+      x[i] = exchange<Step, 0>(a, b, lanes);
+      x[i + Step] = exchange<Step, 1>(a, b, lanes);
+    }
+    transpose<2 * Step>(x);
+  }
+}
+
+// The kLanes words from `word` on; zeros beyond the row.
+template <class T>
+inline Vec words_at(const T* row, int64_t D, int64_t word) {
+  const int64_t channel = word * kPerWord<T>;
+  if (channel + kLanes * kPerWord<T> <= D) {
+    if constexpr (kPerWord<T> == 1) return load(row + channel);
+    Vec words;
+    std::memcpy(&words, row + channel, sizeof words);
+    return words;
+  }
+  float words[kLanes] = {};
+  read_words(row + channel, D - channel, words);
+  return load(words);
+}
+
 // Packs rows[source_row[r]], r < count, as [words][lanes]; lanes from `count` on are zero.
 template <class T>
 void pack_rows(const T* rows, const int32_t* source_row, int64_t count, int64_t D, int64_t lanes, float* packed) {
-  constexpr int64_t kStep = 64;  // words at a time, so that the strided writes stay in the L1 cache
-  float words[kStep];
-  for (int64_t c = 0; c < D; c += kStep * kPerWord<T>, packed += kStep * lanes) {
-    const int64_t channels = min(kStep * kPerWord<T>, D - c);
-    const int64_t word_count = words_per_row<T>(channels);
-    for (int64_t r = 0; r < count; ++r) {
-      read_words(rows + source_row[r] * D + c, channels, words);
-      for (int64_t k = 0; k < word_count; ++k) packed[k * lanes + r] = words[k];
+  const int64_t words = words_per_row<T>(D);
+  for (int64_t r = 0; r < lanes; r += kLanes) {
+    const int64_t width = min(kLanes, lanes - r);
+    for (int64_t k = 0; k < words; k += kLanes) {
+      Vec x[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        x[i] = r + i < count ? words_at(rows + source_row[r + i] * D, D, k) : Vec{};
+      transpose(x);
+      const int64_t rest = min(kLanes, words - k);
+      float* out = packed + k * lanes + r;
+      // A vector that is wider than the lanes runs into the next words, which are written after it.
+      const int64_t beyond = (kLanes + lanes - 1) / lanes - 1;
+      const int64_t whole = width == kLanes ? rest : r == 0 ? min(rest, words - beyond - k) : 0;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < whole)
+          store(out + i * lanes, x[i]);
+        else if (i < rest)
+          std::memcpy(out + i * lanes, &x[i], width * sizeof(float));
+      }
     }
-    for (int64_t k = 0; k < word_count; ++k)
-      for (int64_t r = count; r < lanes; ++r) packed[k * lanes + r] = 0;
   }
 }
 

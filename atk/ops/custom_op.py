@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 
 _LIBRARY = torch.library.Library("atk", "FRAGMENT")
@@ -43,8 +42,10 @@ def register_autograd(
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     differentiable: Any = type(name, (torch.autograd.Function,), methods)  # profilers show the name
 
+    tensors = [k for k, argument in enumerate(op._schema.arguments) if "Tensor" in str(argument.type)]
+
     def call(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+        if torch.is_grad_enabled() and any(inputs[k] is not None and inputs[k].requires_grad for k in tensors):
             return differentiable.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)

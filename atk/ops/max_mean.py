@@ -148,8 +148,9 @@ def similarity(
     if normalize:
         audio = audio._replace(rows=normalize_rows(audio.rows, audio.mask, backend))
         text = text._replace(rows=normalize_rows(text.rows, text.mask, backend))
-    audio = audio._replace(rows=audio.rows.to(dtype))
-    text = text._replace(rows=text.rows.to(dtype))
+    if audio.rows.dtype != dtype or text.rows.dtype != dtype:
+        audio = audio._replace(rows=audio.rows.to(dtype))
+        text = text._replace(rows=text.rows.to(dtype))
 
     def scored(averaged: Sequences, maximized: Sequences) -> Tensor:
         return score(averaged, maximized, pairs=pairs, sparse=sparse, save_index=save_index, backend=backend)
