@@ -5,8 +5,6 @@ overrides the heuristics. The comments cite registers, spills and shared memory 
 configuration serves every version of Triton; some versions need more registers than others for the same kernel.
 """
 
-import importlib.util
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -16,10 +14,7 @@ import torch
 
 from atk.kernels import launch_table
 
-# Evaluated at import, because torch.compile traces through the choice of a backend.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
-_MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
 
 
 # For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
@@ -133,36 +128,6 @@ _ATTENTION_FLOAT32: _AttentionTiles = {
     "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
     "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
 }
-
-
-def unavailable(device: torch.device | str) -> str | None:
-    """None if the Triton kernels can run on this device, otherwise the reason and how to fix it.
-
-    A CUDA device without an index stands for all GPUs that torch sees.
-    """
-    device = torch.device(device)
-    if not _HAS_TRITON:
-        return "triton is not installed; pip install 'audio-text-kernels[triton]'"
-    if device.type == "cuda":
-        return _unusable_gpu(device.index)
-    if device.type != "cpu":
-        return f"runs on CUDA tensors, not on {device.type}"
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return "runs on GPU tensors; on the CPU only in Triton's interpreter, with TRITON_INTERPRET=1 set at start"
-    return None
-
-
-@torch.compiler.assume_constant_result  # torch.compile traces through the choice of a backend
-def _unusable_gpu(index: int | None) -> str | None:
-    if torch.version.hip is not None:
-        return "the Triton kernels need an NVIDIA GPU; they contain its instructions, and this is PyTorch for AMD GPUs"
-    if not torch.cuda.is_available():
-        return "there is no GPU that PyTorch can use"
-    for gpu in range(torch.cuda.device_count()) if index is None else [index]:
-        major, minor = torch.cuda.get_device_capability(gpu)
-        if (major, minor) < _MIN_CAPABILITY:
-            return f"needs a GPU of compute capability 8.0 or newer, cuda:{gpu} has {major}.{minor}"
-    return None
 
 
 def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:

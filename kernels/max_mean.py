@@ -7,6 +7,7 @@ reproducible.
 import torch
 from torch import Tensor
 
+from atk.kernels.availability import unavailable
 from atk.kernels.launch import (
     Device,
     Launch,
@@ -15,7 +16,6 @@ from atk.kernels.launch import (
     on_device,
     parts_of_frames,
     parts_of_sum,
-    unavailable,
 )
 from atk.kernels.max_mean_forward import forward_kernel
 from atk.kernels.max_mean_gradients import grad_audio_kernel, grad_text_kernel
