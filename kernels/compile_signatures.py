@@ -142,7 +142,8 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     meta: _Meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
     if case.kernel in MAX_MEAN_KERNELS:
         D = packed_width(case.D)
-        launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device)
+        winners = case.index_bytes > 0
+        launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device, winners)
         return {**meta, "FRAME_WINNERS": launch.winners_per_frame(meta["C"]), **launch.meta()}
     if case.kernel == "sum_parts":
         return {**sum_parts_launch(packed_width(case.D))}

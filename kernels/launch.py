@@ -130,7 +130,9 @@ _ATTENTION_FLOAT32: _AttentionTiles = {
 }
 
 
-def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
+def max_mean_launch(
+    kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device, winners: bool = True
+) -> Launch:
     """The launch configuration of a max-mean kernel, from the launch table or else from heuristics.
 
     Args:
@@ -140,25 +142,35 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
         chunked: whether captions can be longer than that, and are processed in chunks of `tokens`.
         D: channels of packed rows.
         device: the GPU.
+        winners: whether a forward writes winner indices.
 
     Raises:
         ValueError: the launch table cannot be read or has an invalid entry.
     """
-    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device)
+    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device, winners)
 
 
 @lru_cache(maxsize=1024)
 def _max_mean_launch(
-    table: str | None, kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device
+    table: str | None,
+    kernel: str,
+    dtype: torch.dtype,
+    tokens: int,
+    chunked: bool,
+    D: int,
+    device: Device,
+    winners: bool,
 ) -> Launch:
     tuned = launch_table.lookup(table, device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
-    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device, winners) if tuned is None else Launch(**tuned)
 
 
-def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
+def _heuristic(
+    kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device, winners: bool
+) -> Launch:
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":
-        return _forward_heuristic(dtype, tokens, chunked, D, divisor, device)
+        return _forward_heuristic(dtype, tokens, chunked, D, divisor, device, winners)
     if dtype == torch.float32:
         if kernel == "grad_audio":
             return Launch(64, min(divisor, 32), warps=8, stages=3)  # twice as many channels spill
@@ -170,11 +182,15 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     return Launch(64, min(divisor, 64 if kernel == "grad_text" else 128), warps=8, stages=3)
 
 
-def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:
+def _forward_heuristic(
+    dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device, winners: bool
+) -> Launch:
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
-        # aims at 128 registers and spills; with four it takes up to 168.
-        return Launch(64, 16, warps=4, stages=3, stationary=False)
+        # aims at 128 registers and spills; with four it takes up to 168. Three stages spill without winners (Triton 3.4
+        # and 3.6), two with winners or wider captions.
+        stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
+        return Launch(64, 16, warps=4, stages=stages, stationary=False)
     registers = 255 if device.has_tensor_memory else None
     if divisor == D and not chunked:
         if D <= 128:

@@ -73,12 +73,12 @@ class Problem:
             self._tiles[launch.frames] = frame_tiles(self.audio, self.frames, launch.frames)
         return self._tiles[launch.frames]
 
-    def launch(self, kernel: str, length_class: LengthClass) -> Launch:
-        """The launch configuration of a kernel for one length class."""
+    def launch(self, kernel: str, length_class: LengthClass, winners: bool = True) -> Launch:
+        """The launch configuration of a kernel for one length class; `winners`: whether a forward writes them."""
         if kernel in self.launches:
             return self.launches[kernel]
         dtype = self.frames.rows.dtype
-        return max_mean_launch(kernel, dtype, length_class.tokens, length_class.chunked, self.D, self.device)
+        return max_mean_launch(kernel, dtype, length_class.tokens, length_class.chunked, self.D, self.device, winners)
 
     def index_row(self) -> int:
         """Stride between slots in the winner indices."""
@@ -113,7 +113,7 @@ class Problem:
             weights: None, or skip the tiles in which every weight is 0; `sim` must be None then.
         """
         length_class = group.length_class
-        launch = self.launch("forward", length_class)
+        launch = self.launch("forward", length_class, index is not None)
         tiles = self.tiles(launch)
         captions = self.captions
         active, active_count, active_row = self._active_frames(weights, tiles, group)
