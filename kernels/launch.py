@@ -16,7 +16,6 @@ from atk.kernels import launch_table
 
 MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
 
-
 # For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
 # its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes
 # compute the same sum of products: contracted, these sums could differ.
@@ -171,6 +170,9 @@ def _heuristic(
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":
         return _forward_heuristic(dtype, tokens, chunked, D, divisor, device, winners)
+    if kernel == "grad_audio" and gathers_winners(dtype, tokens, device):
+        # Few registers, because many programs hide the latency of loads that do not run ahead; four warps spill.
+        return Launch(64, min(divisor, 32 if dtype == torch.float32 else 64), warps=8, stages=3)
     if dtype == torch.float32:
         if kernel == "grad_audio":
             return Launch(64, min(divisor, 32), warps=8, stages=3)  # twice as many channels spill
@@ -186,9 +188,8 @@ def _forward_heuristic(
     dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device, winners: bool
 ) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
-        # aims at 128 registers and spills; with four it takes up to 168. Three stages spill without winners (Triton 3.4
-        # and 3.6), two with winners or wider captions.
+        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
+        # 128 registers and spills. Three stages spill without winners (Triton 3.4 and 3.6), two otherwise.
         stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
         return Launch(64, 16, warps=4, stages=stages, stationary=False)
     registers = 255 if device.has_tensor_memory else None
@@ -205,6 +206,11 @@ def _forward_heuristic(
     channels = min(divisor, 64 if tokens > 8 else 32)
     frames = 128 if device.has_wgmma else 64
     return Launch(frames, channels, warps=8, stages=3, stationary=False, registers=registers)
+
+
+def gathers_winners(dtype: torch.dtype, tokens: int, device: Device) -> bool:
+    """Whether `grad_audio_kernel` gathers winners, at the same cost for any length, instead of a one-hot product."""
+    return tokens >= 16 if dtype == torch.float32 else tokens >= 64 and not device.has_wgmma
 
 
 def head_channels(width: int) -> int:

@@ -12,6 +12,7 @@ from atk.kernels.launch import (
     Device,
     Launch,
     cdiv,
+    gathers_winners,
     max_mean_launch,
     on_device,
     parts_of_frames,
@@ -149,6 +150,7 @@ class Problem:
         active, active_count, active_row = _active_arguments(
             active_text_tiles(weights, captions, group) if sparse else None
         )
+        gather = gathers_winners(self.frames.rows.dtype, length_class.tokens, self.device)
         grid = (tiles.bound * cdiv(self.D, launch.channels),)
         grad_audio_kernel[grid](
             weights.weight, weights.peak, tiles.table, tiles.first, self.frames.source_row, captions.rows,
@@ -156,7 +158,7 @@ class Problem:
             out, self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
             *group.range_arguments, int(group.local_index), int(first), int(last),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
-            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), **launch.meta(),
+            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), GATHER=gather, **launch.meta(),
         )  # fmt: skip
 
     def grad_text(self, group: SlotGroup, weights: Weights, index: Tensor, out: Tensor, sparse: bool) -> None:
