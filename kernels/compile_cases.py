@@ -50,12 +50,12 @@ def representative_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[Cas
         yield from (case for case in attention_cases(dtype) if (case.D, case.heads) == (768, 12))
         yield from (case for case in logit_cases(dtype) if case.D == 512)
         for kernel in MAX_MEAN_KERNELS:
-            yield from (case for case in _length_class_cases(kernel, dtype) if case.D == 128 or case.tokens == 32)
-            case = Case(kernel, dtype)
-            yield from _variants(case)
+            classes = [case for case in _length_class_cases(kernel, dtype) if case.D == 128 or case.tokens == 32]
+            yield from classes
+            yield from _variants(Case(kernel, dtype))
             yield Case(kernel, dtype, tile_width(dtype), accumulate=False, pairs=True)
             if kernel == "forward":
-                yield replace(case, index_bytes=0)
+                yield from (replace(case, index_bytes=0) for case in classes if case.D == 128)
 
 
 def attention_cases(dtype: torch.dtype) -> Iterator[Case]:

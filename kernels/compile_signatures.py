@@ -11,6 +11,7 @@ from atk.kernels.launch import (
     UNFUSED,
     Device,
     cross_attention_launch,
+    gathers_winners,
     head_channels,
     info_nce_launch,
     key_end_launch,
@@ -142,8 +143,10 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     meta: _Meta = {"C": width // case.tokens, "LT": case.tokens, "W": width, "PAIRS": case.pairs}
     if case.kernel in MAX_MEAN_KERNELS:
         D = packed_width(case.D)
-        launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device)
-        return {**meta, "FRAME_WINNERS": launch.winners_per_frame(meta["C"]), **launch.meta()}
+        winners = case.index_bytes > 0
+        launch = max_mean_launch(case.kernel, case.dtype, case.tokens, case.chunked, D, device, winners)
+        gather = gathers_winners(case.dtype, case.tokens, device)
+        return {**meta, "FRAME_WINNERS": launch.winners_per_frame(meta["C"]), "GATHER": gather, **launch.meta()}
     if case.kernel == "sum_parts":
         return {**sum_parts_launch(packed_width(case.D))}
     small, large = frame_sizes(case.dtype)

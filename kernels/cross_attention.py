@@ -6,6 +6,7 @@ Shapes: N clips of L_a frames, L_ref reference frames, D channels, H heads. Memo
 import torch
 from torch import Tensor
 
+from atk.kernels.availability import unavailable
 from atk.kernels.cross_attention_gate import gate_backward_kernel, gate_kernel
 from atk.kernels.cross_attention_kernels import attend_kernel, grad_key_kernel, grad_query_kernel, key_end_kernel
 from atk.kernels.launch import (
@@ -18,7 +19,6 @@ from atk.kernels.launch import (
     key_end_launch,
     on_device,
     pointwise_launch,
-    unavailable,
 )
 from atk.kernels.pack import as_bytes
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atk.kernels.availability import unavailable
 from atk.kernels.info_nce_kernels import grad_logits_kernel, lse_kernel, merge_kernel
 from atk.kernels.launch import (
     UNFUSED,
@@ -20,7 +21,6 @@ from atk.kernels.launch import (
     info_nce_launch,
     merge_launch,
     on_device,
-    unavailable,
 )
 from atk.kernels.sequences import packed_width
 

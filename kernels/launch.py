@@ -5,8 +5,6 @@ overrides the heuristics. The comments cite registers, spills and shared memory 
 configuration serves every version of Triton; some versions need more registers than others for the same kernel.
 """
 
-import importlib.util
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -16,11 +14,7 @@ import torch
 
 from atk.kernels import launch_table
 
-# Evaluated at import, because torch.compile traces through the choice of a backend.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
-_MIN_CAPABILITY = (8, 0)  # bfloat16 matrix instructions and asynchronous copies
-
 
 # For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
 # its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes
@@ -135,37 +129,9 @@ _ATTENTION_FLOAT32: _AttentionTiles = {
 }
 
 
-def unavailable(device: torch.device | str) -> str | None:
-    """None if the Triton kernels can run on this device, otherwise the reason and how to fix it.
-
-    A CUDA device without an index stands for all GPUs that torch sees.
-    """
-    device = torch.device(device)
-    if not _HAS_TRITON:
-        return "triton is not installed; pip install 'audio-text-kernels[triton]'"
-    if device.type == "cuda":
-        return _unusable_gpu(device.index)
-    if device.type != "cpu":
-        return f"runs on CUDA tensors, not on {device.type}"
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return "runs on GPU tensors; on the CPU only in Triton's interpreter, with TRITON_INTERPRET=1 set at start"
-    return None
-
-
-@torch.compiler.assume_constant_result  # torch.compile traces through the choice of a backend
-def _unusable_gpu(index: int | None) -> str | None:
-    if torch.version.hip is not None:
-        return "the Triton kernels need an NVIDIA GPU; they contain its instructions, and this is PyTorch for AMD GPUs"
-    if not torch.cuda.is_available():
-        return "there is no GPU that PyTorch can use"
-    for gpu in range(torch.cuda.device_count()) if index is None else [index]:
-        major, minor = torch.cuda.get_device_capability(gpu)
-        if (major, minor) < _MIN_CAPABILITY:
-            return f"needs a GPU of compute capability 8.0 or newer, cuda:{gpu} has {major}.{minor}"
-    return None
-
-
-def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
+def max_mean_launch(
+    kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device, winners: bool = True
+) -> Launch:
     """The launch configuration of a max-mean kernel, from the launch table or else from heuristics.
 
     Args:
@@ -175,25 +141,38 @@ def max_mean_launch(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool,
         chunked: whether captions can be longer than that, and are processed in chunks of `tokens`.
         D: channels of packed rows.
         device: the GPU.
+        winners: whether a forward writes winner indices.
 
     Raises:
         ValueError: the launch table cannot be read or has an invalid entry.
     """
-    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device)
+    return _max_mean_launch(launch_table.path(), kernel, dtype, tokens, chunked, D, device, winners)
 
 
 @lru_cache(maxsize=1024)
 def _max_mean_launch(
-    table: str | None, kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device
+    table: str | None,
+    kernel: str,
+    dtype: torch.dtype,
+    tokens: int,
+    chunked: bool,
+    D: int,
+    device: Device,
+    winners: bool,
 ) -> Launch:
     tuned = launch_table.lookup(table, device.name, kernel, str(dtype).removeprefix("torch."), tokens, chunked, D)
-    return _heuristic(kernel, dtype, tokens, chunked, D, device) if tuned is None else Launch(**tuned)
+    return _heuristic(kernel, dtype, tokens, chunked, D, device, winners) if tuned is None else Launch(**tuned)
 
 
-def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device) -> Launch:
+def _heuristic(
+    kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: int, device: Device, winners: bool
+) -> Launch:
     divisor = D & -D  # the largest power of two that divides D
     if kernel == "forward":
-        return _forward_heuristic(dtype, tokens, chunked, D, divisor, device)
+        return _forward_heuristic(dtype, tokens, chunked, D, divisor, device, winners)
+    if kernel == "grad_audio" and gathers_winners(dtype, tokens, device):
+        # Few registers, because many programs hide the latency of loads that do not run ahead; four warps spill.
+        return Launch(64, min(divisor, 32 if dtype == torch.float32 else 64), warps=8, stages=3)
     if dtype == torch.float32:
         if kernel == "grad_audio":
             return Launch(64, min(divisor, 32), warps=8, stages=3)  # twice as many channels spill
@@ -205,11 +184,14 @@ def _heuristic(kernel: str, dtype: torch.dtype, tokens: int, chunked: bool, D: i
     return Launch(64, min(divisor, 64 if kernel == "grad_text" else 128), warps=8, stages=3)
 
 
-def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device) -> Launch:
+def _forward_heuristic(
+    dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device, winners: bool
+) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time. With eight warps ptxas
-        # aims at 128 registers and spills; with four it takes up to 168.
-        return Launch(64, 16, warps=4, stages=3, stationary=False)
+        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
+        # 128 registers and spills. Three stages spill without winners (Triton 3.4 and 3.6), two otherwise.
+        stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
+        return Launch(64, 16, warps=4, stages=stages, stationary=False)
     registers = 255 if device.has_tensor_memory else None
     if divisor == D and not chunked:
         if D <= 128:
@@ -224,6 +206,11 @@ def _forward_heuristic(dtype: torch.dtype, tokens: int, chunked: bool, D: int, d
     channels = min(divisor, 64 if tokens > 8 else 32)
     frames = 128 if device.has_wgmma else 64
     return Launch(frames, channels, warps=8, stages=3, stationary=False, registers=registers)
+
+
+def gathers_winners(dtype: torch.dtype, tokens: int, device: Device) -> bool:
+    """Whether `grad_audio_kernel` gathers winners, at the same cost for any length, instead of a one-hot product."""
+    return tokens >= 16 if dtype == torch.float32 else tokens >= 64 and not device.has_wgmma
 
 
 def head_channels(width: int) -> int:

@@ -7,15 +7,16 @@ reproducible.
 import torch
 from torch import Tensor
 
+from atk.kernels.availability import unavailable
 from atk.kernels.launch import (
     Device,
     Launch,
     cdiv,
+    gathers_winners,
     max_mean_launch,
     on_device,
     parts_of_frames,
     parts_of_sum,
-    unavailable,
 )
 from atk.kernels.max_mean_forward import forward_kernel
 from atk.kernels.max_mean_gradients import grad_audio_kernel, grad_text_kernel
@@ -73,12 +74,12 @@ class Problem:
             self._tiles[launch.frames] = frame_tiles(self.audio, self.frames, launch.frames)
         return self._tiles[launch.frames]
 
-    def launch(self, kernel: str, length_class: LengthClass) -> Launch:
-        """The launch configuration of a kernel for one length class."""
+    def launch(self, kernel: str, length_class: LengthClass, winners: bool = True) -> Launch:
+        """The launch configuration of a kernel for one length class; `winners`: whether a forward writes them."""
         if kernel in self.launches:
             return self.launches[kernel]
         dtype = self.frames.rows.dtype
-        return max_mean_launch(kernel, dtype, length_class.tokens, length_class.chunked, self.D, self.device)
+        return max_mean_launch(kernel, dtype, length_class.tokens, length_class.chunked, self.D, self.device, winners)
 
     def index_row(self) -> int:
         """Stride between slots in the winner indices."""
@@ -113,7 +114,7 @@ class Problem:
             weights: None, or skip the tiles in which every weight is 0; `sim` must be None then.
         """
         length_class = group.length_class
-        launch = self.launch("forward", length_class)
+        launch = self.launch("forward", length_class, index is not None)
         tiles = self.tiles(launch)
         captions = self.captions
         active, active_count, active_row = self._active_frames(weights, tiles, group)
@@ -149,6 +150,7 @@ class Problem:
         active, active_count, active_row = _active_arguments(
             active_text_tiles(weights, captions, group) if sparse else None
         )
+        gather = gathers_winners(self.frames.rows.dtype, length_class.tokens, self.device)
         grid = (tiles.bound * cdiv(self.D, launch.channels),)
         grad_audio_kernel[grid](
             weights.weight, weights.peak, tiles.table, tiles.first, self.frames.source_row, captions.rows,
@@ -156,7 +158,7 @@ class Problem:
             out, self.N_a, self.N_t, self.D, self.index_row(), weights.clip_stride, weights.slot_stride, active_row,
             *group.range_arguments, int(group.local_index), int(first), int(last),
             C=length_class.captions, LT=length_class.tokens, PAIRS=self.pairs,
-            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), **launch.meta(),
+            FRAME_WINNERS=launch.winners_per_frame(length_class.captions), GATHER=gather, **launch.meta(),
         )  # fmt: skip
 
     def grad_text(self, group: SlotGroup, weights: Weights, index: Tensor, out: Tensor, sparse: bool) -> None:

@@ -56,7 +56,7 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
     positions, carry, grad_audio, N_a, N_t, D, index_row, grad_clip, grad_slot, active_row, class_index, offset, size,
     local_index, first, last,
     BLOCK_A: tl.constexpr, C: tl.constexpr, LT: tl.constexpr, BLOCK_D: tl.constexpr,
-    PAIRS: tl.constexpr, FRAME_WINNERS: tl.constexpr,
+    PAIRS: tl.constexpr, FRAME_WINNERS: tl.constexpr, GATHER: tl.constexpr,
 ):  # fmt: skip
     """grad_audio[i, t] = sum over j of weight[i, j] * text[j, index[i, j, t]], with weight[i, j] = grad[i, j] / n_i.
 
@@ -65,6 +65,8 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
     rounds the weights. They are divided by peak[i] = max over j of |weight[i, j]| so that they do not underflow. The
     error is at most 2^-9 (bfloat16) or 2^-11 (float16) of the sum over j of |weight[i, j] * text|, the same as if the
     products had been stored in that dtype.
+
+    GATHER: loads the winners instead of multiplying, one row per frame and caption, and weights them in float32.
 
     Launched once for each group of slots. `carry` [T_a, D] float32 holds the sum between launches; the `last` launch
     writes grad_audio. None: there is a single launch.
@@ -102,7 +104,23 @@ def grad_audio_kernel(  # noqa: C901 - most branches are resolved at compile tim
         at_carry = carry + (row + lane).to(tl.int64)[:, None] * D + d[None, :]
         total = tl.load(at_carry, mask=carried, other=0.0)
     position = token_positions(positions, 0, W, LT, text.dtype.element_ty)
-    for exact in tl.static_range(2):
+    if GATHER:
+        text_tile = begin + visited(active, 0, steps)
+        slot, position0 = tile_slot(text_tiles, text_tile, begin, low, C)
+        for step in range(steps):
+            at_text = text + text_tile.to(tl.int64) * W * D + d[None, :]
+            for caption in tl.static_range(C):
+                one = tl.minimum(slot + caption, high - low - 1).to(tl.int64)
+                value = tl.load(weight + one * grad_slot, mask=slot + caption < high - low, other=0.0)
+                winner = tl.load(index + one * index_row + lane).to(tl.int32) - position0
+                # Of a caption in several tiles, a frame's winner is in one. Past the frames, indices are arbitrary.
+                inside = (lane < tl.where(value != 0, rows, 0)) & (winner >= 0) & (winner < LT)
+                rows_of_winners = caption * LT + winner
+                token = tl.load(at_text + rows_of_winners[:, None] * D, mask=inside[:, None], other=0.0)
+                total += value * token.to(tl.float32)
+            text_tile = begin + visited(active, step + 1, steps)
+            slot, position0 = tile_slot(text_tiles, text_tile, begin, low, C)
+    for exact in tl.static_range(0 if GATHER else 2):
         if exact == 1:
             redo = _any_nonfinite(total)
             steps = tl.where(redo, steps, 0)

@@ -255,7 +255,7 @@ def _tune(arguments: Namespace) -> None:
     import torch
 
     from atk.eval.outputs import check_output
-    from atk.kernels.launch import unavailable
+    from atk.kernels.availability import unavailable
     from atk.ops.backend import BackendError
 
     reason = unavailable("cuda")

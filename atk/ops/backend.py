@@ -33,9 +33,9 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
         from atk.kernels import cpp
 
         return cpp.unavailable()
-    from atk.kernels import launch
+    from atk.kernels import availability
 
-    return launch.unavailable(device)
+    return availability.unavailable(device)
 
 
 def choose(

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from support.triton_cases import DEVICE, needs_gpu_or_interpreter
 
-from atk.kernels import launch
+from atk.kernels import availability
 from atk.kernels.launch import Device, Launch, max_mean_launch
 from atk.kernels.sequences import frame_sizes
 
@@ -84,7 +84,7 @@ def test_old_gpus_are_rejected(capability, works, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    reason = launch.unavailable("cuda")
+    reason = availability.unavailable("cuda")
     assert reason is None if works else "needs a GPU of compute capability 8.0 or newer, cuda:0 has 7.5" in reason
 
 
@@ -92,9 +92,9 @@ def test_the_gpu_of_the_tensor_counts_and_without_one_all(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (7, 5)][index])
-    assert launch.unavailable(torch.device("cuda", 0)) is None
+    assert availability.unavailable(torch.device("cuda", 0)) is None
     for device in ("cuda:1", "cuda"):
-        assert launch.unavailable(device) == "needs a GPU of compute capability 8.0 or newer, cuda:1 has 7.5"
+        assert availability.unavailable(device) == "needs a GPU of compute capability 8.0 or newer, cuda:1 has 7.5"
 
 
 def test_amd_gpus_are_refused_and_never_taken_for_hopper(monkeypatch):
@@ -102,7 +102,7 @@ def test_amd_gpus_are_refused_and_never_taken_for_hopper(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))
-    assert re.match(r"the Triton kernels need an NVIDIA GPU; [^\n]*$", launch.unavailable("cuda:0"))
+    assert re.match(r"the Triton kernels need an NVIDIA GPU; [^\n]*$", availability.unavailable("cuda:0"))
     assert not Device((9, 4), 304, "AMD Instinct MI300X").has_wgmma
 
 

@@ -98,6 +98,24 @@ def test_a_tile_keeps_to_its_budget_of_clocks(compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "dtype", "tokens", "budget"),
+    [
+        ("sm_90", torch.float32, 16, 952),
+        ("sm_90", torch.float32, 32, 476),
+        ("sm_90", torch.float32, 64, 252),
+        ("sm_80", torch.float32, 16, 779),
+        ("sm_80", torch.bfloat16, 64, 390),
+        ("sm_80", torch.bfloat16, 128, 213),
+    ],
+)
+def test_a_gather_keeps_to_its_budget_of_clocks(arch, dtype, tokens, budget):
+    row, code = compile_case(Case("grad_audio", dtype, tokens), CAPABILITIES[arch])
+    assert row.hgmma == row.hmma == row.spills == 0 and not unknown_opcodes(code.instructions)
+    assert row.clocks is not None and max(astuple(row.clocks)) <= budget, format_table([row])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [("sm_90", torch.bfloat16)], indirect=True, ids=str)
 def test_the_page_on_kernels_quotes_the_clocks(compiled):
     page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text().replace("**", "")

@@ -51,7 +51,7 @@ def fake_kernels(monkeypatch):
     module = types.SimpleNamespace(forward=forward, backward=backward)
     monkeypatch.setitem(sys.modules, "atk.kernels.cross_attention", module)
     monkeypatch.setattr("atk.kernels.cross_attention", module, raising=False)
-    monkeypatch.setattr("atk.kernels.launch.unavailable", lambda device_type: None)
+    monkeypatch.setattr("atk.kernels.availability.unavailable", lambda device_type: None)
 
 
 @pytest.mark.triton

@@ -68,7 +68,7 @@ def fake_kernels(monkeypatch):
     module = types.SimpleNamespace(forward=forward, backward=backward)
     monkeypatch.setitem(sys.modules, "atk.kernels.info_nce", module)
     monkeypatch.setattr("atk.kernels.info_nce", module, raising=False)
-    monkeypatch.setattr("atk.kernels.launch.unavailable", lambda device_type: None)
+    monkeypatch.setattr("atk.kernels.availability.unavailable", lambda device_type: None)
     monkeypatch.setattr(info_nce_op, "_PAIRS_AT_A_TIME", 4)
 
 

@@ -13,6 +13,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 import atk.kernels.launch as atk_launch
+from atk.kernels import availability
 from ptx_machine.grid import Options
 from ptx_machine.launch import launch
 from ptx_machine.program import Program
@@ -116,7 +117,7 @@ def active(
     interpreted = types.SimpleNamespace(environ={"TRITON_INTERPRET": "1"})  # makes the Triton backend available
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(jit.JITFunction, "run", run))
-        stack.enter_context(mock.patch.object(atk_launch, "os", interpreted))
+        stack.enter_context(mock.patch.object(availability, "os", interpreted))
         stack.enter_context(mock.patch.object(atk_launch.Device, "of", return_value=device))
         yield machine
     if strict:
