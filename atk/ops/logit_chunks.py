@@ -76,7 +76,7 @@ class Gradients:
     def __init__(self, logits: Logits):
         self.logits = logits
         dtype = logits.scale.dtype
-        self.audio, self.text = (torch.zeros_like(rows, dtype=dtype) for rows in (logits.audio, logits.text))
+        self.audio, self.text = (torch.empty_like(rows, dtype=dtype) for rows in (logits.audio, logits.text))
         self.scale = torch.zeros((), dtype=torch.float64, device=logits.scale.device)
 
     def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor) -> None:
@@ -85,11 +85,8 @@ class Gradients:
         if self.logits.in_bfloat16:
             self.scale += torch.dot(grad.flatten(), chunk.flatten())
             grad = grad.bfloat16()
-            self.audio[i] += grad @ text
-            self.text[j] += grad.T @ audio
-        else:
-            self.audio[i].addmm_(grad, text)
-            self.text[j].addmm_(grad.T, audio)
+        _add_product(self.audio[i], grad, text, first=j.start == 0)
+        _add_product(self.text[j], grad.T, audio, first=i.start == 0)
 
     def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """`scale * dS @ text` and `scale * dS^T @ audio` in `dtype`, and `sum dS * (audio @ text^T)`; call it once."""
@@ -100,6 +97,16 @@ class Gradients:
             rows = zip(self.audio.split(CHUNK_ROWS), self.logits.audio.split(CHUNK_ROWS), strict=True)
             grad_scale = torch.stack([(sums * clips).sum(dtype=torch.float64) for sums, clips in rows]).sum()
         return self.audio.mul_(scale).to(dtype), self.text.mul_(scale).to(dtype), grad_scale.to(scale.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a @ b, or total = a @ b if `first`."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
 
 
 def _slices(length: int, size: int) -> list[slice]:
