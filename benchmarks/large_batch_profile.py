@@ -9,13 +9,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from atk.models.clap import CLAP
 from atk.nn import AlignedContrastiveLoss
 from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.config import Precision
 from atk.train.trainer import Trainer
 
 OPS = "atk::"  # prefix of this library's custom ops in the profile
@@ -156,11 +157,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3, help="at least 2; the first is not measured")
     parser.add_argument("--backend", default="cpp")
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
     options = vars(parser.parse_args())
     if options["steps"] < 2:
         parser.error(f"--steps must be at least 2, got {options['steps']}")
     options["out"] = str(options["out"])
-    config = AlignedConfig(**options, device="cpu", precision="fp32", log_every=1, save_every=10**6, eval_every=0)
+    config = AlignedConfig(**options, device="cpu", log_every=1, save_every=10**6, eval_every=0)
     result = profile(config)
     Path(config.out, "profile.json").write_text(json.dumps(result, indent=2) + "\n")
 

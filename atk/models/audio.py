@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.layers import Float32Features
+from atk.models.layers import MelSpectrogram
 from atk.nn.positions import sinusoids
 
 _TIME_POOL = (2, 2, 1, 1)  # time pooling of the four convolutions; each also halves the mel axis
@@ -56,23 +56,14 @@ class AudioEncoderConfig:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
 
 
-class LogMel(Float32Features):
+class LogMel(MelSpectrogram):
     """Waveforms `[N, S]` in [-1, 1] to log-mel spectrograms `[N, ceil(S / hop), mel_bins]`.
 
     Each frame is centered on its hop and sees zeros outside the clip, so padding a batch changes no valid frame.
     """
 
     def __init__(self, config: AudioEncoderConfig):
-        super().__init__()
-        from atk._torchaudio import transforms
-
-        self.hop = config.hop
-        self.window = config.window
-        self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)
-        self.mel_scale = transforms.MelScale(config.mel_bins, config.sample_rate, n_stft=config.window // 2 + 1)
-        # Not persistent: the configuration determines both, so they are not saved with the weights.
-        self.spectrogram.register_buffer("window", self.spectrogram.window, persistent=False)
-        self.mel_scale.register_buffer("fb", self.mel_scale.fb, persistent=False)
+        super().__init__(config.sample_rate, config.window, config.hop, config.mel_bins)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log-mel spectrograms scaled to roughly unit range.
@@ -88,13 +79,8 @@ class LogMel(Float32Features):
         margin = self.window - self.hop
         samples = -(-max(audio.shape[1], 1) // self.hop) * self.hop
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
-        with torch.autocast(audio.device.type, enabled=False):
-            # power=2 would call abs() on complex values, which takes as long as the FFT itself.
-            spectrum = self.spectrogram(audio.float())
-            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-            power = self.mel_scale(power).transpose(1, 2)  # [N, frames, mel_bins]
         # Silence, log(1e-5), maps to -1.9 and a full-scale tone to about 4.
-        return (torch.log(power + 1e-5) + 4) / 4, frames
+        return (torch.log(self.power(audio) + 1e-5) + 4) / 4, frames
 
 
 class _ConvBlock(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.layers import Float32Features
+from atk.models.layers import MelSpectrogram
 
 FRAME_STRIDE = 32  # spectrogram frames per output frame: five poolings by 2
 _BLOCKS = 6
@@ -87,30 +87,16 @@ class Cnn14Config:
         )
 
 
-class _LogMel(Float32Features):
+class _LogMel(MelSpectrogram):
     """Waveforms `[N, S]` to `10 log10(max(x, 1e-10))` of their mel power spectra `[N, 1 + S // hop, mel_bins]`.
 
     Frames are centered on multiples of the hop. Each clip is reflect-padded at its own ends, not at those of the batch.
     """
 
     def __init__(self, config: Cnn14Config):
-        super().__init__()
-        from atk._torchaudio import transforms
-
-        self.window = config.window
-        self.spectrogram = transforms.Spectrogram(config.window, hop_length=config.hop, power=None, center=False)
-        self.mel_scale = transforms.MelScale(
-            config.mel_bins,
-            config.sample_rate,
-            config.fmin,
-            config.fmax,
-            config.window // 2 + 1,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        # Not persistent: the configuration determines both, so they are not saved with the weights.
-        self.spectrogram.register_buffer("window", self.spectrogram.window, persistent=False)
-        self.mel_scale.register_buffer("fb", self.mel_scale.fb, persistent=False)
+        slaney = {"norm": "slaney", "mel_scale": "slaney"}
+        span = {"f_min": config.fmin, "f_max": config.fmax}
+        super().__init__(config.sample_rate, config.window, config.hop, config.mel_bins, **span, **slaney)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> Tensor:
         audio = audio.float()
@@ -120,12 +106,7 @@ class _LogMel(Float32Features):
         before = audio.gather(1, _reflected(step - half, lengths))
         after = audio.gather(1, _reflected(end, lengths))
         padded = F.pad(torch.cat([before, audio], 1), (0, half)).scatter(1, half + end, after)
-        with torch.autocast(audio.device.type, enabled=False):
-            # power=2 would call abs() on complex values, which takes as long as the FFT itself.
-            spectrum = self.spectrogram(padded)
-            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-            power = self.mel_scale(power).transpose(1, 2)  # [N, T, mel_bins]
-        return 10 * torch.log10(power.clamp(min=1e-10))
+        return 10 * torch.log10(self.power(padded).clamp(min=1e-10))
 
 
 def _reflected(index: Tensor, lengths: Tensor) -> Tensor:
