@@ -145,12 +145,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     saved = audio, text, scale, row_lse, column_lse if columns else None, positive, logits if keep else None
     ctx.save_for_backward(*saved)
     ctx.mark_non_differentiable(logits)
+    ctx.set_materialize_grads(False)  # a gradient of zeros for the logits would take as much memory as they do
 
 
 def _differentiate(
-    ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_positive: Tensor, _: Tensor
+    ctx: Any, grad_rows: Tensor | None, grad_columns: Tensor | None, grad_positive: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     audio, text, scale, rows, columns, positive, logits = ctx.saved_tensors
+    grad_rows = torch.zeros_like(rows) if grad_rows is None else grad_rows
+    if columns is not None and grad_columns is None:
+        grad_columns = torch.zeros_like(columns)
+    if positive is not None and grad_positive is None:
+        grad_positive = torch.zeros_like(rows)
     grads = _backward(
         audio, text, scale, rows, columns, grad_rows, None if columns is None else grad_columns, positive,
         None if positive is None else grad_positive, logits, ctx.backend,

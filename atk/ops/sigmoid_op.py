@@ -100,9 +100,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     *tensors, ctx.backend, keep = inputs
     ctx.save_for_backward(*tensors, output[1] if keep else None)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # a gradient of zeros for the logits would take as much memory as they do
 
 
-def _differentiate(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_losses is None:
+        return (None,) * 7
     return *_backward(*ctx.saved_tensors, grad_losses, ctx.backend), None, None, None
 
 
