@@ -129,13 +129,13 @@ def test_doctor_exits_with_1_if_a_kernel_is_wrong(capsys, monkeypatch):
 
 def test_tuning_prints_its_results_and_how_to_use_the_table(monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
-    from atk.kernels import launch, tune
+    from atk.kernels import availability, tune
 
     def tuned(shapes, dtypes, out):
         assert (shapes, dtypes) == ([(2, 3, 4, 5, 64)], [torch.float16])
         return tune.Tuned([], tried=9, failed=2, wrong=1)
 
-    monkeypatch.setattr(launch, "unavailable", lambda device_type: None)
+    monkeypatch.setattr(availability, "unavailable", lambda device_type: None)
     monkeypatch.setattr(tune, "tune", tuned)
     table = tmp_path / "table.json"
     shape = ["2", "3", "4", "5", "64"]
