@@ -51,7 +51,7 @@ class MelSpectrogram(Float32Features):
 
     def power(self, audio: Tensor) -> Tensor:
         """Mel power spectra `[N, 1 + (S - window) // hop, mel_bins]` of waveforms `[N, S]`."""
-        # On a CPU, spectra of few clips stay in its cache, which more than halves the time.
+        # On a CPU, spectra of few clips stay in its cache, which halves the time.
         in_parts = audio.device.type == "cpu" and not torch.compiler.is_compiling()
         parts = audio.split(_CLIPS_AT_A_TIME) if in_parts else (audio,)
         with torch.autocast(audio.device.type, enabled=False):

@@ -112,14 +112,8 @@ def max_mean_backward(
 ) -> None:
     """Writes the gradients of `max_mean_forward`: products with a matrix that holds `grad / n_i` at the winners.
 
-    Args:
-        grad: dL/dsim `[N_a, N_t]` (`[N]` with `pairs`), in the dtype of `sim`, contiguous.
-        audio, text, pairs: as in `max_mean_forward`.
-        index: as written by `max_mean_forward` for the same inputs. If None, the winners are recomputed; the gradients
-            are bitwise the same.
-        grad_audio: `[T_a, D]`, fully overwritten: `sum_j grad[i,j] / n_i * text[j, index[i,j,t]]` for n_i valid frames.
-        grad_text: `[T_t, D]`, fully overwritten: `sum_{i,t: index[i,j,t] = l} grad[i,j] / n_i * audio[i,t]`.
-        sparse: ignored; a hint for the Triton launcher.
+    Args: as in `atk.kernels.cpp.max_mean_backward`, with `grad` in the dtype of `sim` and any dtype of the embeddings.
+    Without `index`, the winners are recomputed tile by tile; the gradients are bitwise the same.
     """
     clips, captions = _ValidRows(audio), _ValidRows(text)
     weights = (grad / _per_score(clips.counts.clamp(min=1), pairs)).view(-1)
