@@ -146,7 +146,7 @@ def test_small_calls_keep_the_threads_of_large_ones(threads):  # noqa: F811
         for audio, text, sim in problems:
             cpp.max_mean_forward(audio, text, sim, None, False)
         before = before or set(tasks.iterdir())
-    assert before == set(tasks.iterdir())
+    assert set(tasks.iterdir()) <= before  # threads of earlier tests may end meanwhile
 
 
 def test_works_after_fork(threads):  # noqa: F811
