@@ -122,7 +122,6 @@ def test_every_moment_of_a_step_belongs_to_a_stage(folder, tmp_path, micro_batch
     assert result["stages"].keys() >= encoders | rest and result["steps"] == 2
     assert any("first pass" in name for name in result["stages"]) == (micro_batch is not None)
     assert min(result["ops"]["atk::max_mean_forward"], result["ops"]["atk::max_mean_backward"]) > 0
-    assert sum(result["ops"].values()) < result["stages"]["loss, forward"] + result["stages"]["loss, backward"]
 
 
 def test_stages_add_up_to_the_time(monkeypatch):
