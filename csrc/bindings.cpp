@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "exponentials.h"
 #include "isa.h"
 #include "max_mean.h"
 #include "normalize.h"
@@ -86,6 +87,30 @@ PYBIND11_MODULE(_C, m) {
       },
       py::kw_only(), py::arg("grad"), py::arg("unit"), py::arg("dtype"), py::arg("inverse_norm"), py::arg("num_rows"),
       py::arg("D"), py::arg("threads"), py::arg("grad_rows"), py::call_guard<py::gil_scoped_release>());
+
+  py::class_<atk::Logits>(m, "Logits")
+      .def(py::init([](Address values, std::int64_t rows, std::int64_t columns, std::int64_t stride, float shift) {
+             return atk::Logits{pointer<float>(values), rows, columns, stride, shift};
+           }),
+           py::kw_only(), py::arg("values"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("shift"))
+      .def(
+          "add_exponentials",
+          [](const atk::Logits& logits, int threads, Address row_sums, Address column_sums) {
+            atk::add_exponentials(logits, threads, pointer<float>(row_sums), pointer<float>(column_sums));
+          },
+          py::kw_only(), py::arg("threads"), py::arg("row_sums"), py::arg("column_sums"),
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "gradients",
+          [](const atk::Logits& logits, Address row_factors, Address column_factors, Address pair_columns,
+             Address pair_gradients, int threads, Address out, atk::Dtype out_dtype, std::int64_t out_stride) {
+            const atk::LogitGradients gradients{pointer<float>(row_factors), pointer<float>(column_factors),
+                                                pointer<std::int64_t>(pair_columns), pointer<float>(pair_gradients)};
+            return atk::logit_gradients(logits, gradients, threads, pointer<void>(out), out_dtype, out_stride);
+          },
+          py::kw_only(), py::arg("row_factors"), py::arg("column_factors"), py::arg("pair_columns"),
+          py::arg("pair_gradients"), py::arg("threads"), py::arg("out"), py::arg("out_dtype"), py::arg("out_stride"),
+          py::call_guard<py::gil_scoped_release>());
 
   m.def("multiplies_bfloat16", &atk::multiplies_bfloat16, "Whether bfloat16_product can run.");
   m.def(

@@ -1,6 +1,7 @@
 // Table of all kernels, for the instruction set that the including file is compiled for.
 #pragma once
 
+#include "exponential_rows.h"
 #include "max_mean_grad.h"
 #include "max_mean_score.h"
 #include "normalize_rows.h"
@@ -15,7 +16,8 @@
 // Defines atk::variable; `screen` may be null.
 #define ATK_KERNEL_TABLE(variable, name, screen)                                                                     \
   namespace atk {                                                                                                    \
-  static const Kernels kTable = {name,       kBlock,     kBfloat16PerWord, pack_caption, score,          pack_spans, \
-                                 frame_grad, token_grad, normalize,        normalize_grad, screen, ATK_PRODUCT};     \
+  static const Kernels kTable = {name, kBlock, kBfloat16PerWord, pack_caption, score, pack_spans, frame_grad,        \
+                                 token_grad, normalize, normalize_grad, add_exponentials, logit_gradients, screen,   \
+                                 ATK_PRODUCT};                                                                       \
   const Kernels* const variable = &kTable;                                                                           \
   }

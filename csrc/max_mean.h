@@ -158,6 +158,9 @@ struct ProductKernels {
   void (*multiply)(const ProductTask& task, int64_t panel, float* packed_right);
 };
 
+struct Logits;  // exponentials.h
+struct LogitGradients;
+
 struct Kernels {
   const char* name;
   int64_t block;              // frames in a register tile
@@ -173,6 +176,10 @@ struct Kernels {
                     float* inverse_norm);
   void (*normalize_grad)(const void* grad, const void* unit, Dtype dtype, const float* inverse_norm, int64_t begin,
                          int64_t end, int64_t D, void* grad_rows);
+  // Rows [begin, end) of the functions of the same names in exponentials.h.
+  void (*add_exponentials)(const Logits& logits, int64_t begin, int64_t end, float* row_sums, float* column_sums);
+  double (*logit_gradients)(const Logits& logits, const LogitGradients& gradients, int64_t begin, int64_t end,
+                            void* out, Dtype out_dtype, int64_t out_stride);
   const ScreenKernels* screen;    // null: this instruction set does not screen
   const ProductKernels* product;  // null: no instruction multiplies pairs of bfloat16 channels
 };

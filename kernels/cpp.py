@@ -154,6 +154,57 @@ def bfloat16_product(left: Tensor, right: Tensor, factor: float, out: Tensor) ->
     )
 
 
+def add_exponentials(logits: Tensor, shift: float, row_sums: Tensor, column_sums: Tensor | None) -> None:
+    """Adds the sums of `e^(logits - shift)` along both axes, in the same order for any number of threads.
+
+    Args:
+        logits: `[M, N]` float32 whose rows are contiguous.
+        shift: at least `logits.max() - 88`.
+        row_sums, column_sums: `[M]` and `[N]` float32, contiguous; column_sums None: they are not needed.
+    """
+    sums = {"row_sums": row_sums.data_ptr(), "column_sums": _address(column_sums)}
+    _logits(logits, shift).add_exponentials(threads=torch.get_num_threads(), **sums)
+
+
+def logit_gradients(
+    logits: Tensor,
+    shift: float,
+    row_factors: Tensor,
+    column_factors: Tensor | None,
+    pairs: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> float:
+    """Writes `out = e^(logits - shift) * (row_factors[:, None] + column_factors)` in one pass.
+
+    Args:
+        logits, shift: as in `add_exponentials`.
+        row_factors, column_factors: `[M]` and `[N]` float32, contiguous; column_factors None: zeros.
+        pairs: `[M]` int64 and `[M]` float32, contiguous: for each row, a column, and what is written there instead. A
+            column out of range: there is none.
+        out: `[M, N]`, float32 or bfloat16, whose rows are contiguous. In float32, it may be `logits` itself.
+
+    Returns:
+        `sum logits * out`, before `out` is rounded.
+    """
+    columns, gradients = (None, None) if pairs is None else pairs
+    return _logits(logits, shift).gradients(
+        row_factors=row_factors.data_ptr(),
+        column_factors=_address(column_factors),
+        pair_columns=_address(columns),
+        pair_gradients=_address(gradients),
+        threads=torch.get_num_threads(),
+        out=out.data_ptr(),
+        out_dtype=_dtype(out),
+        out_stride=out.stride(0),
+    )
+
+
+def _logits(values: Tensor, shift: float) -> Any:
+    """The `_C.Logits` that points to `values`."""
+    rows, columns = values.shape
+    return _C.Logits(values=values.data_ptr(), rows=rows, columns=columns, stride=values.stride(0), shift=shift)
+
+
 def _problem(audio: Sequences, text: Sequences, pairs: bool) -> Any:
     """The `_C.MaxMean` of one call."""
     return _C.MaxMean(

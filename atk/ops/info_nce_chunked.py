@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from atk.ops import exponentials
+from atk.ops.exponentials import Pairs
 from atk.ops.logit_chunks import Gradients, Logits, pairs_within
 
 SMALLEST_SUM = 1e-24  # of exponentials; terms that underflow are negligible next to it
@@ -69,14 +71,14 @@ def backward(
     along_columns = None if columns is None or grad_columns is None else _Direction(columns, grad_columns)
     differentiate = _LogitGradients(_Direction(rows, grad_rows), along_columns)
     for i, chunks in gradients.logits.chunks(write=False):
-        for j, logits, weights in chunks:
-            if positive is None or grad_positive is None:
-                differentiate(i, j, logits, out=weights)
-            else:
-                pairs = pairs_within(positive, i, j)
-                at_pairs = differentiate.at_pairs(i, j, pairs, logits[pairs]) + grad_positive[i][pairs[0]]
-                differentiate(i, j, logits, out=weights)
-                weights[pairs] = at_pairs
+        for j, logits, scratch in chunks:
+            pairs = None
+            if positive is not None and grad_positive is not None:
+                row, column = pairs_within(positive, i, j)
+                values = differentiate.at_pairs(i, j, (row, column), logits[row, column])
+                pairs = Pairs(row, column, values + grad_positive[i][row])
+            weights, product_sum = differentiate(i, j, logits, pairs, scratch, gradients.logits.audio.dtype)
+            gradients.scale += product_sum
             gradients.add(i, j, weights, logits)
     return gradients.finish(audio.dtype)
 
@@ -107,15 +109,11 @@ def _shared_exponentials(
     if not math.isfinite(shift):
         return None
     row_sums, column_sums = scale.new_zeros(len(audio)), scale.new_zeros(len(text) if columns else 0)
-    positive_logits, exponentials = _PositiveEntries(positive, scale), _PositiveEntries(positive, scale)
+    positive_logits = _PositiveEntries(positive, scale)
     for i, chunks in all_logits.chunks(write=True):
-        for j, logits, exponential in chunks:
+        for j, logits, scratch in chunks:
             positive_logits.collect(i, j, logits)
-            torch.exp(torch.sub(logits, shift, out=exponential) if shift else logits, out=exponential)
-            exponentials.collect(i, j, exponential)
-            row_sums[i] += exponential.sum(1)
-            if columns:
-                column_sums[j] += exponential.sum(0)
+            exponentials.add_sums(logits, shift, row_sums[i], column_sums[j] if columns else None, scratch)
         if row_sums[i].min() < SMALLEST_SUM:
             return None
     if columns and column_sums.min() < SMALLEST_SUM:
@@ -124,10 +122,13 @@ def _shared_exponentials(
     column_lse = column_sums.log() + shift if columns else None
     if positive is None:
         return row_lse, column_lse, None
-    row_lse = _relative_to_positive(row_lse, row_sums, positive_logits.values, exponentials.values)
+    of_positives = torch.zeros_like(row_sums)  # computed like the sums, which are then equal if nothing else counts
+    values = positive_logits.values[:, None]
+    exponentials.add_sums(values, shift, of_positives, None, torch.empty_like(values))
+    row_lse = _relative_to_positive(row_lse, row_sums, positive_logits.values, of_positives)
     if column_lse is not None:
         lse, sums = column_lse[positive], column_sums[positive]
-        column_lse[positive] = _relative_to_positive(lse, sums, positive_logits.values, exponentials.values)
+        column_lse[positive] = _relative_to_positive(lse, sums, positive_logits.values, of_positives)
     return row_lse, column_lse, positive_logits.values
 
 
@@ -166,7 +167,6 @@ class _LogitGradients:
         self.shift = 0.0
         self.row_factors: Tensor | None = None  # None: each direction takes its own exponential
         self.column_factors: Tensor | None = None
-        self.buffer = rows.lse.new_empty(0)
         lse = rows.lse if columns is None else torch.cat((rows.lse, columns.lse))
         low, high = (value.item() for value in torch.aminmax(lse))
         if high - low <= 2 * MAX_EXPONENT:  # False for NaN
@@ -185,22 +185,16 @@ class _LogitGradients:
             weights += self.columns.grad[j][column] * (logits - self.columns.lse[j][column]).exp()
         return weights
 
-    def __call__(self, i: slice, j: slice, logits: Tensor, out: Tensor) -> None:
-        """Write dS of a chunk to `out`, which may be the memory of `logits`."""
-        if self.row_factors is None:
-            self._separate(i, j, logits, out)
-            return
-        torch.exp(torch.sub(logits, self.shift, out=out) if self.shift else logits, out=out)
-        if self.column_factors is None:
-            out.mul_(self.row_factors[i, None])
-            return
-        if self.buffer.numel() < out.numel():
-            self.buffer = torch.empty_like(out).flatten()
-        factors = self.buffer[: out.numel()].view(out.shape)
-        out.mul_(torch.add(self.row_factors[i, None], self.column_factors[j], out=factors))
-
-    def _separate(self, i: slice, j: slice, logits: Tensor, out: Tensor) -> None:
+    def __call__(
+        self, i: slice, j: slice, logits: Tensor, pairs: Pairs | None, scratch: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, float]:
+        """dS of a chunk, with the entries in `pairs`, in the memory of `scratch`; see `exponentials.weighted`."""
+        if self.row_factors is not None:
+            columns = None if self.column_factors is None else self.column_factors[j]
+            return exponentials.weighted(logits, self.shift, self.row_factors[i], columns, pairs, scratch, dtype)
         weights = (logits - self.rows.lse[i, None]).exp_().mul_(self.rows.grad[i, None])
         if self.columns is not None:
             weights.addcmul_((logits - self.columns.lse[j]).exp_(), self.columns.grad[j])
-        out.copy_(weights)
+        if pairs is not None:
+            weights[pairs.row, pairs.column] = pairs.values
+        return weights, 0.0

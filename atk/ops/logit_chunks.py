@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atk.kernels import cpp
 
-CHUNK_ROWS = 512  # enough for matrix products at full speed
+CHUNK_ROWS = 512  # at least; enough for matrix products at full speed
 CHUNK_ELEMENTS = 4 << 20  # 16 MiB in float32, which fits in a last-level cache
 
 Columns = Iterator[tuple[slice, Tensor, Tensor]]
@@ -26,6 +26,9 @@ class Logits:
         text: [N_t, D], N_t >= 1, of the same dtype.
         scale: scalar tensor, float32 (float64 for float64 inputs).
         kept: memory for all logits [N_a, N_t], or None: chunks are computed whenever they are visited.
+
+    Attributes:
+        in_bfloat16: whether the products are those of bfloat16.
     """
 
     def __init__(self, audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None):
@@ -46,7 +49,7 @@ class Logits:
             For each chunk of rows, its slice, and an iterator over chunks of columns. That one yields their slice, the
             logits, and a buffer of the same shape: the same memory, unless the logits are kept or `in_bfloat16`.
         """
-        height = min(len(self.audio), CHUNK_ROWS)
+        height = min(len(self.audio), max(CHUNK_ROWS, CHUNK_ELEMENTS // len(self.text)))
         width = min(len(self.text), CHUNK_ELEMENTS // height)
         buffer = self.scale.new_empty(height * width)
         unkept = torch.empty_like(buffer) if self.in_bfloat16 and self.kept is None else buffer
@@ -54,15 +57,15 @@ class Logits:
             yield i, self._columns(i, width, buffer, unkept, write or self.kept is None)
 
     def _columns(self, i: slice, width: int, buffer: Tensor, unkept: Tensor, compute: bool) -> Columns:
-        clips = self.audio[i] if self.in_bfloat16 else self.audio[i] * self.scale
+        clips, factor = self.audio[i], self.scale.item()
         for j in _slices(len(self.text), width):
             size = len(clips) * (j.stop - j.start)
             scratch = buffer[:size].view(len(clips), -1)
             logits = unkept[:size].view_as(scratch) if self.kept is None else self.kept[i, j]
             if compute and self.in_bfloat16:
-                cpp.bfloat16_product(clips, self.text[j], self.scale.item(), logits)
+                cpp.bfloat16_product(clips, self.text[j], factor, logits)
             elif compute:
-                torch.mm(clips, self.text[j].T, out=logits)
+                torch.addmm(logits, clips, self.text[j].T, beta=0, alpha=factor, out=logits)
             yield j, logits, scratch
 
 
@@ -80,9 +83,12 @@ class Gradients:
         self.scale = torch.zeros((), dtype=torch.float64, device=logits.scale.device)
 
     def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor) -> None:
-        """Add the share of rows i and columns j of dS, and of S unless they share their memory."""
+        """Add the share of rows i and columns j of dS, and of S unless they share their memory.
+
+        If `grad` is in bfloat16, `sum dS * S` has been added to `scale` before it was rounded.
+        """
         audio, text = self.logits.audio[i], self.logits.text[j]
-        if self.logits.in_bfloat16:
+        if self.logits.in_bfloat16 and grad.dtype != torch.bfloat16:
             self.scale += torch.dot(grad.flatten(), chunk.flatten())
             grad = grad.bfloat16()
         _add_product(self.audio[i], grad, text, first=j.start == 0)
@@ -95,7 +101,8 @@ class Gradients:
             grad_scale = self.scale / scale  # the products round dS
         else:
             rows = zip(self.audio.split(CHUNK_ROWS), self.logits.audio.split(CHUNK_ROWS), strict=True)
-            grad_scale = torch.stack([(sums * clips).sum(dtype=torch.float64) for sums, clips in rows]).sum()
+            dots = [torch.dot(sums.flatten(), clips.flatten()).double() for sums, clips in rows]
+            grad_scale = torch.stack(dots).sum()
         return self.audio.mul_(scale).to(dtype), self.text.mul_(scale).to(dtype), grad_scale.to(scale.dtype)
 
 
