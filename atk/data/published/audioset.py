@@ -45,8 +45,9 @@ def _clips(
     for splits, path in tables.items():
         for video, start, end, labels in _segments(path) if path is not None else ():
             audio = source.tree.locate(youtube_names(video, start, end))
-            tags = [names.get(label, label) for label in labels]
-            yield PublishedClip(f"{video} at {start:g} s", splits, audio, label_caption(tags), tags)
+            tags = [names.get(label, label) for label in labels]  # those without a name are counted, but not used
+            caption = label_caption(names[label] for label in labels if label in names)
+            yield PublishedClip(f"{video} at {start:g} s", splits, audio, caption, tags)
 
 
 def _segments(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
@@ -96,7 +97,10 @@ def _strong_clips(source: Source, tables: Mapping[str, Path], names: Mapping[str
             video, _, milliseconds = segment.rpartition("_")  # identifiers of videos may contain underscores
             start = to_number(milliseconds, f"{path}, segment {segment}") / 1000
             audio = source.tree.locate((segment, *youtube_names(video, start, start + _SECONDS)))
-            events = [(names.get(label, label), onset, offset) for onset, offset, label in sorted(rows)]
-            tags = list(dict.fromkeys(name for name, _, _ in events))
-            spans = [Span(name, label_text(name), onset, offset) for name, onset, offset in events]
-            yield PublishedClip(segment, (split,), audio, label_caption(tags), tags, spans)
+            spans = [
+                Span(names[label], label_text(names[label]), onset, offset)
+                for onset, offset, label in sorted(rows)
+                if label in names
+            ]
+            tags = [names.get(label, label) for _, _, label in rows]
+            yield PublishedClip(segment, (split,), audio, label_caption(span.event for span in spans), tags, spans)

@@ -77,9 +77,6 @@ class Tree:
             for folder, names in self._walk(self.table_root):
                 self._add_tables(folder, filter(is_table, names))
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def __iter__(self) -> Iterator[str]:
         """The names of the audio files, without suffixes."""
         return iter(self._files)
