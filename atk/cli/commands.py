@@ -84,7 +84,9 @@ def _commands() -> dict[str, Command]:
         "caption": _model_command("Describe an audio file, or what it contains that a reference does not.", "caption"),
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
         "search": _model_command("Rank the audio files of a folder by a text query.", "search"),
-        "data": Command("Check data folders.", data_commands.add_data, data_commands.run_data),
+        "data": Command(
+            "Check data folders, and import published data sets.", data_commands.add_data, data_commands.run_data
+        ),
         "soundscapes": Command(
             "Write a synthetic data set of captioned soundscapes.",
             data_commands.add_soundscapes,

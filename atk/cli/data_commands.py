@@ -4,7 +4,8 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict, fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -25,14 +26,20 @@ def add_data(parser: ArgumentParser, _: list[str]) -> None:
     check.add_argument("--decode", action="store_true", help="decode every file in full, not only its header")
     check.add_argument("--workers", type=int, default=4, help="files to read at a time")
     check.add_argument("--json", action="store_true", help="print all problems as JSON instead of a table")
+    _add_import(commands)
+    _add_list(commands)
 
 
 def run_data(arguments: Namespace) -> None:
-    """Run `atk data check`."""
+    """Run `atk data check`, `atk data import`, or `atk data list`."""
+    run = {"check": _check, "import": _import, "list": _list}[arguments.command]
+    run(arguments[arguments.command])
+
+
+def _check(options: Namespace) -> None:
     from atk.data.check import check_folder
     from atk.ops.checks import at_least
 
-    options = arguments.check
     at_least("workers", options.workers, 1)
     result = check_folder(options.folder, decode=options.decode, workers=options.workers, progress="check")
     if options.json:
@@ -47,6 +54,69 @@ def run_data(arguments: Namespace) -> None:
         print_result("\n".join(lines))
     if result.stops:
         sys.exit(FAILURE)
+
+
+def _add_import(commands: Any) -> None:
+    about = "Write a data folder for a published data set, whose audio stays where it is."
+    parser = Parser("atk data import", description=about, usage="atk data import NAME SRC OUT [options]")
+    commands.add_subcommand("import", parser, help=about)
+    parser.prog = "atk data import"
+    parser.add_argument("name", type=str, help="data set, one of those of `atk data list`")
+    parser.add_argument("source", type=str, metavar="SRC", help="folder with the data set, in any known layout")
+    parser.add_argument("out", type=str, metavar="OUT", help="folder to write; an earlier import there is replaced")
+    parser.add_argument(
+        "--tables",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="folder with the set's tables, if they are not in SRC or if SRC has several versions of them",
+    )
+    parser.add_argument(
+        "--exclude",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="exclusion lists of WavCaps or DCASE: files, or names of files in SRC (wavcaps and clotho only)",
+    )
+
+
+def _import(options: Namespace) -> None:
+    from atk.data.published import import_set
+
+    report = import_set(
+        options.name,
+        options.source,
+        options.out,
+        tables=options.tables,
+        exclude=options.exclude,
+        progress=f"import {options.name}",
+    )
+    for split, count in report["splits"].items():
+        print(f"{split:<12} {count['clips']:>9} clips {count['captions']:>9} captions {count['left_out']:>9} left out")
+    for reason, entry in report["left_out"].items():
+        print(f"{entry['count']} left out: {reason}; first: {on_one_line(entry['names'][0])}")
+    for note in report["notes"]:
+        print(f"note: {on_one_line(note)}")
+    print(Path(options.out) / "import.json")
+
+
+def _add_list(commands: Any) -> None:
+    about = "List the published data sets that `atk data import` reads."
+    parser = Parser("atk data list", description=about)
+    commands.add_subcommand("list", parser, help=about)
+    parser.prog = "atk data list"
+
+
+def _list(_: Namespace) -> None:
+    from atk.data.published import SETS
+
+    rows = [
+        f"{name}\n  tables    {' '.join(entry.tables)}\n  audio     {entry.audio}\n"
+        f"  protocol  {entry.protocol}\n  source    {entry.url}"
+        for name, entry in SETS.items()
+    ]
+    print_result("\n".join(rows))
 
 
 def add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:

@@ -1,11 +1,16 @@
 """Corrected views of audio files whose headers mislead libsndfile about where the samples are or how many there are."""
 
 import contextlib
+import io
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from tokenize import TokenError
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from atk.data import mpeg
 
@@ -14,6 +19,7 @@ _STREAMED = 0x7FFFF000  # streaming writers leave a size of about 2^31 or 2^32
 _ID3 = b"ID3\x04\0\0\0\0\0\x40" + bytes(0x40)  # libsndfile recognizes MPEG audio without a file name only after a tag
 _MOST_CHUNKS = 4096
 _HEAD_BYTES = 4096
+ARRAY_RATE = 16_000  # Hz; NumPy files do not store a sample rate
 
 
 class Unusable(ValueError):  # noqa: N818 (becomes an AudioError with the name of the file)
@@ -117,14 +123,17 @@ def corrected(content: Content, named_mp3: bool) -> View | None:
     - If a recorder never filled in the size of the samples, or filled it in only once early on, the samples extend to
       the end of the file (WAV, AIFF, CAF, Wave64, AU).
     - An ID3 tag before audio other than MPEG is left out.
+    - A NumPy file with float32 `[samples]` becomes a WAV file at `ARRAY_RATE`.
 
     Args:
         content: the file.
         named_mp3: whether libsndfile gets a name that ends in `.mp3`.
 
     Raises:
-        Unusable: the header states a larger size than the file has.
+        Unusable: the header states a larger size than the file has, or a NumPy file holds anything else.
     """
+    if content.head.startswith(np.lib.format.MAGIC_PREFIX):
+        return _array_view(content)
     start = mpeg.id3_size(content.head[:10])
     magic = content.read_at(start, 4)
     if magic in _LAYOUTS:
@@ -213,3 +222,23 @@ def _mpeg_view(content: Content, start: int, named_mp3: bool) -> View | None:
     if audio.tag:
         return View(content, _ID3 + audio.tag, audio.frames_start)
     return None if start or named_mp3 else View(content, _ID3, 0)
+
+
+def _array_view(content: Content) -> View:
+    """A view of a NumPy file as a WAV file."""
+    header = io.BytesIO(content.head)
+    try:
+        version = np.lib.format.read_magic(header)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(header)
+    except (ValueError, SyntaxError, TokenError, RecursionError, MemoryError):  # what NumPy's parser raises
+        raise Unusable("a NumPy file whose header is damaged") from None
+    if len(shape) != 1 or shape[0] < 0 or dtype != np.dtype("<f4"):
+        raise Unusable(f"a NumPy file must hold float32 [samples], got {dtype} {list(shape)}")
+    available = content.size - header.tell()
+    size = 4 * shape[0]
+    if size > available:
+        raise Unusable(f"truncated: the header says {size} bytes of samples, the file has {available}")
+    field = min(size, (1 << 32) - 1)
+    wav = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", field, b"WAVE", b"fmt ", 16, 3, 1, ARRAY_RATE, 4 * ARRAY_RATE, 4, 32)
+    return View(content, wav + struct.pack("<4sI", b"data", field), header.tell())

@@ -1,12 +1,14 @@
 """Read the optional annotation files of a data folder: events.csv, tags.csv, and twins.csv."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from atk.data.audio import DataWarning
 from atk.data.tables import ForeignTableError, Table
+
+TAG_SEPARATOR = ";"
 
 _Row = TypeVar("_Row")
 
@@ -72,16 +74,51 @@ def find_events(audio: str | Path, path: str | Path | None = None) -> list[Event
     return []
 
 
-def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
-    """Read a tags.csv: `file_name`, then one column of 0 and 1 per tag.
+class _TagsOfFiles(Mapping[str, list[bool]]):
+    """Whether each file has each of `count` tags, kept as the indices of the tags that it has."""
+
+    def __init__(self, indices: dict[str, tuple[int, ...]], count: int):
+        self._indices = indices
+        self._count = count
+
+    def __getitem__(self, name: str) -> list[bool]:
+        values = [False] * self._count
+        for index in self._indices[name]:
+            values[index] = True
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def read_tags(path: str | Path, vocabulary: str | None = None) -> tuple[list[str], Mapping[str, list[bool]]]:
+    """Read a tags.csv in one of two forms.
+
+    - `file_name`, then one column of 0 and 1 per tag.
+    - `file_name` and `tags`, which are joined by `;`. The possible tags, one a line, are in `vocabularies/NAME.txt`
+      beside the table. There may be several vocabularies; tags that only the others contain are left out.
+
+    Args:
+        path: table.
+        vocabulary: name of the vocabulary, without `.txt`; None takes the first one by name.
 
     Returns:
-        The tags, and for each file name, whether the file has each tag.
+        The tags, and for each file name, whether the file has each tag. In the second form, the memory grows with the
+        number of tags that the files have, not with the size of the vocabulary.
 
     Raises:
-        ValueError: the file or its column `file_name` is missing, it has no tags or no rows, or a value is not 0 or 1.
+        ValueError: the file or its column `file_name` is missing, it has no tags or no rows, or a value is not 0 or 1;
+            or, in the second form, the vocabulary is missing, or no vocabulary contains a tag.
     """
-    rows = list(_records(Path(path), ("file_name",)))
+    path = Path(path)
+    if path.is_file() and "tags" in Table.open(path, ("file_name",), like=("tags",)).header:
+        return _read_joined_tags(path, vocabulary)
+    if vocabulary is not None:
+        raise ValueError(f"{path} has no column tags, so that it has no vocabulary {vocabulary}")
+    rows = list(_records(path, ("file_name",)))
     tags = [name for name in rows[0][1] if name not in ("file_name", "")] if rows else []
     if not tags:
         raise ValueError(f"{path} must have a column for each tag and at least one line")
@@ -92,6 +129,37 @@ def read_tags(path: str | Path) -> tuple[list[str], dict[str, list[bool]]]:
             raise ValueError(f"{path}, line {line}: tags must be 0 or 1, got {', '.join(map(str, values))}")
         table[row["file_name"]] = [value == "1" for value in values]
     return tags, table
+
+
+def _read_joined_tags(path: Path, name: str | None) -> tuple[list[str], _TagsOfFiles]:
+    folder = path.parent / "vocabularies"
+    vocabularies = {file.stem: _read_vocabulary(file) for file in sorted(folder.glob("*.txt"))}
+    name = next(iter(vocabularies), "NAME") if name is None else name
+    if name not in vocabularies:
+        raise ValueError(f"{folder / name}.txt is missing; vocabularies there: {', '.join(vocabularies) or 'none'}")
+    index = {tag: position for position, tag in enumerate(vocabularies[name])}
+    known = set().union(*vocabularies.values())
+    indices: dict[str, tuple[int, ...]] = {}
+    shared: dict[str, tuple[int, ...]] = {}  # by cell, because many files have the same tags
+    for line, row in _records(path, ("file_name", "tags")):
+        cell = row["tags"]
+        if cell not in shared:
+            tags = [tag for tag in map(str.strip, cell.split(TAG_SEPARATOR)) if tag]
+            if unknown := [tag for tag in tags if tag not in known]:
+                raise ValueError(f"{path}, line {line}: no vocabulary contains the tag {unknown[0]!r}")
+            shared[cell] = tuple(index[tag] for tag in tags if tag in index)
+        indices[row["file_name"]] = shared[cell]
+    if not indices or not index:
+        raise ValueError(f"{path} must have at least one line, and its vocabulary {name} at least one tag")
+    return list(index), _TagsOfFiles(indices, len(index))
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    return list(dict.fromkeys(tag for tag in map(str.strip, lines) if tag))
 
 
 def read_twins(path: str | Path) -> list[tuple[str, str]]:

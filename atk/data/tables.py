@@ -18,7 +18,7 @@ class ForeignTableError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a header.
+    """A CSV file, usually with a header.
 
     Attributes:
         path: the file.
@@ -26,6 +26,7 @@ class Table:
         delimiter: comma, semicolon, or tab.
         encoding: "utf-8-sig", or "utf-16" if the file starts with its byte-order mark.
         spaced: whether spaces after delimiters are ignored.
+        has_header: whether the first line holds the names of the columns.
     """
 
     path: Path
@@ -33,16 +34,20 @@ class Table:
     delimiter: str
     encoding: str
     spaced: bool
+    has_header: bool = True
 
     @classmethod
-    def open(cls, path: Path, columns: Sequence[str], like: Sequence[str] = ()) -> "Table":
+    def open(cls, path: Path, columns: Sequence[str], like: Sequence[str] = (), encoding: str | None = None) -> "Table":
         """Read the header; the delimiter is the one that yields the most names of `columns` and `like`.
+
+        Without `encoding`, the file is in UTF-8 or UTF-16.
 
         Raises:
             ForeignTableError: the file lacks one of `columns`, or is not text.
         """
-        with path.open("rb") as file:
-            encoding = _BYTE_ORDER_MARKS.get(file.read(2), "utf-8-sig")
+        if encoding is None:
+            with path.open("rb") as file:
+                encoding = _BYTE_ORDER_MARKS.get(file.read(2), "utf-8-sig")
         try:
             with path.open(encoding=encoding, newline="") as file:
                 # A record may span several lines, but the names of columns do not.
@@ -73,7 +78,8 @@ class Table:
         try:
             with self.path.open(encoding=self.encoding, newline="") as file:
                 reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=self.spaced, strict=True)
-                next(reader, None)
+                if self.has_header:
+                    next(reader, None)
                 line = reader.line_num + 1
                 for cells in reader:
                     while len(cells) > width and not cells[-1].strip():

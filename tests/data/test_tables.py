@@ -93,6 +93,50 @@ def test_side_files_are_read_in_the_same_variants(tmp_path):
     assert read_twins(tmp_path / "twins.csv") == [("a.wav", "b.wav")]
 
 
+def write_vocabularies(folder, **vocabularies):
+    (folder / "vocabularies").mkdir()
+    for name, tags in vocabularies.items():
+        (folder / "vocabularies" / f"{name}.txt").write_text(tags)
+
+
+def test_joined_tags_give_what_columns_of_tags_give(tmp_path):
+    write_vocabularies(tmp_path, all="dog\nrain, heavy\n\ncat\n", top="cat\ndog\n")
+    (tmp_path / "tags.csv").write_text('file_name,tags\na.wav,"cat; rain, heavy"\nb.wav,\n"c, d.wav",dog\n')
+    expected = {"a.wav": [False, True, True], "b.wav": [False] * 3, "c, d.wav": [True, False, False]}
+    assert read_tags(tmp_path / "tags.csv") == (["dog", "rain, heavy", "cat"], expected)
+    top = {"a.wav": [True, False], "b.wav": [False, False], "c, d.wav": [False, True]}
+    assert read_tags(tmp_path / "tags.csv", "top") == (["cat", "dog"], top)
+    assert list(read_tags(tmp_path / "tags.csv")[1]) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("table", "vocabulary", "message"),
+    [
+        ("a.wav,cow", None, "line 2: no vocabulary contains the tag 'cow'"),
+        ("", None, "at least one line, and its vocabulary all at least one tag"),
+        ("a.wav,dog", "none", r"none\.txt is missing; vocabularies there: all, latin"),
+    ],
+)
+def test_joined_tags_that_cannot_be_read(tmp_path, table, vocabulary, message):
+    write_vocabularies(tmp_path, all="dog\n")
+    (tmp_path / "vocabularies" / "latin.txt").write_text("ok\n")
+    (tmp_path / "tags.csv").write_text(f"file_name,tags\n{table}\n")
+    with pytest.raises(ValueError, match=message):
+        read_tags(tmp_path / "tags.csv", vocabulary)
+    (tmp_path / "vocabularies" / "latin.txt").write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8"):
+        read_tags(tmp_path / "tags.csv")
+
+
+def test_joined_tags_need_a_vocabulary(tmp_path):
+    (tmp_path / "tags.csv").write_text("file_name,tags\na.wav,dog\n")
+    with pytest.raises(ValueError, match=r"NAME\.txt is missing; vocabularies there: none"):
+        read_tags(tmp_path / "tags.csv")
+    (tmp_path / "tags.csv").write_text("file_name,dog\na.wav,1\n")
+    with pytest.raises(ValueError, match="has no column tags, so that it has no vocabulary all"):
+        read_tags(tmp_path / "tags.csv", "all")
+
+
 @pytest.mark.parametrize(
     "foreign", [b"Subject,Start Date\nmeeting,2026-01-01\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"", b"\x00" * 5000]
 )

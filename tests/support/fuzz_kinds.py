@@ -4,17 +4,20 @@ import contextlib
 import functools
 import io
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from support.fuzz import Format
+from support.published_sets import MAKERS
 from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
 
 from atk.cli import commands
 from atk.data import UnlabeledAudio, audio_info, load_audio, mpeg, read_split
+from atk.data.published import import_set
 from atk.data.references import read_references
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.models import from_pretrained
@@ -70,16 +73,25 @@ def _read_split(path: Path) -> None:
     assert split.clips and all(clip.captions and clip.path.is_file() for clip in split.clips)
 
 
+def _make_array(folder: Path) -> list[Path]:
+    for name in "ab":
+        np.save(folder / name, _sound(0.3)[:, 0].astype(np.float32))
+    return [folder / "a.npy", folder / "b.npy"]
+
+
 SIDE_FILES = {
     "events.csv": "file_name,event,phrase,start,end\na.wav,dog,a dog,0.5,1.5\nb.wav,rain,rain,0,2\n",
     "tags.csv": "file_name,dog,rain\na.wav,1,0\nb.wav,0,1\n",
     "twins.csv": "file_name,twin\na.wav,b.wav\n",
+    "joined/tags.csv": "file_name,tags\na.wav,dog;rain\nb.wav,dog\n",
+    "joined/vocabularies/all.txt": "dog\nrain\n",
 }
 
 
 def _make_side_files(folder: Path) -> list[Path]:
     (folder / "meta").mkdir()
     (folder / "audio").mkdir()
+    (folder / "joined" / "vocabularies").mkdir(parents=True)
     soundfile.write(folder / "audio" / "a.wav", _sound(0.1), RATE)
     (folder / "meta" / "esc50.csv").write_text("filename,fold,category\na.wav,1,dog\n")
     for name, text in SIDE_FILES.items():
@@ -91,8 +103,27 @@ def _read_side_file(path: Path) -> None:
     readers = {"events.csv": read_events, "tags.csv": read_tags, "twins.csv": read_twins}
     if path.name == "esc50.csv":
         read_references(path.parents[1])
+    elif path.suffix == ".txt":
+        read_tags(path.parents[1] / "tags.csv")
     else:
         readers[path.name](path)
+
+
+def _make_published(folder: Path) -> list[Path]:
+    for name, maker in MAKERS.items():
+        (folder / name).mkdir()
+        maker(folder / name)
+    suffixes = (".csv", ".tsv", ".json", ".txt", ".pkl")
+    lists = folder.glob("magnatagatune/*.npy")
+    return sorted([path for path in folder.rglob("*") if path.suffix in suffixes] + list(lists))
+
+
+def _read_published(path: Path) -> None:
+    folder = next(parent for parent in path.parents if parent.name in MAKERS)
+    with tempfile.TemporaryDirectory() as out:
+        report = import_set(folder.name, folder, Path(out, "out"))
+        split = next(name for name, count in report["splits"].items() if count["clips"])
+        assert read_split(Path(out, "out"), split).clips
 
 
 def _make_shard(folder: Path) -> list[Path]:
@@ -215,6 +246,8 @@ KINDS = {
     "mp3 without a length": Format(_make_bare_mp3, _read_audio),
     "captions": Format(_make_split, _read_split),
     "side files": Format(_make_side_files, _read_side_file),
+    "numpy": Format(_make_array, _read_audio),
+    "published sets": Format(_make_published, _read_published),
     "shards": Format(_make_shard, _read_shard),
     "list of unlabeled audio": Format(_make_cache, _read_cache),
     "run folder": Format(_make_run, _read_run),

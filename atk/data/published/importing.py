@@ -1,0 +1,174 @@
+"""Import a published data set: find its audio, write a data folder that names it, and report what is missing."""
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import atk
+from atk.data.published.clips import NAMES_KEPT, PublishedClip, Source
+from atk.data.published.folder import FolderWriter
+from atk.data.published.registry import SETS
+from atk.data.published.tree import Tree
+from atk.extras import optional_imports
+from atk.ops.checks import one_of
+
+REPORT = "import.json"
+
+
+def import_set(
+    name: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    tables: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """Read a published data set where it lies and write a data folder.
+
+    The folder has `train.csv`, `val.csv`, and `test.csv`, as far as the set has these splits, with absolute paths of
+    the audio; `tags.csv` and `vocabularies/`, `events.csv`, and `folds.csv`, if the set has such annotations; and
+    `import.json`. Clips without audio are counted and left out.
+
+    Args:
+        name: a key of `SETS`.
+        source: folder with the audio.
+        out: folder to write; may hold an earlier import, which is replaced.
+        tables: folder with the tables of the set, if they are not below `source`, or if `source` has several versions.
+        exclude: exclusion lists (of the sets that have any): paths, or names of files below `tables`.
+        progress: label of a progress bar; None = no bar.
+
+    Returns:
+        The content of `import.json`: `"set"`, `"source"`, `"tables"`, `"exclude"`, `"time"`, `"versions"`; `"splits"`
+        with the numbers of `"clips"` and `"captions"` written and of clips `"left_out"`; `"events"`; `"left_out"`, by
+        reason: `"count"`, `"splits"`, and the first `"names"`; `"notes"`; and `"files"`, the files written.
+
+    Raises:
+        FileNotFoundError: `source` or `tables` does not exist.
+        ValueError: there is no such set, `source` has another layout, a table is malformed, no clip has audio, or `out`
+            has files that no earlier import wrote.
+    """
+    one_of("set", name, tuple(SETS))
+    published = SETS[name]
+    for folder in (source, *([] if tables is None else [tables])):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+    if exclude and not published.exclusion_lists:
+        lists = ", ".join(key for key, entry in SETS.items() if entry.exclusion_lists)
+        raise ValueError(f"exclude: {name} has no exclusion lists; sets with lists: {lists}")
+    out = Path(out)
+    earlier = _files_of_earlier_import(out)
+    tree = Tree(source, published.tables, tables=tables, audio_suffixes=published.audio_suffixes, left_out=out)
+    content = Source(tree, published.audio, exclude)
+    contents = published.read(content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        with FolderWriter(Path(scratch), contents.vocabularies, content) as writer:
+            for clip in _with_progress(contents.clips, progress):
+                writer.add(clip)
+        if not writer.splits:
+            raise ValueError(_nothing_usable(content))
+        report = {
+            "set": name,
+            "source": tree.root,
+            "tables": tree.root if tables is None else str(Path(tables).absolute()),
+            "exclude": list(exclude),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {"atk": atk.__version__, "python": platform.python_version(), "numpy": np.__version__},
+            "splits": _splits(writer, content),
+            "events": writer.events,
+            "left_out": {
+                reason: {"count": entry.count, "splits": dict(entry.splits), "names": entry.names}
+                for reason, entry in content.left_out.items()
+            },
+            "notes": content.notes + _notes_on(tree),
+            "files": sorted(writer.files),
+        }
+        (Path(scratch) / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _replace(out, earlier, Path(scratch), [*report["files"], REPORT])
+    return report
+
+
+def _files_of_earlier_import(out: Path) -> list[str]:
+    """The files that an earlier import wrote to `out`.
+
+    Raises:
+        ValueError: `out` has files, and no import wrote them.
+    """
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        files = [str(name) for name in report["files"]]
+        if report["set"] in SETS:
+            return [name for name in files if ".." not in Path(name).parts and not Path(name).is_absolute()]
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: {out} has files and no {REPORT} of an earlier import; choose another folder")
+    return []
+
+
+def _with_progress(clips: Iterable[PublishedClip], label: str | None) -> Iterable[PublishedClip]:
+    if label is None:
+        return clips
+    with optional_imports:
+        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+    bar: Any = tqdm(clips, label, unit="clip", leave=False, disable=None)
+    return bar
+
+
+def _nothing_usable(source: Source) -> str:
+    reasons = [f"{entry.count} {reason} (first: {entry.names[0]})" for reason, entry in source.left_out.items()]
+    left_out = "; ".join(reasons) or "its tables list none"
+    return f"{source.tree.root}: no usable clip; {left_out}; audio files are looked for as {source.audio}"
+
+
+def _splits(writer: FolderWriter, source: Source) -> dict[str, dict[str, int]]:
+    left_out: dict[str, int] = {}
+    for entry in source.left_out.values():
+        for split, count in entry.splits.items():
+            left_out[split] = left_out.get(split, 0) + count
+    names = dict.fromkeys([*writer.splits, *left_out])
+    return {
+        split: {
+            "clips": writer.splits[split].clips if split in writer.splits else 0,
+            "captions": writer.splits[split].captions if split in writer.splits else 0,
+            "left_out": left_out.get(split, 0),
+        }
+        for split in names
+    }
+
+
+def _notes_on(tree: Tree) -> list[str]:
+    notes = []
+    if tree.ambiguous:
+        names = ", ".join(tree.ambiguous[:NAMES_KEPT])
+        notes.append(f"{len(tree.ambiguous)} clips with several files of the same name; the first is used: {names}")
+    if tree.unreadable:
+        notes.append(f"{len(tree.unreadable)} folders that cannot be listed: {', '.join(tree.unreadable[:NAMES_KEPT])}")
+    return notes
+
+
+def _replace(out: Path, earlier: Sequence[str], scratch: Path, files: Sequence[str]) -> None:
+    """Move the new files to `out`, in place of those of an earlier import.
+
+    Raises:
+        ValueError: another file has the name of a new one.
+    """
+    foreign = [name for name in files if name not in (*earlier, REPORT) and (out / name).exists()]
+    if foreign:
+        raise ValueError(f"out: {out / foreign[0]} exists, and no earlier import wrote it; choose another folder")
+    for name in earlier:
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(exist_ok=True)
+    if (scratch / "vocabularies").is_dir():
+        (out / "vocabularies").mkdir(exist_ok=True)
+    for name in files:
+        shutil.move(scratch / name, out / name)
