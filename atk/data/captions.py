@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from atk.data.audio import AudioError, audio_info
+from atk.data.containers import Stored
 from atk.data.listing import list_folder
 from atk.data.tables import Table
 from atk.ops.checks import one_of
@@ -31,13 +32,13 @@ class Clip:
 
     Attributes:
         file_name: name in the data folder, as listed.
-        path: path of the file.
+        path: path of the file; for audio inside a larger file, where it lies.
         captions: its captions; empty for unlabeled audio.
         seconds: length of the file.
     """
 
     file_name: str
-    path: Path
+    path: Path | Stored
     captions: tuple[str, ...]
     seconds: float
 

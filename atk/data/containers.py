@@ -5,7 +5,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from atk.data import mpeg
 
@@ -18,6 +18,14 @@ _HEAD_BYTES = 4096
 
 class Unusable(ValueError):  # noqa: N818 (becomes an AudioError with the name of the file)
     """What is wrong with a file; the message does not name the file."""
+
+
+class Stored(Protocol):
+    """Audio that lies inside a larger file; `str()` gives its name for messages."""
+
+    def read(self) -> bytes:
+        """The content of the audio file; raises AudioError."""
+        ...
 
 
 class _Layout(NamedTuple):

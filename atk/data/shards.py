@@ -4,8 +4,9 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from atk.data.audio import AudioError
 
@@ -51,29 +52,48 @@ def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
         raise AudioError(shard, f"not an intact tar file ({error})") from None
 
 
-def read_member(shard: str, shard_size: int, offset: int, size: int, name: str) -> bytes:
-    """Read the content of one member.
+class Shard(NamedTuple):
+    """A tar file, and its size in bytes when it was listed."""
 
-    Args:
-        shard: path of the tar file.
-        shard_size: size of the tar file in bytes when it was indexed.
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside a shard; `str()` gives the path of the shard, a colon, and the name.
+
+    Attributes:
+        shard: the tar file.
+        name: name in the tar file.
         offset: byte offset of the content.
         size: size of the content in bytes.
-        name: name of the member for error messages.
-
-    Raises:
-        AudioError: the shard no longer exists, or its size has changed.
     """
-    try:
-        with Path(shard).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != shard_size:
-                raise AudioError(name, "its shard has changed since it was listed")
-            file.seek(offset)
-            return file.read(size)
-    except FileNotFoundError:
-        raise AudioError(name, "no such shard") from None
-    except OSError as error:
-        raise AudioError(name, error.strerror or str(error)) from None
+
+    shard: Shard
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard.path}:{self.name}"
+
+    def read(self) -> bytes:
+        """Read the content.
+
+        Raises:
+            AudioError: the shard no longer exists, or its size has changed.
+        """
+        try:
+            with Path(self.shard.path).open("rb") as file:
+                if os.fstat(file.fileno()).st_size != self.shard.size:
+                    raise AudioError(str(self), "its shard has changed since it was listed")
+                file.seek(self.offset)
+                return file.read(self.size)
+        except FileNotFoundError:
+            raise AudioError(str(self), "no such shard") from None
+        except OSError as error:
+            raise AudioError(str(self), error.strerror or str(error)) from None
 
 
 def _members(file: BinaryIO, shard: str | Path) -> Iterator[tuple[bytes, int, int]]:

@@ -17,7 +17,7 @@ from atk.data.captions import ON_ERROR, describe_skipped
 from atk.data.dataset import Batch, collate, random_stream
 from atk.data.listing import Listing
 from atk.data.sampler import UnlabeledKey
-from atk.data.shards import expand_braces, read_member
+from atk.data.shards import Member, Shard, expand_braces
 from atk.ops.checks import at_least, one_of
 
 _ARRAYS = {"names": np.uint8, "ends": np.int64, "sources": np.int32, "offsets": np.int64, "sizes": np.int64}
@@ -90,12 +90,17 @@ class UnlabeledAudio:
 
     def name(self, index: int) -> str:
         """Absolute path of clip `index`; for a member of a shard, the path of the shard, a colon, and the name."""
+        return str(self._location(index))
+
+    def _location(self, index: int) -> Path | Member:
         ends = self.arrays["ends"]
         first = int(ends[index - 1]) if index else 0
         name = os.fsdecode(self.arrays["names"][first : int(ends[index])].tobytes())
         source = self.arrays["sources"][index]
-        path = self.paths[source]
-        return str(Path(path, name)) if self.shard_sizes[source] < 0 else f"{path}:{name}"
+        shard = Shard(self.paths[source], self.shard_sizes[source])
+        if shard.size < 0:
+            return Path(shard.path, name)
+        return Member(shard, name, int(self.arrays["offsets"][index]), int(self.arrays["sizes"][index]))
 
     def load(
         self, index: int, sample_rate: int, seconds: float, position: float, notes: list[str] | None = None
@@ -105,14 +110,7 @@ class UnlabeledAudio:
         Raises:
             AudioError: the clip cannot be read.
         """
-        name = self.name(index)
-        source = self.arrays["sources"][index]
-        content = None
-        if self.shard_sizes[source] >= 0:
-            offset = int(self.arrays["offsets"][index])
-            size = int(self.arrays["sizes"][index])
-            content = read_member(self.paths[source], self.shard_sizes[source], offset, size, name)
-        return load_crop(name, sample_rate, seconds, position, content, notes)
+        return load_crop(self._location(index), sample_rate, seconds, position, notes=notes)
 
 
 class UnlabeledDataset(Dataset[dict[str, Any]]):

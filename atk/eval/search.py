@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 from atk.data import eval_loader, read_folder
 from atk.data.captions import OnError
+from atk.data.containers import Stored
 from atk.eval.embed import EmbeddingModel, embed_captions, embed_clips, evaluating
 
 
 class SearchResult(NamedTuple):
     """`hits`: (cosine, path) of every readable file, best first; `skipped`: (file name, reason) of the others."""
 
-    hits: list[tuple[float, Path]]
+    hits: list[tuple[float, Path | Stored]]
     skipped: list[tuple[str, str]]
 
 
