@@ -50,10 +50,12 @@ class Split:
     Attributes:
         clips: the usable clips, in the order of the CSV file.
         skipped: (name, reason) of each row or file that was skipped.
+        sizes: number of clips of each data set, if there are several.
     """
 
     clips: list[Clip]
     skipped: list[tuple[str, str]]
+    sizes: tuple[int, ...] = ()
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:

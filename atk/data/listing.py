@@ -127,7 +127,7 @@ class Listing:
             self.paths.append(path)
             self.shard_sizes.append(os.path.getsize(path))
             for name, offset, size in tar_members(path):
-                if name.lower().endswith(_AUDIO) and not any(_is_hidden(part) for part in name.split(b"/")):
+                if name.lower().endswith(_AUDIO) and not any(is_hidden(part) for part in name.split(b"/")):
                     self._append(name, offset, size)
         except AudioError as error:
             self.fault(error)
@@ -212,7 +212,7 @@ def _entries(folder: bytes) -> _Entries:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if _is_hidden(name):
+            if is_hidden(name):
                 continue
             if _is_folder(entry):
                 contents.folders.append(name)
@@ -238,5 +238,6 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _is_hidden(name: bytes) -> bool:
+def is_hidden(name: bytes) -> bool:
+    """Whether a file or folder is ignored: its name starts with a dot, or macOS puts it into archives."""
     return name == b"__MACOSX" or (name.startswith(b".") and name not in (b".", b".."))
