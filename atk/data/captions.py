@@ -87,7 +87,7 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     skipped: list[tuple[str, str]] = []
     for name, texts, fault in _rows(path):
         if fault is None:
-            captions.setdefault(_locate(path.parent, name), (name, []))[1].extend(texts)
+            captions.setdefault(locate(path.parent, name), (name, []))[1].extend(texts)
         elif on_error == "raise":
             raise ValueError(f"{name}: {fault}")
         else:
@@ -133,7 +133,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
         ValueError: as for `read_split`.
     """
     for name, _, fault in _rows(path):
-        yield name, _locate(path.parent, name), fault
+        yield name, locate(path.parent, name), fault
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
@@ -157,7 +157,7 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
             yield name, captions, None if captions else f"{where} has no caption"
 
 
-def _locate(folder: Path, name: str) -> Path:
+def locate(folder: Path, name: str) -> Path:
     """Path of a listed file, in the first spelling that exists; as listed if none does.
 
     The other spellings are both Unicode normalization forms, the name without surrounding spaces, and the name with

@@ -15,7 +15,7 @@ from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
 from atk.data.shards import Member, Shard, tar_members
-from atk.data.texts import caption_name, captions_in, normalized
+from atk.data.texts import caption_names, captions_in, normalized
 from atk.extras import optional_imports
 
 _LAYOUT = 1  # version of the cached index
@@ -183,9 +183,9 @@ def _captions(sample: Sample, caption_column: str | None) -> list[str]:
             values = json.loads(sample[_JSON].read())
             if not isinstance(values, dict):
                 raise Unusable("its .json is not a mapping of keys to values")
-            if _TXT not in sample or caption_name(values, caption_column):
+            if _TXT not in sample or caption_names(values, caption_column):
                 return captions_in(values, caption_column)
-        return normalized(sample[_TXT].read().decode("utf-8-sig"))
+        return normalized([sample[_TXT].read().decode("utf-8-sig")])
     except Unusable:
         raise
     except UnicodeDecodeError:

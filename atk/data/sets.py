@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from atk.data import hub
 from atk.data.captions import ON_ERROR, Split, read_folder
 from atk.data.layouts import DataSet, Folder, named_shards, shards_in
+from atk.data.metadata import metadata_folder
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, expand_braces
 from atk.ops.checks import one_of
 
-_LAYOUTS = "train.csv, val.csv, or test.csv; tar shards, perhaps in train/, valid/, and test/"
+_LAYOUTS = (
+    "train.csv, val.csv, or test.csv; tar shards, perhaps in train/, valid/, and test/; metadata.csv, .jsonl, or "
+    ".parquet; Parquet files; and what save_to_disk writes"
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,11 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
 
 def known_layout(name: str, caption_column: str | None = None) -> DataSet | None:
     """The data set in a local folder; None if its layout is not a known one."""
-    if any(Path(name).glob("*.csv")):
+    if any((Path(name) / f"{split}.csv").is_file() for split in ("train", "val", "test")):
         return Folder(name)
-    return shards_in(name, caption_column)
+    layouts = (metadata_folder, shards_in, hub.from_folder)
+    others = (layout(name, caption_column) for layout in layouts)
+    return next(filter(None, others), Folder(name) if any(Path(name).glob("*.csv")) else None)
 
 
 def _open(name: str, caption_column: str | None) -> DataSet:
@@ -124,6 +131,8 @@ def _open(name: str, caption_column: str | None) -> DataSet:
         if data_set is None:
             raise FileNotFoundError(f"{name}: no data set of a known layout; looked for {_LAYOUTS}")
         return data_set
+    if name.startswith(hub.HUB):
+        return hub.from_hub(name, caption_column)
     if name.lower().endswith(COMPRESSED_SUFFIXES):
         raise ValueError(f"{name}: {COMPRESSED}")
     if name.lower().endswith(SHARD_SUFFIX):

@@ -1,5 +1,6 @@
 """Captions as data sets store them: under one of several names, as a string or a list of strings."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,10 +9,11 @@ from atk.data.containers import Unusable
 CAPTION_NAMES = ("caption", "text", "captions")  # of a column or key; the first that exists is used
 
 
-def caption_name(names: Iterable[str], wanted: str | None = None) -> str | None:
-    """The name of the captions among the names of columns or keys: `wanted`, or a usual one; None if it is missing."""
-    names = set(names)
-    return next((name for name in ([wanted] if wanted else CAPTION_NAMES) if name in names), None)
+def caption_names(names: Iterable[str], wanted: str | None = None) -> list[str]:
+    """The names of the captions among those of columns or keys: `wanted`, or a usual one; else caption_1 and so on."""
+    names = list(names)
+    usual = [name for name in ([wanted] if wanted else CAPTION_NAMES) if name in names]
+    return usual[:1] or ([] if wanted else [name for name in names if re.fullmatch(r"caption_\d+", name)])
 
 
 def wanted_names(wanted: str | None) -> str:
@@ -25,20 +27,20 @@ def captions_in(record: Mapping[str, Any], wanted: str | None = None) -> list[st
     Raises:
         Unusable: the record has none.
     """
-    name = caption_name(record, wanted)
-    if name is None:
+    names = caption_names(record, wanted)
+    if not names:
         raise Unusable(f"no caption: no {wanted_names(wanted)} among {', '.join(map(str, record)) or 'no keys'}")
-    return normalized(record[name])
+    values = [record[name] for name in names if record[name]]
+    return normalized([text for value in values for text in (value if isinstance(value, list) else [value])])
 
 
-def normalized(texts: Any) -> list[str]:
-    """One or several texts without repeats, each on one line with single spaces.
+def normalized(texts: list[Any]) -> list[str]:
+    """Texts without repeats, each on one line with single spaces.
 
     Raises:
         Unusable: there is no text.
     """
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts):
         raise Unusable("its caption is neither text nor a list of texts")
     captions = list(dict.fromkeys(" ".join(text.split()) for text in texts))
     if not any(captions):

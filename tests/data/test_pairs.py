@@ -119,18 +119,18 @@ def test_what_is_not_a_pair_is_named(tmp_path):
     }  # fmt: skip
     shard = tar(tmp_path / "0.tar", members.items())
     assert [clip.file_name for clip in read(shard).clips] == [f"{shard}:good.wav"]
-    assert {name: reason[:34] for name, reason in reasons(shard).items()} == {
-        "alone.wav": "no caption: the shard has no .json",
-        "text.json": "the shard has no audio file of thi",
-        "key.wav": "no caption: no caption, text, or c",
-        "list.wav": "its .json is not a mapping of keys",
-        "type.wav": "its caption is neither text nor a ",
+    assert {name: reason[:30] for name, reason in reasons(shard).items()} == {
+        "alone.wav": "no caption: the shard has no .",
+        "text.json": "the shard has no audio file of",
+        "key.wav": "no caption: no caption, text, ",
+        "list.wav": "its .json is not a mapping of ",
+        "type.wav": "its caption is neither text no",
         "empty.wav": "its caption is empty",
-        "json.wav": "its .json is not well-formed (Expe",
+        "json.wav": "its .json is not well-formed (",
         "latin.wav": "its caption is not UTF-8",
-        "bad.wav": "not readable as audio (Format not ",
+        "bad.wav": "not readable as audio (Format ",
         "none.wav": "empty file (0 bytes)",
-        "video.mp4": "this format cannot be read; conver",
+        "video.mp4": "this format cannot be read; co",
     }
     with pytest.raises(AudioError, match=r"0\.tar:alone\.wav: no caption"):
         read(shard, on_error="raise")
