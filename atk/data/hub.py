@@ -119,6 +119,11 @@ class Tables(DataSet):
         return Split(clips, skipped)
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is that of a whole data set on the hub, well-formed or not, and not that of shards in it."""
+    return name.startswith(HUB) and name.removeprefix(HUB).rstrip("/").count("/") <= 1
+
+
 def from_hub(name: str, caption_column: str | None = None) -> Tables:
     """A data set on the Hugging Face hub, which is downloaded unless the cache of the library has it.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from atk.data.captions import Split, read_split
 from atk.data.listing import is_hidden
 from atk.data.pairs import read_shards
+from atk.data.remote import remote_files
 from atk.data.shards import SHARD_SUFFIX
 
 _STANDARD_NAMES = {
@@ -109,6 +110,26 @@ def shards_in(name: str, caption_column: str | None = None) -> Shards | None:
     if whole:
         splits = {"train": {path.name: str(path) for path in _tars(root)}}
     return Shards(name, splits, whole, f"{name.rstrip('/')}/", caption_column) if any(splits.values()) else None
+
+
+def remote_shards(url: str, caption_column: str | None = None) -> Shards:
+    """The shards in a remote folder, as `shards_in` finds them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        OSError: the store cannot be reached.
+    """
+    splits: dict[str, dict[str, str]] = {}
+    for address in remote_files(url, SHARD_SUFFIX):
+        *_, folder, name = address.split("/")
+        if folder == url.rstrip("/").split("/")[-1]:
+            splits.setdefault("", {})[name] = address
+        else:
+            splits.setdefault(standard_name(folder), {})[f"{folder}/{name}"] = address
+    top = splits.pop("", {})
+    if not splits and not top:
+        raise FileNotFoundError(f"{url}: no {SHARD_SUFFIX} shards in this folder or in its subfolders")
+    return Shards(url, splits or {"train": top}, not splits, f"{url.rstrip('/')}/", caption_column)
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from atk.data.cache import cache_folder, cache_name, read_cached, write_cached
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
+from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
 from atk.extras import optional_imports
@@ -31,12 +32,13 @@ class ShardIndex:
     """The pairs of a shard.
 
     Attributes:
-        size: size of the shard in bytes.
+        size, stamp: of the shard, as in `Shard`.
         pairs: name, offset, size, captions, and seconds of each audio file.
         skipped: (name, reason) of each member that cannot be used; the name is "" for the shard itself.
     """
 
     size: int
+    stamp: str
     pairs: list[tuple[str, int, int, list[str], float]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
         if faults and on_error == "raise":
             raise AudioError(*faults[0])
         skipped += faults
-        shard = Shard(path, index.size)
+        shard = Shard(path, index.size, index.stamp)
         for member, offset, size, captions, seconds in index.pairs:
             clips.append(Clip(f"{name}:{member}", Member(shard, member, offset, size), tuple(captions), seconds))
     if not clips:
@@ -89,21 +91,19 @@ def _indices(paths: Sequence[str], caption_column: str | None) -> Iterator[Shard
 
 def _index(path: str, caption_column: str | None) -> ShardIndex:
     """The index of a shard, from the cache if the shard has not changed."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such shard") from None
-    where = [_LAYOUT, os.path.abspath(path), caption_column]  # noqa: PTH100  # resolve() would follow links
-    key = [*where, status.st_size, status.st_mtime_ns]
+    shard = Shard.find(path)
+    where = [_LAYOUT, path if is_url(path) else os.path.abspath(path), caption_column]  # noqa: PTH100  # keeps links
+    key = [*where, shard.size, shard.stamp]
     file = cache_folder() / "shards" / f"{cache_name(*where)}.json"
     cached = _cached_index(file, key)
     if cached is not None:
         return cached
-    index = ShardIndex(status.st_size)
+    index = ShardIndex(shard.size, shard.stamp)
     try:
-        _read_pairs(Shard(path, index.size), caption_column, index)
-    except AudioError as error:  # of the shard as a whole: perhaps it can be read at the next start
-        index.skipped.append(("", error.reason))
+        shard.read_ahead()
+        _read_pairs(shard, caption_column, index)
+    except (AudioError, OSError) as error:  # of the shard as a whole: perhaps it can be read at the next start
+        index.skipped.append(("", error.reason if isinstance(error, AudioError) else str(error)))
         return index
     if not write_cached(file, json.dumps({"key": key, **asdict(index)}).encode()):
         warnings.warn(f"{file}: cannot be written; {path} is read at every start", DataWarning, stacklevel=2)
@@ -118,7 +118,9 @@ def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
         if values["key"] != key:
             return None
         pairs = [(str(n), int(at), int(size), list(texts), float(s)) for n, at, size, texts, s in values["pairs"]]
-        return ShardIndex(int(values["size"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]])
+        return ShardIndex(
+            int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
+        )
     except (ValueError, TypeError, KeyError):
         return None
 

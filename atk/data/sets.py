@@ -6,8 +6,9 @@ from pathlib import Path
 
 from atk.data import hub
 from atk.data.captions import ON_ERROR, Split, read_folder
-from atk.data.layouts import DataSet, Folder, named_shards, shards_in
+from atk.data.layouts import DataSet, Folder, named_shards, remote_shards, shards_in
 from atk.data.metadata import metadata_folder
+from atk.data.remote import is_url
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, expand_braces
 from atk.ops.checks import one_of
 
@@ -131,10 +132,12 @@ def _open(name: str, caption_column: str | None) -> DataSet:
         if data_set is None:
             raise FileNotFoundError(f"{name}: no data set of a known layout; looked for {_LAYOUTS}")
         return data_set
-    if name.startswith(hub.HUB):
+    if hub.is_address(name):
         return hub.from_hub(name, caption_column)
     if name.lower().endswith(COMPRESSED_SUFFIXES):
         raise ValueError(f"{name}: {COMPRESSED}")
     if name.lower().endswith(SHARD_SUFFIX):
         return named_shards(name, expand_braces(name), caption_column)
+    if is_url(name):
+        return remote_shards(name, caption_column)
     raise FileNotFoundError(f"{name}: no such data folder")

@@ -16,6 +16,7 @@ from atk.data.audio import AudioError, load_crop
 from atk.data.captions import ON_ERROR, describe_skipped
 from atk.data.dataset import Batch, collate, random_stream
 from atk.data.listing import Listing
+from atk.data.remote import is_url
 from atk.data.sampler import UnlabeledKey
 from atk.data.shards import Member, Shard, expand_braces
 from atk.ops.checks import at_least, one_of
@@ -75,7 +76,8 @@ class UnlabeledAudio:
         if isinstance(folders, (str, Path)):
             raise TypeError(f"folders must be a sequence of paths, got the single path {str(folders)!r}")
         patterns = [pattern for folder in folders for pattern in expand_braces(os.fspath(folder))]
-        roots = [os.path.abspath(pattern) for pattern in patterns]  # noqa: PTH100  # resolve() would follow links
+        # resolve() would follow links
+        roots = [pattern if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns]  # noqa: PTH100
         if not roots:
             raise ValueError(f"folders must name at least one folder or tar file, got {[str(f) for f in folders]}")
         if cache is not None and Path(cache).exists():

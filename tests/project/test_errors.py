@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 # Modules whose every error belongs on the page; errors about arguments of functions are left to the docstrings.
 LISTED = [
     *("data/audio", "data/captions", "data/containers", "data/listing", "data/references", "data/samples"),
-    *("data/hub", "data/layouts", "data/metadata", "data/pairs", "data/sets", "data/texts"),
+    *("data/hub", "data/layouts", "data/metadata", "data/pairs", "data/remote", "data/sets", "data/texts"),
     *("data/shards", "data/side_files", "data/tables", "data/unlabeled", "device", "eval/figures", "eval/outputs"),
     *("eval/search", "models/saved", "models/text_pretrained", "train/checkpoint", "train/contrastive", "train/ranks"),
     *("train/run", "cli/commands", "cli/model_commands", "cli/output", "cli/parser"),
