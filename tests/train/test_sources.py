@@ -1,6 +1,7 @@
 """Runs on other data than one folder: shards give the same bits as the folder, and several sets train together."""
 
 import json
+import re
 import time
 
 import pytest
@@ -72,3 +73,17 @@ def test_several_sets_train_together(tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--data", str(tiny_data), "--data-weights", "1", "2", "--out", str(tmp_path / "b")])
     assert stop.value.code == 2 and "data_weights must be 1, one per data set, got 2" in capsys.readouterr().err
+
+
+def test_shards_are_evaluated_and_searched(tiny_run, tiny_data, tmp_path, capsys):
+    shards = shards_of(tiny_data, tmp_path / "shards")
+    results = []
+    for data in (tiny_data, shards):
+        main(["evaluate", str(tiny_run), "--data", str(data), "--split", "val", "--workers", "0"])
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1] and results[0]["clips"] == 4
+    main(["search", str(tiny_run), str(shards / "test"), "a low tone", "--top", "1", "--workers", "0"])
+    assert re.fullmatch(rf"-?0\.\d+  {shards}/test/\d\.tar:data/set/test \d\.wav\n", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tiny_run), "--data", str(shards), "--tags", "--workers", "0"])
+    assert stop.value.code == 2 and "tags.csv is missing" in capsys.readouterr().err
