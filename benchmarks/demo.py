@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     clip = scene_in_sequence(arguments.scenes)
     picture = arguments.run / "align.png"
-    align(CLAP.from_pretrained(arguments.run), clip.path, clip.captions[0], picture)
+    align(CLAP.from_pretrained(arguments.run), str(clip.path), clip.captions[0], picture)
     torch.manual_seed(0)
     shape = sizes.PAIRS["batch_128"]
     case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))

@@ -50,6 +50,11 @@ def runs_triton_backend(item) -> bool:
     return case is not None and case.params.get("backend") == "triton"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    os.environ["ATK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def seeded_and_poisoned():
     torch.manual_seed(0)

@@ -1,17 +1,15 @@
 """The commands of `atk`: their arguments, and what they run."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
 import atk
-from atk.cli import data_commands
+from atk.cli import data_commands, train_command
 from atk.cli.exit_codes import FAILURE
 from atk.cli.parser import Parser, flag_value, load_yaml, with_underscores
 
@@ -78,7 +76,9 @@ def build_parser(argv: list[str]) -> Parser:
 def _commands() -> dict[str, Command]:
     return {
         "train": Command(
-            "Train a model, then evaluate it on test.csv (else val.csv) and write summary.json.", _add_train, _train
+            "Train a model, then evaluate it on test.csv (else val.csv) and write summary.json.",
+            train_command.add_train,
+            train_command.run_train,
         ),
         "evaluate": _model_command("Evaluate a trained model on a data folder.", "evaluate"),
         "caption": _model_command("Describe an audio file, or what it contains that a reference does not.", "caption"),
@@ -128,70 +128,6 @@ def _with_saved_config(argv: list[str]) -> list[str]:
     if out is None or not (Path(out) / "config.yaml").is_file():
         return argv
     return [*argv[:2], "--config", str(Path(out) / "config.yaml"), *argv[2:]]
-
-
-class _Method(NamedTuple):
-    """A training method: a line of help, its configuration class, and its training function."""
-
-    help: str
-    config: Any
-    train: Any
-
-
-def _methods() -> dict[str, _Method]:
-    from atk.train import aligned, difference, semisupervised
-
-    return {
-        "aligned": _Method(
-            "Contrastive learning from clips and captions, with frames aligned to words.",
-            aligned.AlignedConfig,
-            aligned.train,
-        ),
-        "difference": _Method(
-            "Captioning, optionally of the difference between a clip and reference clips.",
-            difference.DifferenceConfig,
-            difference.train,
-        ),
-        "semisupervised": _Method(
-            "Contrastive learning from captioned clips and uncaptioned audio.",
-            semisupervised.SemiSupervisedConfig,
-            semisupervised.train,
-        ),
-    }
-
-
-def _add_train(parser: ArgumentParser, argv: list[str]) -> None:
-    methods = parser.add_subcommands(title="methods", dest="method")
-    for name, (text, config, _) in _methods().items():
-        prog = f"atk train {name}"
-        method = Parser(prog, description=text, usage=f"{prog} --data DATA --out OUT [options]")
-        methods.add_subcommand(name, method, help=text)
-        method.prog = prog
-        if name not in argv[1:2]:
-            continue
-        method.add_argument("--config", action="config", help="YAML file with any of the settings below")
-        method.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
-        method.add_class_arguments(config, skip={"unlabeled"} & {field.name for field in fields(config)})
-        if name == "semisupervised":  # FOLDER [FOLDER...] instead of a list in brackets
-            method.add_argument(
-                "--unlabeled",
-                nargs="+",
-                default=[],
-                metavar="FOLDER",
-                help="folders of audio, tar shards in WebDataset layout, or folders of such shards; not needed if both "
-                "loss terms that use audio without captions have weight 0",
-            )
-
-
-def _train(arguments: Namespace) -> None:
-    method = _methods()[arguments.method]
-    values = arguments[arguments.method]
-    config = method.config(**{field.name: values[field.name] for field in fields(method.config)})
-    summary = method.train(config, resume=values.resume)
-    if summary is None:  # the first rank prints it
-        return
-    print(json.dumps(summary["metrics"], indent=2))
-    print(f"{config.out}/summary.json")
 
 
 def _add_plan(parser: ArgumentParser, argv: list[str]) -> None:

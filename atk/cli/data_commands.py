@@ -18,11 +18,14 @@ from atk.eval.outputs import on_one_line
 def add_data(parser: ArgumentParser, _: list[str]) -> None:
     """Add the subcommands of `atk data`."""
     commands = parser.add_subcommands(title="commands", dest="command")
-    about = "Check every row and file of a data folder; exits with 1 if --on-error raise would stop training."
-    check = Parser("atk data check", description=about, usage="atk data check DIR [options]")
+    about = "Check every row and file of data sets; exits with 1 if --on-error raise would stop training."
+    check = Parser("atk data check", description=about, usage="atk data check DATA [DATA ...] [options]")
     commands.add_subcommand("check", check, help=about)
     check.prog = "atk data check"
-    check.add_argument("folder", type=str, help="data folder, or any folder of audio")
+    check.add_argument("data", nargs="+", help="data folder, any other data set, or any folder of audio")
+    check.add_argument(
+        "--caption_column", type=str | None, default=None, help="name of the captions, as in atk train; null: see there"
+    )
     check.add_argument("--decode", action="store_true", help="decode every file in full, not only its header")
     check.add_argument("--workers", type=int, default=4, help="files to read at a time")
     check.add_argument("--json", action="store_true", help="print all problems as JSON instead of a table")
@@ -37,11 +40,13 @@ def run_data(arguments: Namespace) -> None:
 
 
 def _check(options: Namespace) -> None:
-    from atk.data.check import check_folder
+    from atk.data.check import check_data
     from atk.ops.checks import at_least
 
     at_least("workers", options.workers, 1)
-    result = check_folder(options.folder, decode=options.decode, workers=options.workers, progress="check")
+    result = check_data(
+        options.data, options.caption_column, decode=options.decode, workers=options.workers, progress="check"
+    )
     if options.json:
         print_result(json.dumps([asdict(problem) for problem in result.problems], indent=2))
     else:

@@ -51,9 +51,16 @@ def add_evaluate(parser: ArgumentParser) -> None:
 
     _add_run_arguments(parser)
     _add_reading_arguments(parser)
-    parser.add_argument("--data", type=str, required=True, help="data folder")
+    parser.add_argument("--data", type=str, required=True, help="data folder, or any other data set")
     parser.add_argument(
-        "--split", type=str, default="test", help="split to evaluate on: the CSV file of this name in the data folder"
+        "--split", type=str, default="test", help="split to evaluate on; in a data folder, the CSV file of this name"
+    )
+    parser.add_argument(
+        "--caption_column",
+        type=str | None,
+        default=None,
+        help="name of the captions in shards, metadata files, and Hugging Face data sets; null uses the first that "
+        "exists of caption, text, and captions",
     )
     parser.add_argument("--tags", action="store_true", help="also score retrieval by tag, from the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classify the clips that have exactly one tag")
@@ -112,7 +119,7 @@ def add_search(parser: ArgumentParser) -> None:
     """Add the arguments of `atk search`."""
     _add_run_arguments(parser)
     _add_reading_arguments(parser)
-    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively")
+    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively, or any other data set")
     parser.add_argument("query", type=str, help="text to look for")
     parser.add_argument("--top", type=int, default=10, help="number of files to print")
 
@@ -185,9 +192,11 @@ def run_evaluate(arguments: Namespace) -> None:
 
 
 def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
+    from atk.data import open_data
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
 
-    split = embed_split(model, arguments.data, arguments.split, progress="evaluate", **_reading_arguments(arguments))
+    data = open_data(arguments.data, arguments.caption_column)
+    split = embed_split(model, data, arguments.split, progress="evaluate", **_reading_arguments(arguments))
     result = evaluate_retrieval(model, split)
     if arguments.tags:
         result["tags"] = evaluate_tags(model, split)
@@ -197,7 +206,7 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
 
 
 def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
-    from atk.data import MixConfig
+    from atk.data import MixConfig, open_data
     from atk.eval.captioning import CaptionSplit, evaluate_captions, format_captions, write_captions
     from atk.eval.outputs import check_output
 
@@ -206,7 +215,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
     saved = _saved_config(Path(arguments.run)).get("mix") or {}
     given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
     split = CaptionSplit(
-        arguments.data,
+        open_data(arguments.data, arguments.caption_column),
         arguments.split,
         sample_rate=model.sample_rate,
         mix=MixConfig(**{**saved, **given}),

@@ -7,7 +7,8 @@ from atk.data.listing import find_audio, list_folder
 from atk.data.loader import Loader, batches_of, eval_loader, one_pass, train_loader, unlabeled_loader
 from atk.data.mixtures import CONDITIONS, MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool, read_references
-from atk.data.sampler import TrainBatches, UnlabeledBatches
+from atk.data.sampler import SetWeights, TrainBatches, UnlabeledBatches
+from atk.data.sets import DataSets, open_data, read_data
 from atk.data.unlabeled import UnlabeledAudio, UnlabeledDataset
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AudioInfo",
     "Batch",
     "Clip",
+    "DataSets",
     "DataWarning",
     "EvalDataset",
     "Loader",
@@ -23,6 +25,7 @@ __all__ = [
     "MixtureBatch",
     "MixtureDataset",
     "ReferencePool",
+    "SetWeights",
     "Split",
     "TrainBatches",
     "TrainDataset",
@@ -39,6 +42,8 @@ __all__ = [
     "load_audio",
     "load_crop",
     "one_pass",
+    "open_data",
+    "read_data",
     "read_folder",
     "read_references",
     "read_split",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atk.data.containers import Content, Unusable, corrected
+from atk.data.containers import Content, Stored, Unusable, corrected
 from atk.data.samples import read_mono
 from atk.extras import optional_imports
 
@@ -74,19 +74,23 @@ class AudioInfo:
         return self.frames / self.sample_rate
 
 
-def audio_info(path: str | Path) -> AudioInfo:
+def audio_info(path: str | Path | Stored, content: bytes | None = None) -> AudioInfo:
     """Read the header of an audio file. If its length is missing or impossible, the rest of the file is examined.
+
+    Args:
+        path: audio file, or audio inside a larger file.
+        content: as in `load_crop`.
 
     Raises:
         AudioError: the file is missing, empty, or not audio, has no samples, has a sample rate outside 100 Hz to 1 MHz,
             or, in an uncompressed format, is shorter than its header says.
     """
-    with _opened(path) as file:
+    with _opened(path, content) as file:
         return AudioInfo(file.frames, file.samplerate, file.channels)
 
 
 def load_audio(
-    path: str | Path,
+    path: str | Path | Stored,
     sample_rate: int,
     start: float = 0.0,
     seconds: float | None = None,
@@ -103,7 +107,7 @@ def load_audio(
     exceed full scale.
 
     Args:
-        path: audio file with any channel count that libsndfile reads.
+        path: audio file with any channel count that libsndfile reads, or such audio inside a larger file.
         sample_rate: sample rate of the result, in Hz.
         start: start of the window, in seconds.
         seconds: length of the window, clipped to the end of the file; None reads to the end.
@@ -125,7 +129,7 @@ def load_audio(
 
 
 def load_crop(
-    path: str | Path,
+    path: str | Path | Stored,
     sample_rate: int,
     seconds: float,
     position: float,
@@ -159,7 +163,7 @@ def load_crop(
         return _window(file, path, sample_rate, start, seconds, notes)
 
 
-def decode_audio(path: str | Path) -> list[str]:
+def decode_audio(path: str | Path | Stored) -> list[str]:
     """Decode a whole file, half a minute at a time, and return the notes on it (see `load_audio`), without repeats.
 
     Raises:
@@ -182,21 +186,24 @@ def _check_rate(sample_rate: int) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path, content: bytes | None = None) -> Generator[soundfile.SoundFile, None, None]:
+def _opened(path: str | Path | Stored, content: bytes | None = None) -> Generator[soundfile.SoundFile, None, None]:
     """Open a file, or its content in memory, and check its header."""
+    name = path if isinstance(path, (str, Path)) else str(path)
+    if content is None and not isinstance(path, (str, Path)):
+        content = path.read()
     try:
-        with _content_of(path) if content is None else nullcontext(Content(content, len(content))) as raw:
+        with _content_of(name) if content is None else nullcontext(Content(content, len(content))) as raw:
             if raw.size == 0:
                 raise Unusable("empty file (0 bytes)")
-            view = corrected(raw, content is None and str(path).lower().endswith(".mp3"))
-            plain = os.fsencode(path) if content is None else io.BytesIO(content)  # bytes: names need not be UTF-8
+            view = corrected(raw, content is None and str(name).lower().endswith(".mp3"))
+            plain = os.fsencode(name) if content is None else io.BytesIO(content)  # bytes: names need not be UTF-8
             with _sound_file(view or plain) as file:
                 _check_header(file, raw.size)
                 yield file
     except Unusable as error:
-        raise AudioError(path, str(error)) from None
+        raise AudioError(name, str(error)) from None
     except OSError as error:
-        raise AudioError(path, error.strerror or str(error)) from None
+        raise AudioError(name, error.strerror or str(error)) from None
 
 
 def _sound_file(source: Any) -> soundfile.SoundFile:
@@ -242,7 +249,7 @@ def _check_header(file: soundfile.SoundFile, size: int) -> None:
 
 def _window(
     file: soundfile.SoundFile,
-    path: str | Path,
+    path: str | Path | Stored,
     sample_rate: int,
     start: float,
     seconds: float | None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from atk.data.audio import AudioError, audio_info
+from atk.data.containers import Stored
 from atk.data.listing import list_folder
 from atk.data.tables import Table
 from atk.ops.checks import one_of
@@ -31,13 +32,13 @@ class Clip:
 
     Attributes:
         file_name: name in the data folder, as listed.
-        path: path of the file.
+        path: path of the file; for audio inside a larger file, where it lies.
         captions: its captions; empty for unlabeled audio.
         seconds: length of the file.
     """
 
     file_name: str
-    path: Path
+    path: Path | Stored
     captions: tuple[str, ...]
     seconds: float
 
@@ -49,10 +50,12 @@ class Split:
     Attributes:
         clips: the usable clips, in the order of the CSV file.
         skipped: (name, reason) of each row or file that was skipped.
+        sizes: number of clips of each data set, if there are several.
     """
 
     clips: list[Clip]
     skipped: list[tuple[str, str]]
+    sizes: tuple[int, ...] = ()
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
@@ -84,7 +87,7 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     skipped: list[tuple[str, str]] = []
     for name, texts, fault in _rows(path):
         if fault is None:
-            captions.setdefault(_locate(path.parent, name), (name, []))[1].extend(texts)
+            captions.setdefault(locate(path.parent, name), (name, []))[1].extend(texts)
         elif on_error == "raise":
             raise ValueError(f"{name}: {fault}")
         else:
@@ -130,7 +133,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
         ValueError: as for `read_split`.
     """
     for name, _, fault in _rows(path):
-        yield name, _locate(path.parent, name), fault
+        yield name, locate(path.parent, name), fault
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
@@ -154,7 +157,7 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
             yield name, captions, None if captions else f"{where} has no caption"
 
 
-def _locate(folder: Path, name: str) -> Path:
+def locate(folder: Path, name: str) -> Path:
     """Path of a listed file, in the first spelling that exists; as listed if none does.
 
     The other spellings are both Unicode normalization forms, the name without surrounding spaces, and the name with

@@ -1,16 +1,19 @@
-"""Look at every row and every file of a data folder, and say what is wrong before a training run does."""
+"""Look at every row and every file of a data set, and say what is wrong before a training run does."""
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atk.data.audio import AudioError, audio_info, decode_audio
 from atk.data.captions import read_rows
+from atk.data.containers import Stored
+from atk.data.layouts import DataSet, Folder
 from atk.data.listing import list_folder
+from atk.data.sets import known_layout, open_data
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
 from atk.extras import optional_imports
@@ -45,8 +48,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class FolderCheck:
-    """What `check_folder` found: the `problems`, and the numbers of `rows` and `files` that it looked at."""
+class DataCheck:
+    """What a check found: the `problems`, and the numbers of `rows` and `files` that it looked at."""
 
     problems: list[Problem]
     rows: int
@@ -58,9 +61,62 @@ class FolderCheck:
         return any(problem.stops for problem in self.problems)
 
 
+def check_data(
+    data: Sequence[str],
+    caption_column: str | None = None,
+    *,
+    decode: bool = False,
+    workers: int = 4,
+    progress: str | None = None,
+) -> DataCheck:
+    """Check data sets of any layout; a folder in none of the known layouts is checked as a folder of audio.
+
+    Args:
+        data: data sets, as in `atk.data.open_data`.
+        caption_column: as in `atk.data.open_data`.
+        decode, workers, progress: as in `check_folder`.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `atk.data.open_data`.
+    """
+    checks = []
+    for name in data:
+        layout = known_layout(name, caption_column) if Path(name).is_dir() else open_data(name, caption_column).sets[0]
+        if layout is None or isinstance(layout, Folder):
+            check = check_folder(name, decode=decode, workers=workers, progress=progress)
+            prefix = Folder(name).prefix
+        else:
+            check = _check_set(layout, decode, workers, progress)
+            prefix = layout.prefix
+        if len(data) > 1:
+            named = [replace(problem, name=prefix + problem.name) for problem in check.problems]
+            check = replace(check, problems=named)
+        checks.append(check)
+    problems = [problem for check in checks for problem in check.problems]
+    return DataCheck(problems, sum(check.rows for check in checks), sum(check.files for check in checks))
+
+
+def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | None) -> DataCheck:
+    """Check all splits of a data set that is not a data folder."""
+    problems: list[Problem] = []
+    files: dict[Path | Stored, str] = {}
+    for split in data_set.splits():
+        try:
+            read = data_set.read(split, "skip")
+        except ValueError as error:
+            problems.append(Problem(split, str(error).removeprefix(f"{data_set.name}: "), True))
+            continue
+        problems += [Problem(name, reason, True) for name, reason in read.skipped]
+        files |= {clip.path: clip.file_name for clip in read.clips}
+    rows = len(files) + len(problems)
+    if decode:  # the headers have been read
+        problems += _audio_problems(files, decode, workers, progress)
+    return DataCheck(problems, rows, len(files))
+
+
 def check_folder(
     folder: str | Path, *, decode: bool = False, workers: int = 4, progress: str | None = None
-) -> FolderCheck:
+) -> DataCheck:
     """Check the splits, side files, and audio of a data folder; without splits, check all audio below the folder.
 
     Args:
@@ -92,7 +148,7 @@ def check_folder(
         if not files:
             problems.append(Problem(str(folder), "neither a split (train.csv, val.csv, test.csv) nor audio", True))
     problems += _audio_problems(files, decode, workers, progress)
-    return FolderCheck(problems, rows, len(files))
+    return DataCheck(problems, rows, len(files))
 
 
 def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, list[str]]], list[Problem]]:
@@ -118,11 +174,12 @@ def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, lis
     return rows, listed, problems
 
 
-def _audio_problems(files: dict[Path, str], decode: bool, workers: int, progress: str | None) -> Iterator[Problem]:
+def _audio_problems(files: Mapping[Any, str], decode: bool, workers: int, progress: str | None) -> Iterator[Problem]:
+    """What is wrong with the audio at each path, whose name in messages is the value."""
     with optional_imports:
         from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
-    def look(path: Path) -> list[Problem]:
+    def look(path: Path | Stored) -> list[Problem]:
         try:
             if decode:
                 return [Problem(files[path], note, False) for note in decode_audio(path)]

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from tokenize import TokenError
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,14 @@ ARRAY_RATE = 16_000  # Hz; NumPy files do not store a sample rate
 
 class Unusable(ValueError):  # noqa: N818 (becomes an AudioError with the name of the file)
     """What is wrong with a file; the message does not name the file."""
+
+
+class Stored(Protocol):
+    """Audio that lies inside a larger file; `str()` gives its name for messages."""
+
+    def read(self) -> bytes:
+        """The content of the audio file; raises AudioError."""
+        ...
 
 
 class _Layout(NamedTuple):

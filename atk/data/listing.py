@@ -1,7 +1,7 @@
 """List audio files and tar shards below folders by name; only the tar files are opened."""
 
 # Paths are bytes: names need not be UTF-8, and there may be millions of them.
-# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH202
+# ruff: noqa: PTH110, PTH112, PTH116, PTH118
 
 import os
 from array import array
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atk.data.audio import AudioError
-from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, tar_members
+from atk.data.remote import is_url
+from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, Shard, tar_members
 
 # Suffixes of what libsndfile reads; a CSV file may also list files with other suffixes.
 AUDIO_SUFFIXES = (
@@ -78,7 +79,7 @@ class Listing:
         repeats = self.repeats
         if os.path.isdir(path):
             self._folder(path)
-        elif not os.path.exists(path):
+        elif not is_url(path) and not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such folder or tar file")
         elif path.lower().endswith(COMPRESSED_SUFFIXES):
             raise ValueError(f"{path}: {COMPRESSED}")
@@ -122,12 +123,12 @@ class Listing:
             self.fault(AudioError(path, COMPRESSED))
             return
         try:
-            if not self._is_new(path):
+            if path in self.paths if is_url(path) else not self._is_new(path):
                 return
+            self.shard_sizes.append(Shard.find(path).size)
             self.paths.append(path)
-            self.shard_sizes.append(os.path.getsize(path))
             for name, offset, size in tar_members(path):
-                if name.lower().endswith(_AUDIO) and not any(_is_hidden(part) for part in name.split(b"/")):
+                if name.lower().endswith(_AUDIO) and not any(is_hidden(part) for part in name.split(b"/")):
                     self._append(name, offset, size)
         except AudioError as error:
             self.fault(error)
@@ -212,7 +213,7 @@ def _entries(folder: bytes) -> _Entries:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if _is_hidden(name):
+            if is_hidden(name):
                 continue
             if _is_folder(entry):
                 contents.folders.append(name)
@@ -238,5 +239,6 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _is_hidden(name: bytes) -> bool:
+def is_hidden(name: bytes) -> bool:
+    """Whether a file or folder is ignored: its name starts with a dot, or macOS puts it into archives."""
     return name == b"__MACOSX" or (name.startswith(b".") and name not in (b".", b".."))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from atk.data.audio import AudioError, DataWarning
 from atk.data.captions import ON_ERROR, Clip
 from atk.data.dataset import Batch, EvalDataset, TrainDataset
-from atk.data.sampler import TrainBatches, UnlabeledBatches
+from atk.data.sampler import SetWeights, TrainBatches, UnlabeledBatches
 from atk.data.unlabeled import UnlabeledAudio, UnlabeledDataset
 from atk.ops.checks import one_of
 
@@ -83,6 +83,7 @@ def batches_of(
     on_error: str = "skip",
     rank: int = 0,
     world_size: int = 1,
+    sets: SetWeights | None = None,
 ) -> Loader:
     """Endless training batches from step `start_step` on; batch k depends neither on `start_step` nor on `workers`.
 
@@ -93,12 +94,13 @@ def batches_of(
         pin_memory: page-lock batches, for copies to a GPU.
         on_error: "skip" leaves out files that cannot be decoded and lists them; "raise" stops at the first one.
         rank, world_size: load only the clips of this rank from every batch.
+        sets: as in `TrainBatches`.
 
     Raises:
         ValueError: an argument is out of range.
     """
     lengths = [min(clip.seconds, dataset.clip_seconds) for clip in dataset.clips]
-    batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last, rank, world_size)
+    batches = TrainBatches(lengths, batch_size, dataset.seed, start_step, bucket, drop_last, rank, world_size, sets)
     return _loader(dataset, on_error, workers, pin_memory, batch_sampler=batches)
 
 

@@ -35,11 +35,11 @@ class ReferencePool:
 
     @cached_property
     def _by_file(self) -> dict[str, np.ndarray]:
-        return _indices(os.path.realpath(clip.path) for clip in self.clips)
+        return _indices(_identity(clip) for clip in self.clips)
 
     def _same_file(self, clip: Clip) -> np.ndarray:
         """Indices of the recordings that are the same file as `clip`, even if their paths are spelled differently."""
-        return self._by_file.get(os.path.realpath(clip.path), np.empty(0, np.int64))
+        return self._by_file.get(_identity(clip), np.empty(0, np.int64))
 
     def choices(self, clip: Clip, avoid: Collection[str] = frozenset(), least: int = 1) -> np.ndarray:
         """Indices of the recordings that can be mixed into `clip`, int64.
@@ -94,6 +94,11 @@ class ReferencePool:
             )
         if single := sorted(name for name, indices in self._by_class.items() if len(indices) < 2):
             raise ValueError(f"references: class {single[0]!r} has only one recording; at least two are needed")
+
+
+def _identity(clip: Clip) -> str:
+    """The same for clips with the same audio file, even if their paths are spelled differently."""
+    return os.path.realpath(clip.path) if isinstance(clip.path, Path) else str(clip.path)
 
 
 def _indices(values: Iterable[str]) -> dict[str, np.ndarray]:

@@ -1,13 +1,16 @@
 """Tar shards in WebDataset layout: locate each member in the file, so that it can be read without the others."""
 
+import io
 import os
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from atk.data.audio import AudioError
+from atk.data.remote import RemoteFile, RemoteReader, is_url
 
 SHARD_SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -41,7 +44,7 @@ def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
             members, the shard is truncated or damaged, or has links in place of files.
     """
     try:
-        with Path(shard).open("rb") as file:
+        with _opened(str(shard)) as file:
             yield from _members(file, shard)
     except AudioError:
         raise
@@ -51,36 +54,93 @@ def tar_members(shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
         raise AudioError(shard, f"not an intact tar file ({error})") from None
 
 
-def read_member(shard: str, shard_size: int, offset: int, size: int, name: str) -> bytes:
-    """Read the content of one member.
+class Shard(NamedTuple):
+    """A tar file, its size in bytes when it was listed, and what changes along with it if it is remote."""
 
-    Args:
-        shard: path of the tar file.
-        shard_size: size of the tar file in bytes when it was indexed.
+    path: str
+    size: int
+    stamp: str = ""
+
+    @classmethod
+    def find(cls, path: str) -> "Shard":
+        """Look for a shard on the disk, or at an address.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            OSError: it cannot be reached.
+        """
+        if is_url(path):
+            file = RemoteFile.find(path)
+            return cls(path, file.size, file.stamp)
+        try:
+            status = Path(path).stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such shard") from None
+        return cls(path, status.st_size, str(status.st_mtime_ns))
+
+    def read_ahead(self) -> None:
+        """If the shard is remote, bring it into the cache as a whole; raises OSError."""
+        if is_url(self.path):
+            RemoteFile(*self).read_ahead()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside a shard; `str()` gives the path of the shard, a colon, and the name.
+
+    Attributes:
+        shard: the tar file.
+        name: name in the tar file.
         offset: byte offset of the content.
         size: size of the content in bytes.
-        name: name of the member for error messages.
-
-    Raises:
-        AudioError: the shard no longer exists, or its size has changed.
     """
-    try:
-        with Path(shard).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != shard_size:
-                raise AudioError(name, "its shard has changed since it was listed")
-            file.seek(offset)
-            return file.read(size)
-    except FileNotFoundError:
-        raise AudioError(name, "no such shard") from None
-    except OSError as error:
-        raise AudioError(name, error.strerror or str(error)) from None
+
+    shard: Shard
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard.path}:{self.name}"
+
+    def read(self) -> bytes:
+        """Read the content.
+
+        Raises:
+            AudioError: the shard no longer exists, or its size has changed.
+        """
+        try:
+            if is_url(self.shard.path):
+                return self._read_remote()
+            with Path(self.shard.path).open("rb") as file:
+                if os.fstat(file.fileno()).st_size != self.shard.size:
+                    raise AudioError(str(self), "its shard has changed since it was listed")
+                file.seek(self.offset)
+                return file.read(self.size)
+        except FileNotFoundError:
+            raise AudioError(str(self), "no such shard") from None
+        except OSError as error:
+            raise AudioError(str(self), error.strerror or str(error)) from None
+
+    def _read_remote(self) -> bytes:
+        file = RemoteFile(*self.shard) if self.shard.stamp else RemoteFile.find(self.shard.path)
+        if file.size != self.shard.size:
+            raise AudioError(str(self), "its shard has changed since it was listed")
+        return file.read(self.offset, self.size)
+
+
+def _opened(path: str) -> BinaryIO:
+    """Open a shard for reading."""
+    if is_url(path):
+        return io.BufferedReader(RemoteReader(RemoteFile.find(path)))
+    return Path(path).open("rb")
 
 
 def _members(file: BinaryIO, shard: str | Path) -> Iterator[tuple[bytes, int, int]]:
     start = file.read(8)
     if start.startswith(_COMPRESSED_STARTS):
         raise AudioError(shard, COMPRESSED)
-    end = os.fstat(file.fileno()).st_size
+    end = file.seek(0, os.SEEK_END)
     if end == 0:
         raise AudioError(shard, "empty file (0 bytes)")
     links = 0

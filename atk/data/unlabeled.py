@@ -16,8 +16,9 @@ from atk.data.audio import AudioError, load_crop
 from atk.data.captions import ON_ERROR, describe_skipped
 from atk.data.dataset import Batch, collate, random_stream
 from atk.data.listing import Listing
+from atk.data.remote import is_url
 from atk.data.sampler import UnlabeledKey
-from atk.data.shards import expand_braces, read_member
+from atk.data.shards import Member, Shard, expand_braces
 from atk.ops.checks import at_least, one_of
 
 _ARRAYS = {"names": np.uint8, "ends": np.int64, "sources": np.int32, "offsets": np.int64, "sizes": np.int64}
@@ -75,7 +76,8 @@ class UnlabeledAudio:
         if isinstance(folders, (str, Path)):
             raise TypeError(f"folders must be a sequence of paths, got the single path {str(folders)!r}")
         patterns = [pattern for folder in folders for pattern in expand_braces(os.fspath(folder))]
-        roots = [os.path.abspath(pattern) for pattern in patterns]  # noqa: PTH100  # resolve() would follow links
+        # resolve() would follow links
+        roots = [pattern if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns]  # noqa: PTH100
         if not roots:
             raise ValueError(f"folders must name at least one folder or tar file, got {[str(f) for f in folders]}")
         if cache is not None and Path(cache).exists():
@@ -90,12 +92,17 @@ class UnlabeledAudio:
 
     def name(self, index: int) -> str:
         """Absolute path of clip `index`; for a member of a shard, the path of the shard, a colon, and the name."""
+        return str(self._location(index))
+
+    def _location(self, index: int) -> Path | Member:
         ends = self.arrays["ends"]
         first = int(ends[index - 1]) if index else 0
         name = os.fsdecode(self.arrays["names"][first : int(ends[index])].tobytes())
         source = self.arrays["sources"][index]
-        path = self.paths[source]
-        return str(Path(path, name)) if self.shard_sizes[source] < 0 else f"{path}:{name}"
+        shard = Shard(self.paths[source], self.shard_sizes[source])
+        if shard.size < 0:
+            return Path(shard.path, name)
+        return Member(shard, name, int(self.arrays["offsets"][index]), int(self.arrays["sizes"][index]))
 
     def load(
         self, index: int, sample_rate: int, seconds: float, position: float, notes: list[str] | None = None
@@ -105,14 +112,7 @@ class UnlabeledAudio:
         Raises:
             AudioError: the clip cannot be read.
         """
-        name = self.name(index)
-        source = self.arrays["sources"][index]
-        content = None
-        if self.shard_sizes[source] >= 0:
-            offset = int(self.arrays["offsets"][index])
-            size = int(self.arrays["sizes"][index])
-            content = read_member(self.paths[source], self.shard_sizes[source], offset, size, name)
-        return load_crop(name, sample_rate, seconds, position, content, notes)
+        return load_crop(self._location(index), sample_rate, seconds, position, notes=notes)
 
 
 class UnlabeledDataset(Dataset[dict[str, Any]]):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from atk.data import Clip, audio_info, eval_loader, one_pass, read_references, read_split
+from atk.data import Clip, audio_info, eval_loader, one_pass, open_data, read_references
 from atk.data.captions import OnError
 from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool
+from atk.data.sets import Data
 from atk.data.side_files import read_tags
 from atk.eval.caption_metrics import caption_metrics
 from atk.eval.embed import device_of, evaluating, progress_bar
@@ -55,20 +56,19 @@ class CaptionSplit:
     mixed into a soundscape that already contains its class.
 
     Args:
-        folder: data folder.
-        split: "train", "val", or "test".
+        data, split: as in `atk.eval.retrieval.EvalSplit`.
         sample_rate: sample rate of the model, in Hz.
         clip_seconds: longer clips are truncated to this length.
         mix: condition and level of the mixtures.
         batch_size, workers, on_error: as in training.
 
     Raises:
-        FileNotFoundError, ValueError, AudioError: as for `read_split`, `read_references`, and `MixtureDataset`.
+        FileNotFoundError, ValueError, AudioError: as for `read_data`, `read_references`, and `MixtureDataset`.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        data: Data,
         split: str,
         *,
         sample_rate: int,
@@ -78,10 +78,10 @@ class CaptionSplit:
         workers: int = 0,
         on_error: OnError = "skip",
     ):
-        self.folder = Path(folder)
-        files = read_split(folder, split, on_error)
-        self.clips = files.clips
-        self.skipped = files.skipped
+        data_set = open_data(data).first_with(split)
+        self.folder = data_set.folder
+        files = data_set.read(split, on_error)
+        self.clips, self.skipped = files.clips, files.skipped
         self.on_error: OnError = on_error
         self.batch_size = batch_size
         self.workers = workers

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from atk.data import eval_loader, read_split
+from atk.data import eval_loader, open_data
 from atk.data.captions import OnError
+from atk.data.sets import Data
 from atk.data.side_files import Event, read_events, read_if_ours, read_tags, read_twins
 from atk.eval.alignment import alignment_score
 from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
@@ -49,8 +50,8 @@ class EvalSplit:
     """A split of a data folder that can be embedded repeatedly, as validation does.
 
     Args:
-        folder: data folder.
-        split: "train", "val", or "test".
+        data: data set, or several, of which the first that has the split is used (see `atk.data.open_data`).
+        split: "train", "val", "test", or another split of the data set.
         sample_rate: sample rate of the model, in Hz.
         clip_seconds: clips are embedded in windows of this length, which are averaged; None = whole clips.
         batch_size: windows to embed at a time.
@@ -59,12 +60,12 @@ class EvalSplit:
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
 
     Raises:
-        FileNotFoundError, ValueError: as for `atk.data.read_split`, `read_twins`, and `read_events`.
+        FileNotFoundError, ValueError: as for `atk.data.read_data`, `read_twins`, and `read_events`.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        data: Data,
         split: str = "test",
         *,
         sample_rate: int,
@@ -74,8 +75,9 @@ class EvalSplit:
         on_error: OnError = "skip",
         side_files: bool = True,
     ):
-        self.folder = Path(folder)
-        files = read_split(folder, split, on_error)
+        data_set = open_data(data).first_with(split)
+        self.folder = data_set.folder
+        files = data_set.read(split, on_error)
         self.clips = files.clips
         self.skipped = files.skipped
         self.loader = eval_loader(
@@ -121,7 +123,7 @@ class EvalSplit:
 
 def embed_split(
     model: EmbeddingModel,
-    folder: str | Path,
+    data: Data,
     split: str = "test",
     *,
     progress: str | None = None,
@@ -131,12 +133,12 @@ def embed_split(
     on_error: OnError = "skip",
     side_files: bool = True,
 ) -> SplitEmbedding:
-    """Embed a split once: `EvalSplit(folder, split, ...).embed(model, progress)`.
+    """Embed a split once: `EvalSplit(data, split, ...).embed(model, progress)`.
 
     Arguments and errors are those of `EvalSplit` and `EvalSplit.embed`.
     """
-    data = EvalSplit(
-        folder,
+    files = EvalSplit(
+        data,
         split,
         sample_rate=model.sample_rate,
         clip_seconds=clip_seconds,
@@ -145,7 +147,7 @@ def embed_split(
         on_error=on_error,
         side_files=side_files,
     )
-    return data.embed(model, progress)
+    return files.embed(model, progress)
 
 
 def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""Rank the audio files of any folder by their similarity to a text query."""
+"""Rank the audio files of a folder, or of any data set, by their similarity to a text query."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from atk.data import eval_loader, read_folder
+from atk.data import eval_loader
 from atk.data.captions import OnError
+from atk.data.containers import Stored
+from atk.data.sets import read_all
 from atk.eval.embed import EmbeddingModel, embed_captions, embed_clips, evaluating
 
 
 class SearchResult(NamedTuple):
     """`hits`: (cosine, path) of every readable file, best first; `skipped`: (file name, reason) of the others."""
 
-    hits: list[tuple[float, Path]]
+    hits: list[tuple[float, Path | Stored]]
     skipped: list[tuple[str, str]]
 
 
@@ -30,7 +32,8 @@ def search(
 
     Args:
         model: embeds the clips and the query.
-        folder: folder of audio files, searched recursively as by `atk.data.list_folder`.
+        folder: folder of audio files, searched recursively as by `atk.data.list_folder`; or a data set in another
+            layout, such as the name of tar shards (see `atk.data.open_data`).
         query: text to search for.
         clip_seconds: files are embedded in windows of this length, which are averaged; None = whole files.
         batch_size: windows to embed at a time.
@@ -48,7 +51,7 @@ def search(
     """
     if not query.strip():
         raise ValueError("query must contain at least one word, got an empty text")
-    files = read_folder(folder, on_error)
+    files = read_all(folder, on_error)
     loader = eval_loader(
         files.clips,
         sample_rate=model.sample_rate,

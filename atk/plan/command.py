@@ -17,7 +17,7 @@ from atk.train.semisupervised import SemiSupervisedConfig
 
 Method = Literal["aligned", "semisupervised"]
 _CONFIGS: dict[str, type[PlanConfig]] = {"aligned": AlignedConfig, "semisupervised": SemiSupervisedConfig}
-_IGNORED = ("data", "out", "unlabeled")  # fields of a configuration that name folders
+_IGNORED = ("data", "data_weights", "caption_column", "out", "unlabeled")  # fields that say what to read and write
 _UNITS = {"matmul_tflops": 1e12, "bandwidth_gb": 1e9, "interconnect_gb": 1e9}
 
 

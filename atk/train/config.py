@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from atk.data.captions import ON_ERROR, OnError
+from atk.data.sampler import SetWeights
 from atk.extras import optional_imports
 from atk.ops.checks import at_least, one_of
 from atk.train.checkpoint import write_atomically
@@ -63,9 +64,10 @@ class TrainConfig:
     """Settings that all training methods share.
 
     Args:
-        data: folder with train.csv, optionally val.csv and test.csv, and the audio files that they list.
+        data: one or several data sets: folders with train.csv, optionally val.csv and test.csv, and the audio files
+            that they list; tar shards; and other layouts (see the page on data).
         out: run folder to write.
-        epochs: passes over train.csv.
+        epochs: passes over the training clips.
         steps: number of optimizer steps; overrides epochs.
         seed: seed of the weights, the order of the clips, the crops, and dropout.
         device: "auto", "cpu", "cuda", or "cuda:1".
@@ -79,16 +81,20 @@ class TrainConfig:
         workers: processes that read audio for a rank; 0 reads in the main process, null picks 1 on a CPU and up to 8 on
             a GPU. The result of training does not depend on it.
         bucket: batch clips of similar length, which reduces padding.
+        data_weights: how often an epoch draws each clip of each data set: with 2, twice; with 0.5, every other epoch;
+            null draws every clip once.
+        caption_column: name of the captions in shards, metadata files, and Hugging Face data sets; null uses the first
+            that exists of caption, text, and captions.
         on_error: "skip" reports bad files and rows and continues without them, "raise" stops at the first one.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
-        eval_every: steps between validations if there is a val.csv; 0 validates only at the end.
+        eval_every: steps between validations if there is a split to validate on; 0 validates only at the end.
         shard: shard weights and optimizer state over the ranks (FSDP2) instead of replicating them (DDP).
         timeout: seconds that a rank waits for the others, including for the first rank to validate.
         optim: optimizer: Adam with linear warmup and cosine decay, or schedule-free Adam.
     """
 
-    data: str
+    data: str | list[str]
     out: str
     epochs: float = 50
     steps: int | None = None
@@ -101,6 +107,8 @@ class TrainConfig:
     micro_batch: int | None = None
     workers: int | None = None
     bucket: bool = False
+    data_weights: list[float] | None = None
+    caption_column: str | None = None
     on_error: OnError = "skip"
     log_every: int = 10
     save_every: int = 200
@@ -110,6 +118,12 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        names = [self.data] if isinstance(self.data, str) else self.data
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"data must be the names of one or several data sets, got {self.data!r}")
+        object.__setattr__(self, "data", names[0] if len(names) == 1 else names)
+        if self.data_weights is not None:
+            SetWeights([1] * len(names), self.data_weights)  # checks them
         fields_at_least(self, 0.05, "clip_seconds")
         fields_at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
         fields_at_least(self, 0, "eval_every", "seed", "workers")

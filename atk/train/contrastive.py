@@ -141,7 +141,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
-        """Text-to-audio retrieval metrics on val.csv; errors as in `EvalSplit.embed`."""
+        """Text-to-audio retrieval metrics on the validation split; errors as in `EvalSplit.embed`."""
         assert self.validation is not None
         return evaluate_retrieval(self.model, self.validation.embed(self.model))["text_to_audio"]
 
@@ -152,7 +152,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         return evaluate_retrieval(model, self.evaluation.embed(model, f"evaluate {self.held_out}"))
 
     def _split(self, name: str, side_files: bool) -> EvalSplit:
-        return EvalSplit(self.config.data, name, side_files=side_files, **self.reading_options())
+        return EvalSplit(self.data, name, side_files=side_files, **self.reading_options())
 
 
 def readings_of(loss: AlignedContrastiveLoss | InfoNCELoss | SigmoidLoss) -> dict[str, Tensor]:

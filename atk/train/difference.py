@@ -16,7 +16,6 @@ from atk.data import (
     describe_skipped,
     one_pass,
     read_references,
-    read_split,
 )
 from atk.distributed import total
 from atk.eval.captioning import CaptionSplit, evaluate_captions, write_captions
@@ -105,9 +104,9 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         self.evaluation: CaptionSplit | None = None
         self.validation: MixtureDataset | None = None
         if self.held_out:  # read now, so that errors in it show up before training and not after it
-            self.evaluation = CaptionSplit(config.data, self.held_out, mix=config.mix, **self.reading_options())
+            self.evaluation = CaptionSplit(self.data, self.held_out, mix=config.mix, **self.reading_options())
         if self.has("val"):
-            clips = read_split(config.data, "val", config.on_error).clips
+            clips = self.data.read("val", config.on_error).clips
             self.validation = MixtureDataset(
                 clips, self.model.sample_rate, config.clip_seconds, config.seed, mix=config.mix, pool=None
             )
@@ -170,7 +169,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         return loss, int(tokens["attention_mask"].sum())
 
     def validate(self) -> dict[str, float]:
-        """Mean log-likelihood per token of one caption for each clip of val.csv, given the clip alone.
+        """Mean log-likelihood per token of one caption for each validation clip, given the clip alone.
 
         Raises:
             ValueError: no clip can be decoded.
@@ -189,7 +188,8 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
                     loss_sum += float(loss) * count
                     tokens += count
         if not tokens:
-            raise ValueError(f"{config.data}: none of the {len(self.validation)} clips of val.csv can be decoded")
+            name = self.data.first_with("val").name
+            raise ValueError(f"{name}: none of the {len(self.validation)} validation clips can be decoded")
         return {"log_likelihood": -loss_sum / tokens}
 
     def evaluate(self, checkpoint: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from atk.data import TrainBatches, TrainDataset, batches_of, describe_skipped, read_split
+from atk.data import SetWeights, TrainBatches, TrainDataset, batches_of, describe_skipped, open_data
 from atk.data.captions import OnError
 from atk.device import default_workers
 from atk.distributed.collectives import world_size
@@ -95,7 +95,7 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         device: device to train on.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError: as for `atk.data.read_split`.
+        ValueError, FileNotFoundError, AudioError: as for `atk.data.read_data`.
         BackendError: the backend cannot run here.
     """
 
@@ -108,15 +108,19 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         self.device = device
         _ = self.backend  # raises an error now if it cannot run
         self.workers = default_workers(device) if config.workers is None else config.workers
-        train = read_split(config.data, "train", config.on_error)
+        self.data = open_data(config.data, config.caption_column)
+        train = self.data.read("train", config.on_error)
         self.clips = train.clips
+        self.sets: SetWeights | None = None
+        if config.data_weights is not None:
+            self.sets = SetWeights(train.sizes or (len(train.clips),), config.data_weights)
         self.skipped = dict(train.skipped)
         self.captions = [caption for clip in train.clips for caption in clip.captions]
-        order = TrainBatches(len(self.clips), config.batch_size, config.seed)
+        order = TrainBatches(len(self.clips), config.batch_size, config.seed, sets=self.sets)
         self.steps_per_epoch = order.steps_per_epoch
         for note in (describe_skipped(train.skipped), order.note):
             if note:
-                print(f"train.csv: {note}", file=sys.stderr)
+                print(f"train: {note}", file=sys.stderr)
         self.held_out = next((split for split in ("test", "val") if self.has(split)), None)
         torch.manual_seed(config.seed)
 
@@ -128,8 +132,8 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         return choose(self.config.backend, self.device, dtype, self.op, check=False)
 
     def has(self, split: str) -> bool:
-        """Whether the data folder has a split of this name."""
-        return (Path(self.config.data) / f"{split}.csv").is_file()
+        """Whether a data set has a split of this name."""
+        return split in self.data.splits()
 
     def reading_options(self) -> ReadingOptions:
         """How a split to validate or evaluate on is read."""
@@ -156,7 +160,11 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         """Training batches from a step on. Files that cannot be read are reported once."""
         config = self.config
         loader = batches_of(
-            self.dataset, batch_size=config.batch_size, bucket=config.bucket, **self.loading_options(start_step)
+            self.dataset,
+            batch_size=config.batch_size,
+            bucket=config.bucket,
+            sets=self.sets,
+            **self.loading_options(start_step),
         )
         for batch in loader:
             self.report(batch.skipped)

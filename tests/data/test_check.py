@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from support.unlabeled_cases import tar
 
 from atk.cli.main import main
 from atk.data import read_split
-from atk.data.check import check_folder
+from atk.data.check import check_data, check_folder
 
 RATE = 8000
 
@@ -117,3 +118,18 @@ def test_odd_folders_do_not_stop_the_check(folder):
     problems = problems_of(folder)
     assert problems[("val.csv", "it lists no clip")] and problems[("nul\0.wav", "embedded null byte")]
     assert not problems[("loop.wav", "no split lists this file")]
+
+
+def test_shards_are_checked_like_folders(folder, tmp_path, capsys):
+    members = [("a.wav", (folder / "a.wav").read_bytes()), ("a.txt", b"a dog"), ("b.wav", b"x"), ("b.txt", b"rain")]
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    shard = tar(tmp_path / "shards" / "train" / "0.tar", members)
+    result = check_data([str(tmp_path / "shards")], decode=True)
+    reason = "not readable as audio (Format not recognised)"
+    assert [(problem.name, problem.reason) for problem in result.problems] == [("train/0.tar:b.wav", reason)]
+    assert (result.rows, result.files, result.stops) == (2, 1, True)
+    (folder / "new.wav").write_bytes((folder / "a.wav").read_bytes())
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(shard), str(folder), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert [problem["name"] for problem in printed] == [f"{shard}:b.wav", f"{folder}/new.wav"]

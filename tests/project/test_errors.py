@@ -18,6 +18,7 @@ LISTED = [
         for name in ("audioset", "clips", "clotho", "ecals", "exclusions", "importing", "music")
     ),
     *(f"data/published/{name}" for name in ("timed", "tree", "wavcaps")),
+    *("data/hub", "data/layouts", "data/metadata", "data/pairs", "data/remote", "data/sets", "data/texts"),
     *("data/shards", "data/side_files", "data/tables", "data/unlabeled", "device", "eval/figures", "eval/outputs"),
     *("eval/search", "models/saved", "models/text_pretrained", "train/checkpoint", "train/contrastive", "train/ranks"),
     *("train/run", "cli/commands", "cli/model_commands", "cli/output", "cli/parser"),

@@ -268,7 +268,7 @@ def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
         DifferenceTask(replace(config, on_error="raise"), torch.device("cpu")).validate()
     for path in set(bad.parent.iterdir()) - {bad}:
         shutil.copy(bad, path)
-    with pytest.raises(ValueError, match=r"none of the 4 clips of val\.csv can be decoded"):
+    with pytest.raises(ValueError, match=r"none of the 4 validation clips can be decoded"):
         DifferenceTask(config, torch.device("cpu")).validate()
 
 

@@ -1,0 +1,196 @@
+"""Tar shards of audio and captions in WebDataset layout. A shard is read once; the index of its pairs is cached."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atk.data.audio import AudioError, DataWarning, audio_info
+from atk.data.cache import cache_folder, cache_name, read_cached, write_cached
+from atk.data.captions import Clip, Split, describe_skipped
+from atk.data.containers import Unusable
+from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
+from atk.data.remote import is_url
+from atk.data.shards import Member, Shard, tar_members
+from atk.data.texts import caption_names, captions_in, normalized
+from atk.extras import optional_imports
+
+_LAYOUT = 1  # version of the cached index
+_THREADS = 4  # shards to read at a time
+_AUDIO = "audio"  # what a member is; texts go by their suffix
+_JSON, _TXT = ".json", ".txt"
+
+Sample = dict[str, Member]  # the members of a shard whose names differ only in the suffix
+
+
+@dataclass
+class ShardIndex:
+    """The pairs of a shard.
+
+    Attributes:
+        size, stamp: of the shard, as in `Shard`.
+        pairs: name, offset, size, captions, and seconds of each audio file.
+        skipped: (name, reason) of each member that cannot be used; the name is "" for the shard itself.
+    """
+
+    size: int
+    stamp: str
+    pairs: list[tuple[str, int, int, list[str], float]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_shards(shards: dict[str, str], on_error: str, source: str, caption_column: str | None = None) -> Split:
+    """Read the pairs of tar shards, in the order of the shards and of the audio files in each of them.
+
+    A pair is an audio file and a `.json` or `.txt` file of the same name in the same shard. The JSON has the captions
+    as a string or a list of strings under `caption_column`; without it, the text file is used. Other members are
+    ignored.
+
+    Args:
+        shards: path of each shard, by its name in messages and in the file names of the clips.
+        on_error: "skip" or "raise", as in `read_split`.
+        source: what lists the shards, for messages.
+        caption_column: key of the captions; None is the first that exists of caption, text, and captions.
+
+    Raises:
+        FileNotFoundError: a shard does not exist.
+        ValueError: no pair is usable.
+        AudioError: with `on_error="raise"`, a shard or a pair cannot be used.
+    """
+    clips: list[Clip] = []
+    skipped: list[tuple[str, str]] = []
+    for (name, path), index in zip(shards.items(), _indices(list(shards.values()), caption_column), strict=True):
+        faults = [(f"{name}:{member}" if member else name, reason) for member, reason in index.skipped]
+        if faults and on_error == "raise":
+            raise AudioError(*faults[0])
+        skipped += faults
+        shard = Shard(path, index.size, index.stamp)
+        for member, offset, size, captions, seconds in index.pairs:
+            clips.append(Clip(f"{name}:{member}", Member(shard, member, offset, size), tuple(captions), seconds))
+    if not clips:
+        raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'its shards have no audio'}")
+    return Split(clips, skipped)
+
+
+def _indices(paths: Sequence[str], caption_column: str | None) -> Iterator[ShardIndex]:
+    """The index of each shard, in order."""
+    with optional_imports:
+        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        indices = pool.map(lambda path: _index(path, caption_column), paths)
+        yield from tqdm(indices, "index", len(paths), unit="shard", leave=False, disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _index(path: str, caption_column: str | None) -> ShardIndex:
+    """The index of a shard, from the cache if the shard has not changed."""
+    shard = Shard.find(path)
+    where = [_LAYOUT, path if is_url(path) else os.path.abspath(path), caption_column]  # noqa: PTH100  # keeps links
+    key = [*where, shard.size, shard.stamp]
+    file = cache_folder() / "shards" / f"{cache_name(*where)}.json"
+    cached = _cached_index(file, key)
+    if cached is not None:
+        return cached
+    index = ShardIndex(shard.size, shard.stamp)
+    try:
+        shard.read_ahead()
+        _read_pairs(shard, caption_column, index)
+    except (AudioError, OSError) as error:  # of the shard as a whole: perhaps it can be read at the next start
+        index.skipped.append(("", error.reason if isinstance(error, AudioError) else str(error)))
+        return index
+    if not write_cached(file, json.dumps({"key": key, **asdict(index)}).encode()):
+        warnings.warn(f"{file}: cannot be written; {path} is read at every start", DataWarning, stacklevel=2)
+    return index
+
+
+def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
+    """The index in a cache file; None if it is missing, damaged, or of another shard or version of a shard."""
+    content = read_cached(file)
+    try:
+        values = json.loads(content) if content else {}
+        if values["key"] != key:
+            return None
+        pairs = [(str(n), int(at), int(size), list(texts), float(s)) for n, at, size, texts, s in values["pairs"]]
+        return ShardIndex(
+            int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _read_pairs(shard: Shard, caption_column: str | None, index: ShardIndex) -> None:
+    """Fill the index of a shard; raises AudioError, after all that can be read, if the shard itself is damaged."""
+    damage = None
+    samples: list[Sample] = []
+    try:
+        _collect(shard, samples)
+    except AudioError as error:
+        damage = error
+    for sample in sorted(samples, key=lambda sample: sample.get(_AUDIO, next(iter(sample.values()))).offset):
+        _add(sample, caption_column, index)
+    if damage is not None:
+        raise damage
+
+
+def _collect(shard: Shard, samples: list[Sample]) -> None:
+    """Append the samples of a shard to `samples`; if a name repeats, it begins another sample."""
+    latest: dict[str, Sample] = {}
+    for encoded, offset, size in tar_members(shard.path):
+        name = os.fsdecode(encoded)
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        suffix = suffix.lower()
+        part = _AUDIO if suffix in (*AUDIO_SUFFIXES, *UNSUPPORTED_SUFFIXES) else suffix
+        if part not in (_AUDIO, _JSON, _TXT) or any(map(is_hidden, encoded.split(b"/"))):
+            continue
+        if stem not in latest or part in latest[stem]:
+            latest[stem] = {}
+            samples.append(latest[stem])
+        latest[stem][part] = Member(shard, name, offset, size)
+
+
+def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
+    """Add a sample to the index: to the pairs, or to what cannot be used."""
+    audio = sample.get(_AUDIO, next(iter(sample.values())))
+    try:
+        if _AUDIO not in sample:
+            raise Unusable("the shard has no audio file of this name")
+        captions = _captions(sample, caption_column)
+        if audio.name.lower().endswith(UNSUPPORTED_SUFFIXES):
+            raise Unusable(UNSUPPORTED)
+    except Unusable as error:
+        index.skipped.append((audio.name, str(error)))
+        return
+    content = audio.read()  # if this fails, it is the shard that cannot be read
+    try:
+        seconds = audio_info(audio, content).seconds
+    except AudioError as error:
+        index.skipped.append((audio.name, error.reason))
+    else:
+        index.pairs.append((audio.name, audio.offset, audio.size, captions, seconds))
+
+
+def _captions(sample: Sample, caption_column: str | None) -> list[str]:
+    """The captions of a sample; raises Unusable."""
+    if _JSON not in sample and _TXT not in sample:
+        raise Unusable("no caption: the shard has no .json or .txt file of this name")
+    try:
+        if _JSON in sample:
+            values = json.loads(sample[_JSON].read())
+            if not isinstance(values, dict):
+                raise Unusable("its .json is not a mapping of keys to values")
+            if _TXT not in sample or caption_names(values, caption_column):
+                return captions_in(values, caption_column)
+        return normalized([sample[_TXT].read().decode("utf-8-sig")])
+    except Unusable:
+        raise
+    except UnicodeDecodeError:
+        raise Unusable("its caption is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"its .json is not well-formed ({error})") from None

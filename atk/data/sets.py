@@ -1,0 +1,143 @@
+"""What `--data` takes: one or several data sets, each in one of several layouts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atk.data import hub
+from atk.data.captions import ON_ERROR, Split, read_folder
+from atk.data.layouts import DataSet, Folder, named_shards, remote_shards, shards_in
+from atk.data.metadata import metadata_folder
+from atk.data.remote import is_url
+from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, expand_braces
+from atk.ops.checks import one_of
+
+_LAYOUTS = (
+    "train.csv, val.csv, or test.csv; tar shards, perhaps in train/, valid/, and test/; metadata.csv, .jsonl, or "
+    ".parquet; Parquet files; and what save_to_disk writes"
+)
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """One or several data sets, read as one.
+
+    Args:
+        sets: the data sets.
+    """
+
+    sets: list[DataSet]
+
+    def splits(self) -> list[str]:
+        """The names of the splits that any of the data sets has."""
+        return list(dict.fromkeys(split for data_set in self.sets for split in data_set.splits()))
+
+    def first_with(self, split: str) -> DataSet:
+        """The first data set that has a split; a single data set without it may still read it, or raise its error.
+
+        Raises:
+            FileNotFoundError: there are several data sets, and none has the split.
+        """
+        if len(self.sets) == 1:
+            return self.sets[0]
+        for data_set in self.sets:
+            if split in data_set.splits():
+                return data_set
+        raise FileNotFoundError(f"no data set has {split}: {', '.join(data_set.name for data_set in self.sets)}")
+
+    def read(self, split: str, on_error: str = "skip") -> Split:
+        """Read "train" of all data sets that have it, one after the other, or any other split of the first that has it.
+
+        If there are several data sets, the file names of the training clips begin with the name of theirs.
+
+        Raises:
+            FileNotFoundError, ValueError, AudioError: as for `read_split`.
+        """
+        one_of("on_error", on_error, ON_ERROR)
+        if len(self.sets) == 1 or split != "train":
+            return self.first_with(split).read(split, on_error)
+        self.first_with(split)  # raises an error if there is none
+        clips, skipped, sizes = [], [], []
+        for data_set in self.sets:
+            part = data_set.read(split, on_error) if split in data_set.splits() else Split([], [])
+            sizes.append(len(part.clips))
+            clips += [replace(clip, file_name=data_set.prefix + clip.file_name) for clip in part.clips]
+            skipped += [(data_set.prefix + name, reason) for name, reason in part.skipped]
+        return Split(clips, skipped, tuple(sizes))
+
+
+Data = str | Path | Sequence[str | Path] | DataSets
+
+
+def open_data(data: Data, caption_column: str | None = None) -> DataSets:
+    """Recognize the layout of one or several data sets; those that are open already stay as they are.
+
+    Args:
+        data: a folder with CSV files or tar shards, or the name of tar shards, where `{000..099}` stands for a range;
+            or a list of these.
+        caption_column: name of the captions, where the layout does not fix it.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or holds no data set of a known layout.
+        ValueError: `data` is empty, or names a compressed tar file or an empty range of shards.
+    """
+    if isinstance(data, DataSets):
+        return data
+    names = [data] if isinstance(data, (str, Path)) else list(data)
+    if not names:
+        raise ValueError("data must name at least one data set, got an empty list")
+    return DataSets([_open(str(name), caption_column) for name in names])
+
+
+def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column: str | None = None) -> Split:
+    """Read a split of one or several data sets: `open_data(data, caption_column).read(split, on_error)`.
+
+    Args:
+        data, caption_column: as in `open_data`.
+        split: "train", "val", "test", or any other split that the layout has. "train" is read from all data sets that
+            have it, and any other split from the first that has it.
+        on_error: as in `read_split`.
+
+    Raises:
+        FileNotFoundError, ValueError, AudioError: as for `open_data` and `read_split`.
+    """
+    return open_data(data, caption_column).read(split, on_error)
+
+
+def read_all(name: str | Path, on_error: str = "skip") -> Split:
+    """Every audio file below a folder, without captions; of data sets in other layouts, the clips of all splits.
+
+    Raises:
+        FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
+    """
+    data_set = known_layout(str(name)) if Path(name).is_dir() else _open(str(name), None)
+    if data_set is None or isinstance(data_set, Folder):
+        return read_folder(name, on_error)
+    splits = [data_set.read(split, on_error) for split in data_set.splits()]
+    return Split([clip for split in splits for clip in split.clips], [bad for split in splits for bad in split.skipped])
+
+
+def known_layout(name: str, caption_column: str | None = None) -> DataSet | None:
+    """The data set in a local folder; None if its layout is not a known one."""
+    if any((Path(name) / f"{split}.csv").is_file() for split in ("train", "val", "test")):
+        return Folder(name)
+    layouts = (metadata_folder, shards_in, hub.from_folder)
+    others = (layout(name, caption_column) for layout in layouts)
+    return next(filter(None, others), Folder(name) if any(Path(name).glob("*.csv")) else None)
+
+
+def _open(name: str, caption_column: str | None) -> DataSet:
+    if Path(name).is_dir():
+        data_set = known_layout(name, caption_column)
+        if data_set is None:
+            raise FileNotFoundError(f"{name}: no data set of a known layout; looked for {_LAYOUTS}")
+        return data_set
+    if hub.is_address(name):
+        return hub.from_hub(name, caption_column)
+    if name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise ValueError(f"{name}: {COMPRESSED}")
+    if name.lower().endswith(SHARD_SUFFIX):
+        return named_shards(name, expand_braces(name), caption_column)
+    if is_url(name):
+        return remote_shards(name, caption_column)
+    raise FileNotFoundError(f"{name}: no such data folder")
