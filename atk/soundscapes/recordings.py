@@ -221,11 +221,11 @@ def assign_splits(files: Iterable[EventFile], splits: Sequence[str], seed: int) 
         sources.setdefault(file.event, set()).add(file.source)
         if file.split:
             split_of[file.source] = "train" if file.split == "val" and "val" not in splits else file.split
-    rng = np.random.default_rng((seed, len(_SHARES)))
     total = sum(_SHARES[split] for split in splits)
     # Classes with few sources come first, while the splits of sources that several classes share are still open.
     for event in sorted(sources, key=lambda event: (len(sources[event]), event)):
-        order = [str(source) for source in rng.permutation(sorted(sources[event]))]
+        # A random order that does not depend on the other sources.
+        order = sorted(sources[event], key=lambda source: sha256(f"{seed} {source}".encode()).digest())
         counts = Counter(split_of[source] for source in order if source in split_of)
         for source in order:
             if source not in split_of:

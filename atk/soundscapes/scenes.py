@@ -231,7 +231,8 @@ def event_sound(
     reverb: _Reverb | None = None,
 ) -> EventSound:
     """Render an event of at most `seconds`, not counting the reverberation that `reverb` adds."""
-    level = rng.uniform(*(LEVEL_DB[event.loudness] if config.loudness else _ANY_LEVEL_DB))
+    named = config.loudness and not config.recordings
+    level = rng.uniform(*(LEVEL_DB[event.loudness] if named else _ANY_LEVEL_DB))
     dry, recording = materials.events.wave(event, rng, config, split, seconds)
     wave = dry if reverb is None else reverb(dry)
     block = config.sample_rate // 20

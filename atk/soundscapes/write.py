@@ -45,16 +45,17 @@ def write_soundscapes(
     """Write the dataset that `config` describes to the folder `out`.
 
     The files are train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv
-    (file_name, event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column per class), twins.csv
-    (file_name, twin) if there are twins, and soundscapes.yaml (the settings). With `config.pool`, the folder pool/ of
-    single events has audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv (file_name, caption).
+    (file_name, event, phrase, start, end in seconds, and recording if the events are recorded), tags.csv (file_name and
+    a 0/1 column per class), twins.csv (file_name, twin) if there are twins, and soundscapes.yaml (the settings). With
+    `config.pool`, the folder pool/ of single events has audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv
+    (file_name, caption).
 
     The folder appears only once it is complete; an interrupted call leaves nothing behind. An existing folder with the
-    same settings is kept.
+    same settings is kept. A `DataWarning` lists the recordings that are left out.
 
     Args:
         out: folder to write. It must be missing or empty, unless it was written with the same `config`.
-        config: settings; the files depend on nothing else.
+        config: settings; the files depend on nothing else, except for the folders of recordings that it names.
         progress: show progress on stderr.
         processes: number of processes that render scenes; None uses one per CPU.
 
@@ -63,7 +64,9 @@ def write_soundscapes(
 
     Raises:
         FileExistsError: `out` is a file, or a folder with other content.
-        ValueError: `config` asks for more distinct scenes than there are.
+        FileNotFoundError: a folder of recordings does not exist.
+        ValueError: `config` asks for more distinct scenes than there are, or a folder has too few usable recordings.
+        AudioError: a recording has become unreadable since it was checked.
     """
     out = Path(out).resolve()
     settings = {"format": FORMAT, **_as_yaml_types(config)}
