@@ -6,9 +6,10 @@ from pathlib import Path
 
 from atk.data.tables import Table
 
-_UNCOUNTABLE = {
+_WITHOUT_ARTICLE = {
     *("applause", "birdsong", "chatter", "fire", "gunfire", "hail", "laughter", "lightning", "music", "noise"),
     *("percussion", "rain", "silence", "sleet", "snow", "speech", "static", "thunder", "traffic", "water", "wind"),
+    *("children", "feet", "men", "people", "teeth", "women"),
 }
 
 
@@ -16,7 +17,7 @@ def phrase_of(name: str) -> str:
     """Make a noun phrase from the name of a class: "dog_bark" -> "a dog bark", "sea_waves" -> "sea waves".
 
     Underscores and capitals separate words. What is in parentheses or after a comma is left out. Plurals, words in -ing
-    ("keyboard typing"), and a few uncountable nouns ("rain") take no article.
+    ("keyboard typing"), and a few other nouns ("rain", "teeth") take no article.
 
     Raises:
         ValueError: the name contains no letter.
@@ -27,7 +28,7 @@ def phrase_of(name: str) -> str:
         raise ValueError(f"class {name!r} cannot be named in captions; give it a phrase in phrases.csv")
     gerund = re.search(r"[aeiouy].*ing$", words[-1])  # not "ring" or "string"
     plural = re.search(r"[^isu]s$", words[-1])  # not "hiss" or "bus"
-    if gerund or plural or words[-1] in _UNCOUNTABLE:
+    if gerund or plural or words[-1] in _WITHOUT_ARTICLE:
         return " ".join(words)
     vowel = re.match(r"[aeio]|u(?![^aeiou][aeiou])", words[0])  # not "ukulele"
     return " ".join(["an" if vowel else "a", *words])
