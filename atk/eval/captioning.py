@@ -20,6 +20,7 @@ from atk.data.side_files import read_tags
 from atk.eval.caption_metrics import caption_metrics
 from atk.eval.embed import device_of, evaluating, progress_bar
 from atk.models.captioner import Captioner
+from atk.soundscapes.phrases import CLAUSES, classes_named
 
 _WINDOWS = 8  # windows of a file to encode at a time
 _MODES = ("input", "mix", "minus_added", "minus_input")  # the captions of a clip, fields of `Captions`
@@ -114,10 +115,10 @@ def evaluate_captions(
 
     Returns:
         The metrics and the captions. Metrics: `"input"` for all clips, `"mix"` and `"minus_added"` for the mixed clips,
-        see `atk.eval.caption_metrics.caption_metrics`; `"named"`, for soundscapes and references of known class, see
-        `class_mentions`; `"missing"`: metrics that could not be computed for some of these, with the reason;
-        `"tokenizer"`: name of the tokenizer; `"clips"`: number of clips; `"skipped"`: files and rows that were skipped,
-        with the reason; `"unmixed"`: clips that no recording could be mixed into.
+        see `atk.eval.caption_metrics.caption_metrics`; `"named"`, if soundscapes and references have synthesized
+        events only, see `class_mentions`; `"missing"`: metrics that could not be computed for some of these, with the
+        reason; `"tokenizer"`: name of the tokenizer; `"clips"`: number of clips; `"skipped"`: files and rows that were
+        skipped, with the reason; `"unmixed"`: clips that no recording could be mixed into.
 
     Raises:
         ValueError: no clip can be decoded.
@@ -139,7 +140,7 @@ def evaluate_captions(
         raise ValueError(f"{split.folder}: none of the {len(split.clips)} clips of the split can be decoded")
     scored = ("input", "mix", "minus_added") if _has_difference(model) else ("input", "mix")
     result = _scores(rows, [split.clips[clip].captions for clip in clips], scored)
-    if split.soundscapes and all(split.pool.classes):
+    if split.soundscapes and CLAUSES.keys() >= {*split.pool.classes}.union(*split.classes):
         result["named"] = class_mentions(rows, [split.classes[clip] for clip in clips], split.pool)
     result["clips"] = len(rows)
     result["skipped"] = [f"{name}: {reason}" for name, reason in skipped]
@@ -195,8 +196,6 @@ def class_mentions(
         recordings whose class is mentioned; `"target_alone"`, captions that mention an event of the clip and no
         added sound.
     """
-    from atk.soundscapes.phrases import classes_named
-
     class_of = {clip.file_name: name for clip, name in zip(pool.clips, pool.classes, strict=True)}
     added_classes = [[class_of[name] for name in row.added.split(_SEPARATOR)] if row.added else [] for row in rows]
     result = {}

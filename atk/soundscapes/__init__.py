@@ -1,4 +1,4 @@
-"""Synthetic captioned soundscapes with exact event times, written as ordinary files."""
+"""Captioned soundscapes with exact event times, synthesized or composed from recordings, as ordinary files."""
 
 from atk.soundscapes.config import PRESETS, SoundscapeConfig
 from atk.soundscapes.write import write_soundscapes

@@ -1,12 +1,17 @@
-"""Backgrounds of unit RMS: colored noise, mains hum, and babble of distant voices."""
+"""Backgrounds of unit RMS: colored noise, mains hum, babble of distant voices, and recordings."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
+from atk.data import audio_info, load_audio
 from atk.soundscapes.primitives import formants, harmonics, noise, time_axis, total, vibrato, wander
 
 _SLOPES = {"white": 0.0, "pink": 3.0, "brown": 6.0}
 _VOICES = 5
+_QUIETEST = 1e-4  # RMS below which a recording is not amplified to unit RMS
 
 
 def background(name: str, rng: Generator, samples: int, rate: int) -> np.ndarray:
@@ -22,6 +27,18 @@ def background(name: str, rng: Generator, samples: int, rate: int) -> np.ndarray
     else:
         wave = total(_voice(rng, t) for _ in range(_VOICES))
     return (wave / np.sqrt(np.mean(np.square(wave)))).astype(np.float32)
+
+
+def recorded_background(files: Sequence[Path], rng: Generator, samples: int, rate: int) -> np.ndarray:
+    """Load a random part of one of the `files`, repeated if it is too short: float32 `[samples]` of unit RMS.
+
+    A part that is almost silent stays quiet instead.
+    """
+    file = files[int(rng.integers(len(files)))]
+    seconds = samples / rate
+    start = rng.random() * max(0.0, audio_info(file).seconds - seconds)
+    wave = np.resize(load_audio(file, rate, start, seconds, notes=[]).numpy(), samples)
+    return (wave / max(_QUIETEST, np.sqrt(np.mean(np.square(wave))))).astype(np.float32)
 
 
 def _voice(rng: Generator, t: np.ndarray) -> np.ndarray:

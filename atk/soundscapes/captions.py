@@ -7,8 +7,10 @@ from typing import TypeVar
 from numpy.random import Generator
 
 from atk.soundscapes.config import SoundscapeConfig
-from atk.soundscapes.phrases import CLAUSES, COUNT_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, NOUNS, PITCH_WORDS
-from atk.soundscapes.scenes import Event, Scene
+from atk.soundscapes.materials import SYNTHETIC, Materials
+from atk.soundscapes.phrases import COUNT_WORDS, LOUDNESS_ADJECTIVES, LOUDNESS_ADVERBS, PITCH_WORDS
+from atk.soundscapes.scenes import Scene
+from atk.soundscapes.sounds import Event, Sounds
 
 _T = TypeVar("_T")
 
@@ -43,7 +45,9 @@ _FRAMES = {
 }
 
 
-def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[list[str]]]:
+def describe(
+    scene: Scene, config: SoundscapeConfig, materials: Materials = SYNTHETIC
+) -> tuple[list[str], list[list[str]]]:
     """Write the captions of a scene.
 
     With `config.rephrase`, the first caption is the same as without it, and the phrases are those of the first caption.
@@ -53,22 +57,24 @@ def describe(scene: Scene, config: SoundscapeConfig) -> tuple[list[str], list[li
         `config.captions_per_clip` distinct captions, and the phrase of each event, by group.
     """
     rng = scene.rng(config, 4)
-    style, phrases = name_events(scene, rng)
+    style, phrases = name_events(scene, rng, materials.events)
     captions, first_phrases = [], phrases
     while len(captions) < config.captions_per_clip:
         caption = _sentence(rng, style, phrases, config.later_first)
         if caption not in captions:
             captions.append(caption)
         if config.rephrase:
-            style, phrases = name_events(scene, rng)
+            style, phrases = name_events(scene, rng, materials.events)
     return captions, first_phrases
 
 
-def name_events(scene: Scene, rng: Generator) -> tuple[str, list[list[str]]]:
+def name_events(scene: Scene, rng: Generator, sounds: Sounds) -> tuple[str, list[list[str]]]:
     """Draw a style for all events of a scene ("clause" or "noun"), and a phrase for each event, by group."""
     style = draw_style(rng)
+    if not all(sounds.forms(style, event.name) for group in scene.groups for event in group):
+        style = "noun"
     groups = scene.groups[::-1] if scene.reversed else scene.groups
-    phrases = [[name_event(event, style, rng) for event in group] for group in groups]
+    phrases = [[name_event(event, style, rng, sounds) for event in group] for group in groups]
     return style, phrases[::-1] if scene.reversed else phrases
 
 
@@ -77,9 +83,9 @@ def draw_style(rng: Generator) -> str:
     return "clause" if rng.random() < 0.5 else "noun"
 
 
-def name_event(event: Event, style: str, rng: Generator) -> str:
+def name_event(event: Event, style: str, rng: Generator, sounds: Sounds = SYNTHETIC.events) -> str:
     """Word one event and its attributes as a "clause" (a dog barks) or a "noun" (a dog barking)."""
-    forms = (CLAUSES if style == "clause" else NOUNS)[event.name]
+    forms = sounds.forms(style, event.name)
     count_words = COUNT_WORDS.get(event.count or 0)
     fitting = [form for form in forms if ("{b}" in form or not count_words) and ("{a}" in form or not event.pitch)]
     form = _pick(rng, fitting)
@@ -95,7 +101,7 @@ def name_event(event: Event, style: str, rng: Generator) -> str:
     if count_words:
         adverbs.append(_pick(rng, count_words))
     phrase = form.format(a="".join(word + " " for word in adjectives), b="".join(" " + word for word in adverbs))
-    return re.sub(r"\ba (?=[aeiou])", "an ", phrase)
+    return re.sub(r"\ba (?=[aeiou])", "an ", phrase) if "{a}" in form else phrase
 
 
 def _sentence(rng: Generator, style: str, phrases: list[list[str]], later_first: float) -> str:

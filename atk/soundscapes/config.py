@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from atk.soundscapes.events import MAX_CLASSES
 
+SPLITS = ("train", "val", "test")
 BACKGROUNDS = ("white", "pink", "brown", "hum", "babble")
 MAX_CAPTIONS = 5
+SIMULATED = "simulated"
 POOL_FOLDS = 5
 MAX_POOL = 10000
 _SECONDS_PER_EVENT = 0.9
@@ -47,8 +50,8 @@ class SoundscapeConfig:
     """Probability that an event overlaps the previous one (at most two at a time)."""
     snr_db: tuple[float, float] = (15.0, 25.0)
     """Level of the quietest event of a scene relative to the background, in dB."""
-    backgrounds: tuple[str, ...] = BACKGROUNDS
-    """Backgrounds to draw from: white, pink, brown, hum, babble; empty for no background."""
+    backgrounds: tuple[str, ...] | str = BACKGROUNDS
+    """Backgrounds to draw from: white, pink, brown, hum, babble, and folders of recordings; empty for none."""
     pitch: bool = False
     """Include low-pitched and high-pitched events, named by a word in the caption."""
     loudness: bool = False
@@ -64,14 +67,26 @@ class SoundscapeConfig:
     """Reword the events in each caption of a clip, as several annotators would."""
     pool: int = 0
     """Number of recordings of single events per class, without background, in pool/ (as ESC-50); 0 or at least 5."""
+    recordings: str = ""
+    """Folder of recordings of single events to use instead of synthesized ones: the layout of ESC-50 or FSD50K, or one
+    subfolder per class. Then classes, similar, pitch, loudness, and count have no effect."""
+    rirs: str = ""
+    """Room impulse responses: a folder with a subfolder per room, or "simulated"; "" for no reverberation."""
+    drr_db: tuple[float, float] = (0.0, 15.0)
+    """Direct-to-reverberant ratio of an event in dB, with rirs; distant events have low ones."""
+    rt60: tuple[float, float] = (0.2, 0.6)
+    """Reverberation time of simulated rooms in seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "events", "snr_db", "backgrounds"):
+        if isinstance(self.backgrounds, str):
+            object.__setattr__(self, "backgrounds", (self.backgrounds,))
+        for name in ("seconds", "events", "snr_db", "backgrounds", "drr_db", "rt60"):
             value = getattr(self, name)
             if isinstance(value, list):  # YAML gives lists
                 object.__setattr__(self, name, tuple(value))
         self._check_types()
         self._check_values()
+        self._check_materials()
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "SoundscapeConfig":
@@ -122,12 +137,19 @@ class SoundscapeConfig:
             raise ValueError(
                 f"seconds must be in [{shortest:g}, 600] ({_SECONDS_PER_EVENT} per event), got {self.seconds}"
             )
-        if not (self.snr_db[0] >= -60 and self.snr_db[1] <= 100):
-            raise ValueError(f"snr_db must be in [-60, 100], got {self.snr_db}")
-        if unknown := set(self.backgrounds) - set(BACKGROUNDS):
-            raise ValueError(f"backgrounds must be among {', '.join(BACKGROUNDS)}, got {', '.join(sorted(unknown))}")
         if self.train + self.val + self.test == 0:
             raise ValueError("train, val and test are all 0: nothing to write")
+
+    def _check_materials(self) -> None:
+        for name, (low, high) in {"snr_db": (-60, 100), "drr_db": (-60, 100), "rt60": (0.2, 2.0)}.items():
+            lowest, highest = getattr(self, name)
+            if not low <= lowest <= highest <= high:
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {getattr(self, name)}")
+        for name in self.backgrounds:
+            if name not in BACKGROUNDS and not Path(name).is_dir():
+                raise ValueError(f"backgrounds must be among {', '.join(BACKGROUNDS)}, or folders, got {name}")
+        if self.recordings and self.pool:
+            raise ValueError(f"pool must be 0 with recordings, which are such a pool themselves, got {self.pool}")
 
 
 def _is_a(expected: type, value: object) -> bool:

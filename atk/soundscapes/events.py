@@ -11,6 +11,7 @@ from atk.soundscapes import animals, instruments, nature, signals
 from atk.soundscapes.primitives import grains, time_axis
 
 Render = Callable[[Generator, np.ndarray, float], np.ndarray]
+AUDIBLE = 10**-3.5  # energy of a 10 ms block relative to the loudest one: 35 dB below it
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ def render_event(
         float32 `[n]` with n <= seconds * rate.
     """
     if event_class.unit is None:
-        return _audible(event_class.render(rng, time_axis(seconds, rate), pitch), rate)
+        return audible(event_class.render(rng, time_axis(seconds, rate), pitch), rate)
     if count is None:
         fitting = int(seconds / (1.3 * event_class.unit[0]))
         low, high = event_class.repeats
         count = int(rng.integers(low, high + 1))
         count = max(1, min(count, fitting))
     length = min(rng.uniform(*event_class.unit), seconds / (count + 0.3 * (count - 1)))
-    call = _audible(event_class.render(rng, time_axis(length, rate), pitch), rate)
+    call = audible(event_class.render(rng, time_axis(length, rate), pitch), rate)
     # Gaps of at least 0.3 of a call make the calls countable.
     spare = max(0.0, seconds / length - (count + 0.3 * (count - 1)))
     period = length * (1.3 + rng.uniform(0.0, min(1.0, spare / max(count - 1, 1))))
@@ -138,15 +139,25 @@ def render_event(
     return grains(t, period * np.arange(count), [call * gain for gain in rng.uniform(0.85, 1.0, count)])
 
 
-def _audible(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Trim `wave` to the 10 ms blocks within 35 dB of the loudest one; fade its end, and a cut start, over 5 ms."""
-    block = rate // 100
-    blocks = np.add.reduceat(np.square(wave), np.arange(0, len(wave), block))
-    audible = np.flatnonzero(blocks > blocks.max() * 10**-3.5)
-    wave = wave[audible[0] * block : (audible[-1] + 1) * block].astype(np.float32)
+def audible(wave: np.ndarray, rate: int, threshold: float = AUDIBLE) -> np.ndarray:
+    """Trim `wave` to its `audible_span`; fade its end, and a cut start, over 5 ms."""
+    first, last = audible_span(wave, rate, threshold)
+    wave = wave[first:last].astype(np.float32)
     fade = min(rate // 200, len(wave) // 2)
     ramp = np.linspace(0.0, 1.0, fade, endpoint=False, dtype=np.float32)
-    if audible[0] > 0:
+    if first > 0:
         wave[:fade] *= ramp
     wave[len(wave) - fade :] *= ramp[::-1]
     return wave
+
+
+def audible_span(wave: np.ndarray, rate: int, threshold: float = AUDIBLE) -> tuple[int, int]:
+    """The first sample of the first 10 ms block above `threshold`, relative to the loudest, and the end of the last."""
+    energies = block_energies(wave, rate)
+    blocks = np.flatnonzero(energies > energies.max() * threshold)
+    return int(blocks[0]) * (rate // 100), min(len(wave), int(blocks[-1] + 1) * (rate // 100))
+
+
+def block_energies(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Energies of the blocks of 10 ms."""
+    return np.add.reduceat(np.square(wave), np.arange(0, len(wave), rate // 100))

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.random import Generator
 
 from atk.soundscapes.captions import draw_style, name_event
-from atk.soundscapes.config import MAX_POOL, POOL_FOLDS, SoundscapeConfig
+from atk.soundscapes.config import MAX_POOL, POOL_FOLDS, SPLITS, SoundscapeConfig
 from atk.soundscapes.events import class_names
-from atk.soundscapes.scenes import SPLITS, draw_event, event_sound
+from atk.soundscapes.materials import SYNTHETIC
+from atk.soundscapes.scenes import event_sound
 
 ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 _TAKE = "A"
@@ -67,7 +68,7 @@ def render_recording(recording: Recording, config: SoundscapeConfig) -> tuple[np
         The waveform, float32 `[n]` within [-1, 1], and the phrase that names the event.
     """
     rng = recording.rng(config)
-    event = draw_event(rng, config, recording.name)
+    event = SYNTHETIC.events.draw(rng, config, recording.name)
     seconds = rng.uniform(*config.seconds) / rng.integers(config.events[0], config.events[1] + 1)
-    wave, _ = event_sound(event, rng, config, seconds)
-    return wave, name_event(event, draw_style(rng), rng)
+    sound = event_sound(event, rng, config, seconds)
+    return sound.wave, name_event(event, draw_style(rng), rng)

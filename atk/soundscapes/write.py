@@ -2,26 +2,24 @@
 
 import csv
 import dataclasses
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from atk.extras import optional_imports
 from atk.soundscapes.captions import describe
-from atk.soundscapes.config import SoundscapeConfig
-from atk.soundscapes.events import class_names
+from atk.soundscapes.config import SPLITS, SoundscapeConfig
+from atk.soundscapes.materials import Materials, read_materials
+from atk.soundscapes.parallel import map_in_order
 from atk.soundscapes.pool import ESC50_COLUMNS, Recording, plan_pool, render_recording
-from atk.soundscapes.scenes import SPLITS, Placed, Scene, plan, render
+from atk.soundscapes.scenes import Placed, Scene, plan, render
 
 with optional_imports:
     import soundfile
@@ -29,10 +27,6 @@ with optional_imports:
     from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
 FORMAT = 1  # incremented whenever the same settings produce different bytes
-_SCENES_PER_PROCESS = 100  # below this, starting another process takes longer than it saves
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +45,17 @@ def write_soundscapes(
     """Write the dataset that `config` describes to the folder `out`.
 
     The files are train.csv, val.csv, test.csv (file_name, caption), audio/SPLIT/NNNNN.wav (16 bit), events.csv
-    (file_name, event, phrase, start, end in seconds), tags.csv (file_name and a 0/1 column per class), twins.csv
-    (file_name, twin) if there are twins, and soundscapes.yaml (the settings). With `config.pool`, the folder pool/ of
-    single events has audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv (file_name, caption).
+    (file_name, event, phrase, start, end in seconds, and recording if the events are recorded), tags.csv (file_name and
+    a 0/1 column per class), twins.csv (file_name, twin) if there are twins, and soundscapes.yaml (the settings). With
+    `config.pool`, the folder pool/ of single events has audio/*.wav, meta/esc50.csv (as in ESC-50) and train.csv
+    (file_name, caption).
 
     The folder appears only once it is complete; an interrupted call leaves nothing behind. An existing folder with the
-    same settings is kept.
+    same settings is kept. A `DataWarning` lists the recordings that are left out.
 
     Args:
         out: folder to write. It must be missing or empty, unless it was written with the same `config`.
-        config: settings; the files depend on nothing else.
+        config: settings; the files depend on nothing else, except for the folders of recordings that it names.
         progress: show progress on stderr.
         processes: number of processes that render scenes; None uses one per CPU.
 
@@ -69,7 +64,9 @@ def write_soundscapes(
 
     Raises:
         FileExistsError: `out` is a file, or a folder with other content.
-        ValueError: `config` asks for more distinct scenes than there are.
+        FileNotFoundError: a folder of recordings does not exist.
+        ValueError: `config` asks for more distinct scenes than there are, or a folder has too few usable recordings.
+        AudioError: a recording has become unreadable since it was checked.
     """
     out = Path(out).resolve()
     settings = {"format": FORMAT, **_as_yaml_types(config)}
@@ -77,7 +74,8 @@ def write_soundscapes(
         if progress:
             print(f"{out} already contains these soundscapes", file=sys.stderr)
         return out
-    scenes = plan(config)
+    materials = read_materials(config, progress, processes)
+    scenes = plan(config, materials)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial_out, ignore_errors=True)
@@ -86,11 +84,11 @@ def write_soundscapes(
             if scenes[split]:
                 (partial_out / "audio" / split).mkdir(parents=True)
         all_scenes = [scene for split in SPLITS for scene in scenes[split]]
-        write_scene = partial(_write_scene, root=partial_out, config=config)
+        write_scene = partial(_write_scene, root=partial_out, config=config, materials=materials)
         # The workers stop before the folder is removed, so none of them can still be writing to it.
-        with closing(_map_in_order(all_scenes, write_scene, processes)) as results:
+        with closing(map_in_order(all_scenes, write_scene, processes)) as results:
             written = list(tqdm(results, "soundscapes", len(all_scenes), unit="scene", disable=not progress))
-        _write_tables(partial_out, written, config)
+        _write_tables(partial_out, written, config, materials.events.names(config))
         if config.pool:
             _write_pool(partial_out / "pool", config, progress, processes)
         (partial_out / "soundscapes.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -126,35 +124,10 @@ def _as_yaml_types(config: SoundscapeConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _map_in_order(
-    items: Sequence[_Item], write: Callable[[_Item], _Result], processes: int | None
-) -> Generator[_Result, None, None]:
-    """Yield `write(item)` for each item in order, with several processes if there are enough items."""
-    count = min(processes or _cpus(), -(-len(items) // _SCENES_PER_PROCESS))
-    if count == 1:
-        yield from map(write, items)
-        return
-    # Forking avoids a second import and is safe here: the children only run NumPy, which needs no inherited threads.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    # Only the parent handles Ctrl-C; it stops the children.
-    ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=ignore_interrupt) as pool:
-        try:
-            yield from pool.map(write, items, chunksize=16)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig) -> _WrittenScene:
-    audio, events = render(scene, config)
+def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig, materials: Materials) -> _WrittenScene:
+    audio, events = render(scene, config, materials)
     _write_audio(root / scene.file_name, audio, config)
-    captions, phrases = describe(scene, config)
+    captions, phrases = describe(scene, config, materials)
     return _WrittenScene(scene, captions, [phrase for group in phrases for phrase in group], events)
 
 
@@ -163,20 +136,20 @@ def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> Non
     soundfile.write(path, samples, config.sample_rate, subtype="PCM_16")
 
 
-def _write_tables(root: Path, written: list[_WrittenScene], config: SoundscapeConfig) -> None:
+def _write_tables(root: Path, written: list[_WrittenScene], config: SoundscapeConfig, names: Sequence[str]) -> None:
     count = config.captions_per_clip
     columns = ["caption"] if count == 1 else [f"caption_{column}" for column in range(1, count + 1)]
     for split in SPLITS:
         rows = [(item.scene.file_name, *item.captions) for item in written if item.scene.split == split]
         if rows:
             _write_csv(root / f"{split}.csv", ("file_name", *columns), rows)
+    columns = ["file_name", "event", "phrase", "start", "end", *["recording"] * bool(config.recordings)]
     events = (
-        (item.scene.file_name, placed.event.name, phrase, f"{placed.start:.4f}", f"{placed.end:.4f}")
+        (item.scene.file_name, placed.event.name, phrase, f"{placed.start:.4f}", f"{placed.end:.4f}", placed.recording)
         for item in written
         for placed, phrase in zip(item.events, item.phrases, strict=True)
     )
-    _write_csv(root / "events.csv", ("file_name", "event", "phrase", "start", "end"), events)
-    names = class_names(config.classes, config.similar)
+    _write_csv(root / "events.csv", columns, (row[: len(columns)] for row in events))
     tags = (
         (item.scene.file_name, *(int(any(placed.event.name == name for placed in item.events)) for name in names))
         for item in written
@@ -192,7 +165,7 @@ def _write_pool(root: Path, config: SoundscapeConfig, progress: bool, processes:
     recordings = plan_pool(config)
     (root / "audio").mkdir(parents=True)
     (root / "meta").mkdir()
-    with closing(_map_in_order(recordings, partial(_write_recording, root=root, config=config), processes)) as results:
+    with closing(map_in_order(recordings, partial(_write_recording, root=root, config=config), processes)) as results:
         phrases = list(tqdm(results, "pool", len(recordings), unit="recording", disable=not progress))
     _write_csv(root / "meta" / "esc50.csv", ESC50_COLUMNS, (recording.esc50_row for recording in recordings))
     names = (recording.file_name for recording in recordings)

@@ -59,6 +59,7 @@ def test_doctor_and_version_need_torch_and_numpy_only():
         (["train", "aligned", "--data", "D", "--out", "O"], "soundfile"),
         (["evaluate", "RUN", "--data", "D"], "soundfile"),
         (["soundscapes", "OUT"], "tqdm"),
+        (["soundscapes", "OUT", "--rirs", "simulated"], "pyroomacoustics"),
         (["kernels", "--arch", "sm_90"], "triton"),
     ],
 )

@@ -67,7 +67,7 @@ def test_clips_with_every_class_are_not_mixed_and_are_listed(folder, model, monk
     assert [row.added for row in rows[:2]] == ["", "bell/a.wav"] and all(row.added for row in rows[2:])
     assert rows[0].mix == rows[0].minus_added == rows[0].minus_input == ""
     assert [len(candidates) for candidates, _ in calls] == [len(references) for _, references in calls] == [4, 3, 3]
-    assert set(result["named"]) <= {"input", "mix", "minus_added", "minus_input"}
+    assert "named" not in result  # captions are searched for the classes of synthesized events only
     (folder / "tags.csv").write_text("file_name,dog,bell\n" + "".join(f"test{n}.wav,1,1\n" for n in range(4)))
     with pytest.raises(ValueError, match=r"references: none of 2 can be mixed into test0\.wav"):
         read(folder, references=str(folder / "pool"))

@@ -9,12 +9,13 @@ import soundfile
 import yaml
 from support.soundscape_cases import RATE, contents, rows, small
 
-from atk.soundscapes import SoundscapeConfig, write, write_soundscapes
+from atk.soundscapes import SoundscapeConfig, parallel, write, write_soundscapes
 from atk.soundscapes.captions import describe, name_event
 from atk.soundscapes.config import PRESETS
 from atk.soundscapes.events import EVENTS, class_names
 from atk.soundscapes.phrases import CLAUSES, NOUNS
-from atk.soundscapes.scenes import Event, plan
+from atk.soundscapes.scenes import plan
+from atk.soundscapes.sounds import Event
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def written(tmp_path_factory):
 
 def test_same_seed_same_bytes_for_any_number_of_processes(written, tmp_path, monkeypatch):
     config, folder = written
-    monkeypatch.setattr(write, "_SCENES_PER_PROCESS", 4)
+    monkeypatch.setattr(parallel, "_ITEMS_PER_PROCESS", 4)
     again = write_soundscapes(tmp_path / "again", config, progress=False, processes=3)
     assert contents(again) == contents(folder)
     reseeded = write_soundscapes(tmp_path / "reseeded", small(captions_per_clip=5, seed=1), progress=False, processes=1)

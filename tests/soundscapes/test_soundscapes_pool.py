@@ -9,7 +9,7 @@ import soundfile
 import yaml
 from support.soundscape_cases import contents, rows
 
-from atk.soundscapes import PRESETS, SoundscapeConfig, write, write_soundscapes
+from atk.soundscapes import PRESETS, SoundscapeConfig, parallel, write_soundscapes
 from atk.soundscapes.captions import describe
 from atk.soundscapes.events import EVENTS, class_names
 from atk.soundscapes.phrases import CLAUSES, HEADS, NOUNS, classes_named, name_by_stems
@@ -102,7 +102,7 @@ def test_words_of_pool_captions_match_the_sound():
 @pytest.mark.slow
 def test_pool_repeats_for_any_number_of_processes(written, tmp_path, monkeypatch):
     config, folder = written
-    monkeypatch.setattr(write, "_SCENES_PER_PROCESS", 8)
+    monkeypatch.setattr(parallel, "_ITEMS_PER_PROCESS", 8)
     again = write_soundscapes(tmp_path / "again", config, progress=False, processes=2)
     assert contents(again) == contents(folder)
 
