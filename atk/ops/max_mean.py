@@ -11,7 +11,7 @@ from torch import Tensor
 from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
 from atk.ops.backend import autocast_dtype, choose
-from atk.ops.max_mean_op import normalize_rows, score
+from atk.ops.max_mean_op import is_padded, normalize_rows, one_token_score, score
 
 Direction = Literal["audio", "text", "both"]
 DIRECTIONS = get_args(Direction)
@@ -144,6 +144,7 @@ def similarity(
     """What the public functions share. With `sparse`, the incoming gradient is expected to have many exact zeros."""
     checks.one_of("direction", direction, DIRECTIONS)
     dtype = autocast_dtype(audio.rows)
+    automatic = backend == "auto"
     backend = choose(backend, audio.rows.device, dtype)
     if normalize:
         audio = audio._replace(rows=normalize_rows(audio.rows, audio.mask, backend))
@@ -153,6 +154,8 @@ def similarity(
         text = text._replace(rows=text.rows.to(dtype))
 
     def scored(averaged: Sequences, maximized: Sequences) -> Tensor:
+        if automatic and maximized.longest == 1 and is_padded(averaged) and is_padded(maximized):
+            return one_token_score(averaged, maximized, pairs=pairs)
         return score(averaged, maximized, pairs=pairs, sparse=sparse, save_index=save_index, backend=backend)
 
     if direction == "audio":

@@ -35,6 +35,30 @@ def score(
     return _forward(*audio, *text, pairs, sparse, backend, with_index, unchecked)[0]
 
 
+def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
+    """`score` for captions of at most one token: the mean of a clip's frames times the token, in plain PyTorch.
+
+    The rows of each sequence must be padded to the same number.
+    """
+    clips, captions = _masked_means(audio), _masked_means(text)
+    with torch.autocast(clips.device.type, enabled=False):
+        return (clips * captions).sum(1) if pairs else clips @ captions.T
+
+
+def is_padded(sequences: Sequences) -> bool:
+    """Whether all sequences have the same number of rows, some of which the mask may leave out."""
+    return sequences.rows.shape[0] == sequences.num_sequences * sequences.longest
+
+
+def _masked_means(sequences: Sequences) -> Tensor:
+    """The mean of the valid rows of each padded sequence `[N, D]`, 0 if there is none, in float32 at least."""
+    rows = _reference_rows(sequences.rows).view(sequences.num_sequences, sequences.longest, -1)
+    if sequences.mask is None:
+        return rows.mean(1)
+    mask = sequences.mask.view(rows.shape[:2])
+    return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:
     frames, audio_mask = reference.pad(audio._replace(rows=_reference_rows(audio.rows)))
     tokens, text_mask = reference.pad(text._replace(rows=_reference_rows(text.rows)))
