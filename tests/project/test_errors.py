@@ -18,9 +18,18 @@ LISTED = [
         for name in ("audioset", "clips", "clotho", "ecals", "exclusions", "importing", "music")
     ),
     *(f"data/published/{name}" for name in ("timed", "tree", "wavcaps")),
-    *("data/shards", "data/side_files", "data/tables", "data/unlabeled", "device", "eval/figures", "eval/outputs"),
+    *(
+        "data/shards",
+        "data/side_files",
+        "data/tables",
+        "data/unlabeled",
+        "device",
+        "eval/figures",
+        "eval/outputs",
+        "eval/protocols",
+    ),
     *("eval/search", "models/saved", "models/text_pretrained", "train/checkpoint", "train/contrastive", "train/ranks"),
-    *("train/run", "cli/commands", "cli/model_commands", "cli/output", "cli/parser"),
+    *("train/run", "cli/commands", "cli/model_arguments", "cli/model_commands", "cli/output", "cli/parser"),
 ]
 EXPECTED = ("ValueError", "OSError", "FileNotFoundError", "AudioError", "Unusable", "ForeignTableError", "RankLost")
 
