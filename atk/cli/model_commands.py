@@ -137,7 +137,13 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
     from atk.eval.protocols import check_protocols, evaluate_protocols, protocol_split
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
 
-    check_protocols(arguments.protocol, arguments.data, arguments.prompts, arguments.clip_seconds)
+    check_protocols(
+        arguments.protocol,
+        arguments.data,
+        split=arguments.split,
+        prompts=arguments.prompts,
+        clip_seconds=arguments.clip_seconds,
+    )
     name = arguments.split or (protocol_split(arguments.protocol[0], arguments.data) if arguments.protocol else "test")
     reading = reading_arguments(arguments) | {"progress": "evaluate"}
     split = embed_split(model, arguments.data, name, **reading)

@@ -218,6 +218,8 @@ def protocol_split(name: ProtocolName, folder: str | Path) -> str:
 def check_protocols(
     names: Sequence[ProtocolName],
     folder: str | Path,
+    *,
+    split: str | None = None,
     prompts: Sequence[Prompts] = (),
     clip_seconds: float | None = 9.91,
 ) -> None:
@@ -230,7 +232,7 @@ def check_protocols(
         one_of("protocol", name, PROTOCOL_NAMES)
         if PROTOCOLS[name].chunks and clip_seconds is None:
             raise ValueError(f"protocol {name} needs clip_seconds (9.91 in the published evaluation), got null")
-        for table in PROTOCOLS[name].needs:
+        for table in (*PROTOCOLS[name].needs, f"{split or protocol_split(name, folder)}.csv"):
             if not (Path(folder) / table).is_file():
                 raise ValueError(f"protocol {name} needs {Path(folder) / table}, which is missing")
     for prompt in prompts:
@@ -270,9 +272,8 @@ def evaluate_protocols(
 
     Raises:
         ValueError: as `check_protocols`, `embed_split`, and the metrics.
-        FileNotFoundError: there is no such split.
     """
-    check_protocols(names, folder, prompts, reading.get("clip_seconds", 9.91))
+    check_protocols(names, folder, split=split, prompts=prompts, clip_seconds=reading.get("clip_seconds", 9.91))
     embeddings: dict[tuple[str, int | None], SplitEmbedding] = {}
     if embedded is not None:
         embeddings[embedded.split, None] = embedded

@@ -204,13 +204,18 @@ def test_splits_are_embedded_once(tmp_path):
         (["psds"], {}, "protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', got 'psds'"),
         (["retrieval"], {"prompts": ["laion"]}, "prompts are for the protocol zero-shot"),
         (["multi-query"], {"split": "test"}, r"one caption per clip, got several for a\.wav"),
+        (["tagging", "multi-query"], {}, r"protocol tagging needs .*tags\.csv"),
+        (["retrieval", "multi-query"], {}, r"protocol multi-query needs .*multiquery\.csv, which is missing"),
+        (["retrieval"], {"split": "val"}, r"protocol retrieval needs .*val\.csv, which is missing"),
         (["multi-query"], {"clip_seconds": None}, "needs clip_seconds"),
     ],
 )
 def test_mistakes(names, options, message, tmp_path):
     folder = write_folder(tmp_path / "data", {"a.wav": (["dog"], ["dog", "a dog"])})
+    model = FakeModel()
     with pytest.raises(ValueError, match=message):
-        evaluate_protocols(FakeModel(), folder, names, **options)
+        evaluate_protocols(model, folder, names, **options)
+    assert model.calls == ("several" in message)  # all others are known before anything is embedded
 
 
 def test_mistakes_of_folds_and_prompts(tmp_path):
@@ -223,5 +228,3 @@ def test_mistakes_of_folds_and_prompts(tmp_path):
     (folder / "folds.csv").unlink()
     with pytest.raises(ValueError, match=r"zero-shot needs .*folds\.csv, which is missing; import the set again"):
         evaluate_protocols(FakeModel(), folder, ["zero-shot"])
-    with pytest.raises(FileNotFoundError, match="multiquery"):
-        evaluate_protocols(FakeModel(), folder, ["multi-query"])
