@@ -118,7 +118,7 @@ def _list(_: Namespace) -> None:
 
     rows = [
         f"{name}\n  tables    {' '.join(entry.tables)}\n  audio     {entry.audio}\n"
-        f"  protocol  {entry.protocol}\n  source    {entry.url}"
+        f"  protocol  {entry.protocol}\n  evaluate  {' '.join(entry.evaluation) or '-'}\n  source    {entry.url}"
         for name, entry in SETS.items()
     ]
     print_result("\n".join(rows))

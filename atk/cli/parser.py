@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from atk.cli.exit_codes import MISTAKE
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
-_WRONG_TYPE = re.compile(r'Parser key "([^"]+)": (.*?)\.? (?:Got value|Given value): (.*)')
+_WRONG_TYPE = re.compile(r'Parser key "([^"]+)"(?: element \d+)?: (.*?)\.? (?:Got value|Given value): (.*)')
 _OTHER_KEY = re.compile(r'Parser key "([^"]+)": (.*)')
 _WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)")
 _TYPE_NAMES = {"NoneType": "null", "tuple": "list"}

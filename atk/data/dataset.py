@@ -105,30 +105,45 @@ class EvalDataset(_Clips):
     """Evaluation dataset: `dataset[i]` is window i of all clips in order. Windows of a clip are consecutive.
 
     The last window of a clip is the remainder; it is dropped if it is shorter than a tenth of a window and not the
-    only one. Windows bound the memory of a batch that contains hours-long files.
+    only one. Windows bound the memory of a batch that contains hours-long files. With `chunks`, windows overlap
+    instead: window k of K starts at `k / K` of the time that the clip exceeds a window by.
 
     Args:
         clips: clips from `read_split` or `read_folder`.
         sample_rate: sample rate of the waveforms, in Hz.
         clip_seconds: length of a window; None uses each whole clip as one window.
+        chunks: number of windows of each clip that is longer than one; None = consecutive windows.
 
     Attributes:
         ends: running total of windows, int64 `[clips]`; clip c ends with window `ends[c] - 1`.
     """
 
-    def __init__(self, clips: Sequence[Clip], sample_rate: int, clip_seconds: float | None):
+    def __init__(self, clips: Sequence[Clip], sample_rate: int, clip_seconds: float | None, chunks: int | None = None):
         super().__init__(clips, sample_rate)
         if clip_seconds is not None and not clip_seconds > 0:
             raise ValueError(f"clip_seconds must be above 0, got {clip_seconds}")
+        if chunks is not None and (chunks < 1 or clip_seconds is None):
+            raise ValueError(f"chunks must be at least 1 and needs clip_seconds, got {chunks} and {clip_seconds}")
         self.clip_seconds = clip_seconds
+        self.chunks = chunks
         counts = np.array([self._count(clip.seconds) for clip in self.clips], dtype=np.int64)
         self.ends = np.cumsum(counts)
 
     def _count(self, seconds: float) -> int:
         if self.clip_seconds is None:
             return 1
+        if self.chunks is not None:
+            return self.chunks if seconds > self.clip_seconds else 1
         full, rest = divmod(seconds, self.clip_seconds)
         return max(1, int(full) + (rest >= _SHORTEST_WINDOW * self.clip_seconds))
+
+    def start(self, clip: int, window: int) -> float:
+        """Start of a window of a clip, in seconds."""
+        if self.clip_seconds is None:
+            return 0.0
+        if self.chunks is None:
+            return window * self.clip_seconds
+        return window * max(0.0, self.clips[clip].seconds - self.clip_seconds) / self.chunks
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -139,7 +154,7 @@ class EvalDataset(_Clips):
             raise IndexError(f"window must be in 0..{len(self) - 1}, got {index}")
         row = int(np.searchsorted(self.ends, index, side="right"))
         window = index - (int(self.ends[row - 1]) if row else 0)  # within its clip
-        return self._item(row, window * (self.clip_seconds or 0.0), self.clip_seconds, "")
+        return self._item(row, self.start(row, window), self.clip_seconds, "")
 
 
 @dataclass

@@ -156,6 +156,7 @@ def eval_loader(
     workers: int = 0,
     pin_memory: bool = False,
     on_error: str = "skip",
+    chunks: int | None = None,
 ) -> Loader:
     """One pass over the windows of all clips, in order (see `EvalDataset`).
 
@@ -167,11 +168,12 @@ def eval_loader(
         workers: processes that read audio; 0 reads in this process. Workers are kept between passes, so that frequent
             validation doesn't restart them.
         pin_memory, on_error: as in `batches_of`.
+        chunks: number of overlapping windows of each clip that is longer than one; None = consecutive windows.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    dataset = EvalDataset(clips, sample_rate, clip_seconds)
+    dataset = EvalDataset(clips, sample_rate, clip_seconds, chunks)
     return _loader(dataset, on_error, workers, pin_memory, batch_size=batch_size, persistent_workers=workers > 0)
 
 

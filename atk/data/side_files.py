@@ -1,4 +1,4 @@
-"""Read the optional annotation files of a data folder: events.csv, tags.csv, and twins.csv."""
+"""Read the optional annotation files of a data folder: events.csv, tags.csv, folds.csv, and twins.csv."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -129,6 +129,32 @@ def read_tags(path: str | Path, vocabulary: str | None = None) -> tuple[list[str
             raise ValueError(f"{path}, line {line}: tags must be 0 or 1, got {', '.join(map(str, values))}")
         table[row["file_name"]] = [value == "1" for value in values]
     return tags, table
+
+
+def vocabulary_names(path: str | Path) -> list[str | None]:
+    """The vocabularies of a tags.csv by name, for `read_tags`; only None if the table has a column per tag.
+
+    Raises:
+        ValueError: the file is missing, or it has joined tags and no vocabulary.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if "tags" not in Table.open(path, ("file_name",), like=("tags",)).header:
+        return [None]
+    names = sorted(file.stem for file in (path.parent / "vocabularies").glob("*.txt"))
+    if not names:
+        raise ValueError(f"{path.parent / 'vocabularies'} has no vocabulary NAME.txt")
+    return [*names]
+
+
+def read_folds(path: str | Path) -> dict[str, str]:
+    """Read a folds.csv (`file_name`, `fold`): the fold of each file.
+
+    Raises:
+        ValueError: the file or a column is missing.
+    """
+    return {row["file_name"]: row["fold"].strip() for _, row in _records(Path(path), ("file_name", "fold"))}
 
 
 def _read_joined_tags(path: Path, name: str | None) -> tuple[list[str], _TagsOfFiles]:

@@ -1,1 +1,1 @@
-"""Use and evaluation of trained models: embedding, retrieval, captioning, alignment, search, and their metrics."""
+"""Use and evaluation of trained models: embedding, retrieval, captioning, alignment, search, protocols, and metrics."""

@@ -123,7 +123,8 @@ def embed_clips(
 
     def finish_clip() -> Iterator[tuple[Clip, ClipEmbedding]]:
         if windows and windows[0].file not in bad:
-            yield dataset.clips[current], _join(windows, model.frame_seconds, dataset.clip_seconds or 0.0)
+            starts = [dataset.start(current, window) for window in range(len(windows))]
+            yield dataset.clips[current], _join(windows, model.frame_seconds, starts)
 
     for batch in progress_bar(loader, progress):
         skipped += [(name, reason) for name, reason in dict(batch.skipped).items() if name not in bad]
@@ -160,11 +161,11 @@ def _embed(model: EmbeddingModel, batch: Batch, frames: Container[str]) -> list[
     return windows
 
 
-def _join(windows: Sequence[_Window], frame_seconds: float, clip_seconds: float) -> ClipEmbedding:
-    """Combine the windows of a clip, which start every `clip_seconds`."""
+def _join(windows: Sequence[_Window], frame_seconds: float, starts: Sequence[float]) -> ClipEmbedding:
+    """Combine the windows of a clip; `starts` are in seconds."""
     weight = torch.tensor([window.samples for window in windows], dtype=torch.float32)
     pooled = F.normalize(weight @ torch.stack([window.pooled for window in windows]), dim=0)
-    times = [i * clip_seconds + (window.indices + 0.5) * frame_seconds for i, window in enumerate(windows)]
+    times = [start + (window.indices + 0.5) * frame_seconds for start, window in zip(starts, windows, strict=True)]
     return ClipEmbedding(pooled, torch.cat([window.frames for window in windows]), torch.cat(times))
 
 

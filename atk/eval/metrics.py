@@ -160,6 +160,19 @@ def tag_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def label_ranking(scores: Tensor, labels: Tensor) -> float:
+    """Label ranking average precision in percent, from scikit-learn: how far up the tags of each clip rank.
+
+    Args:
+        scores: score of each clip for each tag `[N, T]`.
+        labels: boolean `[N, T]`; a clip with all tags or none counts as 100.
+    """
+    with optional_imports:
+        from sklearn.metrics import label_ranking_average_precision_score
+
+    return 100 * float(label_ranking_average_precision_score(labels.cpu().numpy(), scores.double().cpu().numpy()))
+
+
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Percentage of clips that score highest for their true class; a tie counts as wrong.
 

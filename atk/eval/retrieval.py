@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from atk.data import eval_loader, open_data
 from atk.data.captions import OnError
 from atk.data.sets import Data
-from atk.data.side_files import Event, read_events, read_if_ours, read_tags, read_twins
+from atk.data.side_files import Event, read_events, read_if_ours, read_twins
 from atk.eval.alignment import alignment_score
 from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
+from atk.eval.tags import TagScores, prompts_from, tag_scores
 from atk.ops.max_mean import max_mean_similarity
 
 TEMPLATE = "the sound of {tag}"
@@ -34,6 +35,7 @@ class SplitEmbedding:
         twins: pairs of embedded clips in twins.csv.
         events: events of embedded clips in events.csv.
         skipped: (name, reason) of each file or row that could not be used.
+        split: name of the split.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class SplitEmbedding:
     twins: list[tuple[str, str]]
     events: list[Event]
     skipped: list[tuple[str, str]]
+    split: str = ""
 
 
 class EvalSplit:
@@ -58,6 +61,7 @@ class EvalSplit:
         workers: number of processes that read audio; 0 = read in this process.
         on_error: "skip" skips and lists bad files and rows; "raise" stops at the first one.
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
+        chunks: average this many overlapping windows instead (see `atk.data.eval_loader`).
 
     Raises:
         FileNotFoundError, ValueError: as for `atk.data.read_data`, `read_twins`, and `read_events`.
@@ -74,9 +78,11 @@ class EvalSplit:
         workers: int = 0,
         on_error: OnError = "skip",
         side_files: bool = True,
+        chunks: int | None = None,
     ):
         data_set = open_data(data).first_with(split)
         self.folder = data_set.folder
+        self.split = split
         files = data_set.read(split, on_error)
         self.clips = files.clips
         self.skipped = files.skipped
@@ -87,6 +93,7 @@ class EvalSplit:
             batch_size=batch_size,
             workers=workers,
             on_error=on_error,
+            chunks=chunks,
         )
         self.twins = read_if_ours(self.folder / "twins.csv", read_twins) if side_files else []
         self.events = read_if_ours(self.folder / "events.csv", read_events) if side_files else []
@@ -118,6 +125,7 @@ class EvalSplit:
             twins=[pair for pair in self.twins if all(name in clips for name in pair)],
             events=[event for event in self.events if event.file_name in clips],
             skipped=skipped,
+            split=self.split,
         )
 
 
@@ -132,6 +140,7 @@ def embed_split(
     workers: int = 0,
     on_error: OnError = "skip",
     side_files: bool = True,
+    chunks: int | None = None,
 ) -> SplitEmbedding:
     """Embed a split once: `EvalSplit(data, split, ...).embed(model, progress)`.
 
@@ -146,6 +155,7 @@ def embed_split(
         workers=workers,
         on_error=on_error,
         side_files=side_files,
+        chunks=chunks,
     )
     return files.embed(model, progress)
 
@@ -262,7 +272,7 @@ def evaluate_tags(model: EmbeddingModel, split: SplitEmbedding, template: str = 
     Raises:
         ValueError: tags.csv is missing or malformed or lists no clip of the split, or a score is NaN.
     """
-    scores, labels = _tag_scores(model, split, template)
+    _, _, scores, labels = _tag_scores(model, split, template)
     return tag_metrics(scores, labels) | {"clips": len(labels)}
 
 
@@ -274,27 +284,14 @@ def zero_shot(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMP
     Returns:
         `"accuracy"` and `"chance"` in percent, and the number of `"classes"` and `"clips"`.
     """
-    scores, labels = _tag_scores(model, split, template)
+    _, _, scores, labels = _tag_scores(model, split, template)
     single = labels.sum(1) == 1
     if not single.any():
         raise ValueError(f"{split.folder / 'tags.csv'}: no clip of the split has exactly one tag")
     percent = accuracy(scores[single], labels[single].int().argmax(1))
-    return {
-        "accuracy": percent,
-        "chance": 100 / scores.shape[1],
-        "classes": scores.shape[1],
-        "clips": int(single.sum()),
-    }
+    classes = scores.shape[1]
+    return {"accuracy": percent, "chance": 100 / classes, "classes": classes, "clips": int(single.sum())}
 
 
-def _tag_scores(model: EmbeddingModel, split: SplitEmbedding, template: str) -> tuple[Tensor, Tensor]:
-    """Cosine `[N, T]` and boolean labels `[N, T]` of the N clips in tags.csv."""
-    if "{tag}" not in template:
-        raise ValueError(f"template must contain {{tag}}, got {template!r}")
-    tags, labels = read_tags(split.folder / "tags.csv")
-    rows = [row for row, name in enumerate(split.files) if name in labels]
-    if not rows:
-        raise ValueError(f"{split.folder / 'tags.csv'} names none of the {len(split.files)} clips of the split")
-    with evaluating(model):
-        text = embed_captions(model, [template.replace("{tag}", tag.replace("_", " ")) for tag in tags])
-    return split.pooled[rows] @ text.T, torch.tensor([labels[split.files[row]] for row in rows])
+def _tag_scores(model: EmbeddingModel, split: SplitEmbedding, template: str) -> TagScores:
+    return tag_scores(model, split.folder, split.files, split.pooled, prompts_from(template))

@@ -90,7 +90,7 @@ def _read_events(config: SoundscapeConfig, progress: bool, processes: int | None
 def _read_backgrounds(folder: str) -> tuple[Path, ...]:
     split = read_folder(folder)
     _warn("backgrounds", describe_skipped(split.skipped))
-    return tuple(clip.path for clip in split.clips)
+    return tuple(Path(folder, clip.file_name) for clip in split.clips)
 
 
 def _read_rooms(config: SoundscapeConfig) -> RecordedRooms:
@@ -107,7 +107,8 @@ def _read_rooms(config: SoundscapeConfig) -> RecordedRooms:
         if silent:
             skipped.append((clip.file_name, "silent"))
         else:
-            files.setdefault(clip.path.parent, []).append(clip.path)
+            path = Path(config.rirs, clip.file_name)
+            files.setdefault(path.parent, []).append(path)
     _warn("rirs", describe_skipped(skipped))
     if not files:
         raise ValueError(f"rirs: {config.rirs} has no usable impulse response")

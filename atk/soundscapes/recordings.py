@@ -12,6 +12,7 @@ from numpy.random import Generator
 
 from atk.data import AudioError, load_audio
 from atk.data.captions import checked_clips
+from atk.data.containers import Stored
 from atk.data.references import read_references
 from atk.data.tables import Table
 from atk.soundscapes.config import SoundscapeConfig
@@ -41,7 +42,7 @@ class EventFile:
     """
 
     name: str
-    path: Path
+    path: Path | Stored
     event: str
     source: str
     split: str = ""

@@ -34,9 +34,13 @@ def test_evaluate_tags_and_zero_shot(tiny_run, tiny_data, tmp_path, capsys):
     folder = shutil.copytree(tiny_data, tmp_path / "tagged")
     rows = "".join(f"test {index}.wav,{int(index % 3 == 0)},{int(index % 3 == 1)}\n" for index in range(6))
     (folder / "tags.csv").write_text("file_name,low_tone,middle_tone\n" + rows)
-    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", folder, "--tags", "--zero-shot"))
+    options = ("--tags", "--zero-shot", "--protocol", "tagging", "retrieval")
+    result = json.loads(printed(capsys, "evaluate", tiny_run, "--data", folder, *options))
     assert result["tags"]["tags"] == 2 and 0 <= result["tags"]["ROC-AUC"] <= 100
     assert result["zero_shot"]["clips"] == 4 and result["zero_shot"]["classes"] == 2
+    assert result["protocols"]["tagging"]["vocabularies"]["tags"]["tags"] == 2
+    laion = result["protocols"]["retrieval"]["conventions"]["laion"]
+    assert laion["text_to_audio"]["R@1"] == pytest.approx(result["text_to_audio"]["R@1"])
 
 
 def test_search_ranks_every_file_and_names_the_bad_one(tiny_run, tiny_data, capsys):
@@ -192,6 +196,7 @@ def test_help_describes_every_option(command, capsys):
         (["evaluate", "{run}", "--data", "/no/such/data"], "/no/such/data"),
         (["evaluate", "{run}"], "data"),
         (["evaluate", "{run}", "--data", "{data}", "--clip-seconds", "0"], "clip_seconds must be above 0"),
+        (["evaluate", "{run}", "--data", "{data}", "--protocol", "tagging"], "tags.csv, which is missing"),
         (["align", "{run}", "/no/such.wav", "a dog"], "/no/such.wav"),
         (["align", "{run}", "{data}/test 0.wav", "..."], "at least one word"),
         (["search", "{run}", "{data}", " "], "at least one word"),

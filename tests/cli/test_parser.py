@@ -124,6 +124,11 @@ def test_methods_and_presets_are_literals(capsys):
             "--on-error must be one of 'skip', 'raise', got 'stop'",
         ),
         (["evaluate", "R", "--data", "D", "--condition", "x"], "--condition must be one of 'same/same', 'same/diff', "),
+        (
+            ["evaluate", "R", "--data", "D", "--protocol", "tagging", "psds"],
+            "--protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', got 'psds'",
+        ),
+        (["evaluate", "R", "--data", "D", "--prompts", "mine"], "--prompts must be one of 'laion', 'msclap', "),
         (["search", "R", "D"], "atk search: missing arguments: query"),
         (["plan", "--method", "x"], "atk plan: --method must be one of 'aligned', 'semisupervised', got 'x'"),
         (["kernels", "--dtype", "x"], "--dtype must be one of 'bfloat16', 'float16', 'float32', got 'x'"),

@@ -67,7 +67,10 @@ def test_every_set_has_a_maker_and_a_row_in_the_documentation():
     assert set(MAKERS) == set(SETS)
     page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
     cells = {line.split(" | ")[0].strip("| `"): line for line in page.splitlines() if line.startswith("| `")}
-    assert all(f"<{entry.url}>" in cells[name] for name, entry in SETS.items())
+    for name, entry in SETS.items():
+        assert f"<{entry.url}>" in cells[name]
+        evaluated = cells[name].partition("; evaluated by ")[2].split(" | ")[0]
+        assert evaluated == " and ".join(f"`{protocol}`" for protocol in entry.evaluation)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -96,7 +99,7 @@ SLOW = ("clotho", "wavcaps", "songdescriber", "audioset-strong", "ecals")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.exhaustive) for name in SETS]
 )
-def test_an_imported_set_trains_and_evaluates(name, tmp_path, tiny_data, tiny_run):
+def test_an_imported_set_trains_and_evaluates(name, tmp_path, tiny_data, tiny_run, capsys):
     _, out, report = imported(tmp_path, name, MAKERS[name])
     run, split = tiny_run, "test"
     if "train" in report["splits"]:
@@ -105,4 +108,10 @@ def test_an_imported_set_trains_and_evaluates(name, tmp_path, tiny_data, tiny_ru
         main(arguments(out, run, "--steps", "1", "--on-error", "raise"))  # two or three clips: an epoch
         assert json.loads((run / "summary.json").read_text())["steps"] == 1
     tags = ["--tags"] if (out / "tags.csv").is_file() else []
-    main(["evaluate", str(run), "--data", str(out), "--split", split, "--on-error", "raise", "--workers", "0", *tags])
+    protocols = SETS[name].evaluation
+    options = ["--split", split, "--on-error", "raise", "--workers", "0", *tags]
+    capsys.readouterr()
+    main(["evaluate", str(run), "--data", str(out), *options, *(("--protocol", *protocols) if protocols else ())])
+    evaluated = json.loads(capsys.readouterr().out).get("protocols", {})
+    assert tuple(evaluated) == protocols
+    assert all(result["split"] == split and result["clips"] for result in evaluated.values())

@@ -20,9 +20,10 @@ LISTED = [
     *(f"data/published/{name}" for name in ("timed", "tree", "wavcaps")),
     *("data/hub", "data/layouts", "data/metadata", "data/pairs", "data/remote", "data/sets", "data/texts"),
     *("data/shards", "data/side_files", "data/tables", "data/unlabeled", "device", "eval/figures", "eval/outputs"),
-    *("eval/search", "models/saved", "models/text_pretrained", "train/checkpoint", "train/contrastive", "train/ranks"),
+    *("eval/protocols", "eval/search", "models/saved", "models/text_pretrained"),
     *("soundscapes/class_phrases", "soundscapes/materials", "soundscapes/recordings"),
-    *("train/run", "cli/commands", "cli/model_commands", "cli/output", "cli/parser"),
+    *("train/checkpoint", "train/contrastive", "train/ranks", "train/run"),
+    *("cli/commands", "cli/model_arguments", "cli/model_commands", "cli/output", "cli/parser"),
 ]
 EXPECTED = ("ValueError", "OSError", "FileNotFoundError", "AudioError", "Unusable", "ForeignTableError", "RankLost")
 

@@ -96,6 +96,15 @@ def import_set(
     return report
 
 
+def imported_set(folder: str | Path) -> str | None:
+    """The name of the published set that a data folder was imported from, from its `import.json`; None without it."""
+    try:
+        name = json.loads((Path(folder) / REPORT).read_text(encoding="utf-8"))["set"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return name if isinstance(name, str) and name in SETS else None
+
+
 def _files_of_earlier_import(out: Path) -> list[str]:
     """The files that an earlier import wrote to `out`.
 

@@ -18,6 +18,7 @@ class PublishedSet(NamedTuple):
         url: where it comes from.
         audio_suffixes: suffixes of its audio besides those that are usual.
         exclusion_lists: whether there are exclusion lists for it.
+        evaluation: protocols of `atk evaluate` that are published for it.
     """
 
     read: Callable[[Source], Contents]
@@ -27,6 +28,7 @@ class PublishedSet(NamedTuple):
     url: str
     audio_suffixes: tuple[str, ...] = ()
     exclusion_lists: bool = False
+    evaluation: tuple[str, ...] = ()
 
 
 SETS = {
@@ -37,6 +39,7 @@ SETS = {
         "development, validation, and evaluation are train, val, and test; five captions per clip",
         "https://zenodo.org/records/4783391",
         exclusion_lists=True,
+        evaluation=("retrieval",),
     ),
     "audiocaps": PublishedSet(
         audiocaps.read_audiocaps,
@@ -44,6 +47,7 @@ SETS = {
         "ID_START, ID_STARTms_ENDms, YID, ID, or SPLIT/AUDIOCAP_ID",
         "train, val, and test; five captions per clip of val and test",
         "https://github.com/cdjkim/audiocaps",
+        evaluation=("retrieval",),
     ),
     "wavcaps": PublishedSet(
         wavcaps.read_wavcaps,
@@ -59,6 +63,7 @@ SETS = {
         "ID or ID_START",
         "clips of AudioSet's evaluation split are test, the others train",
         "https://huggingface.co/datasets/google/MusicCaps",
+        evaluation=("retrieval",),
     ),
     "songdescriber": PublishedSet(
         music.read_songdescriber,
@@ -66,6 +71,7 @@ SETS = {
         "TRACK.2min",
         "test only; all captions, not only those of the valid subset",
         "https://github.com/mulab-mir/song-describer-dataset",
+        evaluation=("retrieval",),
     ),
     "tacos": PublishedSet(
         timed.read_tacos,
@@ -73,6 +79,7 @@ SETS = {
         "names of the table",
         "development is train; weak captions are captions, strong captions events",
         "https://zenodo.org/records/15379789",
+        evaluation=("retrieval",),
     ),
     "castella": PublishedSet(
         timed.read_castella,
@@ -80,6 +87,7 @@ SETS = {
         "ID",
         "train, val, and test; global captions are captions, moments events named ID_N",
         "https://github.com/line/CASTELLA",
+        evaluation=("retrieval",),
     ),
     "audioset": PublishedSet(
         audioset.read_audioset,
@@ -87,6 +95,7 @@ SETS = {
         "YID or ID_STARTms_ENDms",
         "both training lists are train, the balanced one also balanced; eval is test; 527 tags",
         "https://research.google.com/audioset/download.html",
+        evaluation=("zero-shot",),
     ),
     "audioset-strong": PublishedSet(
         audioset.read_audioset_strong,
@@ -108,6 +117,7 @@ SETS = {
         "names of the table",
         "fold 5 is test, fold 4 val; all.csv and folds.csv for cross-validation; 50 tags",
         "https://github.com/karolpiczak/ESC-50",
+        evaluation=("zero-shot",),
     ),
     "urbansound8k": PublishedSet(
         labeled.read_urbansound8k,
@@ -115,6 +125,7 @@ SETS = {
         "names of the table",
         "fold 10 is test, fold 9 val; all.csv and folds.csv for cross-validation; 10 tags",
         "https://urbansounddataset.weebly.com/urbansound8k.html",
+        evaluation=("zero-shot",),
     ),
     "fsd50k": PublishedSet(
         labeled.read_fsd50k,
@@ -122,6 +133,7 @@ SETS = {
         "FNAME",
         "dev is train and val by its column split, eval is test; 200 tags",
         "https://zenodo.org/records/4060432",
+        evaluation=("zero-shot",),
     ),
     "fsdnoisy18k": PublishedSet(
         labeled.read_fsdnoisy18k,
@@ -129,6 +141,7 @@ SETS = {
         "FNAME",
         "train, with noisy labels, and test; 20 tags",
         "https://zenodo.org/records/2529934",
+        evaluation=("zero-shot",),
     ),
     "gtzan": PublishedSet(
         music.read_gtzan,
@@ -136,6 +149,7 @@ SETS = {
         "GENRE.NNNNN",
         "fault-filtered train, val, and test; all.csv has every clip; 10 tags",
         "https://github.com/coreyker/dnn-mgr",
+        evaluation=("zero-shot",),
     ),
     "vggsound": PublishedSet(
         labeled.read_vggsound,
@@ -143,6 +157,7 @@ SETS = {
         "ID_START, with six digits",
         "train and test; 309 tags",
         "https://github.com/hche11/VGGSound",
+        evaluation=("zero-shot",),
     ),
     "magnatagatune": PublishedSet(
         music.read_magnatagatune,
@@ -150,6 +165,7 @@ SETS = {
         "names of the table",
         "folders 0-b, c, and d-f are train, val, and test; won_*.csv by the lists of Won et al.; 188 and 50 tags",
         "https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
+        evaluation=("tagging",),
     ),
     "ecals": PublishedSet(
         ecals.read_ecals,
@@ -158,5 +174,6 @@ SETS = {
         "train and extra are train, valid is val; multiquery.csv; 1,054 and 50 tags",
         "https://github.com/seungheondoh/music-text-representation",
         audio_suffixes=(".npy",),
+        evaluation=("tagging", "multi-query"),
     ),
 }
