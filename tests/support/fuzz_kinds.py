@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from support.encode import encode, sweep
 from support.fuzz import Format
 from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
@@ -46,6 +47,12 @@ def _make_bare_mp3(folder: Path) -> list[Path]:
         paths.append(path.with_suffix(".mp3"))
         paths[-1].write_bytes(data[first + frame.sizes[data[first + 2]] :])
     return paths
+
+
+def _make_encoded(folder: Path, suffix: str, codec: str, rate: int = RATE, **options: str) -> list[Path]:
+    """Write files that only FFmpeg reads."""
+    cases = (("a", 2.0, 1), ("b", 0.3, 2))
+    return [encode(folder / f"{name}{suffix}", codec, sweep(s, rate, c), rate, options=options) for name, s, c in cases]
 
 
 def _read_audio(path: Path) -> None:
@@ -210,9 +217,18 @@ AUDIO = {
     "opus": {"format": "OGG", "subtype": "OPUS"},
     "mp3": {"format": "MP3"},
 }
+CODECS = {
+    "m4a": {"suffix": ".m4a", "codec": "aac"},
+    "aac": {"suffix": ".aac", "codec": "aac"},
+    "webm": {"suffix": ".webm", "codec": "libopus", "rate": 48000},
+    "wma": {"suffix": ".wma", "codec": "wmav2", "rate": 16000, "b": "48000"},
+    "avi": {"suffix": ".avi", "codec": "pcm_s16le"},
+    "wavpack": {"suffix": ".wv", "codec": "wavpack"},
+}
 KINDS = {
     **{name: Format(functools.partial(_make_audio, **options), _read_audio) for name, options in AUDIO.items()},
     "mp3 without a length": Format(_make_bare_mp3, _read_audio),
+    **{name: Format(functools.partial(_make_encoded, **options), _read_audio) for name, options in CODECS.items()},
     "captions": Format(_make_split, _read_split),
     "side files": Format(_make_side_files, _read_side_file),
     "shards": Format(_make_shard, _read_shard),
