@@ -13,8 +13,6 @@ from atk.extras import optional_imports
 if TYPE_CHECKING:
     from av import AudioFrame
 
-# FFmpeg's names of the formats that it may read. Others are refused; playlists, for example, open further files.
-_FORMATS = "mov,matroska,aac,asf,avi,flv,ac3,eac3,amr,ape,wv,mpc,mpc8,tta,tak,dsf,iff,rm,ogg,wav,aiff,caf,au,flac,mp3"
 _PREROLL = 0.5  # seconds to decode before a window, which codecs with a memory need
 _NEAR = 1.0  # seconds ahead up to which decoding on is as fast as seeking
 _GAP = 0.1  # seconds; where timestamps leave out more than this, packets were lost, which become silence
@@ -37,6 +35,7 @@ class CodecFile:
 
     Args:
         source: path, or an object with `read`, `seek`, and `tell`.
+        name: FFmpeg's name of the container.
         identity: stays the same only while the file is unchanged; None if unknown.
 
     Attributes:
@@ -52,12 +51,13 @@ class CodecFile:
 
     format = "FFMPEG"
 
-    def __init__(self, source: Any, identity: tuple[int, ...] | None = None):
+    def __init__(self, source: Any, name: str, identity: tuple[int, ...] | None = None):
         with optional_imports:
             import av
 
         self._av = av
         self._source = f"file:{source}" if isinstance(source, str) else source  # else "a:b" is a URL
+        self._name = name
         self._container: Any = None
         try:
             self._rewind()
@@ -126,8 +126,7 @@ class CodecFile:
         if not isinstance(self._source, str):
             self._source.seek(0)
         try:
-            options = {"format_whitelist": _FORMATS}
-            self._container = self._av.open(self._source, options=options, metadata_errors="replace")
+            self._container = self._av.open(self._source, format=self._name, metadata_errors="replace")
         except self._av.FFmpegError as error:
             raise Unusable(f"not readable as audio ({error.strerror})") from None
         self._stream = self._container.streams.best("audio")
@@ -193,7 +192,7 @@ class CodecFile:
     def _length(self) -> int:
         """The number of samples, as MPEG-4 states it; otherwise those up to the end of the last frame."""
         duration = self._stream.duration
-        if duration and self._container.format.name.startswith("mov"):
+        if duration and self._name == "mov":
             return round(duration * self._tick)
         if self._has_times:
             seconds = (self._container.duration or 0) / self._av.time_base or 1e6
