@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atk.data.audio import AudioError, audio_info, decode_audio
+from atk.data.audio import AudioError, decode_audio
 from atk.data.captions import read_rows
+from atk.data.headers import read_headers
 from atk.data.listing import list_folder
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
@@ -91,7 +92,7 @@ def check_folder(
         files = {path: _relative(path, folder) for path in audio}
         if not files:
             problems.append(Problem(str(folder), "neither a split (train.csv, val.csv, test.csv) nor audio", True))
-    problems += _audio_problems(files, decode, workers, progress)
+    problems += _audio_problems(files, folder, decode, workers, progress)
     return FolderCheck(problems, rows, len(files))
 
 
@@ -118,25 +119,32 @@ def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, lis
     return rows, listed, problems
 
 
-def _audio_problems(files: dict[Path, str], decode: bool, workers: int, progress: str | None) -> Iterator[Problem]:
+def _audio_problems(
+    files: dict[Path, str], folder: Path, decode: bool, workers: int, progress: str | None
+) -> Iterator[Problem]:
     with optional_imports:
         from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
-    def look(path: Path) -> list[Problem]:
+    results = _decoded(files, workers) if decode else read_headers(list(map(str, files)), folder, workers)
+    bar: Any = tqdm(results, progress, len(files), unit="file", leave=False, disable=None if progress else True)
+    for name, result in zip(files.values(), bar, strict=True):
+        if isinstance(result, AudioError):
+            yield Problem(name, result.reason, True)
+        elif isinstance(result, list):
+            yield from (Problem(name, note, False) for note in result)
+
+
+def _decoded(files: Iterable[Path], workers: int) -> Iterator[list[str] | AudioError]:
+    """The notes on each file, or why it cannot be decoded."""
+
+    def decode(path: Path) -> list[str] | AudioError:
         try:
-            if decode:
-                return [Problem(files[path], note, False) for note in decode_audio(path)]
-            audio_info(path)
+            return decode_audio(path)
         except AudioError as error:
-            return [Problem(files[path], error.reason, True)]
-        return []
+            return error
 
     with ThreadPoolExecutor(workers) as pool:
-        bar: Any = tqdm(
-            pool.map(look, files), progress, len(files), unit="file", leave=False, disable=None if progress else True
-        )
-        for problems in bar:
-            yield from problems
+        yield from pool.map(decode, files)
 
 
 def _side_file_problems(folder: Path, listed: set[str]) -> Iterator[Problem]:

@@ -4,7 +4,10 @@ import contextlib
 import functools
 import io
 import tarfile
+import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -15,7 +18,7 @@ from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
 
 from atk.cli import commands
-from atk.data import UnlabeledAudio, audio_info, load_audio, mpeg, read_split
+from atk.data import UnlabeledAudio, audio_info, headers, load_audio, mpeg, read_split
 from atk.data.references import read_references
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.models import from_pretrained
@@ -135,6 +138,24 @@ def _read_cache(path: Path) -> None:
             pool.load(index, RATE, 1.0, 0.0, [])
 
 
+def _make_headers(folder: Path) -> list[Path]:
+    soundfile.write(folder / "a.wav", _sound(0.1), RATE)
+    (folder / "train.csv").write_text("file_name,caption\na.wav,a dog\n")
+    with mock.patch.multiple(headers, _FEWEST=1, _FRESH=0):
+        time.sleep(0.01)
+        read_split(folder, "train")
+    return [folder / headers.CACHE_NAME]
+
+
+def _read_headers(path: Path) -> None:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        (clip,) = read_split(path.parent, "train").clips
+    assert clip.seconds == 0.1
+    if notes:  # the list is not used
+        raise ValueError(notes[0].message)
+
+
 @functools.cache
 def _models() -> list[torch.nn.Module]:
     return [tiny_clap(), tiny_captioner()]
@@ -233,6 +254,7 @@ KINDS = {
     "side files": Format(_make_side_files, _read_side_file),
     "shards": Format(_make_shard, _read_shard),
     "list of unlabeled audio": Format(_make_cache, _read_cache),
+    "list of headers": Format(_make_headers, _read_headers),
     "run folder": Format(_make_run, _read_run),
     "pretrained text encoder": Format(_make_tokenizer, _read_tokenizer),
     "configuration": Format(_make_yaml, _read_yaml),
