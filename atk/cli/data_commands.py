@@ -70,10 +70,10 @@ def _stats_lines(stats: "FolderStats") -> Iterator[str]:
         "split", "clips", "hours", "seconds (median, range)", "captions", "words (median, range)", "vocabulary"
     )
     for name, split in stats.splits.items():
-        numbers = split.to_dict()
-        spans = [_span(numbers["seconds"], 1), _span(numbers["words"], 0)]
-        counts = [f"{numbers[key]:,}" for key in ("clips", "captions", "vocabulary")]
-        yield row.format(name, counts[0], f"{numbers['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
+        record = split.to_dict()
+        spans = [_span(record["seconds"], 1), _span(record["words"], 0)]
+        counts = [f"{record[key]:,}" for key in ("clips", "captions", "vocabulary")]
+        yield row.format(name, counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
     for name, split in stats.splits.items():
         shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", split.formats))
         parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]

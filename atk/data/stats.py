@@ -262,8 +262,8 @@ def draw_stats(stats: FolderStats, path: str | Path) -> None:
     for index, (label, values) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         edges = _edges_of(np.concatenate(list(values.values())))
-        for name, numbers in values.items():
-            axes.hist(numbers, edges, histtype="step", label=f"{name} ({len(numbers):,})")
+        for name, lengths in values.items():
+            axes.hist(lengths, edges, histtype="step", label=f"{name} ({len(lengths):,})")
         axes.set_xlabel(label)
         axes.set_ylabel("count")
         axes.legend()
