@@ -129,9 +129,9 @@ def render_page(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the table")
-    parser.add_argument("--files", type=int, default=64, help="files of each format")
+    parser.add_argument("--files", type=int, default=32, help="files of each format")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=4, help="batches of each provider in a round")
+    parser.add_argument("--batches", type=int, default=1, help="batches of each provider in a round")
     parser.add_argument("--interpretation", default="", help="text for the page, interpreting the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
