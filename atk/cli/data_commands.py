@@ -3,16 +3,20 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from atk.cli.exit_codes import FAILURE
 from atk.cli.output import print_result
 from atk.cli.parser import Parser, flag_value
-from atk.eval.outputs import on_one_line
+from atk.eval.outputs import check_output, on_one_line
+
+if TYPE_CHECKING:
+    from atk.data.stats import FolderStats
 
 
 def add_data(parser: ArgumentParser, _: list[str]) -> None:
@@ -29,14 +33,67 @@ def add_data(parser: ArgumentParser, _: list[str]) -> None:
     check.add_argument("--decode", action="store_true", help="decode every file in full, not only its header")
     check.add_argument("--workers", type=int, default=4, help="files to read at a time")
     check.add_argument("--json", action="store_true", help="print all problems as JSON instead of a table")
+    _add_stats(commands)
     _add_import(commands)
     _add_list(commands)
 
 
 def run_data(arguments: Namespace) -> None:
-    """Run `atk data check`, `atk data import`, or `atk data list`."""
-    run = {"check": _check, "import": _import, "list": _list}[arguments.command]
+    """Run a subcommand of `atk data`."""
+    run = {"check": _check, "stats": _stats, "import": _import, "list": _list}[arguments.command]
     run(arguments[arguments.command])
+
+
+def _add_stats(commands: Any) -> None:
+    """Add `atk data stats`."""
+    about = "Count hours, formats, captions, words, and duplicates within and across the splits of a data folder."
+    stats = Parser("atk data stats", description=about, usage="atk data stats DIR [options]")
+    commands.add_subcommand("stats", stats, help=about)
+    stats.prog = "atk data stats"
+    stats.add_argument("folder", type=str, help="data folder, or any folder of audio")
+    stats.add_argument("--json", action="store_true", help="print all numbers as JSON instead of tables")
+    about = "PNG for histograms of the lengths of clips and captions"
+    stats.add_argument("--out", type=str | None, default=None, help=about)
+
+
+def _stats(options: Namespace) -> None:
+    from atk.data.stats import draw_stats, folder_stats
+
+    if options.out is not None:
+        check_output(options.out, b"\x89PNG", "a PNG picture")
+    stats = folder_stats(options.folder, progress="compare")
+    if options.out is not None:
+        draw_stats(stats, options.out)
+    print_result(json.dumps(stats.to_dict(), indent=2) if options.json else "\n".join(_stats_lines(stats)))
+
+
+def _stats_lines(stats: "FolderStats") -> Iterator[str]:
+    """The numbers as tables."""
+    row = "{:<6} {:>9} {:>9} {:>24} {:>10} {:>22} {:>11}"
+    yield row.format(
+        "split", "clips", "hours", "seconds (median, range)", "captions", "words (median, range)", "vocabulary"
+    )
+    for name, split in stats.splits.items():
+        record = split.to_dict()
+        spans = [_span(record["seconds"], 1), _span(record["words"], 0)]
+        counts = [f"{record[key]:,}" for key in ("clips", "captions", "vocabulary")]
+        yield row.format(name, counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
+    for name, split in stats.splits.items():
+        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", split.formats))
+        parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]
+        yield f"{name}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
+    for group in stats.duplicates:
+        example = on_one_line(group.examples[0])
+        yield f"{group.count:,} duplicates by {group.by} in {' and '.join(group.splits)}; first: {example}"
+    if not stats.duplicates:
+        yield "no duplicates by name, content, or caption"
+
+
+def _span(summary: dict[str, float] | None, digits: int) -> str:
+    """Median and range of a `to_dict` summary; "-" without values."""
+    if summary is None:
+        return "-"
+    return "{median:.{d}f} ({min:.{d}f} to {max:.{d}f})".format(d=digits, **summary)
 
 
 def _check(options: Namespace) -> None:

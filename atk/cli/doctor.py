@@ -19,6 +19,7 @@ _OPTIONAL = {
     "transformers": "text encoders",
     "tokenizers": "training a tokenizer",
     "soundfile": "reading audio",
+    "av": "reading audio in more formats",
     "safetensors": "checkpoints",
     "scikit-learn": "tag metrics",
     "schedulefree": "schedule-free optimizer",

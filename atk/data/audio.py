@@ -12,18 +12,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atk.data.codecs import open_sound
 from atk.data.containers import Content, Stored, Unusable, corrected
-from atk.data.samples import read_mono
-from atk.extras import optional_imports
-
-with optional_imports:
-    import soundfile
+from atk.data.samples import Sound, read_mono
 
 SAMPLE_RATES = (100, 1_000_000)  # Hz; damaged headers claim other rates, which would take gigabytes to resample
 
@@ -107,7 +103,8 @@ def load_audio(
     exceed full scale.
 
     Args:
-        path: audio file with any channel count that libsndfile reads, or such audio inside a larger file.
+        path: audio file with any channel count that libsndfile reads, or FFmpeg if PyAV is installed, or such audio
+            inside a larger file.
         sample_rate: sample rate of the result, in Hz.
         start: start of the window, in seconds.
         seconds: length of the window, clipped to the end of the file; None reads to the end.
@@ -186,7 +183,7 @@ def _check_rate(sample_rate: int) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path | Stored, content: bytes | None = None) -> Generator[soundfile.SoundFile, None, None]:
+def _opened(path: str | Path | Stored, content: bytes | None = None) -> Generator[Sound, None, None]:
     """Open a file, or its content in memory, and check its header."""
     name = path if isinstance(path, (str, Path)) else str(path)
     if content is None and not isinstance(path, (str, Path)):
@@ -197,22 +194,13 @@ def _opened(path: str | Path | Stored, content: bytes | None = None) -> Generato
                 raise Unusable("empty file (0 bytes)")
             view = corrected(raw, content is None and str(name).lower().endswith(".mp3"))
             plain = os.fsencode(name) if content is None else io.BytesIO(content)  # bytes: names need not be UTF-8
-            with _sound_file(view or plain) as file:
+            with open_sound(view or plain, raw) as file:
                 _check_header(file, raw.size)
                 yield file
     except Unusable as error:
         raise AudioError(name, str(error)) from None
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
-
-
-def _sound_file(source: Any) -> soundfile.SoundFile:
-    try:
-        return soundfile.SoundFile(source)
-    except soundfile.LibsndfileError as error:
-        raise Unusable(f"not readable as audio ({error.error_string.rstrip('.')})") from None
-    except TypeError:  # soundfile treats the suffix .raw as headerless
-        raise Unusable("not readable as audio (headerless)") from None
 
 
 @contextmanager
@@ -234,7 +222,7 @@ def _content_of(path: str | Path) -> Generator[Content, None, None]:
         os.close(descriptor)
 
 
-def _check_header(file: soundfile.SoundFile, size: int) -> None:
+def _check_header(file: Sound, size: int) -> None:
     """Raise Unusable unless the file has samples, as many as its header says, at a usable rate."""
     if file.frames <= 0:
         raise Unusable("contains no samples")
@@ -248,7 +236,7 @@ def _check_header(file: soundfile.SoundFile, size: int) -> None:
 
 
 def _window(
-    file: soundfile.SoundFile,
+    file: Sound,
     path: str | Path | Stored,
     sample_rate: int,
     start: float,

@@ -1,17 +1,9 @@
-"""The user's folder of caches, which only save time: whatever is unreadable in it is written again."""
+"""Files in the user's cache that only save time: whatever is unreadable there is written again."""
 
-import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
-
-def cache_folder() -> Path:
-    """`$ATK_CACHE`; without it, `atk` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if folder := os.environ.get("ATK_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "atk")
+from atk.ops.user_cache import replace_file
 
 
 def cache_name(*key: object) -> str:
@@ -30,16 +22,7 @@ def read_cached(path: Path) -> bytes | None:
 def write_cached(path: Path, content: bytes) -> bool:
     """Write a cache file, which other processes see either whole or not at all; returns whether this worked."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+        replace_file(path, content)
     except OSError:
-        return False
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(partial).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(partial).unlink()
         return False
     return True

@@ -1,15 +1,18 @@
 """Read data folders: `train.csv`, `val.csv`, and `test.csv` list audio files and their captions."""
 
-import time
+import contextlib
+import os
+import re
+import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from atk.data.audio import AudioError, audio_info
+from atk.data.audio import AudioError
 from atk.data.containers import Stored
+from atk.data.headers import read_headers
 from atk.data.listing import list_folder
 from atk.data.tables import Table
 from atk.ops.checks import one_of
@@ -17,18 +20,14 @@ from atk.ops.checks import one_of
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_CHUNK = 32  # files at a time
-_SLOW = 1e-3  # seconds per file above which the disk counts as slow
-_THREADS = 4  # for slow disks, which serve small reads faster in parallel
+_RESPELLED = re.compile(r"//|(?:^|/)\.(?:/|$)|^/|/$")  # names that pathlib shortens, or that are absolute
 
-Entry = tuple[str, Path, tuple[str, ...]]  # file name, path, captions
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+Entry = tuple[str, str | Path, tuple[str, ...]]  # file name, path, captions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Clip:
-    """An audio file with its captions.
+    """An audio file with its captions. There may be millions, so each stores little beyond its name and captions.
 
     Attributes:
         file_name: name in the data folder, as listed.
@@ -38,9 +37,37 @@ class Clip:
     """
 
     file_name: str
-    path: Path | Stored
     captions: tuple[str, ...]
     seconds: float
+    _place: str | Stored = field(repr=False)  # the folder, shared by its clips; or where audio in a larger file lies
+    _name: str = field(repr=False)  # after the folder; usually the same object as the file name
+
+    def __init__(self, file_name: str, path: str | Path | Stored, captions: tuple[str, ...], seconds: float):
+        place, name = path, ""
+        if isinstance(path, (str, Path)):
+            place = os.fspath(path)
+            if file_name and place.endswith(file_name):
+                place, name = place[: -len(file_name)], file_name
+            place = sys.intern(place)
+        put = object.__setattr__  # the class is frozen
+        put(self, "file_name", file_name)
+        put(self, "captions", captions)
+        put(self, "seconds", seconds)
+        put(self, "_place", place)
+        put(self, "_name", name)
+
+    @property
+    def path(self) -> Path | Stored:
+        """Path of the file, or where it lies inside a larger one."""
+        return Path(self._place + self._name) if isinstance(self._place, str) else self._place
+
+    def renamed(self, file_name: str) -> "Clip":
+        """The same clip under another name."""
+        return Clip(file_name, self.path, self.captions, self.seconds)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        path = self._place + self._name if isinstance(self._place, str) else self._place
+        return Clip, (self.file_name, path, self.captions, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -83,17 +110,18 @@ def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
     if not path.is_file():
         tables = sorted(table.name for table in path.parent.glob("*.csv"))
         raise FileNotFoundError(f"{path}: no such file; the folder has {', '.join(tables) or 'no .csv file'}")
-    captions: dict[Path, tuple[str, list[str]]] = {}  # by path, because rows may spell a name differently
+    captions: dict[str, tuple[str, list[str]]] = {}  # by path, because rows may spell a name differently
     skipped: list[tuple[str, str]] = []
+    prefix = path_prefix(path.parent)
     for name, texts, fault in _rows(path):
         if fault is None:
-            captions.setdefault(locate(path.parent, name), (name, []))[1].extend(texts)
+            captions.setdefault(locate(prefix, name), (name, []))[1].extend(texts)
         elif on_error == "raise":
             raise ValueError(f"{name}: {fault}")
         else:
             skipped.append((name, fault))
-    entries = [(name, file, tuple(dict.fromkeys(texts))) for file, (name, texts) in captions.items()]
-    return checked_clips(entries, skipped, on_error, path)
+    entries: list[Entry] = [(name, file, tuple(dict.fromkeys(texts))) for file, (name, texts) in captions.items()]
+    return checked_clips(entries, skipped, on_error, path, path.parent)
 
 
 def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
@@ -114,7 +142,7 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
         raise left_out[0]
     skipped = [(Path(error.file).relative_to(folder).as_posix(), error.reason) for error in left_out]
     entries: list[Entry] = [(path.relative_to(folder).as_posix(), path, ()) for path in paths]
-    return checked_clips(entries, skipped, on_error, Path(folder))
+    return checked_clips(entries, skipped, on_error, Path(folder), Path(folder))
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str:
@@ -132,8 +160,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
     Raises:
         ValueError: as for `read_split`.
     """
+    prefix = path_prefix(path.parent)
     for name, _, fault in _rows(path):
-        yield name, locate(path.parent, name), fault
+        yield name, Path(locate(prefix, name)), fault
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
@@ -157,49 +186,36 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
             yield name, captions, None if captions else f"{where} has no caption"
 
 
-def locate(folder: Path, name: str) -> Path:
+def path_prefix(folder: Path) -> str:
+    """What precedes a name in a path, as pathlib spells it."""
+    return str(folder / "x")[:-1]
+
+
+def locate(prefix: str, name: str) -> str:
     """Path of a listed file, in the first spelling that exists; as listed if none does.
 
     The other spellings are both Unicode normalization forms, the name without surrounding spaces, and the name with
     Windows separators replaced.
+
+    Args:
+        prefix: of the paths in the data folder.
+        name: the name in the table.
     """
     names = [name]
     if not name.isascii():
         names += [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
     if name != name.strip() or "\\" in name:
         names += [name.strip(), name.strip().replace("\\", "/")]
-    if len(names) == 1:
-        return folder / name
-    try:
-        return next((folder / spelling for spelling in names if (folder / spelling).exists()), folder / name)
-    except (OSError, ValueError):  # the name is too long or contains a null character; the header check reports it
-        return folder / name
+    paths = [str(Path(prefix, name)) if _RESPELLED.search(name) else prefix + name for name in names]
+    if len(paths) > 1:
+        with contextlib.suppress(OSError, ValueError):  # too long, or with a null character: the header check says so
+            return next((path for path in paths if os.path.exists(path)), paths[0])  # noqa: PTH110 (a string)
+    return paths[0]
 
 
-def map_files(read: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """Yield `read(item)` for each file in order: one at a time while that is fast, in threads once the disk is slow.
-
-    Headers that the system has cached are read faster without threads, which would wait for each other.
-    """
-    chunks = iter([items[first : first + _CHUNK] for first in range(0, len(items), _CHUNK)])
-    for chunk in chunks:
-        start = time.perf_counter()
-        results = [read(item) for item in chunk]
-        slow = time.perf_counter() - start > _SLOW * len(chunk)
-        yield from results
-        if slow:
-            break
-    else:
-        return
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        for results in pool.map(lambda chunk: [read(item) for item in chunk], chunks):
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_error: str, source: Path) -> Split:
+def checked_clips(
+    entries: Sequence[Entry], skipped: list[tuple[str, str]], on_error: str, source: Path, folder: Path
+) -> Split:
     """Read the header of each file: the readable ones become clips, the others are appended to `skipped`.
 
     Args:
@@ -207,27 +223,22 @@ def checked_clips(entries: Sequence[Entry], skipped: list[tuple[str, str]], on_e
         skipped: (name, reason) of everything skipped so far; extended in place.
         on_error: "skip" or "raise", as in `read_split`.
         source: folder or file that lists the entries, for messages.
+        folder: data folder, where headers are kept.
 
     Raises:
         ValueError: no clip is usable.
         AudioError: with `on_error="raise"`, a file is missing, empty, or unreadable.
     """
-
-    def check(entry: Entry) -> Clip | AudioError:
-        name, path, captions = entry
-        try:
-            return Clip(name, path, captions, audio_info(path).seconds)
-        except AudioError as error:
-            return AudioError(name, error.reason)
-
     clips = []
-    for result in map_files(check, entries):
-        if isinstance(result, Clip):
-            clips.append(result)
-        elif on_error == "raise":
-            raise result
-        else:
-            skipped.append((result.file, result.reason))
+    paths = [os.fspath(path) for _, path, _ in entries]
+    with contextlib.closing(read_headers(paths, folder)) as headers:
+        for (name, _, captions), path, header in zip(entries, paths, headers, strict=True):
+            if not isinstance(header, AudioError):
+                clips.append(Clip(name, path, captions, header.seconds))
+            elif on_error == "raise":
+                raise AudioError(name, header.reason)
+            else:
+                skipped.append((name, header.reason))
     if not clips:
         raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it lists none'}")
     return Split(clips, skipped)

@@ -2,15 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atk.data.audio import AudioError, audio_info, decode_audio
+from atk.data.audio import AudioError, AudioInfo, decode_audio
 from atk.data.captions import read_rows
 from atk.data.containers import Stored
+from atk.data.headers import read_headers
 from atk.data.layouts import DataSet, Folder
 from atk.data.listing import list_folder
 from atk.data.sets import known_layout, open_data
@@ -110,7 +111,7 @@ def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | No
         files |= {clip.path: clip.file_name for clip in read.clips}
     rows = len(files) + len(problems)
     if decode:  # the headers have been read
-        problems += _audio_problems(files, decode, workers, progress)
+        problems += _audio_problems(files.values(), _decoded(files, workers), progress)
     return DataCheck(problems, rows, len(files))
 
 
@@ -147,7 +148,8 @@ def check_folder(
         files = {path: _relative(path, folder) for path in audio}
         if not files:
             problems.append(Problem(str(folder), "neither a split (train.csv, val.csv, test.csv) nor audio", True))
-    problems += _audio_problems(files, decode, workers, progress)
+    results = _decoded(files, workers) if decode else read_headers(list(map(str, files)), folder, workers)
+    problems += _audio_problems(files.values(), results, progress)
     return DataCheck(problems, rows, len(files))
 
 
@@ -174,26 +176,32 @@ def _read_tables(tables: Sequence[Path]) -> tuple[int, dict[Path, tuple[str, lis
     return rows, listed, problems
 
 
-def _audio_problems(files: Mapping[Any, str], decode: bool, workers: int, progress: str | None) -> Iterator[Problem]:
-    """What is wrong with the audio at each path, whose name in messages is the value."""
+def _audio_problems(
+    names: Collection[str], results: Iterable[AudioInfo | list[str] | AudioError], progress: str | None
+) -> Iterator[Problem]:
+    """What `read_headers` or `_decoded` says about the files with these names."""
     with optional_imports:
         from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
-    def look(path: Path | Stored) -> list[Problem]:
+    bar: Any = tqdm(results, progress, len(names), unit="file", leave=False, disable=None if progress else True)
+    for name, result in zip(names, bar, strict=True):
+        if isinstance(result, AudioError):
+            yield Problem(name, result.reason, True)
+        elif isinstance(result, list):
+            yield from (Problem(name, note, False) for note in result)
+
+
+def _decoded(files: Iterable[Path | Stored], workers: int) -> Iterator[list[str] | AudioError]:
+    """The notes on each file, or why it cannot be decoded."""
+
+    def decode(path: Path | Stored) -> list[str] | AudioError:
         try:
-            if decode:
-                return [Problem(files[path], note, False) for note in decode_audio(path)]
-            audio_info(path)
+            return decode_audio(path)
         except AudioError as error:
-            return [Problem(files[path], error.reason, True)]
-        return []
+            return error
 
     with ThreadPoolExecutor(workers) as pool:
-        bar: Any = tqdm(
-            pool.map(look, files), progress, len(files), unit="file", leave=False, disable=None if progress else True
-        )
-        for problems in bar:
-            yield from problems
+        yield from pool.map(decode, files)
 
 
 def _side_file_problems(folder: Path, listed: set[str]) -> Iterator[Problem]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atk.data.audio import AudioError, audio_info
-from atk.data.cache import cache_folder, cache_name, read_cached, write_cached
+from atk.data.cache import cache_name, read_cached, write_cached
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.layouts import DataSet, standard_name
 from atk.data.texts import caption_names, captions_in, wanted_names
 from atk.extras import optional_imports
+from atk.ops.user_cache import cache_folder
 
 HUB = "hf://datasets/"
 _ADDRESS = re.compile(rf"{HUB}([^/@#]+/[^/@#]+)(?:@([^#]+))?(?:#(.+))?")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from atk.data import codecs
 from atk.data.audio import AudioError
 from atk.data.remote import is_url
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, Shard, tar_members
@@ -19,18 +20,29 @@ AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc"),
     *(".au", ".snd", ".caf", ".w64", ".rf64", ".bwf"),
 )
-# Left out of listings, and counted: audio and video that libsndfile cannot read.
-UNSUPPORTED_SUFFIXES = (
-    *(".m4a", ".aac", ".mp4", ".m4b", ".webm", ".weba", ".wma", ".mka", ".mkv", ".mov", ".ac3", ".amr", ".ape"),
-    *(".wv", ".mpc", ".tta", ".dsf", ".dff", ".ra", ".3gp", ".avi", ".spx", ".tak", ".mid"),
-)
+# Left out of listings, and counted, unless PyAV is installed to read the first ones.
+UNSUPPORTED_SUFFIXES = (*codecs.CODEC_SUFFIXES, ".mid")
 
 UNSUPPORTED = "this format cannot be read; convert it to FLAC, for example"
 
-_AUDIO, _SHARD, _COMPRESSED, _UNSUPPORTED = (
+_SHARD, _COMPRESSED, _UNSUPPORTED = (
     tuple(os.fsencode(suffix) for suffix in suffixes)
-    for suffixes in (AUDIO_SUFFIXES, (SHARD_SUFFIX,), COMPRESSED_SUFFIXES, UNSUPPORTED_SUFFIXES)
+    for suffixes in ((SHARD_SUFFIX,), COMPRESSED_SUFFIXES, UNSUPPORTED_SUFFIXES)
 )
+
+
+def audio_suffixes() -> tuple[str, ...]:
+    """Suffixes of the files that can be read here: `AUDIO_SUFFIXES`, and more if PyAV is installed."""
+    return AUDIO_SUFFIXES + (codecs.CODEC_SUFFIXES if codecs.has_av() else ())
+
+
+def _audio() -> tuple[bytes, ...]:
+    return tuple(map(os.fsencode, audio_suffixes()))
+
+
+def _left_out(suffix: str) -> str:
+    """Why files with an unsupported suffix are left out."""
+    return codecs.needs_av() if suffix in codecs.CODEC_SUFFIXES else UNSUPPORTED
 
 
 class Listing:
@@ -88,7 +100,7 @@ class Listing:
         else:
             raise ValueError(f"{path}: unlabeled audio must be a folder or a {SHARD_SUFFIX} file")
         if len(self) == clips and (self.repeats == repeats or clips == 0):
-            suffixes = ", ".join(AUDIO_SUFFIXES)
+            suffixes = ", ".join(audio_suffixes())
             raise ValueError(f"{path}: no audio found, neither files ({suffixes}) nor {SHARD_SUFFIX} shards of them")
 
     def _append(self, name: bytes, offset: int, size: int) -> None:
@@ -113,10 +125,13 @@ class Listing:
                 self._append(os.path.join(folder, name), -1, -1)
             shards += [os.path.join(os.fsencode(root), folder, name) for name in entries.tars]
             unsupported.update(_suffix(name) for name in entries.unsupported)
-        for suffix, count in sorted(unsupported.items()):
-            self.fault(AudioError(root, f"{count} {suffix} file{'s' * (count > 1)} left out: {UNSUPPORTED}"))
+        self._report(root, unsupported)
         for shard in shards:
             self._shard(os.fsdecode(shard))
+
+    def _report(self, path: str, unsupported: Counter[str]) -> None:
+        for suffix, count in sorted(unsupported.items()):
+            self.fault(AudioError(path, f"{count} {suffix} file{'s' * (count > 1)} left out: {_left_out(suffix)}"))
 
     def _shard(self, path: str) -> None:
         if path.lower().endswith(COMPRESSED_SUFFIXES):
@@ -127,9 +142,16 @@ class Listing:
                 return
             self.shard_sizes.append(Shard.find(path).size)
             self.paths.append(path)
+            unsupported: Counter[str] = Counter()
+            audio = _audio()
             for name, offset, size in tar_members(path):
-                if name.lower().endswith(_AUDIO) and not any(is_hidden(part) for part in name.split(b"/")):
+                if any(is_hidden(part) for part in name.split(b"/")):
+                    continue
+                if name.lower().endswith(audio):
                     self._append(name, offset, size)
+                elif name.lower().endswith(_UNSUPPORTED):
+                    unsupported[_suffix(name)] += 1
+            self._report(path, unsupported)
         except AudioError as error:
             self.fault(error)
         except OSError as error:
@@ -142,7 +164,7 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
     Links to folders are followed, and each folder is searched once. Hidden files and folders are ignored.
 
     Returns:
-        The files whose suffix, in upper or lower case, is in `AUDIO_SUFFIXES`; and an error for each audio or video
+        The files whose suffix, in upper or lower case, is in `audio_suffixes()`; and an error for each audio or video
         file of an unsupported format and for each folder that cannot be listed.
 
     Raises:
@@ -155,7 +177,7 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
     for parent, entries in _walk(os.fsencode(folder), _once(), left_out.append):
         path = Path(folder, os.fsdecode(parent))
         paths += [path / os.fsdecode(name) for name in entries.audio]
-        left_out += [AudioError(path / os.fsdecode(name), UNSUPPORTED) for name in entries.unsupported]
+        left_out += [AudioError(path / os.fsdecode(name), _left_out(_suffix(name))) for name in entries.unsupported]
     return sorted(paths), left_out
 
 
@@ -210,6 +232,7 @@ def _once() -> Callable[[bytes], bool]:
 
 def _entries(folder: bytes) -> _Entries:
     contents = _Entries([], [], [], [])
+    audio = _audio()
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -217,7 +240,7 @@ def _entries(folder: bytes) -> _Entries:
                 continue
             if _is_folder(entry):
                 contents.folders.append(name)
-            elif (lower := name.lower()).endswith(_AUDIO):
+            elif (lower := name.lower()).endswith(audio):
                 contents.audio.append(name)
             elif lower.endswith(_SHARD + _COMPRESSED):
                 contents.tars.append(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atk.data.captions import Entry, Split, checked_clips, locate
+from atk.data.captions import Entry, Split, checked_clips, locate, path_prefix
 from atk.data.containers import Unusable
 from atk.data.layouts import DataSet, standard_name
 from atk.data.tables import Table
@@ -28,7 +28,7 @@ class _Listed(NamedTuple):
     """A listed file: its name relative to the folder, its path, and its captions, or what is wrong with the row."""
 
     name: str
-    path: Path
+    path: str
     captions: list[str]
     fault: str = ""
 
@@ -57,7 +57,7 @@ class MetadataFolder(DataSet):
                 f"{self.name}: its metadata lists no file of {split}, only of {', '.join(sorted(self.files))}"
             )
         skipped: list[tuple[str, str]] = []
-        entries: dict[Path, Entry] = {}
+        entries: dict[str, Entry] = {}
         for name, path, captions, fault in files:
             if fault and on_error == "raise":
                 raise ValueError(f"{name}: {fault}")
@@ -66,7 +66,7 @@ class MetadataFolder(DataSet):
                 continue
             first, _, others = entries.get(path, (name, path, ()))
             entries[path] = first, path, tuple(dict.fromkeys((*others, *captions)))
-        return checked_clips(list(entries.values()), skipped, on_error, Path(self.name))
+        return checked_clips(list(entries.values()), skipped, on_error, Path(self.name), Path(self.name))
 
 
 def metadata_folder(name: str, caption_column: str | None = None) -> MetadataFolder | None:
@@ -97,8 +97,8 @@ def _listed(row: _Row, folder: Path, root: Path, caption_column: str | None) -> 
     place = folder.relative_to(root)
     file_name = row.cells.get("file_name")
     if row.fault or not isinstance(file_name, str) or not file_name.strip():
-        return _Listed(str(place / row.where), folder, [], row.fault or "no file_name")
-    name, path = (place / file_name).as_posix(), locate(folder, file_name)
+        return _Listed(str(place / row.where), str(folder), [], row.fault or "no file_name")
+    name, path = (place / file_name).as_posix(), locate(path_prefix(folder), file_name)
     try:
         return _Listed(name, path, captions_in(row.cells, caption_column))
     except Unusable as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atk.data.audio import AudioError, DataWarning, audio_info
-from atk.data.cache import cache_folder, cache_name, read_cached, write_cached
+from atk.data.cache import cache_name, read_cached, write_cached
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
@@ -18,6 +18,7 @@ from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
 from atk.extras import optional_imports
+from atk.ops.user_cache import cache_folder
 
 _LAYOUT = 1  # version of the cached index
 _THREADS = 4  # shards to read at a time

@@ -170,7 +170,7 @@ def _read_esc50(table: Path, on_error: str, is_selected: Callable[[int], bool]) 
         available = ", ".join(map(str, sorted(folds))) or "none"
         raise ValueError(f"{table}: no recording in the requested folds; its folds are {available}")
     entries: list[Entry] = [(name, table.parent.parent / name, ()) for name in category]
-    split = checked_clips(entries, skipped, on_error, table)
+    split = checked_clips(entries, skipped, on_error, table, table.parent.parent)
     return ReferencePool(split.clips, [category[clip.file_name] for clip in split.clips], split.skipped)
 
 

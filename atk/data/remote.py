@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from atk.data.cache import cache_folder, cache_name, read_cached, write_cached
+from atk.data.cache import cache_name, read_cached, write_cached
 from atk.extras import optional_imports
+from atk.ops.user_cache import cache_folder
 
 _BLOCK = 1 << 20  # bytes; what a cache file holds
 _AHEAD = 16 * _BLOCK  # bytes to request at a time from a shard that is read as a whole

@@ -1,17 +1,19 @@
 """Read samples of an open audio file as mono, in blocks, and decide what unusual samples mean."""
 
 from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import numpy as np
 
 from atk.data.containers import Unusable
+from atk.data.ffmpeg import DecodingError
 from atk.extras import optional_imports
 
 with optional_imports:
     import soundfile
 
 _BLOCK_SAMPLES = 1 << 20  # read at a time, so that memory grows with the content of a file, not its stated length
-_SLOPPY_MP3_FRAMES = 2 * 1152  # encoder delay and padding make the stated length of an MP3 file inexact
+_SLOPPY_FRAMES = {"MP3": 2 * 1152, "FFMPEG": 2 * 2048}  # encoder delay and padding make stated lengths inexact
 _HEADROOM = 64.0  # 36 dB above full scale; larger samples of float files are integers that nobody scaled
 _INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
 _PROBES = 8  # places in a float file where its scale is measured
@@ -19,7 +21,50 @@ _PROBE_FRAMES = 1024
 _CANCELED = 1e-2  # energy of the mean over channels, relative to that of unrelated channels
 
 
-def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.ndarray, str]:
+class Sound(Protocol):
+    """An open audio file: the part of `soundfile.SoundFile` that reading needs."""
+
+    @property
+    def frames(self) -> int:
+        """Samples per channel."""
+        ...
+
+    @property
+    def samplerate(self) -> int:
+        """Samples per second."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channel count."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Name of the container."""
+        ...
+
+    @property
+    def subtype(self) -> str:
+        """Name of the codec; "FLOAT" or "DOUBLE" if it stores float samples."""
+        ...
+
+    def seekable(self) -> bool:
+        """Whether `seek` works."""
+        ...
+
+    def seek(self, frames: int, /) -> int:
+        """Go to a frame, counted from the start."""
+        ...
+
+    def read(
+        self, frames: int, dtype: Literal["float32", "float64"] = "float64", always_2d: bool = False
+    ) -> np.ndarray:
+        """The next samples, at most `frames` per channel: `[n, channels]`; `[n]` if mono, unless `always_2d`."""
+        ...
+
+
+def read_mono(file: Sound, first: int, count: int) -> tuple[np.ndarray, str]:
     """Read up to `count` frames from frame `first` and average the channels.
 
     - Channels that cancel each other (the mean is 20 dB below that of unrelated channels) are replaced by the loudest.
@@ -35,7 +80,7 @@ def read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.nda
         return _read_mono(file, first, count)
 
 
-def _read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.ndarray, str]:
+def _read_mono(file: Sound, first: int, count: int) -> tuple[np.ndarray, str]:
     scale, note = _scale(file)
     blocks = []
     energy = np.zeros(file.channels)
@@ -58,7 +103,7 @@ def _read_mono(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.nd
     return audio, note
 
 
-def _blocks(file: soundfile.SoundFile, first: int, count: int) -> Iterator[np.ndarray]:
+def _blocks(file: Sound, first: int, count: int) -> Iterator[np.ndarray]:
     """Blocks `[n, channels]` of the window, in float32."""
     rate = file.samplerate
     size = max(1, _BLOCK_SAMPLES // file.channels)
@@ -75,13 +120,13 @@ def _blocks(file: soundfile.SoundFile, first: int, count: int) -> Iterator[np.nd
             if len(block) == 0:
                 break
             yield block
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, DecodingError):
         raise Unusable(f"damaged or truncated: decoding fails after {(first + done) / rate:.3f} s") from None
-    if done == 0 or count - done > (_SLOPPY_MP3_FRAMES if file.format == "MP3" else 0):
+    if done == 0 or count - done > _SLOPPY_FRAMES.get(file.format, 0):
         raise Unusable(f"truncated: ends at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s")
 
 
-def _scale(file: soundfile.SoundFile) -> tuple[float, str]:
+def _scale(file: Sound) -> tuple[float, str]:
     """The full scale of the file, and a note if it is not 1."""
     if file.subtype not in ("FLOAT", "DOUBLE") or not file.seekable():
         return 1.0, ""

@@ -1,7 +1,7 @@
 """What `--data` takes: one or several data sets, each in one of several layouts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from atk.data import hub
@@ -61,7 +61,7 @@ class DataSets:
         for data_set in self.sets:
             part = data_set.read(split, on_error) if split in data_set.splits() else Split([], [])
             sizes.append(len(part.clips))
-            clips += [replace(clip, file_name=data_set.prefix + clip.file_name) for clip in part.clips]
+            clips += [clip.renamed(data_set.prefix + clip.file_name) for clip in part.clips]
             skipped += [(data_set.prefix + name, reason) for name, reason in part.skipped]
         return Split(clips, skipped, tuple(sizes))
 

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import threading
 import warnings
 from functools import cache
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from atk.ops.self_check_problems import Deviation, deviations, run
+from atk.ops.user_cache import cache_folder, replace_file
 
 VARIABLE = "ATK_SELF_CHECK"
 _lock = threading.Lock()
@@ -204,10 +204,7 @@ def _cache_file() -> Path:
     Raises:
         RuntimeError: the home directory is unknown.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not folder.is_absolute():  # relative ones do not count
-        folder = Path("~/.cache").expanduser()
-    return folder / "atk" / "self_check.json"
+    return cache_folder() / "self_check.json"
 
 
 def _remembered() -> list[str]:
@@ -226,12 +223,4 @@ def _remember(key: str) -> None:
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = _cache_file()
         text = json.dumps({"passed": sorted({*_remembered(), key})}, indent=1) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        replace_file(path, text.encode())

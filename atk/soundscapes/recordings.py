@@ -139,7 +139,7 @@ def _read_fsd50k(folder: Path) -> tuple[list[EventFile], Skipped]:
             event_of[name] = classes[0]
         else:
             skipped.append((name, "several event classes"))
-    clips = checked_clips([(name, folder / name, ()) for name in event_of], skipped, "skip", folder)
+    clips = checked_clips([(name, folder / name, ()) for name in event_of], skipped, "skip", folder, folder)
     files = [
         EventFile(
             clip.file_name, clip.path, event_of[clip.file_name], _source(clip.file_name), split_of[clip.file_name]

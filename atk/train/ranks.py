@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from atk.data.headers import collecting, taking_from
 from atk.device import launcher_integer
 from atk.distributed.collectives import world_size
 
@@ -81,15 +82,22 @@ def _clear_frames(error: BaseException | None) -> None:
 
 @contextmanager
 def first_rank_first() -> Generator[None, None, None]:
-    """A context that rank 0 completes before the others enter it; on the others, stderr is discarded."""
-    if not is_first():
-        dist.barrier()
-        with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):  # noqa: PTH123 (a device)
-            yield
+    """A context that rank 0 completes before the others enter it; on the others, stderr is discarded.
+
+    The others get the headers of audio files from rank 0, so that all ranks have the same clips.
+    """
+    if world_size() == 1:
+        yield
         return
-    yield
-    if world_size() > 1:
-        dist.barrier()
+    if is_first():
+        with collecting() as headers:
+            yield
+        dist.broadcast_object_list([headers])
+        return
+    received: list[Any] = [None]
+    dist.broadcast_object_list(received)
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull), taking_from(received[0]):  # noqa: PTH123 (a device)
+        yield
 
 
 @contextmanager

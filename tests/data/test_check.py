@@ -39,7 +39,7 @@ def test_every_problem_is_listed_and_says_whether_training_stops(folder):
         "file_name,caption\na.wav,a dog\nb.wav,\nc.wav,x, y\nnone.wav,rain\n,rain\ne.flac,a car\n", encoding="utf-8"
     )
     (folder / "e.flac").write_bytes(b"not audio")
-    (folder / "notes.m4a").touch()
+    (folder / "notes.mid").touch()
     (folder / "events.csv").write_text("file_name,event,phrase,start,end\na.wav,dog,a dog,0,1\nz.wav,dog,a dog,0,1\n")
     (folder / "tags.csv").write_text("file_name,dog\na.wav,2\n")
     (folder / "twins.csv").write_text("Subject,Date\nx,y\n")
@@ -53,7 +53,7 @@ def test_every_problem_is_listed_and_says_whether_training_stops(folder):
         ("tags.csv", "line 2: tags must be 0 or 1, got 2"),
     }
     assert {key for key, stops in problems.items() if not stops} == {
-        ("notes.m4a", "this format cannot be read; convert it to FLAC, for example"),
+        ("notes.mid", "this format cannot be read; convert it to FLAC, for example"),
         ("b.wav", "no split lists this file"),
         ("z.wav", "events.csv names this file, but no split lists it"),
         ("twins.csv", "lacks the column file_name, twin; its columns are Subject, Date; it is ignored"),

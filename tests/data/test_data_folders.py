@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from atk.data import AudioError, describe_skipped, read_folder, read_split
-from atk.data import captions as captions_module
+from atk.data import headers as headers_module
 
 
 def write_audio(folder, *names, seconds=0.5):
@@ -158,15 +158,15 @@ def test_unlabeled_folder(tmp_path):
 
 @pytest.mark.parametrize("slow", [0.0, 1e9])  # threads are used from this many seconds per file
 def test_files_are_read_in_order_with_and_without_threads(monkeypatch, slow):
-    monkeypatch.setattr(captions_module, "_SLOW", slow)
+    monkeypatch.setattr(headers_module, "_SLOW", slow)
     threads = set()
 
     def read(item):
         threads.add(threading.get_ident())
         return -item
 
-    assert list(captions_module.map_files(read, range(1000))) == list(range(0, -1000, -1))
+    assert list(headers_module.map_files(read, range(1000))) == list(range(0, -1000, -1))
     assert (len(threads) > 1) is (slow == 0)
-    some = captions_module.map_files(read, range(100_000))
+    some = headers_module.map_files(read, range(100_000))
     assert next(some) == 0
     some.close()  # does not read the rest

@@ -10,7 +10,7 @@ import torch
 from support.unlabeled_cases import audio_bytes
 
 from atk.data import AudioError, audio_info, read_data, read_split, train_loader
-from atk.data.cache import cache_folder
+from atk.ops.user_cache import cache_folder
 
 datasets = pytest.importorskip("datasets", reason="needs the extra hub")
 pa = pytest.importorskip("pyarrow")

@@ -12,7 +12,7 @@ from support.pair_shards import shards_of
 from support.unlabeled_cases import audio_bytes, tar
 
 from atk.data import AudioError, audio_info, eval_loader, load_audio, read_data, read_split, train_loader
-from atk.data.cache import cache_folder
+from atk.ops.user_cache import cache_folder
 
 WAV = audio_bytes()
 

@@ -25,8 +25,8 @@ from atk.data import (
     train_loader,
     unlabeled_loader,
 )
-from atk.data.cache import cache_folder
 from atk.data.remote import RemoteFile
+from atk.ops.user_cache import cache_folder
 
 fsspec = pytest.importorskip("fsspec")
 BLOCK = 1 << 12

@@ -127,7 +127,7 @@ def test_without_references_a_file_is_captioned_alone(model, tmp_path):
 
 
 def test_class_mentions_count_events_of_the_clip_and_of_the_added_sound():
-    pool = ReferencePool([Clip("a.wav", None, (), 1.0), Clip("b.wav", None, (), 1.0)], ["rain", "dog bark"], [])
+    pool = ReferencePool([Clip("a.wav", "a.wav", (), 1.0), Clip("b.wav", "b.wav", (), 1.0)], ["rain", "dog bark"], [])
     rows = [
         Captions("0", "", "a dog barks"),
         Captions("1", "a.wav", "a dog barks", "a dog barks while rain falls", "a dog barks", "rain falls"),

@@ -5,18 +5,22 @@ import functools
 import io
 import tarfile
 import tempfile
+import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
 import torch
+from support.encode import encode, sweep
 from support.fuzz import Format
 from support.published_sets import MAKERS
 from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
 
 from atk.cli import commands
-from atk.data import UnlabeledAudio, audio_info, load_audio, mpeg, read_split
+from atk.data import UnlabeledAudio, audio_info, headers, load_audio, mpeg, read_split
 from atk.data.published import import_set
 from atk.data.references import read_references
 from atk.data.side_files import read_events, read_tags, read_twins
@@ -49,6 +53,12 @@ def _make_bare_mp3(folder: Path) -> list[Path]:
         paths.append(path.with_suffix(".mp3"))
         paths[-1].write_bytes(data[first + frame.sizes[data[first + 2]] :])
     return paths
+
+
+def _make_encoded(folder: Path, suffix: str, codec: str, rate: int = RATE, **options: str) -> list[Path]:
+    """Write files that only FFmpeg reads."""
+    cases = (("a", 2.0, 1), ("b", 0.3, 2))
+    return [encode(folder / f"{name}{suffix}", codec, sweep(s, rate, c), rate, options=options) for name, s, c in cases]
 
 
 def _read_audio(path: Path) -> None:
@@ -159,6 +169,24 @@ def _read_cache(path: Path) -> None:
             pool.load(index, RATE, 1.0, 0.0, [])
 
 
+def _make_headers(folder: Path) -> list[Path]:
+    soundfile.write(folder / "a.wav", _sound(0.1), RATE)
+    (folder / "train.csv").write_text("file_name,caption\na.wav,a dog\n")
+    with mock.patch.multiple(headers, _FEWEST=1, _FRESH=0):
+        time.sleep(0.01)
+        read_split(folder, "train")
+    return [folder / headers.CACHE_NAME]
+
+
+def _read_headers(path: Path) -> None:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        (clip,) = read_split(path.parent, "train").clips
+    assert clip.seconds == 0.1
+    if notes:  # the list is not used
+        raise ValueError(notes[0].message)
+
+
 @functools.cache
 def _models() -> list[torch.nn.Module]:
     return [tiny_clap(), tiny_captioner()]
@@ -241,15 +269,25 @@ AUDIO = {
     "opus": {"format": "OGG", "subtype": "OPUS"},
     "mp3": {"format": "MP3"},
 }
+CODECS = {
+    "m4a": {"suffix": ".m4a", "codec": "aac"},
+    "aac": {"suffix": ".aac", "codec": "aac"},
+    "webm": {"suffix": ".webm", "codec": "libopus", "rate": 48000},
+    "wma": {"suffix": ".wma", "codec": "wmav2", "rate": 16000, "b": "48000"},
+    "avi": {"suffix": ".avi", "codec": "pcm_s16le"},
+    "wavpack": {"suffix": ".wv", "codec": "wavpack"},
+}
 KINDS = {
     **{name: Format(functools.partial(_make_audio, **options), _read_audio) for name, options in AUDIO.items()},
     "mp3 without a length": Format(_make_bare_mp3, _read_audio),
+    **{name: Format(functools.partial(_make_encoded, **options), _read_audio) for name, options in CODECS.items()},
     "captions": Format(_make_split, _read_split),
     "side files": Format(_make_side_files, _read_side_file),
     "numpy": Format(_make_array, _read_audio),
     "published sets": Format(_make_published, _read_published),
     "shards": Format(_make_shard, _read_shard),
     "list of unlabeled audio": Format(_make_cache, _read_cache),
+    "list of headers": Format(_make_headers, _read_headers),
     "run folder": Format(_make_run, _read_run),
     "pretrained text encoder": Format(_make_tokenizer, _read_tokenizer),
     "configuration": Format(_make_yaml, _read_yaml),

@@ -20,10 +20,11 @@ from support.runs import parsed_config
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from atk.cli.main import main
+from atk.data import headers, read_split
 from atk.train import grad_cache, replicas
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
-from atk.train.ranks import RankLost, all_reduce_max, naming_lost_ranks, process_group
+from atk.train.ranks import RankLost, all_reduce_max, first_rank_first, naming_lost_ranks, process_group
 from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
 
 CPU = torch.device("cpu")
@@ -71,6 +72,18 @@ def launch(ranks: int, command: list[str], max_restarts: int) -> None:
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test",
     )  # fmt: skip
     elastic_launch(config, main)(command)
+
+
+def read_clips(data: str, folder: str) -> None:
+    """Read a split as a task does; write its clips and the number of headers that this rank has read."""
+    opened = []
+    read = headers.audio_info
+    headers.audio_info = lambda path: opened.append(path) or read(path)
+    with process_group(CPU, 60.0):
+        with first_rank_first():
+            split = read_split(data, "train")
+        lines = [clip.file_name for clip in split.clips], split.skipped, len(opened)
+        (Path(folder) / os.environ["RANK"]).write_text(json.dumps(lines))
 
 
 def lose_a_rank(folder: str) -> None:

@@ -166,6 +166,18 @@ def test_network_errors_are_reported_as_lost_ranks(monkeypatch, text, reason):
 
 
 @pytest.mark.slow
+def test_only_the_first_rank_reads_headers(tiny_data, tmp_path):
+    with (tiny_data / "train.csv").open() as table:
+        count = len(table.readlines()) - 1
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    (data / "train 3.wav").write_bytes(b"")
+    job = start_ranks(2, "support.training_ranks:read_clips", str(data), str(tmp_path))
+    assert job.wait() == 0, job.output
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert first[:2] == second[:2] and len(first[0]) == count - 1 and (first[2], second[2]) == (count, 0)
+
+
+@pytest.mark.slow
 def test_replicas_are_freed_before_the_group_is_destroyed(tmp_path):
     job = start_ranks(2, "support.training_ranks:lose_a_rank", str(tmp_path))
     assert job.wait() == 0, job.output
