@@ -48,7 +48,7 @@ class Kernels(types.ModuleType):
 def new_gpu(monkeypatch, tmp_path):
     """The CPU in the role of a GPU that nothing has run on; the result installs kernels of InfoNCE."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for variable in (self_check.VARIABLE, "ATK_BACKEND"):
+    for variable in (self_check.VARIABLE, "ATK_BACKEND", "ATK_CACHE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(self_check, "_verdicts", {})
     monkeypatch.setattr(self_check, "_index", lambda device: 0)
@@ -195,9 +195,12 @@ def test_without_a_home_directory_results_stay_in_memory(new_gpu, monkeypatch):
 
 
 def test_the_cache_is_in_the_home_directory_by_default(monkeypatch):
+    monkeypatch.delenv("ATK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/somewhere")
     assert self_check._cache_file() == Path("/somewhere/.cache/atk/self_check.json")
+    monkeypatch.setenv("ATK_CACHE", "/elsewhere")
+    assert self_check._cache_file() == Path("/elsewhere/self_check.json")
 
 
 def test_a_check_leaves_the_state_of_the_caller_alone(new_gpu):
