@@ -1,7 +1,6 @@
 """Published weights by their published names: read safely, and loaded without leaving one out."""
 
 import contextlib
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Generator, Mapping
@@ -180,7 +179,9 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     try:
         with _scalars_of_numpy():
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of many types, depending on what is damaged
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"cannot read the weights in {path}: {reason}") from error
     for key in _TRAINING_STATE:
@@ -196,6 +197,6 @@ def _scalars_of_numpy() -> Generator[None, None, None]:
     """Let checkpoints hold numpy scalars, as metrics beside the weights; they run no code."""
     scalar = np.float64(0).__reduce__()[0]  # creates scalars when they are loaded
     types: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool"))]
-    named = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    named: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
     with torch.serialization.safe_globals([*types, *named]):
         yield

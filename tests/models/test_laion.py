@@ -140,13 +140,13 @@ def test_embeddings_do_not_depend_on_the_batch(tmp_path, long_clips):
     model = load(Laion(tmp_path, fusion=True))
     model.audio_encoder.use_long_clips(long_clips)
     audio, lengths = clips(25, 3.1, 0.2, 10.004, 12)
-    together = model.embed_audio(audio, lengths)
+    batch = model.embed_audio(audio, lengths)
     for row in (3, 0, 4, 1, 2):
         length = int(lengths[row])
         alone = model.embed_audio(audio[row : row + 1, :length], lengths[row : row + 1])
-        torch.testing.assert_close(alone.pooled[0], together.pooled[row], rtol=0, atol=1e-5)
-        valid = together.mask[row]
-        torch.testing.assert_close(alone.frames[0][alone.mask[0]], together.frames[row][valid], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.pooled[0], batch.pooled[row], rtol=0, atol=1e-5)
+        valid = batch.mask[row]
+        torch.testing.assert_close(alone.frames[0][alone.mask[0]], batch.frames[row][valid], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
