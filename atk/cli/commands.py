@@ -87,6 +87,7 @@ def _commands() -> dict[str, Command]:
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
         "search": _model_command("Rank the audio files of a folder by text queries.", "search", "embed_commands"),
         "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),
+        "export": _model_command("Write a model for use without atk.", "export", "embed_commands"),
         "data": Command(
             "Check data folders, and import published data sets.", data_commands.add_data, data_commands.run_data
         ),

@@ -1,6 +1,7 @@
-"""The commands that search audio, and that write embeddings: their arguments, and what they do."""
+"""The commands that search audio, and that write embeddings and models: their arguments, and what they do."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -87,3 +88,41 @@ def run_embed(arguments: Namespace) -> None:
     if embedded.skipped:
         sys.stderr.write(describe_skipped(embedded.skipped) + "\n")
     print_result("\n".join(map(str, write_table(Path(arguments.out), embedded))))
+
+
+def add_export(parser: ArgumentParser) -> None:
+    """Add the arguments of `atk export`."""
+    from atk.models.export import Format
+
+    parser.add_argument(
+        "run", type=str, metavar="model", help="run folder, or any other source that `atk search` takes"
+    )
+    parser.add_argument("out", type=str, help="folder to write to, which must be new or empty")
+    parser.add_argument(
+        "--format",
+        type=Format,
+        default="transformers",
+        help="a ClapModel folder of transformers; programs of torch.export; or ONNX (extra export)",
+    )
+    parser.add_argument("--tokenizer", type=str | None, default=None, help="as for `atk search`")
+    parser.add_argument(
+        "--push", type=str | None, default=None, metavar="REPO", help="also upload the folder to this hub repository"
+    )
+
+
+def run_export(arguments: Namespace) -> None:
+    """Run `atk export`."""
+    from atk.eval.model_card import model_card
+    from atk.eval.publish import check_folder, upload
+    from atk.models.clap import CLAP
+    from atk.models.export import export_model
+
+    folder = check_folder(arguments.out)
+    model = CLAP.from_pretrained(arguments.run, arguments.tokenizer)
+    words = ["atk", "export", arguments.run, arguments.out, "--format", arguments.format]
+    card = model_card(model, arguments.run, arguments.format, shlex.join(words))
+    error = export_model(model, folder, arguments.format)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    print_result(f"{folder}: largest difference from the model {error:.1e}")
+    if arguments.push is not None:
+        print_result(upload(folder, arguments.push))

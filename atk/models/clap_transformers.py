@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -82,16 +82,47 @@ def create_encoders(
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
     """Save everything but the weights to `folder`, in the format of a ClapModel."""
+    _config(audio, text).save_pretrained(folder)
+    audio.features.extractor.save_pretrained(folder)
+    text.tokenizer.save_pretrained(folder)
+
+
+def save_clap_model(
+    audio: nn.Module, text: TextEncoder, audio_projection: nn.Module, text_projection: nn.Module, folder: Path
+) -> None:
+    """Save a `transformers.ClapModel` with these parts, and its processor. It scales logits as a new ClapModel does.
+
+    Raises:
+        ValueError: the parts are not those of a ClapModel.
+    """
+    transformers = import_transformers()
+    if not isinstance(audio, HTSAT) or not isinstance(text.model, transformers.ClapTextModel):
+        text_name = text.model.config.model_type
+        raise ValueError(
+            f"format: only the towers of a ClapModel can be saved as one, got {type(audio).__name__} and {text_name}"
+        )
+    clap = transformers.ClapModel(_config(audio, text))
+    parts = {
+        "audio_model": audio.model,
+        "text_model": text.model,
+        "audio_projection": audio_projection,
+        "text_projection": text_projection,
+    }
+    for name, part in parts.items():
+        getattr(clap, name).load_state_dict(part.state_dict())
+    clap.save_pretrained(folder)
+    transformers.ClapProcessor(audio.features.extractor, text.tokenizer).save_pretrained(folder)
+
+
+def _config(audio: HTSAT, text: TextEncoder) -> Any:
+    """The configuration of the ClapModel that has these encoders."""
     text_config = text.model.config
-    config = import_transformers().ClapConfig(
+    return import_transformers().ClapConfig(
         text_config=text_config.to_dict(),
         audio_config=audio.model.config.to_dict(),
         projection_dim=text_config.projection_dim,
         projection_hidden_act=text_config.projection_hidden_act,
     )
-    config.save_pretrained(folder)
-    audio.features.extractor.save_pretrained(folder)
-    text.tokenizer.save_pretrained(folder)
 
 
 def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:

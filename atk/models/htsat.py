@@ -65,6 +65,12 @@ class HTSAT(nn.Module):
             raise ValueError("long_clips must be 'start' or 'crop' for a model without feature fusion, got 'fusion'")
         self.long_clips = long_clips
 
+    def drop_fusion(self) -> None:
+        """Remove feature fusion, which clips within the input do not need and exported programs cannot branch to."""
+        encoder = self.model.audio_encoder
+        encoder.enable_fusion = encoder.patch_embed.enable_fusion = False
+        self.features.channels = 1
+
     def log_mel(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrograms in dB `[N, frames, mel_bins]` of whole clips, never repeated, and their valid frame counts.
 
@@ -92,7 +98,7 @@ class HTSAT(nn.Module):
             if self.long_clips == "crop":
                 audio, lengths = crops(audio, lengths, self.features.samples)
             features = self.features(audio, lengths)
-            longer = torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
+            longer = torch.zeros(audio.shape[0], 1, dtype=torch.bool, device=audio.device)
         outputs = self.model(input_features=features.to(self.model.dtype), is_longer=longer)
         frames = outputs.last_hidden_state.mean(2).transpose(1, 2)
         valid = (lengths * self.frames // self.features.samples).clamp(min=1)
