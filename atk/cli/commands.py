@@ -1,5 +1,6 @@
 """The commands of `atk`: their arguments, and what they run."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 import atk
 from atk.cli import data_commands, train_command
 from atk.cli.exit_codes import FAILURE
-from atk.cli.parser import Parser, flag_value, load_yaml, with_underscores
+from atk.cli.parser import Parser, flag_value, with_underscores
+from atk.models.saved import load_yaml
 
 Run = Callable[[Namespace], None]
 
@@ -83,7 +85,9 @@ def _commands() -> dict[str, Command]:
         "evaluate": _model_command("Evaluate a trained model on a data folder.", "evaluate"),
         "caption": _model_command("Describe an audio file, or what it contains that a reference does not.", "caption"),
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
-        "search": _model_command("Rank the audio files of a folder by a text query.", "search"),
+        "search": _model_command("Rank the audio files of a folder by text queries.", "search", "embed_commands"),
+        "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),
+        "export": _model_command("Write a model for use without atk.", "export", "embed_commands"),
         "data": Command(
             "Check data folders, and import published data sets.", data_commands.add_data, data_commands.run_data
         ),
@@ -104,18 +108,14 @@ def _commands() -> dict[str, Command]:
     }
 
 
-def _model_command(text: str, name: str) -> Command:
-    """A command of `atk.cli.model_commands`, which is imported when it is used."""
+def _model_command(text: str, name: str, module: str = "model_commands") -> Command:
+    """A command of a module of `atk.cli`, which is imported when it is used."""
 
     def add_arguments(parser: ArgumentParser, _: list[str]) -> None:
-        from atk.cli import model_commands
-
-        getattr(model_commands, f"add_{name}")(parser)
+        getattr(importlib.import_module(f"atk.cli.{module}"), f"add_{name}")(parser)
 
     def run(arguments: Namespace) -> None:
-        from atk.cli import model_commands
-
-        getattr(model_commands, f"run_{name}")(arguments)
+        getattr(importlib.import_module(f"atk.cli.{module}"), f"run_{name}")(arguments)
 
     return Command(text, add_arguments, run)
 

@@ -1,21 +1,21 @@
-"""The commands that use a trained model: their arguments, and what they do."""
+"""The commands that evaluate a model, describe audio, and draw alignments: their arguments, and what they do."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from atk.cli.model_arguments import (
+    add_long_clips,
     add_reading_arguments,
     add_run_arguments,
-    beams,
-    load_model,
+    add_score,
+    load,
     reading_arguments,
-    saved_config,
 )
 from atk.cli.output import print_result
+from atk.models.saved import run_settings
 
 if TYPE_CHECKING:
     from atk.models.captioner import Captioner
@@ -62,6 +62,8 @@ def add_evaluate(parser: ArgumentParser) -> None:
         default=[],
         help="whose prompts the protocol zero-shot uses; all that are published for the set by default",
     )
+    add_score(parser)
+    add_long_clips(parser)
     parser.add_argument("--tags", action="store_true", help="also score retrieval by tag, from the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classify the clips that have exactly one tag")
     parser.add_argument(
@@ -115,13 +117,13 @@ def add_align(parser: ArgumentParser) -> None:
     )
 
 
-def add_search(parser: ArgumentParser) -> None:
-    """Add the arguments of `atk search`."""
-    add_run_arguments(parser)
-    add_reading_arguments(parser)
-    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively, or any other data set")
-    parser.add_argument("query", type=str, help="text to look for")
-    parser.add_argument("--top", type=int, default=10, help="number of files to print")
+def _beams(arguments: Namespace) -> int:
+    """The beam width from the command line, else the run's."""
+    from atk.train.difference import DifferenceConfig
+
+    if arguments.beams is not None:
+        return arguments.beams
+    return run_settings(arguments.run).get("beams", DifferenceConfig.beams)
 
 
 def run_evaluate(arguments: Namespace) -> None:
@@ -130,7 +132,8 @@ def run_evaluate(arguments: Namespace) -> None:
     from atk.models.clap import CLAP
 
     given = [name for name in (*_CLAP_OPTIONS, *_CAPTIONER_OPTIONS) if arguments[name] not in (None, False, [])]
-    model = load_model(arguments, CLAP, Captioner)
+    given += ["score"] * (arguments.score != "global")
+    model = load(arguments, CLAP, Captioner)
     is_captioner = isinstance(model, Captioner)
     if unsupported := [name for name in given if (name in _CAPTIONER_OPTIONS) != is_captioner]:
         raise ValueError(f"{unsupported[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
@@ -154,12 +157,19 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
     )
     name = arguments.split or (protocol_split(arguments.protocol[0], arguments.data) if arguments.protocol else "test")
     reading = reading_arguments(arguments) | {"progress": "evaluate"}
-    split = embed_split(model, open_data(arguments.data, arguments.caption_column), name, **reading)
-    result = evaluate_retrieval(model, split)
+    split = embed_split(
+        model,
+        open_data(arguments.data, arguments.caption_column),
+        name,
+        side_files=arguments.long_clips == "windows",  # otherwise frames have no times
+        frames=arguments.score != "global",
+        **reading,
+    )
+    result = evaluate_retrieval(model, split, arguments.score)
     if arguments.tags:
-        result["tags"] = evaluate_tags(model, split)
+        result["tags"] = evaluate_tags(model, split, score=arguments.score)
     if arguments.zero_shot:
-        result["zero_shot"] = zero_shot(model, split)
+        result["zero_shot"] = zero_shot(model, split, score=arguments.score)
     if arguments.protocol:
         result["protocols"] = evaluate_protocols(
             model,
@@ -180,7 +190,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
 
     if arguments.out is not None:
         check_output(arguments.out, b"file_name,added,", "a listing of captions")
-    saved = saved_config(Path(arguments.run)).get("mix") or {}
+    saved = run_settings(arguments.run).get("mix") or {}
     given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
     split = CaptionSplit(
         open_data(arguments.data, arguments.caption_column),
@@ -189,7 +199,7 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         mix=MixConfig(**{**saved, **given}),
         **reading_arguments(arguments),
     )
-    result, captions = evaluate_captions(model, split, beams(arguments), "evaluate")
+    result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
     try:
         print_result(json.dumps(result, indent=2))
         print_result(format_captions(captions[: arguments.examples]))
@@ -206,11 +216,11 @@ def run_caption(arguments: Namespace) -> None:
     from atk.models.captioner import Captioner
 
     captions = caption_file(
-        load_model(arguments, Captioner),
+        load(arguments, Captioner),
         arguments.audio,
         arguments.reference,
         clip_seconds=arguments.clip_seconds,
-        beams=beams(arguments),
+        beams=_beams(arguments),
     )
     lines = [text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}" for start, end, text in captions]
     print_result("\n".join(lines))
@@ -221,7 +231,7 @@ def run_align(arguments: Namespace) -> None:
     from atk.eval.figures import align as draw
     from atk.models.clap import CLAP
 
-    model = load_model(arguments, CLAP)
+    model = load(arguments, CLAP)
     draw(
         model,
         arguments.audio,
@@ -231,18 +241,3 @@ def run_align(arguments: Namespace) -> None:
         events=arguments.events,
     )
     print_result(f"{arguments.out}\n{Path(arguments.out).with_suffix('.csv')}")
-
-
-def run_search(arguments: Namespace) -> None:
-    """Run `atk search`."""
-    from atk.data.captions import describe_skipped
-    from atk.eval.outputs import on_one_line
-    from atk.eval.search import search as rank
-    from atk.models.clap import CLAP
-
-    model = load_model(arguments, CLAP)
-    result = rank(model, arguments.folder, arguments.query, progress="search", **reading_arguments(arguments))
-    if result.skipped:
-        sys.stderr.write(describe_skipped(result.skipped) + "\n")
-    lines = [f"{score:.3f}  {on_one_line(str(path))}" for score, path in result.hits[: arguments.top]]
-    print_result("\n".join(lines))

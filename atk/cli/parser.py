@@ -4,10 +4,8 @@ import itertools
 import re
 import sys
 from argparse import Action, HelpFormatter
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_origin
+from typing import ClassVar, Literal, NoReturn, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from atk.cli.exit_codes import MISTAKE
@@ -121,23 +119,6 @@ def with_underscores(argv: list[str]) -> list[str]:
 def _name_with_underscores(word: str) -> str:
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if _OPTION.fullmatch(name) else word
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: the file is missing, or does not hold a YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a mapping of settings to values")
-    return values
 
 
 def flag_value(argv: list[str], name: str) -> str | None:

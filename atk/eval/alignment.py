@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from atk.data.side_files import Event
-from atk.eval.embed import ClipEmbedding, EmbeddingModel, evaluating
+from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_tokens, evaluating
 
 # Words are separated by white space and sentence punctuation, and contain a letter, digit, or underscore.
 _SEPARATORS = r"\s.,;:!?\"()\[\]{}…«»“”"
 _WORD = re.compile(rf"[^{_SEPARATORS}]*\w[^{_SEPARATORS}]*")
-_BATCH_SIZE = 64  # captions to embed at a time
 
 
 class TextSpan(NamedTuple):
@@ -89,12 +88,13 @@ def _similarity_maps(
 ) -> Iterator[AlignmentMap]:
     """`similarity_map` of each pair; the texts are embedded in batches."""
     spans_of_texts = [_word_spans(text) for text in texts]
-    tokens = _embed_tokens(model, list(dict.fromkeys(span.text for spans in spans_of_texts for span in spans)))
+    unique = list(dict.fromkeys(span.text for spans in spans_of_texts for span in spans))
+    tokens = dict(zip(unique, embed_tokens(model, unique), strict=True)) if unique else {}
     for clip, spans in zip(clips, spans_of_texts, strict=True):
         kept: list[TextSpan] = []
         similarity = []
         for span in spans:
-            vectors, offsets = tokens[span.text]
+            _, vectors, _, offsets = tokens[span.text]
             overlaps = (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
             if overlaps.any():
                 kept.append(span)
@@ -103,20 +103,6 @@ def _similarity_maps(
             raise ValueError(f"text contains no word that the tokenizer keeps: {spans[0].text!r}")
         words = [span.words for span in kept]
         yield AlignmentMap(words, torch.stack(similarity), clip.times, model.frame_seconds, kept)
-
-
-def _embed_tokens(model: EmbeddingModel, captions: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The valid token vectors `[L_t, D]` of each caption and their character offsets `[L_t, 2]`, on the CPU."""
-    tokens = {}
-    for first in range(0, len(captions), _BATCH_SIZE):
-        batch = captions[first : first + _BATCH_SIZE]
-        text = model.embed_text(batch)
-        vectors = text.tokens.cpu()
-        offsets = text.offsets.cpu()
-        mask = text.mask.cpu()
-        for row, caption in enumerate(batch):
-            tokens[caption] = vectors[row][mask[row]].float(), offsets[row][mask[row]]
-    return tokens
 
 
 def _occurrences(phrase: str, text: str) -> list[tuple[int, int]]:

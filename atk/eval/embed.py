@@ -68,6 +68,26 @@ class ClipEmbedding(NamedTuple):
     times: Tensor
 
 
+class CaptionEmbedding(NamedTuple):
+    """Embedding of one caption, on the CPU: global vector `pooled [D]` of unit length, the `tokens [L_t, D]` without
+    special tokens, and the characters of the caption that each of them stands for, `words` and `offsets [L_t, 2]`."""
+
+    pooled: Tensor
+    tokens: Tensor
+    words: list[str]
+    offsets: Tensor
+
+
+class _AllNames(Container[str]):
+    """Contains every name."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+ALL_FILES = _AllNames()
+
+
 @contextmanager
 def evaluating(model: EmbeddingModel | nn.Module) -> Generator[None, None, None]:
     """Context manager that puts `model` in evaluation mode and restores its previous mode on exit."""
@@ -105,7 +125,7 @@ def embed_clips(
         loader: output of `atk.data.eval_loader`.
         skipped: receives (file name, reason) of each clip with a window that cannot be decoded. Such clips are not
             yielded.
-        frames: file names of the clips to keep frames of; the embeddings of other clips have no frames.
+        frames: file names of the clips to keep frames of, or `ALL_FILES`; the embeddings of other clips have no frames.
         progress: label of a progress bar; None = no bar.
 
     Yields:
@@ -186,3 +206,21 @@ def embed_captions(model: EmbeddingModel, captions: Sequence[str], batch_size: i
     at_least("the number of captions", len(captions), 1)
     batches = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
     return torch.cat([model.embed_text(batch).pooled.float().cpu() for batch in batches])
+
+
+@torch.no_grad()
+def embed_tokens(model: EmbeddingModel, captions: Sequence[str], batch_size: int = 64) -> list[CaptionEmbedding]:
+    """Embed captions with their tokens. Arguments and errors are those of `embed_captions`."""
+    strings("captions", captions)
+    at_least("the number of captions", len(captions), 1)
+    embedded = []
+    for first in range(0, len(captions), batch_size):
+        batch = list(captions[first : first + batch_size])
+        text = model.embed_text(batch)
+        pooled, tokens = text.pooled.float().cpu(), text.tokens.cpu()
+        mask, offsets = text.mask.cpu(), text.offsets.cpu()
+        for row, caption in enumerate(batch):
+            spans = offsets[row][mask[row]]
+            words = [caption[start:end] for start, end in spans.tolist()]
+            embedded.append(CaptionEmbedding(pooled[row], tokens[row][mask[row]].float(), words, spans))
+    return embedded

@@ -16,7 +16,7 @@ from atk.eval.embed import EmbeddingModel, embed_captions, evaluating
 from atk.eval.metrics import accuracy, label_ranking, tag_metrics
 from atk.eval.prompts import PROMPT_NAMES, PROMPTS, Prompts, published_for
 from atk.eval.ranks import CONVENTIONS, CaptionRanks, Convention, caption_ranks
-from atk.eval.retrieval import SplitEmbedding, embed_split
+from atk.eval.retrieval import SplitEmbedding, embed_split, text_similarity
 from atk.eval.tags import TagScores, tag_scores
 from atk.ops.checks import one_of
 
@@ -61,7 +61,8 @@ class _Evaluation:
 
     def tag_scores(self, prompt: Callable[[str], str], vocabulary: str | None = None) -> TagScores:
         split = self.split
-        return tag_scores(self.model, split.folder, split.files, split.pooled, prompt, vocabulary)
+        similarity = partial(text_similarity, self.model, split, score="global")
+        return tag_scores(split.folder, split.files, similarity, prompt, vocabulary)
 
     def caption_ranks(self) -> CaptionRanks:
         captions = _flat(self.split.captions)

@@ -1,23 +1,31 @@
 """Evaluate a model on a data folder: retrieval both ways, twins, alignment, tags, and zero-shot classification."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from atk.data import eval_loader, open_data
 from atk.data.captions import OnError
 from atk.data.sets import Data
 from atk.data.side_files import Event, read_events, read_if_ours, read_twins
 from atk.eval.alignment import alignment_score
-from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
+from atk.eval.embed import (
+    ALL_FILES,
+    ClipEmbedding,
+    EmbeddingModel,
+    embed_captions,
+    embed_clips,
+    embed_tokens,
+    evaluating,
+)
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
+from atk.eval.scores import SCORES, Score, similarities
 from atk.eval.tags import TagScores, prompts_from, tag_scores
-from atk.ops.max_mean import max_mean_similarity
+from atk.eval.twins import score_twins
+from atk.ops.checks import one_of
 
 TEMPLATE = "the sound of {tag}"
 
@@ -31,7 +39,7 @@ class SplitEmbedding:
         files: file names of the N_a clips, as in the split's CSV.
         captions: captions of each clip.
         pooled: global vectors of the clips `[N_a, D]`.
-        clips: embeddings with frames of the clips in twins.csv or events.csv, by file name.
+        clips: embeddings with frames of the clips in twins.csv or events.csv, or of all clips, by file name.
         twins: pairs of embedded clips in twins.csv.
         events: events of embedded clips in events.csv.
         skipped: (name, reason) of each file or row that could not be used.
@@ -62,6 +70,7 @@ class EvalSplit:
         on_error: "skip" skips and lists bad files and rows; "raise" stops at the first one.
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
         chunks: average this many overlapping windows instead (see `atk.data.eval_loader`).
+        frames: keep the frames of all clips, which scores other than "global" need.
 
     Raises:
         FileNotFoundError, ValueError: as for `atk.data.read_data`, `read_twins`, and `read_events`.
@@ -79,6 +88,7 @@ class EvalSplit:
         on_error: OnError = "skip",
         side_files: bool = True,
         chunks: int | None = None,
+        frames: bool = False,
     ):
         data_set = open_data(data).first_with(split)
         self.folder = data_set.folder
@@ -95,6 +105,7 @@ class EvalSplit:
             on_error=on_error,
             chunks=chunks,
         )
+        self.frames = frames
         self.twins = read_if_ours(self.folder / "twins.csv", read_twins) if side_files else []
         self.events = read_if_ours(self.folder / "events.csv", read_events) if side_files else []
 
@@ -109,7 +120,8 @@ class EvalSplit:
             ValueError: no clip can be decoded.
             AudioError: a clip cannot be decoded and `on_error="raise"`.
         """
-        with_frames = {name for pair in self.twins for name in pair} | {event.file_name for event in self.events}
+        named = {name for pair in self.twins for name in pair} | {event.file_name for event in self.events}
+        with_frames = ALL_FILES if self.frames else named
         skipped = list(self.skipped)
         with evaluating(model):
             embedded = list(embed_clips(model, self.loader, skipped, with_frames, progress))
@@ -141,6 +153,7 @@ def embed_split(
     on_error: OnError = "skip",
     side_files: bool = True,
     chunks: int | None = None,
+    frames: bool = False,
 ) -> SplitEmbedding:
     """Embed a split once: `EvalSplit(data, split, ...).embed(model, progress)`.
 
@@ -156,12 +169,13 @@ def embed_split(
         on_error=on_error,
         side_files=side_files,
         chunks=chunks,
+        frames=frames,
     )
     return files.embed(model, progress)
 
 
-def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str, Any]:
-    """Text-to-audio and audio-to-text retrieval by global cosine, and the scores of twins and alignment.
+def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding, score: Score = "global") -> dict[str, Any]:
+    """Text-to-audio and audio-to-text retrieval, and the scores of twins and alignment.
 
     Every caption of every clip is a query (text to audio) and a candidate (audio to text). If clips share a caption,
     word for word, all of them are relevant for it. The metrics are defined in `atk.eval.metrics.retrieval_metrics`.
@@ -169,15 +183,16 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str
     Args:
         model: embeds the captions.
         split: output of `embed_split` or `EvalSplit.embed` for the same model.
+        score: what ranks: see `atk.eval.scores.similarities`. Other than "global" needs a split with all frames.
 
     Returns:
-        `"text_to_audio"`, `"audio_to_text"`: metrics; `"chance"`: both for a random order; `"clips"`, `"captions"`:
-        their numbers; `"skipped"`: (name, reason) of files and rows that were skipped; `"twins"`: see `score_twins`, if
-        twins.csv lists two clips of the split; `"alignment"`: see `atk.eval.alignment.alignment_score`, if events.csv
-        lists phrases of the captions.
+        `"score"`; `"text_to_audio"`, `"audio_to_text"`: metrics; `"chance"`: both for a random order; `"clips"`,
+        `"captions"`: their numbers; `"skipped"`: (name, reason) of files and rows that were skipped; `"twins"`: see
+        `score_twins`, if twins.csv lists two clips of the split; `"alignment"`: see
+        `atk.eval.alignment.alignment_score`, if events.csv lists phrases of the captions.
 
     Raises:
-        ValueError: an embedding is NaN.
+        ValueError: an embedding is NaN, `score` is unknown, or the split lacks frames.
     """
     captions = [caption for captions_of_clip in split.captions for caption in captions_of_clip]
     unique = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
@@ -186,10 +201,9 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str
     for clip, captions_of_clip in enumerate(split.captions):
         has_caption[clip, [unique[caption] for caption in captions_of_clip]] = True
     relevant = has_caption[:, index]  # [N_a, N_t]
-    with evaluating(model):
-        text = embed_captions(model, list(unique))
-    similarity = (split.pooled @ text.T)[:, index]
+    similarity = text_similarity(model, split, list(unique), score)[:, index]
     result: dict[str, Any] = {
+        "score": score,
         "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
         "audio_to_text": retrieval_metrics(similarity, relevant),
         "chance": {"text_to_audio": chance_metrics(relevant.T), "audio_to_text": chance_metrics(relevant)},
@@ -207,64 +221,28 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str
     return result
 
 
-@torch.no_grad()
-def score_twins(
-    model: EmbeddingModel,
-    clips: Mapping[str, ClipEmbedding],
-    captions: Mapping[str, Sequence[str]],
-    pairs: Iterable[tuple[str, str]],
-) -> dict[str, float]:
-    """How often a caption scores its own clip above the clip's twin; ties count as errors.
-
-    Args:
-        model: embeds the captions.
-        clips: embedded clips by file name.
-        captions: captions of each clip, by file name. A caption that both twins share is not scored.
-        pairs: file names of each pair of twins.
-
-    Returns:
-        `"global"`: percentage of captions that are right by global cosine; `"max_mean"`: by frame-token similarity
-        (3.6); both are NaN without captions; `"pairs"`: number of pairs; `"captions"`: number of captions scored.
-    """
-    right = {"global": 0, "max_mean": 0}
-    caption_count = 0
-    pair_count = 0
+def text_similarity(model: EmbeddingModel, split: SplitEmbedding, texts: list[str], score: Score) -> Tensor:
+    """Similarity `[N_a, N_t]` of the clips of a split and of texts."""
+    one_of("score", score, SCORES)
     with evaluating(model):
-        for pair in pairs:
-            first, second = (dict.fromkeys(captions[name]) for name in pair)
-            first_only = [text for text in first if text not in second]
-            second_only = [text for text in second if text not in first]
-            pair_count += 1
-            if not first_only and not second_only:
-                continue
-            clip = torch.tensor([0] * len(first_only) + [1] * len(second_only))[None]  # of each caption
-            caption_count += clip.shape[1]
-            scores = _score_pair(model, [clips[name] for name in pair], [*first_only, *second_only])
-            for name, score in scores.items():  # [2, captions]
-                right[name] += int((score.gather(0, clip) > score.gather(0, 1 - clip)).sum())
-    percent = {name: 100 * count / caption_count if caption_count else float("nan") for name, count in right.items()}
-    return percent | {"pairs": pair_count, "captions": caption_count}
+        if score == "global":
+            return split.pooled @ embed_captions(model, texts).T
+        clips = [split.clips[name] for name in split.files if name in split.clips]
+        if len(clips) < len(split.files):
+            raise ValueError(f"score: {score!r} needs a split embedded with frames=True")
+        return similarities(clips, embed_tokens(model, texts), score)
 
 
-def _score_pair(model: EmbeddingModel, clips: list[ClipEmbedding], captions: list[str]) -> dict[str, Tensor]:
-    """Scores `[2, captions]` of two clips by global cosine and by max-mean similarity."""
-    text = model.embed_text(captions)
-    frames = pad_sequence([clip.frames for clip in clips], batch_first=True)
-    mask = torch.arange(frames.shape[1]) < torch.tensor([[len(clip.frames)] for clip in clips])
-    pooled = torch.stack([clip.pooled for clip in clips])
-    return {
-        "global": pooled @ text.pooled.float().cpu().T,
-        "max_mean": max_mean_similarity(frames, text.tokens.float().cpu(), mask, text.mask.cpu()),
-    }
-
-
-def evaluate_tags(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
-    """Tag-level retrieval: macro ROC-AUC and PR-AUC of the cosine of clips and one prompt per tag.
+def evaluate_tags(
+    model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE, score: Score = "global"
+) -> dict[str, float]:
+    """Tag-level retrieval: macro ROC-AUC and PR-AUC of the similarity of clips and one prompt per tag.
 
     Args:
         model: embeds the prompts.
         split: embedded split of a folder with a tags.csv: `file_name`, then a column of 0 and 1 for each tag.
         template: prompt, in which `{tag}` is replaced by the tag with spaces for underscores.
+        score: as in `evaluate_retrieval`.
 
     Returns:
         The metrics of `atk.eval.metrics.tag_metrics`, and `"clips"`, the number of clips of the split in tags.csv.
@@ -272,11 +250,13 @@ def evaluate_tags(model: EmbeddingModel, split: SplitEmbedding, template: str = 
     Raises:
         ValueError: tags.csv is missing or malformed or lists no clip of the split, or a score is NaN.
     """
-    _, _, scores, labels = _tag_scores(model, split, template)
+    _, _, scores, labels = _tag_scores(model, split, template, score)
     return tag_metrics(scores, labels) | {"clips": len(labels)}
 
 
-def zero_shot(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE) -> dict[str, float]:
+def zero_shot(
+    model: EmbeddingModel, split: SplitEmbedding, template: str = TEMPLATE, score: Score = "global"
+) -> dict[str, float]:
     """Zero-shot classification of clips with exactly one tag: the predicted class is the tag with the nearest prompt.
 
     Arguments and errors are those of `evaluate_tags`. It is also an error if no clip has exactly one tag.
@@ -284,7 +264,7 @@ def zero_shot(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMP
     Returns:
         `"accuracy"` and `"chance"` in percent, and the number of `"classes"` and `"clips"`.
     """
-    _, _, scores, labels = _tag_scores(model, split, template)
+    _, _, scores, labels = _tag_scores(model, split, template, score)
     single = labels.sum(1) == 1
     if not single.any():
         raise ValueError(f"{split.folder / 'tags.csv'}: no clip of the split has exactly one tag")
@@ -293,5 +273,6 @@ def zero_shot(model: EmbeddingModel, split: SplitEmbedding, template: str = TEMP
     return {"accuracy": percent, "chance": 100 / classes, "classes": classes, "clips": int(single.sum())}
 
 
-def _tag_scores(model: EmbeddingModel, split: SplitEmbedding, template: str) -> TagScores:
-    return tag_scores(model, split.folder, split.files, split.pooled, prompts_from(template))
+def _tag_scores(model: EmbeddingModel, split: SplitEmbedding, template: str, score: Score) -> TagScores:
+    prompt = prompts_from(template)
+    return tag_scores(split.folder, split.files, lambda texts: text_similarity(model, split, texts, score), prompt)

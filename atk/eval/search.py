@@ -1,5 +1,6 @@
-"""Rank the audio files of a folder, or of any data set, by their similarity to a text query."""
+"""Rank the audio files of a folder, or of any data set, by their similarity to text queries."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,13 +8,24 @@ from atk.data import eval_loader
 from atk.data.captions import OnError
 from atk.data.containers import Stored
 from atk.data.sets import read_all
-from atk.eval.embed import EmbeddingModel, embed_captions, embed_clips, evaluating
+from atk.eval.embed import ALL_FILES, EmbeddingModel, embed_clips, embed_tokens, evaluating
+from atk.eval.scores import SCORES, Score, similarities
+from atk.ops.checks import one_of, strings
+
+Hits = list[tuple[float, Path | Stored]]
 
 
 class SearchResult(NamedTuple):
-    """`hits`: (cosine, path) of every readable file, best first; `skipped`: (file name, reason) of the others."""
+    """`hits`: (similarity, path) of every readable file, best first; `skipped`: (file name, reason) of the others."""
 
-    hits: list[tuple[float, Path | Stored]]
+    hits: Hits
+    skipped: list[tuple[str, str]]
+
+
+class SearchResults(NamedTuple):
+    """`hits` as in `SearchResult`, for each query; `skipped`: (file name, reason) of files that cannot be read."""
+
+    hits: list[Hits]
     skipped: list[tuple[str, str]]
 
 
@@ -22,19 +34,48 @@ def search(
     folder: str | Path,
     query: str,
     *,
+    score: Score = "global",
     clip_seconds: float | None = 9.91,
     batch_size: int = 32,
     workers: int = 0,
     on_error: OnError = "skip",
     progress: str | None = None,
 ) -> SearchResult:
-    """Rank the audio files in a folder by the cosine similarity of clip and query.
+    """Rank the audio files in a folder by the similarity of clip and query: `search_all` with a single query."""
+    results = search_all(
+        model,
+        folder,
+        [query],
+        score=score,
+        clip_seconds=clip_seconds,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+        progress=progress,
+    )
+    return SearchResult(results.hits[0], results.skipped)
+
+
+def search_all(
+    model: EmbeddingModel,
+    folder: str | Path,
+    queries: Sequence[str],
+    *,
+    score: Score = "global",
+    clip_seconds: float | None = 9.91,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_error: OnError = "skip",
+    progress: str | None = None,
+) -> SearchResults:
+    """Rank the audio files in a folder by the similarity of clip and query, for several queries at once.
 
     Args:
-        model: embeds the clips and the query.
+        model: embeds the clips and the queries.
         folder: folder of audio files, searched recursively as by `atk.data.list_folder`; or a data set in another
             layout, such as the name of tar shards (see `atk.data.open_data`).
-        query: text to search for.
+        queries: texts to search for.
+        score: similarity that ranks: see `atk.eval.scores.similarities`.
         clip_seconds: files are embedded in windows of this length, which are averaged; None = whole files.
         batch_size: windows to embed at a time.
         workers: number of processes that read audio; 0 = read in this process.
@@ -42,15 +83,18 @@ def search(
         progress: label of a progress bar; None = no bar.
 
     Returns:
-        The files with their cosines, best first, and the skipped files.
+        The files with their similarities, best first, for each query; and the skipped files.
 
     Raises:
         FileNotFoundError: `folder` does not exist.
-        ValueError: `query` is empty, or no file in the folder can be read.
+        TypeError: `queries` is not a list of strings.
+        ValueError: there is no query, a query is empty, or no file in the folder can be read.
         AudioError: a file cannot be read and `on_error="raise"`.
     """
-    if not query.strip():
+    strings("queries", queries)
+    if not queries or not all(query.strip() for query in queries):
         raise ValueError("query must contain at least one word, got an empty text")
+    one_of("score", score, SCORES)
     files = read_all(folder, on_error)
     loader = eval_loader(
         files.clips,
@@ -61,10 +105,13 @@ def search(
         on_error=on_error,
     )
     skipped = list(files.skipped)
+    scored = []
     with evaluating(model):
-        text = embed_captions(model, [query])[0]
-        clips = embed_clips(model, loader, skipped, progress=progress)
-        hits = [(float(embedding.pooled @ text), clip.path) for clip, embedding in clips]
-    if not hits:
+        texts = embed_tokens(model, queries)
+        frames = () if score == "global" else ALL_FILES
+        for clip, embedding in embed_clips(model, loader, skipped, frames, progress):
+            scored.append((clip.path, similarities([embedding], texts, score)[0].tolist()))
+    if not scored:
         raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
-    return SearchResult(sorted(hits, key=lambda hit: -hit[0]), skipped)
+    hits = [[(scores[row], path) for path, scores in scored] for row in range(len(queries))]
+    return SearchResults([sorted(ranked, key=lambda hit: -hit[0]) for ranked in hits], skipped)

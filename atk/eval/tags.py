@@ -1,4 +1,4 @@
-"""Scores of clips for the tags of a data folder: the cosine of the clip and a prompt for the tag."""
+"""Scores of clips for the tags of a data folder: the similarity of the clip and a prompt for the tag."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from atk.data.side_files import read_tags
-from atk.eval.embed import EmbeddingModel, embed_captions, evaluating
 
 
 class TagScores(NamedTuple):
-    """Cosine `scores [N, T]` and boolean `labels [N, T]` of the N clips `files` that tags.csv lists, for T `tags`."""
+    """Similarity `scores [N, T]` and boolean `labels [N, T]` of the N clips `files` in tags.csv, for T `tags`."""
 
     files: list[str]
     tags: list[str]
@@ -32,20 +31,18 @@ def prompts_from(template: str) -> Callable[[str], str]:
 
 
 def tag_scores(
-    model: EmbeddingModel,
     folder: Path,
     files: Sequence[str],
-    pooled: Tensor,
+    similarity: Callable[[list[str]], Tensor],
     prompt: Callable[[str], str],
     vocabulary: str | None = None,
 ) -> TagScores:
     """Score clips for each tag of a data folder.
 
     Args:
-        model: embeds the prompts.
         folder: data folder with a tags.csv.
         files: file names of N_a clips.
-        pooled: their global vectors `[N_a, D]`.
+        similarity: the similarity `[N_a, T]` of the clips and T texts.
         prompt: the text for a tag.
         vocabulary: name of the vocabulary, as for `atk.data.side_files.read_tags`.
 
@@ -56,7 +53,6 @@ def tag_scores(
     rows = [row for row, name in enumerate(files) if name in labels]
     if not rows:
         raise ValueError(f"{folder / 'tags.csv'} names none of the {len(files)} clips of the split")
-    with evaluating(model):
-        text = embed_captions(model, [prompt(tag) for tag in tags])
+    scores = similarity([prompt(tag) for tag in tags])[rows]
     listed = [files[row] for row in rows]
-    return TagScores(listed, tags, pooled[rows] @ text.T, torch.tensor([labels[name] for name in listed]))
+    return TagScores(listed, tags, scores, torch.tensor([labels[name] for name in listed]))

@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from atk.models.clap import CLAP
 
 
-def from_pretrained(name: str | Path) -> "CLAP | Captioner":
+def from_pretrained(name: str | Path, tokenizer: str | None = None) -> "CLAP | Captioner":
     """Load a saved `CLAP` or `Captioner`, whichever `name` holds.
 
     Args:
-        name: a run folder (its best checkpoint), or a local folder or hub repository that was written by
-            `save_pretrained` or by a `transformers.ClapModel`.
+        name: a run folder (its best checkpoint); a local folder or hub repository that was written by
+            `save_pretrained` or by a `transformers.ClapModel`; or a file of LAION-CLAP or MS-CLAP 2023.
+        tokenizer: as in `CLAP.from_pretrained`.
 
     Returns:
         The model, in evaluation mode.
@@ -25,5 +26,7 @@ def from_pretrained(name: str | Path) -> "CLAP | Captioner":
     from atk.models.clap import CLAP
     from atk.models.saved import find_model
 
+    if Path(name).is_file():
+        return CLAP.from_pretrained(name, tokenizer)
     folder, values = find_model(name)
     return (Captioner if "decoder" in values else CLAP).from_pretrained(folder)

@@ -75,9 +75,9 @@ class LogMel(MelSpectrogram):
         Returns:
             Spectrograms `[N, ceil(S / hop), mel_bins]`, float32, and the number of valid frames of each clip `[N]`.
         """
-        frames = -(-lengths // self.hop)
+        frames = (lengths + self.hop - 1) // self.hop
         margin = self.window - self.hop
-        samples = -(-max(audio.shape[1], 1) // self.hop) * self.hop
+        samples = (max(audio.shape[1], 1) + self.hop - 1) // self.hop * self.hop  # ONNX rounds -(-a // b) down
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
         # Silence, log(1e-5), maps to -1.9 and a full-scale tone to about 4.
         return (torch.log(self.power(audio) + 1e-5) + 4) / 4, frames

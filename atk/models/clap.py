@@ -15,6 +15,7 @@ from atk.models.clap_transformers import ClapConfig
 from atk.models.htsat import HTSAT
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
+from atk.models.published import layout_of
 from atk.models.saved import find_model, load_weights, naming_file, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
@@ -147,9 +148,14 @@ class CLAP(nn.Module):
         """Duration of one output frame, in seconds."""
         return self.audio_encoder.frame_seconds
 
+    @property
+    def longest_seconds(self) -> float:
+        """Length of the longest clip that the audio encoder takes whole, in seconds; infinity if there is no limit."""
+        return getattr(self.audio_encoder, "longest_seconds", math.inf)
+
     def describe_cut(self, clip_seconds: float) -> str:
         """One line to warn that the audio encoder truncates windows of `clip_seconds`; "" if it does not."""
-        longest = getattr(self.audio_encoder, "longest_seconds", math.inf)
+        longest = self.longest_seconds
         if clip_seconds <= longest:
             return ""
         return f"clip_seconds: this model uses only the first {longest:g} s of each window of {clip_seconds:g} s"
@@ -226,8 +232,10 @@ class CLAP(nn.Module):
             msclap.save_encoders(self.audio_encoder, self.text_encoder, folder / _MSCLAP)
 
     @staticmethod
-    def _find(name: str | Path) -> tuple[Path, ModelConfig, bool]:
-        """Folder and configuration of a saved model; whether transformers saved it rather than `save_pretrained`."""
+    def _find(name: str | Path, tokenizer: str | None = None) -> tuple[Path, ModelConfig, bool]:
+        """Folder or file and configuration of a saved model; whether others saved it rather than `save_pretrained`."""
+        if Path(name).is_file():
+            return Path(name), _config_of_file(Path(name), tokenizer), True
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
             return folder, ModelConfig(clap=ClapConfig(str(folder))), True
@@ -242,17 +250,20 @@ class CLAP(nn.Module):
         return cls._find(name)[1]
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "CLAP":
-        """Load a model saved by `save_pretrained` or by a `transformers.ClapModel`, in evaluation mode.
+    def from_pretrained(cls, name: str | Path, tokenizer: str | None = None) -> "CLAP":
+        """Load a saved or published model, in evaluation mode.
 
         Args:
-            name: a run folder (its best checkpoint), another local folder, or a hub repository.
+            name: a run folder (its best checkpoint); another local folder, or a hub repository, with what
+                `save_pretrained` or a `transformers.ClapModel` has saved; or a file of LAION-CLAP or MS-CLAP 2023.
+            tokenizer: local folder or hub name of the tokenizer that goes with a file, which holds none; None =
+                roberta-base for LAION-CLAP, gpt2 for MS-CLAP.
 
         Raises:
             ValueError: `name` holds no such model.
         """
-        folder, config, from_transformers = cls._find(name)
-        if from_transformers:
+        folder, config, is_published = cls._find(name, tokenizer)
+        if is_published:
             return cls.create(config, []).eval()
         with naming_file(folder):
             if config.clap.enabled:
@@ -263,6 +274,14 @@ class CLAP(nn.Module):
                 model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))
             load_weights(model, folder)
         return model.eval()
+
+
+def _config_of_file(path: Path, tokenizer: str | None) -> ModelConfig:
+    """The configuration of a file of LAION-CLAP or MS-CLAP 2023."""
+    options: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
+    if layout_of(path) == "laion":
+        return ModelConfig(clap=ClapConfig(str(path), **options))
+    return ModelConfig(msclap=MsClapConfig(str(path), **options))
 
 
 def _unit(value: Tensor) -> Tensor:

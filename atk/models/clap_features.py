@@ -64,7 +64,8 @@ class ClapFeatures(Float32Features):
         audio = F.pad(audio, (0, max(0, 1 - audio.shape[1])))
         lengths = lengths.clamp(1, self.samples)[:, None]
         index = torch.arange(self.samples, device=audio.device)
-        copies = {"repeatpad": self.samples // lengths, "repeat": self.samples, "pad": 1}[self.extractor.padding]
+        whole = torch.full_like(lengths, self.samples) // lengths
+        copies = {"repeatpad": whole, "repeat": self.samples, "pad": 1}[self.extractor.padding]
         return audio.gather(1, index % lengths).masked_fill(index >= copies * lengths, 0)
 
     def spectrogram(self, audio: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from atk.models.htsat import HTSAT
+from atk.models.laion import read_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 from atk.models.tokenizer import import_transformers, train_bpe
 
@@ -36,17 +37,25 @@ class ClapConfig:
 
     Args:
         pretrained: local folder or hub name of a ClapModel, such as laion/clap-htsat-unfused. Of the encoder
-            settings, only `text.max_tokens`, `text.vocabulary`, and `text.token_layer` then apply.
+            settings, only `text.max_tokens`, `text.vocabulary`, and `text.token_layer` then apply. Also a file of
+            LAION-CLAP, such as 630k-audioset-best.pt.
         random_init: use random weights, in the architecture of `pretrained` or else that of the published models.
+        tokenizer: local folder or hub name of RoBERTa's tokenizer, which is not part of a file of LAION-CLAP.
     """
 
     pretrained: str | None = None
     random_init: bool = False
+    tokenizer: str = "roberta-base"
 
     @property
     def enabled(self) -> bool:
         """Whether the model is a ClapModel."""
         return self.pretrained is not None or self.random_init
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `pretrained` is a file of LAION-CLAP."""
+        return self.pretrained is not None and Path(self.pretrained).is_file()
 
 
 def create_encoders(
@@ -65,8 +74,7 @@ def create_encoders(
         ValueError: the ClapModel cannot be loaded, or its weights or its tokenizer do not match it.
     """
     transformers = import_transformers()
-    clap = _model(transformers, config).float()
-    extractor = _extractor(transformers, config.pretrained, clap.audio_model.config.enable_fusion)
+    clap, extractor = _model(transformers, config)
     tokenizer = _tokenizer(transformers, config, clap.text_model.config, text.vocabulary, captions)
     encoder = TextEncoder(replace(text, pooling="pooler"), clap.text_model, tokenizer)
     return HTSAT(clap.audio_model, extractor), encoder, clap.audio_projection, clap.text_projection
@@ -74,21 +82,61 @@ def create_encoders(
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
     """Save everything but the weights to `folder`, in the format of a ClapModel."""
+    _config(audio, text).save_pretrained(folder)
+    audio.features.extractor.save_pretrained(folder)
+    text.tokenizer.save_pretrained(folder)
+
+
+def save_clap_model(
+    audio: nn.Module, text: TextEncoder, audio_projection: nn.Module, text_projection: nn.Module, folder: Path
+) -> None:
+    """Save a `transformers.ClapModel` with these parts, and its processor. It scales logits as a new ClapModel does.
+
+    Raises:
+        ValueError: the parts are not those of a ClapModel.
+    """
+    transformers = import_transformers()
+    if not isinstance(audio, HTSAT) or not isinstance(text.model, transformers.ClapTextModel):
+        text_name = text.model.config.model_type
+        raise ValueError(
+            f"format: only the towers of a ClapModel can be saved as one, got {type(audio).__name__} and {text_name}"
+        )
+    clap = transformers.ClapModel(_config(audio, text))
+    parts = {
+        "audio_model": audio.model,
+        "text_model": text.model,
+        "audio_projection": audio_projection,
+        "text_projection": text_projection,
+    }
+    for name, part in parts.items():
+        getattr(clap, name).load_state_dict(part.state_dict())
+    clap.save_pretrained(folder)
+    transformers.ClapProcessor(audio.features.extractor, text.tokenizer).save_pretrained(folder)
+
+
+def _config(audio: HTSAT, text: TextEncoder) -> Any:
+    """The configuration of the ClapModel that has these encoders."""
     text_config = text.model.config
-    config = import_transformers().ClapConfig(
+    return import_transformers().ClapConfig(
         text_config=text_config.to_dict(),
         audio_config=audio.model.config.to_dict(),
         projection_dim=text_config.projection_dim,
         projection_hidden_act=text_config.projection_hidden_act,
     )
-    config.save_pretrained(folder)
-    audio.features.extractor.save_pretrained(folder)
-    text.tokenizer.save_pretrained(folder)
 
 
 def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
     """Load what `save_encoders` saved. The weights are loaded with those of the whole model."""
     return create_encoders(ClapConfig(str(folder), random_init=True), text, [])
+
+
+def _model(transformers: ModuleType, config: ClapConfig) -> "tuple[ClapModel, ClapFeatureExtractor]":
+    """The model and its feature extractor."""
+    if config.is_file:
+        model, extractor = read_model(transformers, str(config.pretrained))
+        return transformers.ClapModel(model.config) if config.random_init else model, extractor
+    model = _saved_model(transformers, config).float()
+    return model, _extractor(transformers, config.pretrained, model.audio_model.config.enable_fusion)
 
 
 def _extractor(transformers: ModuleType, name: str | None, fusion: bool) -> "ClapFeatureExtractor":
@@ -99,7 +147,7 @@ def _extractor(transformers: ModuleType, name: str | None, fusion: bool) -> "Cla
     return transformers.ClapFeatureExtractor(truncation="fusion" if fusion else "rand_trunc")
 
 
-def _model(transformers: ModuleType, config: ClapConfig) -> "ClapModel":
+def _saved_model(transformers: ModuleType, config: ClapConfig) -> "ClapModel":
     name = config.pretrained
     if name is None:
         return transformers.ClapModel(transformers.ClapConfig())
@@ -121,14 +169,17 @@ def _model(transformers: ModuleType, config: ClapConfig) -> "ClapModel":
 def _tokenizer(
     transformers: ModuleType, config: ClapConfig, text: "ClapTextConfig", vocabulary: int, captions: Iterable[str]
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `config.pretrained`, or one trained on the captions, with RoBERTa's special tokens."""
-    name = config.pretrained
+    """The tokenizer of the checkpoint, or one trained on the captions, with RoBERTa's special tokens."""
+    name = config.tokenizer if config.is_file else config.pretrained
     if name is not None and not _lacks_tokenizer(name):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"clap.pretrained: cannot load the tokenizer of {name!r}: {reason}") from error
+            setting = (
+                "clap.tokenizer: cannot load" if config.is_file else "clap.pretrained: cannot load the tokenizer of"
+            )
+            raise ValueError(f"{setting} {name!r}: {reason}") from error
     else:
         if not config.random_init:
             sys.stderr.write(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from atk.models.clap_features import ClapFeatures
+from atk.models.long_clips import LONG_CLIPS, LongClips, crops, fused
+from atk.ops.checks import one_of
 
 if TYPE_CHECKING:
     from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
@@ -18,9 +20,13 @@ class HTSAT(nn.Module):
         model: the `ClapAudioModel`.
         extractor: the `ClapFeatureExtractor` that goes with it.
         filters: mel filters of a checkpoint; see `ClapFeatures`.
+
+    Attributes:
+        long_clips: what is used of clips longer than the input; see `use_long_clips`.
     """
 
     model: "ClapAudioModel"
+    long_clips: LongClips = "start"
 
     def __init__(self, model: "ClapAudioModel", extractor: "ClapFeatureExtractor", filters: Tensor | None = None):
         super().__init__()
@@ -43,6 +49,28 @@ class HTSAT(nn.Module):
         """Duration of one output frame, in seconds. The published models have 32 frames per input."""
         return self.longest_seconds / self.frames
 
+    def use_long_clips(self, long_clips: LongClips) -> None:
+        """Choose what `forward` uses of clips that are longer than `longest_seconds`.
+
+        Args:
+            long_clips: "start" truncates them. "crop" uses a random crop, as MS-CLAP and LAION-CLAP without feature
+                fusion do, at a position that depends only on the length. "fusion" fuses the whole clip and three
+                chunks, as LAION-CLAP with feature fusion does. Frames have times in the clip only with "start".
+
+        Raises:
+            ValueError: there is no such choice, or the model has no feature fusion.
+        """
+        one_of("long_clips", long_clips, LONG_CLIPS)
+        if long_clips == "fusion" and not self.model.config.enable_fusion:
+            raise ValueError("long_clips must be 'start' or 'crop' for a model without feature fusion, got 'fusion'")
+        self.long_clips = long_clips
+
+    def drop_fusion(self) -> None:
+        """Remove feature fusion, which clips within the input do not need and exported programs cannot branch to."""
+        encoder = self.model.audio_encoder
+        encoder.enable_fusion = encoder.patch_embed.enable_fusion = False
+        self.features.channels = 1
+
     def log_mel(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrograms in dB `[N, frames, mel_bins]` of whole clips, never repeated, and their valid frame counts.
 
@@ -53,7 +81,7 @@ class HTSAT(nn.Module):
         return self.features.spectrogram(audio), lengths // self.features.extractor.hop_length + 1
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode clips; those longer than `longest_seconds` (10 s in a ClapModel) are truncated.
+        """Encode clips; what is used of those longer than `longest_seconds` is set by `use_long_clips`.
 
         Args:
             audio: waveforms `[N, S]` at `sample_rate`.
@@ -64,10 +92,14 @@ class HTSAT(nn.Module):
             `[N, L_a]`, boolean. The model repeats short clips to fill its input. Only the frames of the first
             repetition, at least one, are valid, so that frame times are times in the clip.
         """
-        # False: features of a truncated clip are not fused with those of the full clip.
-        longer = torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
-        features = self.features(audio, lengths).to(self.model.dtype)
-        outputs = self.model(input_features=features, is_longer=longer)
+        if self.long_clips == "fusion":
+            features, longer = fused(self.features, audio, lengths)
+        else:
+            if self.long_clips == "crop":
+                audio, lengths = crops(audio, lengths, self.features.samples)
+            features = self.features(audio, lengths)
+            longer = torch.zeros(audio.shape[0], 1, dtype=torch.bool, device=audio.device)
+        outputs = self.model(input_features=features.to(self.model.dtype), is_longer=longer)
         frames = outputs.last_hidden_state.mean(2).transpose(1, 2)
         valid = (lengths * self.frames // self.features.samples).clamp(min=1)
         return outputs.pooler_output, frames, torch.arange(self.frames, device=audio.device) < valid[:, None]

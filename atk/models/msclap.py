@@ -3,8 +3,6 @@
 Names and settings are those of the package msclap 1.3.4 (`msclap/models/{clap,htsat,config}.py`).
 """
 
-import pickle
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -15,38 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models.htsat import HTSAT
+from atk.models.published import HTSAT_UNUSED, PublishedWeights, htsat_name, htsat_settings, mel_filters
 from atk.models.text import TextEncoder, TextEncoderConfig
 from atk.models.tokenizer import import_transformers
 
 if TYPE_CHECKING:
-    from transformers import ClapAudioConfig, ClapFeatureExtractor, GPT2Config, PreTrainedTokenizerFast
+    from transformers import ClapFeatureExtractor, GPT2Config, PreTrainedTokenizerFast
 
 _RATE = 44100
 _HOP = 320
 _SECONDS = 7
 _HTSAT = "audio_encoder.base.htsat."
 _GPT2 = "caption_encoder.base."
-_STFT = "spectrogram_extractor.stft.conv_real.weight"
-_FILTERS = "logmel_extractor.melW"
 _HEAD_WIDTH = 64  # the same in every GPT-2
 
 # Subfolders of a saved model.
 _AUDIO = "audio"
 _TEXT = "text"
 
-# (name in MS-CLAP, name in transformers), replaced in this order.
-_RENAMES = (
-    ("bn0.", "batch_norm."),
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-    (".attn.proj.", ".attention.output.dense."),
-    (".attn.", ".attention.self."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
+# The classifier of HTS-AT, the temperature, and the attention masks of GPT-2.
+_UNUSED = (
+    rf"audio_encoder\.base\.htsat\.({HTSAT_UNUSED})|caption_encoder\.base\.h\.\d+\.attn\.(masked_)?bias|logit_scale"
 )
-# The classifier, and what the model computes itself: STFT, mel filters, and attention masks.
-_UNUSED = re.compile(r"(tscam_conv|head|spectrogram_extractor|logmel_extractor)\.|.*\.attn_mask$")
-_MASKS = re.compile(r".*\.attn\.(masked_)?bias$")
 
 
 @dataclass(frozen=True)
@@ -98,29 +86,26 @@ def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSA
     """
     transformers = import_transformers()
     assert config.weights is not None  # because `config.enabled`
-    state = _read(config.weights)
-    htsat_state = _with_prefix(state, _HTSAT)
-    gpt2_state = _with_prefix(state, _GPT2)
-    try:
-        audio_projection = _projection(_with_prefix(state, "audio_encoder.projection."))
-        text_projection = _projection(_with_prefix(state, "caption_encoder.projection."))
-        dim = audio_projection.linear1.out_features
-        htsat = transformers.ClapAudioModel(_audio_config(transformers, htsat_state, dim))
-        encoder = HTSAT(htsat, _extractor(transformers, htsat_state), htsat_state[_FILTERS])
-        gpt2 = transformers.GPT2Model(_text_config(transformers, gpt2_state))
-        htsat.audio_encoder.load_state_dict(_renamed(htsat_state))
-        gpt2.load_state_dict({name: value for name, value in gpt2_state.items() if not _MASKS.match(name)})
-    except (KeyError, RuntimeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-        raise ValueError(f"msclap.weights: {config.weights} is not MS-CLAP 2023: {reason}") from error
+    weights = PublishedWeights(config.weights, "msclap")
+    projections = [_projection(weights, f"{part}_encoder.projection.") for part in ("audio", "caption")]
+    audio_config = transformers.ClapAudioConfig(
+        **htsat_settings(weights, _HTSAT), projection_dim=projections[0].linear1.out_features
+    )
+    htsat = transformers.ClapAudioModel(audio_config)
+    weights.load(htsat.audio_encoder, _HTSAT, htsat_name)
+    gpt2 = transformers.GPT2Model(_text_config(transformers, weights))
+    weights.load(gpt2, _GPT2)
+    filters = mel_filters(weights, _HTSAT)
+    weights.finish(_UNUSED)
+    encoder = HTSAT(htsat, _extractor(transformers, filters), filters)
     tokenizer = _tokenizer(transformers, config.tokenizer, gpt2.config.vocab_size)
-    return encoder, TextEncoder(replace(text, pooling="last"), gpt2, tokenizer), audio_projection, text_projection
+    return encoder, TextEncoder(replace(text, pooling="last"), gpt2, tokenizer), projections[0], projections[1]
 
 
-def _projection(weights: dict[str, Tensor]) -> Projection:
-    dim, width = weights["linear1.weight"].shape
+def _projection(weights: PublishedWeights, prefix: str) -> Projection:
+    dim, width = weights[f"{prefix}linear1.weight"].shape
     projection = Projection(width, dim)
-    projection.load_state_dict(weights)
+    weights.load(projection, prefix)
     return projection
 
 
@@ -144,88 +129,28 @@ def load_encoders(folder: Path, text: TextEncoderConfig) -> tuple[HTSAT, TextEnc
     return audio_encoder, text_encoder, audio_projection, Projection(text_encoder.width, dim)
 
 
-def _read(path: str) -> dict[str, Tensor]:
-    """Read weights by name, in float32."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"msclap.weights: cannot read the weights of MS-CLAP from {path!r}: {reason}") from error
-
-
-def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights that start with `prefix`, without it."""
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of HTS-AT under the names that transformers uses."""
-    renamed = {}
-    for name, value in state.items():
-        if _UNUSED.match(name):
-            continue
-        new_name = name
-        for msclap_name, transformers_name in _RENAMES:
-            new_name = new_name.replace(msclap_name, transformers_name)
-        if ".qkv." in new_name:
-            for part, chunk in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                renamed[new_name.replace("qkv", part)] = chunk
-        else:
-            renamed[new_name] = value
-    return renamed
-
-
-def _audio_config(transformers: ModuleType, state: dict[str, Tensor], dim: int) -> "ClapAudioConfig":
-    """The configuration that matches the shapes of HTS-AT's weights and a shared space of width `dim`."""
-    patches = state["patch_embed.proj.weight"]  # [width, 1, patch, patch]
-    blocks = {name for name in state if name.endswith("attn.relative_position_bias_table")}
-    stages = 1 + max(int(name.split(".")[1]) for name in blocks)
-    depths = [sum(name.startswith(f"layers.{stage}.") for name in blocks) for stage in range(stages)]
-    tables = [state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)]
-    return transformers.ClapAudioConfig(
-        num_mel_bins=len(state["bn0.weight"]),
-        patch_size=patches.shape[2],
-        patch_stride=[patches.shape[2], patches.shape[3]],
-        patch_embeds_hidden_size=patches.shape[0],
-        hidden_size=patches.shape[0] * 2 ** (stages - 1),
-        projection_dim=dim,
-        depths=depths,
-        num_attention_heads=[table.shape[1] for table in tables],
-        num_hidden_layers=stages,
-        window_size=(int(len(tables[0]) ** 0.5) + 1) // 2,  # a table has (2 window_size - 1)^2 rows
-        hidden_dropout_prob=0.0,
-        drop_path_rate=0.1,
-    )
-
-
-def _text_config(transformers: ModuleType, state: dict[str, Tensor]) -> "GPT2Config":
+def _text_config(transformers: ModuleType, weights: PublishedWeights) -> "GPT2Config":
     """The configuration that matches the shapes of GPT-2's weights."""
-    word_embeddings = state["wte.weight"]
-    position_embeddings = state["wpe.weight"]
+    word_embeddings = weights[f"{_GPT2}wte.weight"]
+    position_embeddings = weights[f"{_GPT2}wpe.weight"]
     return transformers.GPT2Config(
         vocab_size=word_embeddings.shape[0],
         n_embd=word_embeddings.shape[1],
         n_positions=position_embeddings.shape[0],
-        n_layer=sum(name.endswith(".ln_1.weight") for name in state),
+        n_layer=sum(name.endswith(".ln_1.weight") for name in weights.names(_GPT2)),
         n_head=word_embeddings.shape[1] // _HEAD_WIDTH,
         use_cache=False,
     )
 
 
-def _extractor(transformers: ModuleType, state: dict[str, Tensor]) -> "ClapFeatureExtractor":
+def _extractor(transformers: ModuleType, filters: Tensor) -> "ClapFeatureExtractor":
     """The settings of the log-mel features; their mel filters come from the checkpoint."""
-    filters = state[_FILTERS]
-    window = state[_STFT][0, 0]  # the row of frequency 0 is the window itself
-    size = len(window)
-    if filters.shape[0] != size // 2 + 1 or not torch.allclose(window, torch.hann_window(size), atol=1e-4):
-        raise RuntimeError(f"{_STFT} is not an STFT with a Hann window of {2 * len(filters) - 2} samples")
     return transformers.ClapFeatureExtractor(
         feature_size=filters.shape[1],
         sampling_rate=_RATE,
         hop_length=_HOP,
         max_length_s=_SECONDS,
-        fft_window_size=size,
+        fft_window_size=2 * len(filters) - 2,
         truncation="rand_trunc",
         padding="repeat",
     )

@@ -110,6 +110,37 @@ def best_or_last(run: Path) -> Path:
     raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
 
 
+def run_settings(source: str | Path) -> dict[str, Any]:
+    """The settings of the run that a run folder, or a checkpoint in one, belongs to; empty for other sources.
+
+    Raises:
+        ValueError: its `config.yaml` is damaged.
+    """
+    path = Path(source)
+    run = path.resolve().parent.parent if path.parent.name == "checkpoints" else path
+    return load_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: the file is missing, or does not hold a YAML mapping.
+    """
+    with optional_imports:
+        import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a mapping of settings to values")
+    return values
+
+
 def find_checkpoint(folder: Path, name: str) -> Path | None:
     """The checkpoint called "best" or "last" in the folder `checkpoints` of a run; None if there is none.
 

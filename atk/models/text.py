@@ -228,7 +228,7 @@ class TextEncoder(nn.Module):
         if self.config.pooling == "cls":
             return features[:, 0]
         if self.config.pooling == "last":
-            return features[torch.arange(len(features), device=features.device), attention.sum(1) - 1]
+            return features[torch.arange(features.shape[0], device=features.device), attention.sum(1) - 1]
         weight = attention[..., None].to(features.dtype)
         return (features * weight).sum(1) / weight.sum(1)
 

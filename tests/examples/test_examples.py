@@ -109,34 +109,3 @@ def test_lightning_module_matches_the_naive_loss(tmp_path):
     embeddings = {"audio": audio.pooled, "text": text.pooled, "frames": audio.frames, "tokens": text.tokens}
     expected = naive_total(embeddings | {"frame_mask": audio.mask, "token_mask": text.mask}, 5.0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.exhaustive
-def test_exported_encoders_equal_the_model(tmp_path):
-    script = example("export_encoder")
-    errors = script.main(["--out", str(tmp_path)])
-    assert set(errors) == {"audio", "text"} and max(errors.values()) < 1e-5
-
-
-@pytest.mark.exhaustive
-def test_exported_encoders_of_a_saved_model(tmp_path):
-    script = example("export_encoder")
-    model = script.CLAP.create(script.ModelConfig(dim=16), script.CAPTIONS).eval()
-    model.save_pretrained(tmp_path / "model")
-    flags = {"--model": "model", "--out": "exported"}
-    script.main([word for flag, name in flags.items() for word in (flag, str(tmp_path / name))])
-    text = torch.export.load(tmp_path / "exported" / "text.pt2")
-    for captions in (["rain"], ["a dog barks and barks and barks", "wind", "an engine", "a bell", "waves"]):
-        assert script.largest_error(text, script.TextTower(model), model.tokenize(captions)) < 1e-5
-
-    audio = torch.export.load(tmp_path / "exported" / "audio.pt2")
-    for clips, samples in ((2, 2560), (7, 5000), (2, 48321)):
-        inputs = torch.randn(clips, samples), torch.randint(1, samples, (clips,))
-        assert script.largest_error(audio, script.AudioTower(model), *inputs) < 1e-5
-    audio = audio.module()
-    clip = torch.randn(1, 9000)
-    with torch.no_grad():
-        padded = audio(F.pad(clip, (0, 7000, 0, 1)), torch.tensor([9000, 1]))
-        alone = model.encode_audio(clip, torch.tensor([9000]))
-    torch.testing.assert_close(padded[0][:1], alone.pooled, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(padded[1][0][padded[2][0]], alone.frames[0][alone.mask[0]], atol=1e-5, rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from support.clap_features import RATE, clips, transformers_features
+from support.published_models import CAPTIONS, clap_folder
 from support.runs import CONFIG
 
 from atk.cli.main import main
@@ -14,35 +15,6 @@ from atk.models import from_pretrained
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.clap_transformers import ClapConfig
 from atk.models.tokenizer import import_transformers
-
-CAPTIONS = ["a dog barks", "a bell rings, then rain falls", "Été: naïve café", "engine"]
-
-
-def small_clap(fusion=False, **text):
-    """A ClapModel like the published ones, with larger patches and fewer layers."""
-    transformers = import_transformers()
-    audio = {
-        "patch_size": 16, "patch_stride": [16, 16], "patch_embeds_hidden_size": 8, "hidden_size": 16, "window_size": 4,
-        "depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2,
-    }  # fmt: skip
-    if fusion:
-        audio |= {"enable_fusion": True, "fusion_type": "aff_2d"}
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {"vocab_size": 400, "max_position_embeddings": 60, **sizes, **text}
-    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
-    return transformers.ClapModel(config).eval()
-
-
-def clap_folder(path, fusion=False, tokenizer=True, **text):
-    model = small_clap(fusion, **text)
-    model.save_pretrained(path)
-    transformers = import_transformers()
-    truncation = "fusion" if fusion else "rand_trunc"
-    transformers.ClapFeatureExtractor(truncation=truncation, frequency_min=50).save_pretrained(path)
-    if tokenizer:
-        random = ModelConfig(clap=ClapConfig(str(path), random_init=True))
-        CLAP.create(random, CAPTIONS).text_encoder.tokenizer.save_pretrained(path)
-    return model
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "fused"])
@@ -72,7 +44,7 @@ def test_vectors_match_the_clap_model(published):
     for embedding, output in zip(embeddings, expected, strict=True):
         features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4 or 5
         torch.testing.assert_close(embedding, torch.nn.functional.normalize(features, dim=-1), rtol=1e-4, atol=1e-5)
-    assert ours.dim == 24 and ours.token_width == 32 and ours.sample_rate == RATE
+    assert ours.dim == 24 and ours.token_width == 64 and ours.sample_rate == RATE
     assert not any("logit_scale" in name for name in ours.state_dict())
 
 

@@ -1,0 +1,96 @@
+"""Embeddings of all files of a folder, written as a table of names and vectors."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atk.data import eval_loader
+from atk.data.captions import OnError
+from atk.data.sets import read_all
+from atk.eval.embed import EmbeddingModel, embed_clips, evaluating
+from atk.eval.outputs import check_output, in_unicode
+from atk.extras import optional_imports
+
+_NPY = b"\x93NUMPY"
+_PARQUET = b"PAR1"
+
+
+class EmbeddedFolder(NamedTuple):
+    """`names` of N files, relative to the folder; their global vectors `[N, D]`, float32 of unit length; and `skipped`:
+    (name, reason) of the files that cannot be read."""
+
+    names: list[str]
+    vectors: Tensor
+    skipped: list[tuple[str, str]]
+
+
+def embed_folder(
+    model: EmbeddingModel,
+    folder: str | Path,
+    *,
+    clip_seconds: float | None = 9.91,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_error: OnError = "skip",
+    progress: str | None = None,
+) -> EmbeddedFolder:
+    """Embed all audio files of a folder. Arguments and errors are those of `atk.eval.search.search_all`."""
+    files = read_all(folder, on_error)
+    loader = eval_loader(
+        files.clips,
+        sample_rate=model.sample_rate,
+        clip_seconds=clip_seconds,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+    )
+    skipped = list(files.skipped)
+    with evaluating(model):
+        embedded = [(clip.file_name, clips.pooled) for clip, clips in embed_clips(model, loader, skipped, (), progress)]
+    if not embedded:
+        raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
+    return EmbeddedFolder([name for name, _ in embedded], torch.stack([vector for _, vector in embedded]), skipped)
+
+
+def check_table(out: str | Path) -> None:
+    """Check that `write_table` can write `out`, before the work starts.
+
+    Raises:
+        ValueError: its suffix is unknown, or it exists and is something else.
+        OSError: it cannot be written.
+        ImportError: a package is missing.
+    """
+    suffix = Path(out).suffix.lower()
+    if suffix == ".parquet":
+        with optional_imports:
+            from pyarrow import parquet  # noqa: F401
+        check_output(out, _PARQUET, "a Parquet file")
+    elif suffix == ".npy":
+        check_output(out, _NPY, "a NumPy file")
+        check_output(Path(out).with_suffix(".csv"), b"row,file_name\n", "a list of file names")
+    else:
+        raise ValueError(f"out: must end in .npy or .parquet, got {str(out)!r}")
+
+
+def write_table(out: Path, embedded: EmbeddedFolder) -> list[Path]:
+    """Write names and vectors: as `.parquet`, with columns `file_name` and `vector`; or the vectors as `.npy`, with the
+    name of each row in a `.csv` next to it. Returns the files."""
+    names = [in_unicode(name) for name in embedded.names]
+    vectors = embedded.vectors.numpy()
+    if out.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])
+        parquet.write_table(pa.table({"file_name": names, "vector": rows}), out)
+        return [out]
+    with out.open("wb") as file:
+        np.save(file, vectors)
+    listing = out.with_suffix(".csv")
+    with listing.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["row", "file_name"], *enumerate(names)])
+    return [out, listing]
