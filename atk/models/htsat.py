@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atk.models.clap_features import ClapFeatures
+from atk.models.spec_augment import SpecAugment
 
 if TYPE_CHECKING:
     from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
@@ -18,15 +19,34 @@ class HTSAT(nn.Module):
         model: the `ClapAudioModel`.
         extractor: the `ClapFeatureExtractor` that goes with it.
         filters: mel filters of a checkpoint; see `ClapFeatures`.
+        logit_scale: inverse of the temperature that the checkpoint was trained with, if known.
     """
 
     model: "ClapAudioModel"
 
-    def __init__(self, model: "ClapAudioModel", extractor: "ClapFeatureExtractor", filters: Tensor | None = None):
+    def __init__(
+        self,
+        model: "ClapAudioModel",
+        extractor: "ClapFeatureExtractor",
+        filters: Tensor | None = None,
+        logit_scale: float | None = None,
+    ):
         super().__init__()
         self.model = model
+        self.logit_scale = logit_scale
+        self.augment: SpecAugment | None = None
         self.features = ClapFeatures(extractor, 4 if model.config.enable_fusion else 1, filters)
         self.frames = _frame_count(model.config)
+
+    @property
+    def inputs(self) -> list[nn.Module]:
+        """What precedes the layers although it is registered after them."""
+        return [self.model.audio_encoder.batch_norm]
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.model.config.hidden_size
 
     @property
     def sample_rate(self) -> int:
@@ -66,8 +86,12 @@ class HTSAT(nn.Module):
         """
         # False: features of a truncated clip are not fused with those of the full clip.
         longer = torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
-        features = self.features(audio, lengths).to(self.model.dtype)
-        outputs = self.model(input_features=features, is_longer=longer)
+        features = self.features(audio, lengths)
+        if self.augment is not None:
+            mel = features[:, 0]
+            whole = torch.full_like(lengths, mel.shape[1])
+            features = self.augment(mel, whole, audio, lengths)[:, None].expand_as(features)
+        outputs = self.model(input_features=features.to(self.model.dtype), is_longer=longer)
         frames = outputs.last_hidden_state.mean(2).transpose(1, 2)
         valid = (lengths * self.frames // self.features.samples).clamp(min=1)
         return outputs.pooler_output, frames, torch.arange(self.frames, device=audio.device) < valid[:, None]

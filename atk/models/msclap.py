@@ -87,7 +87,7 @@ class Projection(nn.Module):
 def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
     """Create the audio encoder, the text encoder, and their projections with the published weights.
 
-    The temperature (every trainer has its own), the sound-event classifier, and SpecAugment are left out.
+    The sound-event classifier is left out.
 
     Args:
         config: where the weights are.
@@ -106,7 +106,8 @@ def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSA
         text_projection = _projection(_with_prefix(state, "caption_encoder.projection."))
         dim = audio_projection.linear1.out_features
         htsat = transformers.ClapAudioModel(_audio_config(transformers, htsat_state, dim))
-        encoder = HTSAT(htsat, _extractor(transformers, htsat_state), htsat_state[_FILTERS])
+        scale = float(state["logit_scale"].exp()) if "logit_scale" in state else None
+        encoder = HTSAT(htsat, _extractor(transformers, htsat_state), htsat_state[_FILTERS], scale)
         gpt2 = transformers.GPT2Model(_text_config(transformers, gpt2_state))
         htsat.audio_encoder.load_state_dict(_renamed(htsat_state))
         gpt2.load_state_dict({name: value for name, value in gpt2_state.items() if not _MASKS.match(name)})
