@@ -11,6 +11,7 @@ from atk.extras import optional_imports
 from atk.models.spec_augment import SpecAugmentConfig
 from atk.ops.checks import at_least, one_of
 from atk.train.checkpoint import write_atomically
+from atk.train.loggers import LOGGERS, LoggerName
 from atk.train.tune_config import TuneConfig
 
 LR = 5e-4  # from scratch
@@ -107,6 +108,8 @@ class TrainConfig:
             that exists of caption, text, and captions.
         on_error: "skip" reports bad files and rows and continues without them, "raise" stops at the first one.
         log_every: steps between rows of metrics.jsonl.
+        loggers: where these rows go as well: "tensorboard", "wandb", "mlflow", "trackio". The last three need their
+            packages, and work offline unless their environment variables name a server.
         save_every: steps between checkpoints.
         eval_every: steps between validations if there is a split to validate on; 0 validates only at the end.
         patience: end training after so many validations in a row without a better one; null never does.
@@ -136,6 +139,7 @@ class TrainConfig:
     caption_column: str | None = None
     on_error: OnError = "skip"
     log_every: int = 10
+    loggers: list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
     save_every: int = 200
     eval_every: int = 200
     patience: int | None = None
@@ -161,6 +165,8 @@ class TrainConfig:
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, str) and not _is_unicode(text):  # config.yaml could not hold it
                     raise ValueError(f"{name}: {text!r} is not valid UTF-8; rename the file or folder")
+        for name in self.loggers:
+            one_of("loggers", name, LOGGERS)
         one_of("precision", self.precision, get_args(Precision))
         one_of("on_error", self.on_error, ON_ERROR)
 

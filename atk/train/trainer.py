@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from atk.train.checkpoint import load_state, partial_folder, save_checkpoint
 from atk.train.config import TrainConfig
 from atk.train.interrupts import interrupts
 from atk.train.log import RunLog, peak_memory_mib
+from atk.train.loggers import require_loggers
 from atk.train.lora import merged
 from atk.train.optimizer import learning_rate, make_optimizer, set_learning_rate, without_decay
 from atk.train.replicas import replicate_or_shard
@@ -50,11 +52,13 @@ class Trainer:
         resume: load the last checkpoint in `config.out`. The task has already loaded the model.
 
     Raises:
-        ValueError: the checkpoint does not match the optimizer or the criterion, or `config.tune` the model.
+        ValueError: the checkpoint does not match the optimizer or the criterion, or `config.tune` the model, or
+            the package of a logger is missing.
         FileNotFoundError: there is no checkpoint to resume from.
     """
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
+        require_loggers(config.loggers)
         self.task = task
         self.config = config
         self.device = device
@@ -107,7 +111,7 @@ class Trainer:
             return
         train_mode(self.task.model)
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(RunLog(self.out, self.step)) if ranks.is_first() else None
+            log = stack.enter_context(self._open_log()) if ranks.is_first() else None
             bar = stack.enter_context(self._progress_bar())
             interrupt = stack.enter_context(interrupts())
             step_started = time.perf_counter()
@@ -125,6 +129,9 @@ class Trainer:
                 if self.done:
                     return
                 step_started = time.perf_counter()
+
+    def _open_log(self) -> RunLog:
+        return RunLog(self.out, self.step, self.config.loggers, asdict(self.config))
 
     @property
     def done(self) -> bool:
