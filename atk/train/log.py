@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from atk.extras import optional_imports
 from atk.train.checkpoint import write_atomically
 from atk.train.loggers import LoggerName, open_logger
 
@@ -62,6 +63,14 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):  # cut short by a kill, or damaged
         return math.inf
+
+
+def progress_bar(total: int, initial: int, shown: bool) -> Any:
+    """A progress bar of the steps of a run, which has an effect on a terminal only."""
+    with optional_imports:
+        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+
+    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, disable=None if shown else True)
 
 
 def peak_memory_mib(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA) in the linear layers of a model, by peft, and the model with adapters merged into it."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,24 +13,33 @@ from atk.train import ranks
 from atk.train.tune_config import LoraConfig
 
 
-def add_adapters(model: nn.Module, towers: Sequence[str], config: LoraConfig) -> None:
-    """Add adapters to the linear layers of the towers of a model; only they, and weights outside the towers, train.
-
-    Args:
-        model: changed in place.
-        towers: names of its towers.
-        config: the adapters.
+def adapter_targets(model: nn.Module, towers: Sequence[str], config: LoraConfig) -> list[str]:
+    """Names of the linear layers that get adapters.
 
     Raises:
-        ValueError: `config.targets` match no linear layer.
+        ValueError: `config.targets` match no linear layer of the towers.
     """
     with optional_imports:
-        from peft import LoraConfig as PeftConfig
-        from peft import inject_adapter_in_model
+        import peft  # noqa: F401 (missing packages are reported before anything is written)
 
     targets = [name for name in _linear_layers(model, towers) if _matches(name, config.targets)]
     if not targets:
         raise ValueError(f"tune.lora.targets: no linear layer of the towers matches {config.targets}")
+    return targets
+
+
+def add_adapters(model: nn.Module, towers: Sequence[str], targets: list[str], config: LoraConfig) -> None:
+    """Add adapters to linear layers; only they, and the weights outside the towers, then train.
+
+    Args:
+        model: changed in place.
+        towers: names of its towers.
+        targets: names of the layers, from `adapter_targets`.
+        config: the adapters.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad and not _inside(name, towers)}
     settings = PeftConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, bias="none"
@@ -78,17 +88,22 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def _linear_layers(model: nn.Module, towers: Sequence[str]) -> list[str]:
-    """Names of the linear layers in the towers that are not frozen, without those inside PyTorch's attention, which
-    reads their weights and would bypass the adapters."""
+    """Names of the linear layers in the towers that can have adapters.
+
+    Left out are frozen ones; those inside PyTorch's attention, which reads their weights and would bypass the adapters;
+    and those that share their weights with another module, such as word embeddings, which merging would change too.
+    """
     with optional_imports:
         from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
 
+    users = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     attention = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and module.weight.requires_grad
+        and users[id(module.weight)] == 1
         and _inside(name, towers)
         and not _inside(name, attention)
     ]

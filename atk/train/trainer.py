@@ -15,13 +15,12 @@ from torch import Tensor
 from atk.data.dataset import random_stream
 from atk.device import multiplies_bf16
 from atk.distributed import ddp_factor, total
-from atk.extras import optional_imports
 from atk.train import grad_cache, ranks
 from atk.train.averages import MovingAverage, copy_weights, evaluation_weights
 from atk.train.checkpoint import load_state, partial_folder, save_checkpoint
 from atk.train.config import TrainConfig
 from atk.train.interrupts import interrupts
-from atk.train.log import RunLog, peak_memory_mib
+from atk.train.log import RunLog, peak_memory_mib, progress_bar
 from atk.train.loggers import require_loggers
 from atk.train.lora import merged
 from atk.train.optimizer import learning_rate, make_optimizer, set_learning_rate, without_decay
@@ -59,6 +58,8 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
         require_loggers(config.loggers)
+        if config.patience is not None and (task.validation is None or not config.eval_every):
+            raise ValueError("patience: needs a split to validate on (val.csv), and eval_every above 0")
         self.task = task
         self.config = config
         self.device = device
@@ -112,7 +113,7 @@ class Trainer:
         train_mode(self.task.model)
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._open_log()) if ranks.is_first() else None
-            bar = stack.enter_context(self._progress_bar())
+            bar = stack.enter_context(progress_bar(self.steps, self.step, ranks.is_first()))
             interrupt = stack.enter_context(interrupts())
             step_started = time.perf_counter()
             started = step_started - self.seconds
@@ -138,18 +139,6 @@ class Trainer:
         """Whether training has ended, at the last step or because validation has not improved for long enough."""
         patience = self.config.patience
         return self.step >= self.steps or (patience is not None and self.stale >= patience)
-
-    def _progress_bar(self) -> Any:
-        with optional_imports:
-            from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-        return tqdm(
-            total=self.steps,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None if ranks.is_first() else True,
-        )
 
     def _should_log(self) -> bool:
         return self.step % self.config.log_every == 0 or self.step in (1, self.steps)

@@ -12,7 +12,7 @@ from atk.device import launcher_integer
 from atk.models.layers import innermost_layers
 from atk.models.spec_augment import SpecAugment, SpecAugmentConfig
 from atk.train.config import OptimConfig, TrainConfig
-from atk.train.lora import add_adapters, load_base, save_base
+from atk.train.lora import adapter_targets, add_adapters, load_base, save_base
 from atk.train.tune_config import TuneConfig
 
 PRETRAINED_LR = 5e-5
@@ -86,8 +86,9 @@ def prepare(model: nn.Module, config: TrainConfig, resume: bool) -> dict[str, Pa
     _freeze(model, tune, depths)
     if tune.lora.rank:
         base = Path(config.out) / _BASE
+        targets = adapter_targets(model, list(depths), tune.lora)
         (load_base if resume else save_base)(model, base)
-        add_adapters(model, list(depths), tune.lora)
+        add_adapters(model, list(depths), targets, tune.lora)
         depths = {tower: _depths(model, tower) for tower in depths}
     paces = {name: Pace() for name, weight in model.named_parameters() if weight.requires_grad}
     if not paces:
@@ -98,6 +99,10 @@ def prepare(model: nn.Module, config: TrainConfig, resume: bool) -> dict[str, Pa
             if name in paces:
                 below = layers + 1 - depth  # layers above this one, counting what follows the last
                 paces[name] = Pace(lr * config.optim.layer_decay**below, tune.unfreeze_every * below)
+    if min(pace.first_step for pace in paces.values()) > 0:
+        raise ValueError(
+            "tune.unfreeze_every: everything outside the layers is frozen; nothing trains in the first steps"
+        )
     return paces
 
 

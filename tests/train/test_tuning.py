@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.runs import arguments, parsed_config, rows, training_state, weights
+from support.tiny_captioner import tiny as tiny_captioner
 from support.tiny_clap import tiny_clap
 
 from atk.cli.main import main
@@ -177,6 +178,20 @@ def test_adapters_are_evaluated(tiny_data, tmp_path):
     assert (expected - tiny_clap().embed_audio(*clips).pooled).abs().max() > 1e-3
 
 
+def test_adapters_of_a_captioner_leave_tied_weights_alone(tmp_path):
+    pytest.importorskip("peft")
+    model = tiny_captioner().eval()
+    settings = TuneConfig(lora=LoraConfig(rank=2))
+    paces = prepare(model, TrainConfig(data="data", out=str(tmp_path), tune=settings), resume=False)
+    assert any("decoder" in name and "lora" in name for name in paces) and not any("lm_head" in name for name in paces)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    clips = torch.randn(2, 16000), torch.tensor([16000, 16000])
+    tokens = model.tokenize(["a dog barks", "rain falls"])
+    torch.testing.assert_close(merged(model)(*clips, tokens), model(*clips, tokens), rtol=1e-5, atol=1e-5)
+
+
 def test_patience_ends_the_run_and_resuming_does_not_go_on(tiny_data, tmp_path, monkeypatch):
     metrics = iter([1.0, 2.0, 2.0, 1.0, 5.0])
     monkeypatch.setattr(AlignedTask, "validate", lambda self: {"mAP@10": next(metrics)})
@@ -191,6 +206,14 @@ def test_patience_ends_the_run_and_resuming_does_not_go_on(tiny_data, tmp_path, 
     [
         ({"tune": TuneConfig(freeze=["text_encoder.typo*"])}, r"tune.freeze: no weight of the model matches 'text_enc"),
         ({"tune": TuneConfig(freeze_audio=6)}, "tune.freeze_audio: audio_encoder has 5 layers, got 6"),
+        (
+            {"tune": TuneConfig(freeze=["*_projection.*", "*norm*"], unfreeze_every=2)},
+            "nothing trains in the first steps",
+        ),
+        (
+            {"tune": TuneConfig(lora=LoraConfig(rank=1, targets=["query"]))},
+            r"tune.lora.targets: no linear layer .*query",
+        ),
         ({"tune": TuneConfig(freeze=["*"])}, "tune: every weight of the model is frozen; nothing is left to train"),
     ],
 )
