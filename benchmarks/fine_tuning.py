@@ -17,8 +17,8 @@ from experiments import comparison_parser, finished, flags, mean_and_spread, run
 # Many clean scenes; then few noisy ones, with events that are hard to tell apart and words for pitch and loudness.
 FIRST = {"preset": "easy", "seconds": [2.0, 3.0], "train": 3000, "test": 50, "seed": 1}
 SECOND = {
-    "preset": "medium", "seconds": [2.0, 3.0], "train": 200, "test": 500, "seed": 2, "similar": True,
-    "snr_db": [0.0, 10.0], "backgrounds": ["babble", "hum"], "pitch": True, "loudness": True,
+    "preset": "medium", "seconds": [2.7, 3.0], "train": 200, "test": 500, "seed": 2, "similar": "true",
+    "snr_db": [0.0, 10.0], "backgrounds": '["babble", "hum"]', "pitch": "true", "loudness": "true",
 }  # fmt: skip
 MODEL = {"model.audio.layers": 2, "model.audio.dropout": 0, "model.text.dropout": 0}
 RUN: dict[str, Any] = {"batch_size": 32, "clip_seconds": 3.0, "precision": "fp32", "eval_every": 0, "save_every": 1000}

@@ -11,7 +11,7 @@ from atk.extras import optional_imports
 from atk.models.spec_augment import SpecAugmentConfig
 from atk.ops.checks import at_least, one_of
 from atk.train.checkpoint import write_atomically
-from atk.train.loggers import LOGGERS, LoggerName
+from atk.train.loggers import LOGGERS
 from atk.train.tune_config import TuneConfig
 
 LR = 5e-4  # from scratch
@@ -139,7 +139,7 @@ class TrainConfig:
     caption_column: str | None = None
     on_error: OnError = "skip"
     log_every: int = 10
-    loggers: list[LoggerName] = field(default_factory=lambda: ["tensorboard"])
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     save_every: int = 200
     eval_every: int = 200
     patience: int | None = None

@@ -12,7 +12,7 @@ import torch
 
 from atk.extras import optional_imports
 from atk.train.checkpoint import write_atomically
-from atk.train.loggers import LoggerName, open_logger
+from atk.train.loggers import open_logger
 
 
 class RunLog:
@@ -31,7 +31,7 @@ class RunLog:
         self,
         out: Path,
         step: int,
-        loggers: Sequence[LoggerName] = ("tensorboard",),
+        loggers: Sequence[str] = ("tensorboard",),
         config: Mapping[str, Any] | None = None,
     ):
         path = out / "metrics.jsonl"

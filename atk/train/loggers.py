@@ -7,12 +7,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from atk.extras import optional_imports
 
-LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-LOGGERS = get_args(LoggerName)
 _PROJECT = "audio-text-kernels"
 
 
@@ -82,9 +80,13 @@ class MLflow:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{(out / 'mlflow.db').resolve()}")
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
-        mlflow.start_run(run_name=out.name)
-        if step == 0:  # a value that was logged cannot be changed
-            mlflow.log_params(_flat(config))
+        known = out / "mlflow_run"
+        if step and known.is_file():
+            mlflow.start_run(known.read_text(encoding="utf-8"))
+            return
+        run = mlflow.start_run(run_name=out.name)
+        mlflow.log_params(_flat(config))
+        known.write_text(str(run.info.run_id), encoding="utf-8")
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """As in `Logger`."""
@@ -114,15 +116,16 @@ class Trackio:
         self.trackio.finish()
 
 
-_LOGGERS: dict[LoggerName, Callable[[Path, Mapping[str, Any], int], Logger]] = {
+_LOGGERS: dict[str, Callable[[Path, Mapping[str, Any], int], Logger]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
     "trackio": Trackio,
 }
+LOGGERS = tuple(_LOGGERS)
 
 
-def open_logger(name: LoggerName, out: Path, config: Mapping[str, Any], step: int) -> Logger:
+def open_logger(name: str, out: Path, config: Mapping[str, Any], step: int) -> Logger:
     """A logger of a run.
 
     Args:
@@ -134,7 +137,7 @@ def open_logger(name: LoggerName, out: Path, config: Mapping[str, Any], step: in
     return _LOGGERS[name](out, config, step)
 
 
-def require_loggers(names: Sequence[LoggerName]) -> None:
+def require_loggers(names: Sequence[str]) -> None:
     """Check that the packages of these services are installed; raises ValueError."""
     for name in names:
         if name != "tensorboard" and find_spec(name) is None:

@@ -9,7 +9,6 @@ from support.runs import arguments, rows
 
 from atk.cli.main import main
 from atk.train.log import RunLog
-from atk.train.loggers import LOGGERS
 
 STEPS = [(1, {"loss": 2.0, "val/mAP@10": 30.0}), (2, {"loss": 1.5})]
 EXPECTED = [({"train/loss": 2.0, "val/mAP@10": 30.0}, 1), ({"train/loss": 1.5}, 2)]
@@ -19,7 +18,7 @@ class Service(SimpleNamespace):
     """A module or run whose functions record their calls; `init` and `start_run` return it."""
 
     def __init__(self):
-        super().__init__(calls=[])
+        super().__init__(calls=[], info=SimpleNamespace(run_id="7"))
 
     def __getattr__(self, name):
         def record(*args, **options):
@@ -60,15 +59,12 @@ def test_services_get_every_row_and_work_offline(service, tmp_path):
     elif name == "mlflow":
         assert fake.called("set_tracking_uri") == [((f"sqlite:///{tmp_path / 'mlflow.db'}",), {})]
         assert fake.called("log_params") == [(({"seed": 3, "optim.lr": 0.1},), {})]
+        fake.calls.clear()
+        with RunLog(tmp_path, 2, [name]):  # a resumed run continues its run on the server
+            assert fake.called("start_run") == [(((tmp_path / "mlflow_run").read_text(),), {})]
     else:
         ((_, options),) = fake.called("init")
         assert options["config"]["optim"] == {"lr": 0.1} and options["resume"] == "allow"
-
-
-def test_every_logger_has_an_adapter():
-    from atk.train import loggers
-
-    assert set(loggers._LOGGERS) == set(LOGGERS)
 
 
 @pytest.mark.parametrize("service", ["wandb"], indirect=True)
