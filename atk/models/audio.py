@@ -2,28 +2,39 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models.layers import MelSpectrogram
+from atk.models.spec_augment import SpecAugment
 from atk.nn.positions import sinusoids
+from atk.ops.checks import one_of
 
 _TIME_POOL = (2, 2, 1, 1)  # time pooling of the four convolutions; each also halves the mel axis
 FRAME_STRIDE = math.prod(_TIME_POOL)  # spectrogram frames per output frame
 
 
+AudioType = Literal["auto", "cnn14"]
+
+
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """Log-mel front end and Music Tagging Transformer. The defaults are small enough to train on two CPU cores.
+    """A pretrained audio encoder, or the size of a new one. The defaults are small enough to train on two CPU cores.
 
     Args:
+        type: "auto": without `pretrained`, a log-mel front end and a Music Tagging Transformer of the sizes below; with
+            it, whatever the checkpoint of transformers holds. "cnn14": CNN14 of PANNs.
+        pretrained: local folder or hub name of AST, Whisper, wav2vec 2.0 or a relative such as HuBERT, or a ClapModel,
+            whose own feature extractor, sample rate, and sizes then apply; with "cnn14", a published checkpoint such
+            as `Cnn14_mAP=0.431.pth`, for which only `sample_rate` is needed.
         sample_rate: sample rate of the waveforms, in Hz.
         mel_bins: number of mel bands, a multiple of 16.
         window: FFT length, in samples.
         hop: hop length, in samples. One output frame covers 4 hops.
-        channels: output channels of the four convolutions.
+        channels: output channels of the four convolutions, or of the six blocks of CNN14.
         width: width of the Transformer.
         layers: number of Transformer layers.
         heads: number of attention heads.
@@ -32,11 +43,13 @@ class AudioEncoderConfig:
             layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper.
     """
 
+    type: AudioType = "auto"
+    pretrained: str | None = None
     sample_rate: int = 16000
     mel_bins: int = 64
     window: int = 1024
     hop: int = 320
-    channels: tuple[int, int, int, int] = (16, 32, 64, 64)
+    channels: tuple[int, ...] = (16, 32, 64, 64)
     width: int = 128
     layers: int = 4
     heads: int = 4
@@ -44,6 +57,9 @@ class AudioEncoderConfig:
     frame_layer: int | None = None
 
     def __post_init__(self) -> None:
+        one_of("type", self.type, get_args(AudioType))
+        if self.type != "auto" or self.pretrained is not None:  # checked when the encoder is created
+            return
         if self.frame_layer is not None and not 0 <= self.frame_layer <= self.layers:
             raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
         if self.mel_bins % 16 or self.mel_bins <= 0:
@@ -109,7 +125,9 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
         self.config = config
+        self.width = config.width
         self.log_mel = LogMel(config)
+        self.augment: SpecAugment | None = None
         sizes = [1, *config.channels]
         self.convs = nn.ModuleList(
             _ConvBlock(sizes[i], sizes[i + 1], config.mel_bins >> i, pool) for i, pool in enumerate(_TIME_POOL)
@@ -155,6 +173,8 @@ class AudioEncoder(nn.Module):
             audio = F.pad(audio, (0, frame_samples - audio.shape[1]))
         mel, frames = self.log_mel(audio, lengths.clamp(min=1))
         frames = frames.clamp(min=FRAME_STRIDE)
+        if self.augment is not None:
+            mel = self.augment(mel, frames, audio, lengths)
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
         x = mel[..., None].to(self.cls.dtype)  # [N, T, mel, 1]
         for conv in self.convs:

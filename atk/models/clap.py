@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models import clap_transformers, msclap
-from atk.models.audio import AudioEncoder, AudioEncoderConfig
+from atk.models.audio import AudioEncoderConfig
+from atk.models.audio_towers import AudioTower, create_audio_encoder, load_audio_encoder, save_audio_encoder
 from atk.models.clap_transformers import ClapConfig
-from atk.models.htsat import HTSAT
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.published import layout_of
@@ -20,6 +20,7 @@ from atk.models.saved import find_model, load_weights, naming_file, save_model
 from atk.models.text import TextEncoder, TextEncoderConfig
 
 # Subfolders of a saved model.
+_AUDIO = "audio"
 _TEXT = "text"
 _CLAP = "clap"
 _MSCLAP = "msclap"
@@ -85,14 +86,14 @@ class TextEmbedding(NamedTuple):
 class CLAP(nn.Module):
     """Contrastive audio-text model with frames, tokens and global vectors in one space (thesis ch. 3)."""
 
-    audio_encoder: AudioEncoder | HTSAT
+    audio_encoder: AudioTower
     text_encoder: TextEncoder
     encoders = ("encode_audio", "encode_text")  # methods that training calls in place of `forward`
 
     def __init__(
         self,
         config: ModelConfig,
-        audio_encoder: AudioEncoder | HTSAT,
+        audio_encoder: AudioTower,
         text_encoder: TextEncoder,
         audio_projection: nn.Module,
         text_projection: nn.Module,
@@ -119,18 +120,13 @@ class CLAP(nn.Module):
             return cls(config, *clap_transformers.create_encoders(config.clap, config.text, captions))
         if config.msclap.enabled:
             return cls(config, *msclap.create_encoders(config.msclap, config.text))
-        return cls._assemble(config, TextEncoder.create(config.text, captions))
+        text = TextEncoder.create(config.text, captions)  # first, so that a seed gives the weights it always gave
+        return cls._assemble(config, create_audio_encoder(config.audio), text)
 
     @classmethod
-    def _assemble(cls, config: ModelConfig, text: TextEncoder) -> "CLAP":
-        """A model with an `AudioEncoder`."""
-        return cls(
-            config,
-            AudioEncoder(config.audio),
-            text,
-            nn.Linear(config.audio.width, config.dim),
-            nn.Linear(text.width, config.dim),
-        )
+    def _assemble(cls, config: ModelConfig, audio: AudioTower, text: TextEncoder) -> "CLAP":
+        """A model of two encoders and linear projections."""
+        return cls(config, audio, text, nn.Linear(audio.width, config.dim), nn.Linear(text.width, config.dim))
 
     @property
     def dim(self) -> int:
@@ -152,6 +148,11 @@ class CLAP(nn.Module):
     def longest_seconds(self) -> float:
         """Length of the longest clip that the audio encoder takes whole, in seconds; infinity if there is no limit."""
         return getattr(self.audio_encoder, "longest_seconds", math.inf)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """Inverse of the temperature of the published checkpoint that the model was created from; None if unknown."""
+        return getattr(self.audio_encoder, "logit_scale", None)
 
     def describe_cut(self, clip_seconds: float) -> str:
         """One line to warn that the audio encoder truncates windows of `clip_seconds`; "" if it does not."""
@@ -224,12 +225,14 @@ class CLAP(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
         folder = save_model(self, self.config, folder)
-        if isinstance(self.audio_encoder, AudioEncoder):
-            self.text_encoder.save(folder / _TEXT)
-        elif self.config.clap.enabled:
-            clap_transformers.save_encoders(self.audio_encoder, self.text_encoder, folder / _CLAP)
+        audio: Any = self.audio_encoder
+        if self.config.clap.enabled:
+            clap_transformers.save_encoders(audio, self.text_encoder, folder / _CLAP)
+        elif self.config.msclap.enabled:
+            msclap.save_encoders(audio, self.text_encoder, folder / _MSCLAP)
         else:
-            msclap.save_encoders(self.audio_encoder, self.text_encoder, folder / _MSCLAP)
+            self.text_encoder.save(folder / _TEXT)
+            save_audio_encoder(audio, folder / _AUDIO)
 
     @staticmethod
     def _find(name: str | Path, tokenizer: str | None = None) -> tuple[Path, ModelConfig, bool]:
@@ -271,7 +274,8 @@ class CLAP(nn.Module):
             elif config.msclap.enabled:
                 model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
             else:
-                model = cls._assemble(config, TextEncoder.load(config.text, folder / _TEXT))
+                text = TextEncoder.load(config.text, folder / _TEXT)
+                model = cls._assemble(config, load_audio_encoder(config.audio, folder / _AUDIO), text)
             load_weights(model, folder)
         return model.eval()
 

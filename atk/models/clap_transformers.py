@@ -63,8 +63,6 @@ def create_encoders(
 ) -> tuple[HTSAT, TextEncoder, nn.Module, nn.Module]:
     """Create the audio encoder, the text encoder, and their projections from a ClapModel.
 
-    The checkpoint's temperature is not used, as every trainer has its own.
-
     Args:
         config: which ClapModel to create.
         text: only `max_tokens` and `token_layer` apply, and `vocabulary` if a tokenizer is trained.
@@ -77,7 +75,8 @@ def create_encoders(
     clap, extractor = _model(transformers, config)
     tokenizer = _tokenizer(transformers, config, clap.text_model.config, text.vocabulary, captions)
     encoder = TextEncoder(replace(text, pooling="pooler"), clap.text_model, tokenizer)
-    return HTSAT(clap.audio_model, extractor), encoder, clap.audio_projection, clap.text_projection
+    scale = None if config.random_init else float(clap.logit_scale_a.exp())
+    return HTSAT(clap.audio_model, extractor, logit_scale=scale), encoder, clap.audio_projection, clap.text_projection
 
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""CNN14 of PANNs (Kong et al. 2020) up to its frame features, the audio encoder of the captioner."""
+"""CNN14 of PANNs (Kong et al. 2020) up to its frame features, the audio encoder of the captioner and others."""
 
 import pickle
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models.layers import MelSpectrogram
+from atk.models.spec_augment import SpecAugment
 
 FRAME_STRIDE = 32  # spectrogram frames per output frame: five poolings by 2
 _BLOCKS = 6
@@ -155,18 +156,24 @@ class Cnn14(nn.Module):
     """Waveforms to frame features: log-mel spectrogram, six convolution blocks, and mean over the mel axis.
 
     Parameter names are those of the published checkpoints. Padding a batch changes no valid frame in evaluation mode
-    and does not enter the batch statistics in training. The SpecAugment of PANNs is omitted.
+    and does not enter the batch statistics in training.
     """
 
     def __init__(self, config: Cnn14Config):
         super().__init__()
         self.config = config
         self.log_mel = _LogMel(config)
+        self.augment: SpecAugment | None = None
         self.bn0 = _BatchNorm(config.mel_bins)
         widths = (1, *config.channels)
         for block in range(_BLOCKS):
             self.add_module(f"conv_block{block + 1}", _ConvBlock(widths[block], widths[block + 1]))
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The convolution blocks, from the input on."""
+        return [self.get_submodule(f"conv_block{block + 1}") for block in range(_BLOCKS)]
 
     @classmethod
     def create(cls, config: Cnn14Config) -> "Cnn14":
@@ -197,7 +204,10 @@ class Cnn14(nn.Module):
         audio = audio.masked_fill(samples >= lengths[:, None], 0)
         lengths = lengths.clamp(min=min_samples)
         frames = 1 + lengths // self.config.hop
-        x = self.log_mel(audio, lengths).to(self.bn0.weight.dtype)
+        mel = self.log_mel(audio, lengths)
+        if self.augment is not None:
+            mel = self.augment(mel, frames, audio, lengths)
+        x = mel.to(self.bn0.weight.dtype)
         mask = _valid_mask(frames, x)
         padded = not bool(mask.all())
         x = self.bn0(x[:, :, None], _valid_indices(mask) if padded else None).transpose(2, 3)  # [N, T, mel_bins, 1]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from atk.models.clap_features import ClapFeatures
 from atk.models.long_clips import LONG_CLIPS, LongClips, crops, fused
+from atk.models.spec_augment import SpecAugment
 from atk.ops.checks import one_of
 
 if TYPE_CHECKING:
@@ -20,19 +21,36 @@ class HTSAT(nn.Module):
         model: the `ClapAudioModel`.
         extractor: the `ClapFeatureExtractor` that goes with it.
         filters: mel filters of a checkpoint; see `ClapFeatures`.
-
-    Attributes:
+        logit_scale: inverse of the temperature that the checkpoint was trained with, if known.
         long_clips: what is used of clips longer than the input; see `use_long_clips`.
     """
 
     model: "ClapAudioModel"
     long_clips: LongClips = "start"
 
-    def __init__(self, model: "ClapAudioModel", extractor: "ClapFeatureExtractor", filters: Tensor | None = None):
+    def __init__(
+        self,
+        model: "ClapAudioModel",
+        extractor: "ClapFeatureExtractor",
+        filters: Tensor | None = None,
+        logit_scale: float | None = None,
+    ):
         super().__init__()
         self.model = model
+        self.logit_scale = logit_scale
+        self.augment: SpecAugment | None = None
         self.features = ClapFeatures(extractor, 4 if model.config.enable_fusion else 1, filters)
         self.frames = _frame_count(model.config)
+
+    @property
+    def inputs(self) -> list[nn.Module]:
+        """What precedes the layers although it is registered after them."""
+        return [self.model.audio_encoder.batch_norm]
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.model.config.hidden_size
 
     @property
     def sample_rate(self) -> int:
@@ -99,6 +117,10 @@ class HTSAT(nn.Module):
                 audio, lengths = crops(audio, lengths, self.features.samples)
             features = self.features(audio, lengths)
             longer = torch.zeros(audio.shape[0], 1, dtype=torch.bool, device=audio.device)
+            if self.augment is not None:
+                mel = features[:, 0]
+                whole = torch.full_like(lengths, mel.shape[1])
+                features = self.augment(mel, whole, audio, lengths)[:, None].expand_as(features)
         outputs = self.model(input_features=features.to(self.model.dtype), is_longer=longer)
         frames = outputs.last_hidden_state.mean(2).transpose(1, 2)
         valid = (lengths * self.frames // self.features.samples).clamp(min=1)

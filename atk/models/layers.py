@@ -80,7 +80,7 @@ def check_waveforms(audio: Tensor, lengths: Tensor) -> None:
 def innermost_layers(model: nn.Module) -> list[nn.Module]:
     """The entries of every `nn.ModuleList` in `model` that contain no `nn.ModuleList` themselves."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = [layer for stack in stacks for layer in stack]
+    layers = [layer for stack in stacks for layer in stack if any(True for _ in layer.parameters())]
     return [layer for layer in layers if not any(isinstance(module, nn.ModuleList) for module in layer.modules())]
 
 

@@ -75,7 +75,7 @@ class Projection(nn.Module):
 def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSAT, TextEncoder, Projection, Projection]:
     """Create the audio encoder, the text encoder, and their projections with the published weights.
 
-    The temperature (every trainer has its own), the sound-event classifier, and SpecAugment are left out.
+    The sound-event classifier is left out.
 
     Args:
         config: where the weights are.
@@ -97,7 +97,8 @@ def create_encoders(config: MsClapConfig, text: TextEncoderConfig) -> tuple[HTSA
     weights.load(gpt2, _GPT2)
     filters = mel_filters(weights, _HTSAT)
     weights.finish(_UNUSED)
-    encoder = HTSAT(htsat, _extractor(transformers, filters), filters)
+    scale = float(weights["logit_scale"].exp()) if weights.names("logit_scale") else None
+    encoder = HTSAT(htsat, _extractor(transformers, filters), filters, scale)
     tokenizer = _tokenizer(transformers, config.tokenizer, gpt2.config.vocab_size)
     return encoder, TextEncoder(replace(text, pooling="last"), gpt2, tokenizer), projections[0], projections[1]
 

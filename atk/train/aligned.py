@@ -56,8 +56,9 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
     def make_criterion(self) -> AlignedContrastiveLoss:
         """The configured loss."""
         loss = self.config.loss
+        start = self.starting_point
         return AlignedContrastiveLoss(
-            loss.first_temperature,
+            start.temperature,
             loss.learns,
             loss.reduction,
             global_weight=loss.global_weight,
@@ -67,7 +68,7 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
             backend=self.config.backend,
             gather=self.config.gather,
             loss=loss.kind,
-            bias=loss.bias,
+            bias=start.bias,
         )
 
     def encode(self, batch: Batch) -> Embeddings:

@@ -4,14 +4,18 @@ import errno
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from atk.extras import optional_imports
 from atk.models.saved import damaged_file, find_checkpoint, step_folders
+from atk.train.shards import load_shards
 
+SHARDS = "shards"
 _STATE = "training.pt"
 
 
@@ -20,6 +24,11 @@ class Saveable(Protocol):
 
     def save_pretrained(self, folder: Path, /) -> None:
         """Write configuration and weights to `folder`, which is created."""
+
+
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it gets its name."""
+    return folder / f".partial-{step:08d}"
 
 
 def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, Any], best: bool) -> Path:
@@ -32,7 +41,8 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
         folder: the checkpoints of a run.
         step: number of steps done.
         model: the model.
-        state: everything else that resuming needs.
+        state: everything else that resuming needs. If it is "sharded", the ranks have already written their shards to
+            the `partial_folder`.
         best: whether this is the best checkpoint so far.
 
     Returns:
@@ -41,23 +51,10 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     Raises:
         OSError: the checkpoint cannot be written, as on a full disk; the earlier ones are left whole.
     """
-    with optional_imports:
-        from safetensors import SafetensorError
-
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial)
-        torch.save(state, partial / _STATE)
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = " ".join(str(error).split())
-        left = ", ".join(path.name for path in step_folders(folder)) or "none"
-        raise OSError(f"{target}: cannot be saved ({reason}); checkpoints left: {left}") from error
+    partial = partial_folder(folder, step)
+    _write(partial, target, model, state)
     earlier = find_checkpoint(folder, "best")
     steps = step_folders(folder)
     if earlier is None and len(steps) == 1 and state.get("best", -math.inf) > -math.inf:
@@ -80,6 +77,25 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     return target
 
 
+def _write(partial: Path, target: Path, model: Saveable, state: dict[str, Any]) -> None:
+    """Write a checkpoint to the folder `partial`, which will become `target`; errors are as in `save_checkpoint`."""
+    with optional_imports:
+        from safetensors import SafetensorError
+
+    if not state.get("sharded"):
+        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        torch.save(state, partial / _STATE)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        left = ", ".join(path.name for path in step_folders(target.parent)) or "none"
+        raise OSError(f"{target}: cannot be saved ({reason}); checkpoints left: {left}") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file; after a kill it holds either the old text or the new one."""
     partial = path.with_name(f".{path.name}.partial")
@@ -99,8 +115,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return last
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """Load everything but the model's weights from the last checkpoint in `folder`, to the CPU.
+def load_state(folder: Path, parameters: Sequence[Tensor] = ()) -> dict[str, Any]:
+    """Load everything but the model's weights from the last checkpoint in `folder`: to the CPU, or in shards.
+
+    Args:
+        folder: the checkpoints of a run.
+        parameters: the weights that are trained, which tell how the shards of a checkpoint are distributed.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -109,10 +129,15 @@ def load_state(folder: Path) -> dict[str, Any]:
     last = find_checkpoint(folder, "last")
     if last is None or not (last / _STATE).is_file():
         raise FileNotFoundError(f"no checkpoint to resume from: {folder / 'last' / _STATE} does not exist")
+    file = last / _STATE
     try:
-        return torch.load(last / _STATE, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not state.get("sharded"):
+            return state
+        file = last / SHARDS
+        return load_shards(file, state, parameters)
     except Exception as error:  # of many types, depending on what is damaged
-        raise ValueError(_damage(last / _STATE, last, " ".join(str(error).split())[:200])) from error
+        raise ValueError(_damage(file, last, " ".join(str(error).split())[:200])) from error
 
 
 def _damage(file: Path, checkpoint: Path, reason: str) -> str:

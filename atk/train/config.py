@@ -8,9 +8,13 @@ from typing import Literal, get_args
 from atk.data.captions import ON_ERROR, OnError
 from atk.data.sampler import SetWeights
 from atk.extras import optional_imports
+from atk.models.spec_augment import SpecAugmentConfig
 from atk.ops.checks import at_least, one_of
 from atk.train.checkpoint import write_atomically
+from atk.train.loggers import LOGGERS
+from atk.train.tune_config import TuneConfig
 
+LR = 5e-4  # from scratch
 OptimizerName = Literal["adam", "schedulefree"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -37,7 +41,11 @@ class OptimConfig:
     Args:
         name: "adam", or "schedulefree", which averages the weights over the steps instead of decaying the learning
             rate (Defazio et al. 2024).
-        lr: peak learning rate; 5e-5 suits a pretrained text encoder, higher values suit training from scratch.
+        lr: peak learning rate; null: 5e-4, but 5e-5 for towers that start from pretrained weights.
+        audio_lr: peak learning rate of the audio encoder; null: `lr`.
+        text_lr: peak learning rate of the text encoder, or of the decoder of a captioner; null: `lr`.
+        layer_decay: learning rate of a layer of a tower as a fraction of that of the next layer; 1 gives all layers
+            that of their tower, 0.75 is common in fine-tuning.
         warmup: fraction of the steps over which the learning rate rises from 0.
         final: learning rate at the end of the cosine decay, as a fraction of the peak; "adam" only.
         weight_decay: decoupled weight decay of all weights but norms, biases, and the temperature; 0 is plain Adam.
@@ -45,7 +53,10 @@ class OptimConfig:
     """
 
     name: OptimizerName = "adam"
-    lr: float = 5e-4
+    lr: float | None = None
+    audio_lr: float | None = None
+    text_lr: float | None = None
+    layer_decay: float = 1.0
     warmup: float = 0.1
     final: float = 0.01
     weight_decay: float = 0.0
@@ -53,10 +64,20 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         one_of("name", self.name, get_args(OptimizerName))
-        if not self.lr > 0 or not self.clip_norm > 0:
+        if not self.peak_lr > 0 or not self.clip_norm > 0:
             raise ValueError(f"lr and clip_norm must be above 0, got {self.lr} and {self.clip_norm}")
+        for name in ("audio_lr", "text_lr"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1:
             raise ValueError(f"warmup must be in [0, 1) and final in [0, 1], got {self.warmup} and {self.final}")
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or its default for training from scratch."""
+        return LR if self.lr is None else self.lr
 
 
 @dataclass(frozen=True)
@@ -77,7 +98,7 @@ class TrainConfig:
         clip_seconds: length of the random crops in training and of the windows in evaluation.
         batch_size: clips in a training batch, summed over all ranks.
         micro_batch: clips per rank that are encoded at a time; null encodes the whole batch at once. The update stays
-            that of the whole batch (gradient caching). Contrastive methods only.
+            that of the whole batch: by gradient caching for contrastive losses, by gradient accumulation for captions.
         workers: processes that read audio for a rank; 0 reads in the main process, null picks 1 on a CPU and up to 8 on
             a GPU. The result of training does not depend on it.
         bucket: batch clips of similar length, which reduces padding.
@@ -87,11 +108,18 @@ class TrainConfig:
             that exists of caption, text, and captions.
         on_error: "skip" reports bad files and rows and continues without them, "raise" stops at the first one.
         log_every: steps between rows of metrics.jsonl.
+        loggers: where these rows go as well: "tensorboard", "wandb", "mlflow", "trackio". The last three need their
+            packages, and work offline unless their environment variables name a server.
         save_every: steps between checkpoints.
         eval_every: steps between validations if there is a split to validate on; 0 validates only at the end.
+        patience: end training after so many validations in a row without a better one; null never does.
+        ema: decay of an exponential moving average of the weights, such as 0.999, which is then validated and saved in
+            their place; it rises from 0.1 over the first steps. 0 averages nothing.
         shard: shard weights and optimizer state over the ranks (FSDP2) instead of replicating them (DDP).
         timeout: seconds that a rank waits for the others, including for the first rank to validate.
         optim: optimizer: Adam with linear warmup and cosine decay, or schedule-free Adam.
+        tune: fine-tuning: frozen weights, gradual unfreezing, low-rank adapters.
+        spec_augment: masks on the spectrograms of training clips.
     """
 
     data: str | list[str]
@@ -111,26 +139,25 @@ class TrainConfig:
     caption_column: str | None = None
     on_error: OnError = "skip"
     log_every: int = 10
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     save_every: int = 200
     eval_every: int = 200
+    patience: int | None = None
+    ema: float = 0.0
     shard: bool = False
     timeout: float = 1800.0
     optim: OptimConfig = field(default_factory=OptimConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
 
     def __post_init__(self) -> None:
-        names = [self.data] if isinstance(self.data, str) else self.data
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"data must be the names of one or several data sets, got {self.data!r}")
-        object.__setattr__(self, "data", names[0] if len(names) == 1 else names)
-        if self.data_weights is not None:
-            SetWeights([1] * len(names), self.data_weights)  # checks them
+        self._check_data()
+        self._check_averages()
         fields_at_least(self, 0.05, "clip_seconds")
-        fields_at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every")
+        fields_at_least(self, 1, "steps", "batch_size", "micro_batch", "log_every", "save_every", "patience")
         fields_at_least(self, 0, "eval_every", "seed", "workers")
         if self.seed >= 1 << 32:  # random states combine it with the step in 64 bits
             raise ValueError(f"seed must be below {1 << 32}, got {self.seed}")
-        if self.shard and self.optim.name != "adam":
-            raise ValueError(f"shard: needs optim.name 'adam', got {self.optim.name!r}")
         for name in ("epochs", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
@@ -138,8 +165,26 @@ class TrainConfig:
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, str) and not _is_unicode(text):  # config.yaml could not hold it
                     raise ValueError(f"{name}: {text!r} is not valid UTF-8; rename the file or folder")
+        for name in self.loggers:
+            one_of("loggers", name, LOGGERS)
         one_of("precision", self.precision, get_args(Precision))
         one_of("on_error", self.on_error, ON_ERROR)
+
+    def _check_data(self) -> None:
+        names = [self.data] if isinstance(self.data, str) else self.data
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"data must be the names of one or several data sets, got {self.data!r}")
+        object.__setattr__(self, "data", names[0] if len(names) == 1 else names)
+        if self.data_weights is not None:
+            SetWeights([1] * len(names), self.data_weights)  # checks them
+
+    def _check_averages(self) -> None:
+        """Check what does not go with an optimizer that averages the weights."""
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for name in ("ema", "shard"):
+            if getattr(self, name) and self.optim.name != "adam":
+                raise ValueError(f"{name}: needs optim.name 'adam', got {self.optim.name!r}")
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML; training with it repeats the run."""

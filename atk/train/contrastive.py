@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,40 +15,22 @@ from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
 from atk.nn import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
-from atk.nn.losses import PAIR_LOSSES, PairLoss, check_reduction
+from atk.nn.losses import MAX_LOGIT_SCALE, PAIR_LOSSES, PairLoss, check_reduction
 from atk.ops.checks import one_of
 from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import TrainConfig
 from atk.train.grad_cache import Embeddings
 from atk.train.run import MakeTask, checkpoint_to_resume, run
+from atk.train.saved_loss import saved_pair_loss
 from atk.train.task import CaptionedTask
+from atk.train.tuning import note_once, pretrained_defaults
 
 
-@dataclass(frozen=True)
-class ContrastiveConfig(TrainConfig):
-    """Settings that the contrastive methods share.
+class StartingPoint(NamedTuple):
+    """Temperature and bias of a loss at the first step."""
 
-    Args:
-        init: run folder or model folder to start from; the settings under `model` are then taken from it.
-        activation_checkpointing: keep only the inputs of the encoder layers and recompute the rest in the backward,
-            which saves memory at the cost of a second forward.
-        compile: run `torch.compile` on the encoders; the first steps then take minutes.
-        gather: how captions are exchanged between ranks: "all" gathers them at once, "ring" passes them around, which
-            takes less memory.
-        model: audio encoder, text encoder, and shared space.
-    """
-
-    init: str | None = None
-    activation_checkpointing: bool = False
-    compile: bool = False
-    gather: GatherMode = "all"
-    model: ModelConfig = field(default_factory=ModelConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, as the loss contrasts pairs, got {self.batch_size}")
-        one_of("gather", self.gather, GATHERS)
+    temperature: float
+    bias: float
 
 
 @dataclass(frozen=True)
@@ -58,8 +40,10 @@ class PairLossConfig:
     Args:
         kind: "info_nce" ranks the captions of the batch for every clip and the clips for every caption; "sigmoid",
             SigLIP's loss, judges every pair by itself.
-        temperature: inverse of the factor of the similarities; null: 0.2 for "info_nce", 0.1 for "sigmoid".
-        learnable: learn the temperature, starting from `temperature`, and the bias; null: only with "sigmoid".
+        temperature: inverse of the factor of the similarities; null: that of the checkpoint that the model starts from
+            (with its bias), else 0.2 for "info_nce", 0.1 for "sigmoid".
+        learnable: learn the temperature, starting from `temperature`, and the bias; null: with "sigmoid", and if both
+            encoders start from one checkpoint.
         bias: what "sigmoid" adds to the logits, at the start if it is learned.
         reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss; "info_nce" only.
     """
@@ -75,15 +59,49 @@ class PairLossConfig:
         one_of("reduction", self.reduction, REDUCTIONS)
         check_reduction(self.kind, self.reduction)
 
-    @property
-    def first_temperature(self) -> float:
-        """`temperature`, or its default."""
-        return (0.1 if self.kind == "sigmoid" else 0.2) if self.temperature is None else self.temperature
+    def starting_from(self, logit_scale: float | None, logit_bias: float | None) -> "StartingPoint":
+        """Where temperature and bias start: as configured, else as in a checkpoint, if it has any, else by default."""
+        if self.temperature is not None:
+            return StartingPoint(self.temperature, self.bias)
+        if logit_scale is None or (logit_bias is None) == (self.kind == "sigmoid"):  # that of another loss
+            return StartingPoint(0.1 if self.kind == "sigmoid" else 0.2, self.bias)
+        if logit_bias is None:
+            return StartingPoint(1 / min(logit_scale, MAX_LOGIT_SCALE), self.bias)
+        return StartingPoint(1 / logit_scale, logit_bias)
 
     @property
     def learns(self) -> bool:
         """`learnable`, or its default."""
         return self.kind == "sigmoid" if self.learnable is None else self.learnable
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(TrainConfig):
+    """Settings that the contrastive methods share.
+
+    Args:
+        init: run folder or model folder to start from; the settings under `model` are then taken from it.
+        activation_checkpointing: keep only the inputs of the encoder layers and recompute the rest in the backward,
+            which saves memory at the cost of a second forward.
+        compile: run `torch.compile` on the encoders; the first steps then take minutes.
+        gather: how captions are exchanged between ranks: "all" gathers them at once, "ring" passes them around, which
+            takes less memory.
+        loss: loss between clips and captions.
+        model: audio encoder, text encoder, and shared space.
+    """
+
+    init: str | None = None
+    loss: PairLossConfig = field(default_factory=PairLossConfig)
+    activation_checkpointing: bool = False
+    compile: bool = False
+    gather: GatherMode = "all"
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, as the loss contrasts pairs, got {self.batch_size}")
+        one_of("gather", self.gather, GATHERS)
 
 
 ConfigT = TypeVar("ConfigT", bound=ContrastiveConfig)
@@ -105,6 +123,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
     monitor = "mAP@10"
     op = "max_mean_similarity"
     method: str
+    learned: tuple[float | None, float | None] = (None, None)  # logit scale and bias of the checkpoint to start from
 
     def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device)
@@ -115,8 +134,13 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         new = checkpoint is None
         model = CLAP.create(config.model, self.captions) if new else CLAP.from_pretrained(checkpoint)
         self.model = model.to(device)
+        self.learned = (model.logit_scale, None)
+        if config.init is not None and model.logit_scale is None:
+            self.learned = saved_pair_loss(Path(config.init))
         if note := model.describe_cut(config.clip_seconds):
             print(note, file=sys.stderr)
+        if config.shard and not getattr(model.audio_encoder, "masks_padding", True):
+            raise ValueError("shard: this audio encoder encodes clips of different lengths one length at a time")
         if config.activation_checkpointing:
             checkpoint_layers(self.model)
         if config.compile:
@@ -127,6 +151,11 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         self.validation = self._split("val", side_files=False) if self.has("val") else None
         # Read the held-out split now, so that errors in it show up before training and not after it.
         self.evaluation = self._split(self.held_out, side_files=True) if self.held_out else None
+
+    @property
+    def starting_point(self) -> StartingPoint:
+        """Temperature and bias at the first step."""
+        return self.config.loss.starting_from(*self.learned)
 
     def make_criterion(self) -> CriterionT:
         """The loss, and whatever else is trained along with the model."""
@@ -163,7 +192,24 @@ def readings_of(loss: AlignedContrastiveLoss | InfoNCELoss | SigmoidLoss) -> dic
 
 def train_contrastive(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool) -> dict[str, Any] | None:
     """Train by a contrastive method; with `config.init`, its model replaces `config.model`."""
+    last = checkpoint_to_resume(config, resume)
     if config.init is not None:
-        start = checkpoint_to_resume(config, resume) or config.init
-        config = replace(config, model=CLAP.saved_config(start))
+        config = replace(config, model=CLAP.saved_config(last or config.init))
+    if last is None:
+        config = _safe_defaults(config)
     return run(make_task, config, resume)
+
+
+def _safe_defaults(config: ConfigT) -> ConfigT:
+    """The configuration of a new run, with settings that suit the pretrained weights it starts from."""
+    model = config.model
+    published = model.clap.pretrained is not None and not model.clap.random_init
+    whole = config.init is not None or published or model.msclap.enabled
+    config = pretrained_defaults(
+        config, whole or model.audio.pretrained is not None, whole or model.text.pretrained is not None
+    )
+    if whole and config.loss.learnable is None:
+        note = " of the checkpoint" if config.loss.temperature is None else ""
+        note_once(f"pretrained weights: the temperature{note} is learned, unless loss.learnable is false")
+        config = replace(config, loss=replace(config.loss, learnable=True))
+    return config

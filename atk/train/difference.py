@@ -1,6 +1,7 @@
 """Audio difference learning (thesis ch. 4): the caption of `x` from `Diff(x + x_ref, x_ref)` (4.9)."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +28,7 @@ from atk.train.config import TrainConfig, fields_at_least
 from atk.train.grad_cache import Embeddings
 from atk.train.run import checkpoint_to_resume, run
 from atk.train.task import CaptionedTask
+from atk.train.tuning import pretrained_defaults
 
 Objective = Literal["mask", "subtraction", "plain", "pairmix"]
 _BLOCKS: dict[Objective, Difference] = {
@@ -64,8 +66,6 @@ class DifferenceConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("objective", self.objective, get_args(Objective))
-        if self.micro_batch is not None:
-            raise ValueError("micro_batch: gradient caching needs a contrastive loss; use a smaller batch_size")
         if self.shard:  # the number of layer calls depends on the clips of a rank, but sharded ranks must agree on it
             raise ValueError("shard: captioners cannot be sharded")
         fields_at_least(self, 1, "beams")
@@ -153,6 +153,15 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         loss, tokens = self._cross_entropy(batch)
         return {"loss": loss[None], "tokens": torch.tensor([tokens], device=self.device)}
 
+    def shares(self, parts: Sequence[MixtureBatch | None]) -> list[Tensor]:
+        """The share of each part of a batch in its loss: of its tokens in those of all parts on all ranks."""
+        counts = [0 if part is None else self._tokens(part.captions) for part in parts]
+        tokens = torch.tensor(counts, dtype=torch.float32, device=self.device)
+        return list(tokens / total(tokens.sum()))
+
+    def _tokens(self, captions: list[str]) -> int:
+        return int(self.model.tokenize(captions)["attention_mask"].sum())
+
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the mean over the tokens of all ranks; no further terms."""
         tokens = embeddings["tokens"]
@@ -205,9 +214,15 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train a captioner by `config.objective`; arguments, result, and errors: see `atk.train.run.run`."""
+    last = checkpoint_to_resume(config, resume)
     if config.init is not None:
-        start = checkpoint_to_resume(config, resume) or config.init
-        saved = Captioner.saved_config(start)
+        saved = Captioner.saved_config(last or config.init)
         model = replace(saved, difference=config.model.difference, heads=config.model.heads)
         config = replace(config, model=model)
+    if last is None:
+        start = config.init is not None
+        model = config.model
+        config = pretrained_defaults(
+            config, start or model.audio.pretrained is not None, start or model.decoder.pretrained is not None
+        )
     return run(DifferenceTask, config, resume)

@@ -7,7 +7,7 @@ its gradients to the weights.
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Embeddings = dict[str, Tensor]  # [N, ...] each; parts may differ in the length of axis 1, which is padded with 0
 Autocast = Callable[[], AbstractContextManager[object]]
 EncodeLast = Callable[[Any], tuple[Embeddings, list[Tensor]]]
+
+
+@runtime_checkable
+class AdditiveTask(Protocol):
+    """A task whose loss is a sum over the parts of a batch, each of which gives its own "loss" `[1]`."""
+
+    def shares(self, parts: Sequence[Any], /) -> list[Tensor]:
+        """The factor of the loss of each part, a scalar each; over all ranks they add up to 1."""
+        ...
 
 
 class CachedTask(Protocol):
@@ -53,7 +62,8 @@ def backward(
     """Accumulate the gradients of the loss of a batch that is given in parts, equal to those of the whole batch.
 
     Every part draws its own random numbers (dropout, noise), which are replayed when it is encoded again. Batch
-    normalization uses the statistics of a part, and counts each part once. A single part is encoded once.
+    normalization uses the statistics of a part, and counts each part once. A single part is encoded once, and so is
+    every part of an `AdditiveTask`, whose gradients are accumulated part by part.
 
     Args:
         task: `encode` is called twice per part, `loss_of` once.
@@ -79,6 +89,8 @@ def backward(
         loss, terms, grads = _loss_and_grads(task, [embeddings], autocast, scale)
         _backward_encoders(embeddings, extra, grads)
         return loss, terms
+    if isinstance(task, AdditiveTask):
+        return _accumulate(task, task.shares(parts), parts, autocast, encode_last, scale)
     states, encoded = _encode_without_graph(task, parts, device, autocast)
     loss, terms, grads = _loss_and_grads(task, encoded, autocast, scale)
     encoded.clear()  # only their gradients are still needed
@@ -95,6 +107,25 @@ def backward(
         _backward_encoders(embeddings, extra, {name: grads[name][part_rows] for name, part_rows in rows.items()})
     _set_random_state(device, end_state)
     return loss, terms
+
+
+def _accumulate(
+    task: CachedTask,
+    shares: Sequence[Tensor],
+    parts: Sequence[Any],
+    autocast: Autocast,
+    encode_last: EncodeLast,
+    scale: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Accumulate the gradients of the parts of an additive loss; each part is encoded once."""
+    loss = torch.zeros((), device=shares[0].device)
+    for index, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        with autocast():
+            embeddings, extra = encode_last(part) if index == len(parts) - 1 else (encode(task, part), [])
+        value = embeddings["loss"].sum() * share
+        _backward_encoders({"loss": value}, extra, {"loss": torch.full_like(value, scale)})
+        loss = loss + value.detach()
+    return loss, {}
 
 
 def encode(task: CachedTask, part: Any) -> Embeddings:

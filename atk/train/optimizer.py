@@ -1,9 +1,8 @@
 """Optimizers: Adam with linear warmup and cosine decay, and schedule-free Adam, which averages the weights instead."""
 
 import math
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +10,8 @@ from torch import Tensor, nn
 from atk.extras import optional_imports
 from atk.train.config import OptimConfig
 
-
-class _ScheduleFree(Protocol):
-    """Switches the weights between those being trained and their average."""
-
-    def train(self) -> None:
-        """Put the weights being trained into the parameters."""
-
-    def eval(self) -> None:
-        """Put the average into the parameters."""
+# Settings of a group that follow from the configuration and are not restored from a checkpoint.
+_OF_THE_RUN = ("params", "weight_decay", "lr", "lr_factor")
 
 
 def make_optimizer(groups: Iterable[dict[str, Any]], optim: OptimConfig, steps: int) -> torch.optim.Optimizer:
@@ -31,12 +23,12 @@ def make_optimizer(groups: Iterable[dict[str, Any]], optim: OptimConfig, steps: 
         steps: number of steps of the whole run.
     """
     if optim.name == "adam":
-        return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(groups, optim.peak_lr, weight_decay=optim.weight_decay)
     with optional_imports:
         from schedulefree import AdamWScheduleFree
 
     optimizer = AdamWScheduleFree(
-        groups, optim.lr, weight_decay=optim.weight_decay, warmup_steps=round(optim.warmup * steps)
+        groups, optim.peak_lr, weight_decay=optim.weight_decay, warmup_steps=round(optim.warmup * steps)
     )
     optimizer.train()
     return optimizer
@@ -55,41 +47,84 @@ def without_decay(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(spared.values())
 
 
-def decay_groups(parameters: Iterable[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: one with weight decay, and one without it for `undecayed`; none is empty."""
+def parameter_groups(
+    parameters: Iterable[Tensor], undecayed: Sequence[Tensor], lr_factors: Mapping[int, float] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, by weight decay and learning rate; none is empty.
+
+    Args:
+        parameters: all parameters to train.
+        undecayed: those that get no weight decay.
+        lr_factors: learning rates relative to that of the run, by `id` of the parameter; 1 for those that are missing.
+    """
     spared = {id(parameter) for parameter in undecayed}
-    decayed, rest = [], []
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
     for parameter in parameters:
-        (rest if id(parameter) in spared else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        factor = (lr_factors or {}).get(id(parameter), 1.0)
+        groups.setdefault((id(parameter) in spared, factor), []).append(parameter)
+    return [
+        {"params": members, "lr_factor": factor} | ({"weight_decay": 0.0} if undecayed_group else {})
+        for (undecayed_group, factor), members in sorted(groups.items())
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the run; each group multiplies it by its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 def ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """The state of an optimizer as if all `parameters` were in one group, in their order."""
-    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
-    order = [index_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    """The state of an optimizer by the index of each parameter in `parameters`.
+
+    Groups that differ only in what the configuration determines (weight decay, learning rate) become one.
+    """
+    order = _order(optimizer, parameters)
     state = optimizer.state_dict()
-    group = state["param_groups"][0] | {"params": list(range(len(parameters)))}
-    return {"state": {order[index]: values for index, values in state["state"].items()}, "param_groups": [group]}
+    groups: list[dict[str, Any]] = []
+    for group in state["param_groups"]:
+        indices = [order[position] for position in group["params"]]
+        like = next((other for other in groups if _own_state(other) == _own_state(group)), None)
+        if like is None:
+            groups.append({name: value for name, value in group.items() if name != "lr_factor"} | {"params": indices})
+        else:
+            like["params"] = sorted([*like["params"], *indices])
+    return {"state": {order[index]: values for index, values in state["state"].items()}, "param_groups": groups}
 
 
 def load_ordered_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]) -> None:
-    """Load the result of `ordered_state`; groups keep their weight decay."""
-    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
-    order = [index_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    (saved,) = state["param_groups"]
-    groups = [
-        saved | {"params": group["params"], "weight_decay": group["weight_decay"]}
-        for group in optimizer.state_dict()["param_groups"]
-    ]
+    """Load the result of `ordered_state`; groups keep their weight decay and learning rate.
+
+    Raises:
+        ValueError: the state is that of other parameters, or of another optimizer.
+    """
+    saved_group = {index: group for group in state["param_groups"] for index in group["params"]}
+    if set(saved_group) != set(range(len(parameters))):
+        raise ValueError(f"it trains {len(saved_group)} weights instead of {len(parameters)}")
+    if set(_own_state(state["param_groups"][0])) != set(_own_state(optimizer.param_groups[0])):
+        raise ValueError("a different optimizer")
+    order = _order(optimizer, parameters)
+    groups = []
+    for group in optimizer.state_dict()["param_groups"]:
+        of_the_run = {name: group[name] for name in _OF_THE_RUN if name in group}
+        groups.append(saved_group[order[group["params"][0]]] | of_the_run)
     values = {index: state["state"][position] for index, position in enumerate(order) if position in state["state"]}
     optimizer.load_state_dict({"state": values, "param_groups": groups})
 
 
+def _order(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[int]:
+    """For each parameter of the optimizer, in the order of its groups, its index in `parameters`."""
+    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
+    return [index_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _own_state(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in _OF_THE_RUN}
+
+
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     """The learning rate to set at `step` (from 0) of `steps`. The schedule-free optimizer does its own warmup."""
-    return optim.lr * (lr_factor(step, steps, optim) if optim.name == "adam" else 1.0)
+    return optim.peak_lr * (lr_factor(step, steps, optim) if optim.name == "adam" else 1.0)
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
@@ -99,33 +134,3 @@ def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@contextmanager
-def evaluation_weights(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> Generator[list[Tensor] | None, None, None]:
-    """Load into the parameters the weights that are validated and saved; at the end, restore those being trained.
-
-    Yields:
-        A copy of the weights being trained, which a checkpoint also needs, or None if they are the weights to save, as
-        with Adam. The schedule-free optimizer saves an average over the steps. They are restored bit for bit.
-    """
-    if not hasattr(optimizer, "eval"):
-        yield None
-        return
-    schedule_free = cast(_ScheduleFree, optimizer)
-    trained = [parameter.detach().clone() for parameter in parameters]
-    schedule_free.eval()
-    try:
-        yield trained
-    finally:
-        schedule_free.train()
-        copy_weights(parameters, trained)
-
-
-@torch.no_grad()
-def copy_weights(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy `values` into `parameters`, in order."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import shutil
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from atk.distributed.collectives import world_size
 from atk.models.layers import innermost_layers
 from atk.train import grad_cache, ranks
+from atk.train.checkpoint import SHARDS
 from atk.train.grad_cache import CachedTask, Embeddings, EncodeLast
-from atk.train.optimizer import decay_groups, load_ordered_state, ordered_state
+from atk.train.optimizer import load_ordered_state, ordered_state, parameter_groups
+from atk.train.shards import save_shards, take_shards
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -46,9 +50,11 @@ class Replicas:
     def finish(self) -> None:
         """Complete the gradients of a step after its last backward."""
 
-    def groups(self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """The parameters in the groups that the optimizer needs; `undecayed` get no weight decay."""
-        return decay_groups(parameters, undecayed)
+    def groups(
+        self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor], lr_factors: Mapping[int, float] | None = None
+    ) -> list[dict[str, Any]]:
+        """The parameters in the groups that the optimizer needs; arguments are as in `parameter_groups`."""
+        return parameter_groups(parameters, undecayed, lr_factors)
 
     def full_model(self, device: torch.device) -> AbstractContextManager[None]:
         """A context in which the first rank can use and save the whole model; a sharded one is moved to `device`."""
@@ -67,6 +73,14 @@ class Replicas:
     ) -> None:
         """Load what `optimizer_state` returned, on any number of ranks."""
         load_ordered_state(optimizer, parameters, state)
+
+    def shares(self, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """This rank's shares of `values`, which are like `parameters`."""
+        return list(values)
+
+    def write_shards(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """Write what all ranks have to write to a new checkpoint `folder`; returns what remains for the first one."""
+        return state
 
 
 class Shards(Replicas):
@@ -103,9 +117,12 @@ class Shards(Replicas):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
 
-    def groups(self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor]) -> list[dict[str, Any]]:
+    def groups(
+        self, parameters: Sequence[Tensor], undecayed: Sequence[Tensor], lr_factors: Mapping[int, float] | None = None
+    ) -> list[dict[str, Any]]:
         """As in `Replicas`, with sharded and replicated parameters apart, because no fused update takes both."""
-        return [group for part in _split_by_sharding(parameters) for group in decay_groups(part, undecayed)]
+        parts = _split_by_sharding(parameters)
+        return [group for part in parts for group in parameter_groups(part, undecayed, lr_factors)]
 
     @contextmanager
     def full_model(self, device: torch.device) -> Generator[None, None, None]:
@@ -136,16 +153,6 @@ class Shards(Replicas):
                 grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Any]:
-        """As in `Replicas`; tensors are gathered one at a time and kept on the CPU of the first rank only."""
-        state = ordered_state(optimizer, parameters)
-        gathered = {}
-        for index, values in state["state"].items():
-            full = {name: _on_cpu(full_tensor(value)) for name, value in values.items()}
-            if ranks.is_first():
-                gathered[index] = full
-        return {"state": gathered, "param_groups": state["param_groups"]}
-
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: dict[str, Any]
     ) -> None:
@@ -155,6 +162,20 @@ class Shards(Replicas):
             for index, values in state["state"].items()
         }
         load_ordered_state(optimizer, parameters, {"state": sharded, "param_groups": state["param_groups"]})
+
+    def shares(self, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+        """As in `Replicas`."""
+        return [_sharded_like(*pair) for pair in zip(parameters, values, strict=True)]
+
+    def write_shards(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """As in `Replicas`: every rank writes its shards of the optimizer state and of the weights."""
+        rest, tensors = take_shards(state)
+        if ranks.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / SHARDS).mkdir(parents=True)
+        dist.barrier()
+        save_shards(folder / SHARDS, tensors)
+        return rest
 
 
 class _Encode(nn.Module):
@@ -197,10 +218,6 @@ def _copy_on_cpu(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, copies)
 
 
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
 def _as_dtensor(value: Any) -> "DTensor | None":
     """`value` if it is sharded, else None."""
     from torch.distributed.tensor import DTensor
@@ -229,5 +246,7 @@ def _sharded_like(parameter: Tensor, value: Any) -> Any:
 
     like = _as_dtensor(parameter)
     if like is None or not isinstance(value, Tensor) or value.shape != parameter.shape or not value.dim():
+        return value
+    if _as_dtensor(value) is not None:
         return value
     return distribute_tensor(value.to(parameter.device), like.device_mesh, like.placements)

@@ -175,11 +175,12 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
     def make_criterion(self) -> SemiSupervisedCriterion:
         """The configured loss, and the mapper that is trained along with it."""
         loss = self.config.loss
+        start = self.starting_point
         options: dict[str, Any] = {"backend": self.config.backend, "gather": self.config.gather}
         if loss.kind == "sigmoid":
-            criterion = SigmoidLoss(loss.first_temperature, loss.bias, loss.learns, **options)
+            criterion = SigmoidLoss(start.temperature, start.bias, loss.learns, **options)
         else:
-            criterion = InfoNCELoss(loss.first_temperature, loss.learns, loss.reduction, **options)
+            criterion = InfoNCELoss(start.temperature, loss.learns, loss.reduction, **options)
         return SemiSupervisedCriterion(criterion, self._mapper() if self.config.uses_unlabeled else None)
 
     def _mapper(self) -> MLPMapper | TransformerMapper:

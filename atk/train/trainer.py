@@ -2,13 +2,11 @@
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,14 +15,18 @@ from torch import Tensor
 from atk.data.dataset import random_stream
 from atk.device import multiplies_bf16
 from atk.distributed import ddp_factor, total
-from atk.extras import optional_imports
 from atk.train import grad_cache, ranks
-from atk.train.checkpoint import load_state, save_checkpoint
+from atk.train.averages import MovingAverage, copy_weights, evaluation_weights
+from atk.train.checkpoint import load_state, partial_folder, save_checkpoint
 from atk.train.config import TrainConfig
-from atk.train.log import RunLog, peak_memory_mib
-from atk.train.optimizer import copy_weights, evaluation_weights, learning_rate, make_optimizer, without_decay
+from atk.train.interrupts import interrupts
+from atk.train.log import RunLog, peak_memory_mib, progress_bar
+from atk.train.loggers import require_loggers
+from atk.train.lora import merged
+from atk.train.optimizer import learning_rate, make_optimizer, set_learning_rate, without_decay
 from atk.train.replicas import replicate_or_shard
 from atk.train.task import Task
+from atk.train.tuning import drop_locked_gradients, lr_factors, prepare, set_augmentation_key, train_mode
 
 
 class TrainingError(RuntimeError):
@@ -49,61 +51,70 @@ class Trainer:
         resume: load the last checkpoint in `config.out`. The task has already loaded the model.
 
     Raises:
-        ValueError: the checkpoint does not match the optimizer or the criterion.
+        ValueError: the checkpoint does not match the optimizer or the criterion, or `config.tune` the model, or
+            the package of a logger is missing.
         FileNotFoundError: there is no checkpoint to resume from.
     """
 
     def __init__(self, task: Task, config: TrainConfig, device: torch.device, resume: bool = False):
+        require_loggers(config.loggers)
+        if config.patience is not None and (task.validation is None or not config.eval_every):
+            raise ValueError("patience: needs a split to validate on (val.csv), and eval_every above 0")
         self.task = task
         self.config = config
         self.device = device
         self.out = Path(config.out)
         self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
         self.bf16 = multiplies_bf16(device) if config.precision == "auto" else config.precision == "bf16"
+        self.paces = prepare(task.model, config, resume)
         self.replicas = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
         self.parameters: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
         undecayed = without_decay(modules) if config.optim.weight_decay else []
-        self.optimizer = make_optimizer(self.replicas.groups(self.parameters, undecayed), config.optim, self.steps)
+        groups = self.replicas.groups(self.parameters, undecayed, lr_factors(task.model, self.paces))
+        self.optimizer = make_optimizer(groups, config.optim, self.steps)
+        self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf
+        self.stale = 0  # validations since the best one
         if resume:
-            self._resume(load_state(self.out / "checkpoints"))
+            self._resume(load_state(self.out / "checkpoints", self.parameters))
 
     def _resume(self, state: dict[str, Any]) -> None:
         try:
             self.task.criterion.load_state_dict(state["criterion"])
-            if set(state["optimizer"]["param_groups"][0]) != set(self.optimizer.param_groups[0]):
-                raise ValueError("a different optimizer")
             self.replicas.load_optimizer_state(self.optimizer, self.parameters, state["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"out: the run in {self.out} has a different optimizer, loss or mapper; keep the settings of its "
-                f"config.yaml or choose another out ({' '.join(str(error).split())})"
+                f"out: the run in {self.out} has a different optimizer, loss or mapper, or trains other weights; keep "
+                f"the settings of its config.yaml or choose another out ({' '.join(str(error).split())})"
             ) from None
         self.step = state["step"]
         self.seconds = state["seconds"]
         self.best = state["best"]
+        self.stale = state.get("stale", 0)
         self.task.skipped |= state["skipped"]
+        if self.average is not None and state.get("average") is not None:
+            copy_weights(self.average.values, self.replicas.shares(self.parameters, state["average"]))
         if state.get("trained") is not None:
-            copy_weights(self.parameters, state["trained"])
+            copy_weights(self.parameters, self.replicas.shares(self.parameters, state["trained"]))
 
     def fit(self) -> None:
-        """Train to the last step.
+        """Train to the last step, or until `config.patience` is exhausted.
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
             Interrupted: SIGINT or SIGTERM was received; the state was saved first.
             RankLost: another rank ended or stopped.
         """
-        if self.step >= self.steps:
+        if self.done:
             return
-        self.task.model.train()
+        train_mode(self.task.model)
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(RunLog(self.out, self.step)) if ranks.is_first() else None
-            bar = stack.enter_context(self._progress_bar())
-            interrupt = stack.enter_context(_interrupts())
+            log = stack.enter_context(self._open_log()) if ranks.is_first() else None
+            bar = stack.enter_context(progress_bar(self.steps, self.step, ranks.is_first()))
+            interrupt = stack.enter_context(interrupts())
             step_started = time.perf_counter()
             started = step_started - self.seconds
             for batch in ranks.lockstep_batches(self.task.batches(self.step)):
@@ -114,24 +125,20 @@ class Trainer:
                 bar.update()
                 if log is not None and row and self._should_log():
                     self._log(log, bar, row, now - step_started)
-                last = self.step == self.steps
                 if self._end_step(log, interrupt.is_set()):
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; continue with --resume")
-                if last:
+                if self.done:
                     return
                 step_started = time.perf_counter()
 
-    def _progress_bar(self) -> Any:
-        with optional_imports:
-            from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
+    def _open_log(self) -> RunLog:
+        return RunLog(self.out, self.step, self.config.loggers, asdict(self.config))
 
-        return tqdm(
-            total=self.steps,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None if ranks.is_first() else True,
-        )
+    @property
+    def done(self) -> bool:
+        """Whether training has ended, at the last step or because validation has not improved for long enough."""
+        patience = self.config.patience
+        return self.step >= self.steps or (patience is not None and self.stale >= patience)
 
     def _should_log(self) -> bool:
         return self.step % self.config.log_every == 0 or self.step in (1, self.steps)
@@ -147,11 +154,12 @@ class Trainer:
     def _end_step(self, log: RunLog | None, interrupted: bool) -> bool:
         """Validate and save if this is due; returns whether a rank was interrupted."""
         config = self.config
-        last = self.step == self.steps
-        due = last or bool(config.eval_every and self.step % config.eval_every == 0)
+        due = self.step == self.steps or bool(config.eval_every and self.step % config.eval_every == 0)
         is_best = self._validate(log) if due else False
         best, stop = (bool(flag) for flag in ranks.all_reduce_max(is_best, interrupted))
-        if best or stop or last or self.step % config.save_every == 0:
+        if due and self.task.validation is not None:
+            self.stale = 0 if best else self.stale + 1
+        if best or stop or self.done or self.step % config.save_every == 0:
             self._save(best)
         return stop
 
@@ -171,14 +179,15 @@ class Trainer:
         parts += [None] * (count - len(parts))  # all ranks encode equally often
         optim = self.config.optim
         torch.manual_seed(self._seed())
+        set_augmentation_key(self.task.model, self._step_seed())
         lr = learning_rate(self.step, self.steps, optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms = grad_cache.backward(
             self.task, parts, self.device, self._autocast, encode_last=self.replicas.encode_last, scale=ddp_factor()
         )
         self.replicas.finish()
+        drop_locked_gradients(self.task.model, self.paces, self.step)
         norm = self.replicas.clip_gradients(self.parameters, optim.clip_norm)
         row = self._row({"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}, norm)
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
@@ -187,6 +196,8 @@ class Trainer:
                 f"batch: {', '.join(batch.files)}"
             )
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.step)
         return row | {"lr": lr}
 
     def _row(self, shares: dict[str, Tensor], grad_norm: Tensor) -> dict[str, float]:
@@ -211,64 +222,66 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def _step_seed(self) -> int:
+        return (self.config.seed << 32) + self.step
+
     def _seed(self) -> int:
         """The seed of dropout and noise in this step, different on every rank."""
-        step_seed = (self.config.seed << 32) + self.step
+        step_seed = self._step_seed()
         return int(random_stream(8, step_seed, ranks.rank()).integers(2**63)) if ranks.rank() else step_seed
 
     def _validate(self, log: RunLog | None) -> bool:
         """Validate on the first rank and log the metrics; returns whether they are the best so far."""
         if self.task.validation is None:
             return False
-        with self.replicas.full_model(self.device), evaluation_weights(self.optimizer, self.parameters):
+        with self._evaluation_model(self.device):
             if log is None:
                 return False
             self.task.model.eval()
             metrics = self.task.validate()
-            self.task.model.train()
+        train_mode(self.task.model)
         log.write({"step": self.step, **{f"val/{name}": value for name, value in metrics.items()}})
         if not metrics[self.task.monitor] > self.best:  # NaN never counts as best
             return False
         self.best = metrics[self.task.monitor]
         return True
 
+    @contextmanager
+    def _evaluation_model(self, device: torch.device) -> Generator[list[Tensor] | None, None, None]:
+        """A context in which the task of the first rank has the model that is validated and saved, as a whole.
+
+        Yields:
+            The weights being trained, if that model doesn't hold them.
+        """
+        adapted = self.config.tune.lora.rank > 0
+        weights = evaluation_weights(self.optimizer, self.parameters, self.average)
+        with weights as trained, self.replicas.full_model(device):
+            if not adapted or not ranks.is_first():
+                yield self.parameters if adapted and trained is None else trained
+                return
+            model = self.task.model
+            self.task.model = merged(model)
+            try:
+                yield self.parameters if trained is None else trained
+            finally:
+                self.task.model = model
+
     def _save(self, best: bool) -> None:
         self.task.skipped |= ranks.merge_dicts(self.task.skipped)
-        state = {
-            "optimizer": self.replicas.optimizer_state(self.optimizer, self.parameters),
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            "skipped": self.task.skipped,
-        }
-        full_model = self.replicas.full_model(torch.device("cpu"))
-        with full_model, evaluation_weights(self.optimizer, self.parameters) as trained:
-            if not ranks.is_first():
-                return
-            state |= {"criterion": self.task.criterion.state_dict(), "trained": trained}
-            save_checkpoint(self.out / "checkpoints", self.step, self.task.model, state, best)
-
-
-@contextmanager
-def _interrupts() -> Generator[threading.Event, None, None]:
-    """An event that SIGINT and SIGTERM set, so that the step is completed and saved before the run stops.
-
-    Only the first signal is caught, so that a second one can stop a run that hangs.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def first_signal(signum: int, _: FrameType | None) -> None:
-        event.set()
-        signal.signal(signum, previous[signal.Signals(signum)])
-
-    for signum in previous:
-        signal.signal(signum, first_signal)
-    try:
-        yield event
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        folder = self.out / "checkpoints"
+        optimizer_state = self.replicas.optimizer_state(self.optimizer, self.parameters)
+        with self._evaluation_model(torch.device("cpu")) as trained:
+            state = {
+                "optimizer": optimizer_state,
+                "criterion": self.task.criterion.state_dict(),
+                "trained": None if trained is None else [value.detach() for value in trained],
+                "average": None if self.average is None else self.average.values,
+                "step": self.step,
+                "seconds": self.seconds,
+                "best": self.best,
+                "stale": self.stale,
+                "skipped": self.task.skipped,
+            }
+            state = self.replicas.write_shards(partial_folder(folder, self.step), state)
+            if ranks.is_first():
+                save_checkpoint(folder, self.step, self.task.model, state, best)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from support.runs import arguments, kill_at_a_random_moment, rows, weights
+from support.runs import arguments, difference_arguments, kill_at_a_random_moment, parsed_config, rows, weights
 from support.runs import semisupervised_arguments as semi_arguments
 from support.runs import semisupervised_task as semi_task
 from torch import nn
@@ -17,6 +17,7 @@ from atk.models.clap import ModelConfig
 from atk.models.text import TextEncoderConfig
 from atk.train import grad_cache
 from atk.train.aligned import AlignedConfig, AlignedTask, LossConfig
+from atk.train.difference import DifferenceConfig, DifferenceTask
 
 CPU = torch.device("cpu")
 
@@ -189,7 +190,20 @@ def test_activation_checkpointing_keeps_fewer_activations(tiny_data, tmp_path):
     assert saved_elements(activation_checkpointing=True) < 0.7 * saved_elements()
 
 
-def test_captioners_do_not_support_gradient_caching(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "difference", "--data", "x", "--out", str(tmp_path / "run"), "--micro-batch", "2"])
-    assert stop.value.code == 2 and "micro_batch: gradient caching needs a contrastive loss" in capsys.readouterr().err
+@pytest.mark.slow
+def test_a_captioner_accumulates_the_gradient_of_the_whole_batch(scenes, tmp_path, monkeypatch):
+    values = parsed_config(difference_arguments(scenes, tmp_path / "run", "--batch-size", 6))
+    config = DifferenceConfig(**{name: values[name] for name in DifferenceConfig.__dataclass_fields__})
+    task = DifferenceTask(config, CPU)
+    task.model.eval()  # batch normalization and dropout would see the parts
+    batch = next(iter(task.batches(0)))
+    whole, _ = grad_cache.backward(task, [batch], CPU, contextlib.nullcontext)
+    expected = gradients(task)
+    encoded = []
+    encode = task.encode
+    monkeypatch.setattr(task, "encode", lambda part: encoded.append(len(part)) or encode(part))
+    parts, _ = grad_cache.backward(task, batch.split(4), CPU, contextlib.nullcontext)
+    assert encoded == [4, 2]
+    torch.testing.assert_close(parts, whole)
+    for name, grad in gradients(task).items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")

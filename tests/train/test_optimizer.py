@@ -12,11 +12,11 @@ from torch import nn
 from atk.nn import AlignedContrastiveLoss
 from atk.train.config import OptimConfig
 from atk.train.optimizer import (
-    decay_groups,
     load_ordered_state,
     lr_factor,
     make_optimizer,
     ordered_state,
+    parameter_groups,
     without_decay,
 )
 
@@ -70,7 +70,7 @@ def test_the_saved_state_does_not_depend_on_the_groups(name):
     optim = OptimConfig(name=name, lr=0.1, weight_decay=0.5, warmup=0.0)
     layers = Layers()
     parameters = list(layers.parameters())
-    grouped = make_optimizer(decay_groups(parameters, without_decay([layers])), optim, 10)
+    grouped = make_optimizer(parameter_groups(parameters, without_decay([layers])), optim, 10)
     assert [len(group["params"]) for group in grouped.param_groups] == [len(DECAYED), len(parameters) - len(DECAYED)]
     step(grouped, parameters)
     state = copy.deepcopy(ordered_state(grouped, parameters))
@@ -79,7 +79,7 @@ def test_the_saved_state_does_not_depend_on_the_groups(name):
         assert state["state"][index]["exp_avg_sq"].shape == parameter.shape
     again = copy.deepcopy(layers)
     same = list(again.parameters())
-    resumed = make_optimizer(decay_groups(same, without_decay([again])), optim, 10)
+    resumed = make_optimizer(parameter_groups(same, without_decay([again])), optim, 10)
     load_ordered_state(resumed, same, state)
     for optimizer, values in ((grouped, parameters), (resumed, same)):
         step(optimizer, values)
@@ -98,7 +98,7 @@ def test_only_the_weights_shrink_without_a_gradient():
     before = {name: parameter.detach().clone() for name, parameter in layers.named_parameters()}
     parameters = list(layers.parameters())
     optim = OptimConfig(lr=0.1, weight_decay=0.5, warmup=0.0)
-    optimizer = make_optimizer(decay_groups(parameters, without_decay([layers])), optim, 10)
+    optimizer = make_optimizer(parameter_groups(parameters, without_decay([layers])), optim, 10)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

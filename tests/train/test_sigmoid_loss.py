@@ -37,10 +37,10 @@ def test_resuming_with_another_loss_is_refused_in_one_line(tiny_run, capsys):
 
 def test_defaults_are_those_of_the_loss():
     info_nce, sigmoid = LossConfig(), LossConfig("sigmoid")
-    assert (info_nce.first_temperature, info_nce.learns) == (0.2, False)
-    assert (sigmoid.first_temperature, sigmoid.learns, sigmoid.bias) == (0.1, True, -10.0)
+    assert (info_nce.starting_from(None, None).temperature, info_nce.learns) == (0.2, False)
+    assert (*sigmoid.starting_from(None, None), sigmoid.learns) == (0.1, -10.0, True)
     given = LossConfig("sigmoid", temperature=0.5, learnable=False)
-    assert (given.first_temperature, given.learns) == (0.5, False)
+    assert (given.starting_from(None, None).temperature, given.learns) == (0.5, False)
     with pytest.raises(ValueError, match="reduction must be 'sum' for the sigmoid loss"):
         LossConfig("sigmoid", reduction="mean")
 
