@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atk.data import codecs
 from atk.data.audio import AudioError, audio_info
 from atk.data.cache import cache_name, read_cached, write_cached
 from atk.data.captions import Clip, Split, describe_skipped
@@ -184,7 +185,7 @@ def _headers(column: AudioColumn) -> list[_Header]:
     """The header of the audio in each row, from the cache if the table has not changed."""
     files = [Path(file["filename"]) for file in column.rows.cache_files]
     stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = [_LAYOUT, column.rows.column_names, len(column.rows), stamps]
+    key = [_LAYOUT, column.rows.column_names, len(column.rows), stamps, codecs.has_av()]
     cache = cache_folder() / "tables" / f"{cache_name(*key)}.json"
     headers = _cached_headers(cache, key)
     if headers is None:

@@ -1,6 +1,5 @@
 """The layouts of data sets of captioned clips: a folder with CSV files, and tar shards."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def shards_in(name: str, caption_column: str | None = None) -> Shards | None:
     """The shards of a folder, in folders named after their splits or without such folders; None if it has none."""
     root = Path(name)
     splits: dict[str, dict[str, str]] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(os.fsencode(path.name))):
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)):
         names = [f"{folder.name}/{path.name}" for path in _tars(folder)]
         if names:
             splits.setdefault(standard_name(folder.name), {}).update({name: str(root / name) for name in names})

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atk.data import codecs
 from atk.data.audio import AudioError, DataWarning, audio_info
 from atk.data.cache import cache_name, read_cached, write_cached
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
-from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
+from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED_SUFFIXES, audio_suffixes, is_hidden, why_left_out
 from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
@@ -94,7 +95,7 @@ def _index(path: str, caption_column: str | None) -> ShardIndex:
     """The index of a shard, from the cache if the shard has not changed."""
     shard = Shard.find(path)
     where = [_LAYOUT, path if is_url(path) else os.path.abspath(path), caption_column]  # noqa: PTH100  # keeps links
-    key = [*where, shard.size, shard.stamp]
+    key = [*where, shard.size, shard.stamp, codecs.has_av()]
     file = cache_folder() / "shards" / f"{cache_name(*where)}.json"
     cached = _cached_index(file, key)
     if cached is not None:
@@ -163,8 +164,9 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
         if _AUDIO not in sample:
             raise Unusable("the shard has no audio file of this name")
         captions = _captions(sample, caption_column)
-        if audio.name.lower().endswith(UNSUPPORTED_SUFFIXES):
-            raise Unusable(UNSUPPORTED)
+        suffix = Path(audio.name).suffix.lower()
+        if suffix not in audio_suffixes():
+            raise Unusable(why_left_out(suffix))
     except Unusable as error:
         index.skipped.append((audio.name, str(error)))
         return

@@ -114,7 +114,7 @@ def test_what_is_not_a_pair_is_named(tmp_path):
         "latin.wav": WAV, "latin.txt": b"\xff",
         "bad.wav": b"not audio", "bad.txt": b"x",
         "none.wav": b"", "none.txt": b"x",
-        "video.mp4": b"x", "video.txt": b"x",
+        "notes.mid": b"x", "notes.txt": b"x",
         ".hidden.wav": WAV, "__MACOSX/x.wav": WAV, "notes.md": b"x",
     }  # fmt: skip
     shard = tar(tmp_path / "0.tar", members.items())
@@ -130,7 +130,7 @@ def test_what_is_not_a_pair_is_named(tmp_path):
         "latin.wav": "its caption is not UTF-8",
         "bad.wav": "not readable as audio (Format ",
         "none.wav": "empty file (0 bytes)",
-        "video.mp4": "this format cannot be read; co",
+        "notes.mid": "this format cannot be read; co",
     }
     with pytest.raises(AudioError, match=r"0\.tar:alone\.wav: no caption"):
         read(shard, on_error="raise")

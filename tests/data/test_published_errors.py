@@ -167,7 +167,29 @@ def test_a_set_without_any_audio_is_refused(root, tmp_path):
         (make_ecals, "ecals", "ecals_annotation/annotation.json", '{"TRAAAAA1": 1}', "TRAAAAA1 lacks the list tag"),
         (make_ecals, "ecals", "ecals_annotation/ecals_track_split.json", "[]", "not a mapping"),
         (make_ecals, "ecals", "lastfm_annotation/7D_id_to_path.pkl", "junk", "not a pickled mapping of text"),
+        (
+            make_ecals,
+            "ecals",
+            "ecals_annotation/multiquery_samples.json",
+            "5",
+            r"multiquery_samples\.json: not a mapping",
+        ),
+        (
+            make_ecals,
+            "ecals",
+            "ecals_annotation/ecals_track_split.json",
+            '{"test_track": "TR"}',
+            "not a list of tracks",
+        ),
         (make_magnatagatune, "magnatagatune", "train.npy", "junk", "not a list of text"),
+        (make_castella, "castella", "json/en/train.json", "null", r"train\.json: not a list of clips"),
+        (
+            make_audioset,
+            "audioset",
+            "metadata/eval_segments.csv",
+            "a, inf, 5, d\n",
+            "line 1: expected a number, got 'inf'",
+        ),
     ],
 )
 def test_malformed_tables_are_named(maker, name, file, content, message, root, tmp_path):
@@ -176,6 +198,14 @@ def test_malformed_tables_are_named(maker, name, file, content, message, root, t
     with pytest.raises(ValueError, match=message):
         import_set(name, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_caption_that_is_not_text_is_no_caption(root, tmp_path):
+    text(root, "sb_final.json", '{"data": [{"id": "1", "caption": null}, {"id": "2", "caption": ["a dog", 5]}]}')
+    sounds(root, "SoundBible/1.wav", "SoundBible/2.wav")
+    report = import_set("wavcaps", root, tmp_path / "out")
+    assert report["left_out"]["no caption"]["names"] == ["SoundBible 1"]
+    assert [clip.captions for clip in read_split(tmp_path / "out", "train").clips] == [("a dog",)]
 
 
 def test_pickles_that_run_code_are_refused(root, tmp_path):

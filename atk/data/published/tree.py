@@ -13,7 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES
+from atk.data import listing
+from atk.data.codecs import CODEC_SUFFIXES
+from atk.data.listing import UNSUPPORTED_SUFFIXES, is_hidden, why_left_out
 
 NO_AUDIO = "no audio file"
 _NOT_UNICODE = "its path is not valid UTF-8; rename it"
@@ -60,7 +62,7 @@ class Tree:
         self.ambiguous: list[str] = []
         self.table_root = self.root if tables is None else os.path.abspath(tables)  # noqa: PTH100
         self._left_out = str(left_out) and os.path.abspath(left_out)  # noqa: PTH100
-        self._usable = frozenset(AUDIO_SUFFIXES).union(audio_suffixes)
+        self._usable = frozenset(listing.audio_suffixes()).union(audio_suffixes)
         self._suffixes: dict[str, int] = {}  # positions in the list of those that files have, as spelled
         self._spelled_suffixes: list[str] = []
         self._folders: list[str] = []
@@ -94,8 +96,8 @@ class Tree:
                 folders.clear()
                 continue
             seen.add(identity)
-            folders[:] = sorted(name for name in folders if not _is_hidden(name))
-            yield folder, sorted(name for name in names if not _is_hidden(name))
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            yield folder, sorted(name for name in names if not is_hidden(name))
 
     def _add_audio(self, folder: str, names: Iterable[str]) -> None:
         self._folders.append(folder)
@@ -160,22 +162,24 @@ class Tree:
         if len(codes) == 1:
             return codes[0]
 
-        def rank(code: int) -> tuple[bool, int]:
-            return (not self._is_usable(code), -len(wanted & self._parts[code >> 8]))
+        def rank(code: int) -> tuple[bool, int, bool]:
+            suffix = self._suffix(code)  # videos come after audio that was extracted from them
+            return (suffix not in self._usable, -len(wanted & self._parts[code >> 8]), suffix in CODEC_SUFFIXES)
 
         best = min(codes, key=rank)  # the first of several
         if sum(rank(code) == rank(best) for code in codes) > 1:
             self.ambiguous.append(stem)
         return best
 
-    def _is_usable(self, code: int) -> bool:
-        return self._spelled_suffixes[code & 0xFF].lower() in self._usable
+    def _suffix(self, code: int) -> str:
+        return self._spelled_suffixes[code & 0xFF].lower()
 
     def _located(self, stem: str, code: int) -> Located:
         path = os.path.join(self._folders[code >> 8], stem + self._spelled_suffixes[code & 0xFF])
         if not path.isascii() and not _is_unicode(path):
             return Located("", _NOT_UNICODE)
-        return Located(path) if self._is_usable(code) else Located("", UNSUPPORTED)
+        suffix = self._suffix(code)
+        return Located(path) if suffix in self._usable else Located("", why_left_out(suffix))
 
     def table(self, *names: str, folder: str = "") -> Path | None:
         """The table of one of these names, the first that exists.
@@ -219,7 +223,3 @@ def _is_unicode(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
