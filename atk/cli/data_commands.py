@@ -139,7 +139,7 @@ def _add_import(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="LIST",
-        help="exclusion lists of WavCaps or DCASE: files, or names of files in SRC (wavcaps and clotho only)",
+        help="exclusion lists of WavCaps or DCASE (wavcaps, clotho): files, or names of files below SRC or --tables",
     )
 
 

@@ -1,6 +1,5 @@
 """Data sets read through the `datasets` library: from the Hugging Face hub, saved to a folder, or in Parquet files."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from atk.data import codecs
 from atk.data.audio import AudioError, audio_info
-from atk.data.cache import cache_name, read_cached, write_cached
+from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.layouts import DataSet, standard_name
@@ -20,6 +19,7 @@ from atk.ops.user_cache import cache_folder
 
 HUB = "hf://datasets/"
 _ADDRESS = re.compile(rf"{HUB}([^/@#]+/[^/@#]+)(?:@([^#]+))?(?:#(.+))?")
+_REFERENCE = re.compile(r"@refs/(?:convert|pr)/\w+(?=#|/|$)")  # revisions that contain slashes
 _LAYOUT = 1  # version of the cached lengths
 
 Table = Any  # datasets.Dataset, whose methods are annotated as if they might return a dictionary of tables
@@ -123,7 +123,7 @@ class Tables(DataSet):
 
 def is_address(name: str) -> bool:
     """Whether a name is that of a whole data set on the hub, well-formed or not, and not that of shards in it."""
-    return name.startswith(HUB) and name.removeprefix(HUB).rstrip("/").count("/") <= 1
+    return name.startswith(HUB) and _REFERENCE.sub("", name.removeprefix(HUB)).rstrip("/").count("/") <= 1
 
 
 def from_hub(name: str, caption_column: str | None = None) -> Tables:
@@ -191,16 +191,15 @@ def _headers(column: AudioColumn) -> list[_Header]:
     if headers is None:
         headers = [_header(column, row) for row in range(len(column.rows))]
         if files and not any(header.file for header in headers):  # files may change without the table
-            write_cached(cache, json.dumps({"key": key, "headers": headers}).encode())
+            write_index(cache, key, {"headers": headers}, column.name)
     return headers
 
 
 def _cached_headers(cache: Path, key: list[Any]) -> list[_Header] | None:
-    content = read_cached(cache)
     try:
-        values = json.loads(content) if content else {}
-        headers = [_Header(float(seconds), str(fault), "") for seconds, fault, _ in values["headers"]]
-        return headers if values["key"] == key and len(headers) == key[2] else None
+        rows = read_index(cache, key)["headers"]
+        headers = [_Header(float(seconds), str(fault), "") for seconds, fault, _ in rows]
+        return headers if len(headers) == key[2] else None
     except (ValueError, TypeError, KeyError):  # missing or damaged
         return None
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atk.data import codecs
-from atk.data.audio import AudioError, DataWarning, audio_info
-from atk.data.cache import cache_name, read_cached, write_cached
+from atk.data.audio import AudioError, audio_info
+from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED_SUFFIXES, audio_suffixes, is_hidden, why_left_out
@@ -107,18 +106,14 @@ def _index(path: str, caption_column: str | None) -> ShardIndex:
     except (AudioError, OSError) as error:  # of the shard as a whole: perhaps it can be read at the next start
         index.skipped.append(("", error.reason if isinstance(error, AudioError) else str(error)))
         return index
-    if not write_cached(file, json.dumps({"key": key, **asdict(index)}).encode()):
-        warnings.warn(f"{file}: cannot be written; {path} is read at every start", DataWarning, stacklevel=2)
+    write_index(file, key, asdict(index), path)
     return index
 
 
 def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
     """The index in a cache file; None if it is missing, damaged, or of another shard or version of a shard."""
-    content = read_cached(file)
+    values = read_index(file, key)
     try:
-        values = json.loads(content) if content else {}
-        if values["key"] != key:
-            return None
         pairs = [(str(n), int(at), int(size), list(texts), float(s)) for n, at, size, texts, s in values["pairs"]]
         return ShardIndex(
             int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]

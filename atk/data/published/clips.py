@@ -152,12 +152,12 @@ def to_number(text: object, where: str) -> float:
         ValueError: `text` is not one; the message begins with `where`.
     """
     try:
-        number = float(str(text))
+        value = float(str(text))
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+        value = math.nan
+    if not math.isfinite(value):
         raise ValueError(f"{where}: expected a number, got {text!r}")
-    return number
+    return value
 
 
 def read_text(path: Path) -> str:

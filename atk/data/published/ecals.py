@@ -67,9 +67,9 @@ def _tags_of(entry: Any, where: str) -> list[str]:
     return list(map(str, entry["tag"]))
 
 
-def _list(path: Path, content: Any, kind: str) -> Iterable[Any]:
+def _list(path: Path, content: Any, items: str) -> Iterable[Any]:
     if not isinstance(content, list):
-        raise ValueError(f"{path}: not a list of {kind}")
+        raise ValueError(f"{path}: not a list of {items}")
     return content
 
 

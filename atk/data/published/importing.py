@@ -78,8 +78,8 @@ def import_set(
         report = {
             "set": name,
             "source": tree.root,
-            "tables": tree.root if tables is None else str(Path(tables).absolute()),
-            "exclude": list(exclude),
+            "tables": tree.table_root,
+            "exclude": list(map(str, exclude)),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {"atk": atk.__version__, "python": platform.python_version(), "numpy": np.__version__},
             "splits": _splits(writer, content),
