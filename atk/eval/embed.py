@@ -186,3 +186,24 @@ def embed_captions(model: EmbeddingModel, captions: Sequence[str], batch_size: i
     at_least("the number of captions", len(captions), 1)
     batches = [list(captions[first : first + batch_size]) for first in range(0, len(captions), batch_size)]
     return torch.cat([model.embed_text(batch).pooled.float().cpu() for batch in batches])
+
+
+def caption_similarity(
+    model: EmbeddingModel, pooled: Tensor, captions: Sequence[Sequence[str]]
+) -> tuple[Tensor, Tensor]:
+    """Global cosine of clips and captions. Equal captions are embedded once, so that their scores are the same.
+
+    Args:
+        model: embeds the captions.
+        pooled: global vectors of the clips `[N_a, D]`.
+        captions: captions of each clip, N_t in all.
+
+    Returns:
+        The cosines `[N_a, N_t]`, and the number of each caption among the distinct ones, int64 `[N_t]`.
+    """
+    texts = [caption for of_clip in captions for caption in of_clip]
+    distinct = {caption: position for position, caption in enumerate(dict.fromkeys(texts))}
+    index = torch.tensor([distinct[caption] for caption in texts])
+    with evaluating(model):
+        text = embed_captions(model, list(distinct))
+    return (pooled @ text.T)[:, index], index

@@ -14,7 +14,7 @@ from atk.data.captions import OnError
 from atk.data.sets import Data
 from atk.data.side_files import Event, read_events, read_if_ours, read_twins
 from atk.eval.alignment import alignment_score
-from atk.eval.embed import ClipEmbedding, EmbeddingModel, embed_captions, embed_clips, evaluating
+from atk.eval.embed import ClipEmbedding, EmbeddingModel, caption_similarity, embed_clips, evaluating
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
 from atk.eval.tags import TagScores, prompts_from, tag_scores
 from atk.ops.max_mean import max_mean_similarity
@@ -47,6 +47,11 @@ class SplitEmbedding:
     events: list[Event]
     skipped: list[tuple[str, str]]
     split: str = ""
+
+    @property
+    def clip_of_caption(self) -> Tensor:
+        """The clip of each caption, int64 `[N_t]`."""
+        return torch.arange(len(self.files)).repeat_interleave(torch.tensor(list(map(len, self.captions))))
 
 
 class EvalSplit:
@@ -179,22 +184,16 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding) -> dict[str
     Raises:
         ValueError: an embedding is NaN.
     """
-    captions = [caption for captions_of_clip in split.captions for caption in captions_of_clip]
-    unique = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    index = torch.tensor([unique[caption] for caption in captions])  # [N_t], into `unique`
-    has_caption = torch.zeros(len(split.files), len(unique), dtype=torch.bool)
-    for clip, captions_of_clip in enumerate(split.captions):
-        has_caption[clip, [unique[caption] for caption in captions_of_clip]] = True
+    similarity, index = caption_similarity(model, split.pooled, split.captions)
+    has_caption = torch.zeros(len(split.files), int(index.max()) + 1, dtype=torch.bool)
+    has_caption[split.clip_of_caption, index] = True
     relevant = has_caption[:, index]  # [N_a, N_t]
-    with evaluating(model):
-        text = embed_captions(model, list(unique))
-    similarity = (split.pooled @ text.T)[:, index]
     result: dict[str, Any] = {
         "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
         "audio_to_text": retrieval_metrics(similarity, relevant),
         "chance": {"text_to_audio": chance_metrics(relevant.T), "audio_to_text": chance_metrics(relevant)},
         "clips": len(split.files),
-        "captions": len(captions),
+        "captions": len(index),
         "skipped": split.skipped,
     }
     by_file = dict(zip(split.files, split.captions, strict=True))
