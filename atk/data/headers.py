@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -43,11 +43,13 @@ class SharedHeaders:
     Attributes:
         tables: entries by the folder that they were read for.
         errors: reason by path, of files that cannot be used.
+        indices: what was read from tar shards and tables, by their names.
     """
 
     def __init__(self) -> None:
         self.tables: dict[str, np.ndarray] = {}
         self.errors: dict[str, str] = {}
+        self.indices: dict[str, Any] = {}
 
 
 _collected: ContextVar[SharedHeaders | None] = ContextVar("collected", default=None)
@@ -73,6 +75,17 @@ def taking_from(shared: SharedHeaders) -> Generator[None, None, None]:
         yield
     finally:
         _given.reset(token)
+
+
+def shared_index(name: str, read: Callable[[], _Result]) -> _Result:
+    """`read()`, or in `taking_from` what the other process has read under this name."""
+    given, collected = _given.get(), _collected.get()
+    if given is not None and name in given.indices:
+        return given.indices[name]
+    index = read()
+    if collected is not None:
+        collected.indices[name] = index
+    return index
 
 
 def map_files(

@@ -12,6 +12,7 @@ from atk.data.audio import AudioError, audio_info
 from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
+from atk.data.headers import shared_index
 from atk.data.layouts import DataSet, standard_name
 from atk.data.texts import caption_names, captions_in, wanted_names
 from atk.extras import optional_imports
@@ -101,9 +102,10 @@ class Tables(DataSet):
             columns = ", ".join(table.column_names)
             raise ValueError(f"{self.name}: no column {wanted_names(self.caption_column)}; its columns are {columns}")
         column = _audio_column(self.name, split, table)
+        headers = shared_index(column.name, lambda: _headers(column))
         clips: list[Clip] = []
         skipped: list[tuple[str, str]] = []
-        for row, (header, values) in enumerate(zip(_headers(column), table.select_columns(names), strict=True)):
+        for row, (header, values) in enumerate(zip(headers, table.select_columns(names), strict=True)):
             name = f"{split}/{row}"
             try:
                 if header.fault:

@@ -13,6 +13,7 @@ from atk.data.audio import AudioError, audio_info
 from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
+from atk.data.headers import shared_index
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED_SUFFIXES, audio_suffixes, is_hidden, why_left_out
 from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
@@ -64,7 +65,9 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
     """
     clips: list[Clip] = []
     skipped: list[tuple[str, str]] = []
-    for (name, path), index in zip(shards.items(), _indices(list(shards.values()), caption_column), strict=True):
+    paths = list(shards.values())
+    indices = shared_index(repr((paths, caption_column)), lambda: list(_indices(paths, caption_column)))
+    for (name, path), index in zip(shards.items(), indices, strict=True):
         faults = [(f"{name}:{member}" if member else name, reason) for member, reason in index.skipped]
         if faults and on_error == "raise":
             raise AudioError(*faults[0])
