@@ -87,6 +87,30 @@ def test_malformed_tables_are_named(maker, name, file, content, message, root, t
     assert not (tmp_path / "out").exists()
 
 
+def test_tables_that_an_import_wrote_are_not_those_of_the_set(root):
+    for name in ("a", "b"):
+        sounds(root, f"train/{name}.wav")
+        text(root, f"train/{name}.txt", f"caption {name}")
+        import_set("audiocaps", root, root / name)
+    assert [clip.captions for clip in read_split(root / "b", "train").clips] == [("caption a",), ("caption b",)]
+    (root / "train" / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"b\.txt: not UTF-8"):
+        import_set("audiocaps", root, root / "b")
+
+
+def test_events_that_cannot_be_used_are_counted_by_reason(root, tmp_path):
+    text(root, "development_split.csv", "filename\na.wav\n")
+    text(root, "annotations_weak.csv", "filename,text\na.wav,a dog\n")
+    rows = "a.wav,,0,1\na.wav,a bark,2,1\na.wav,a bark,1,2\n"
+    text(root, "annotations_strong.csv", f"filename,text,onset,offset\n{rows}")
+    sounds(root, "a.wav")
+    left_out = import_set("tacos", root, tmp_path / "out")["left_out"]
+    assert {reason: entry["names"] for reason, entry in left_out.items()} == {
+        "event without a phrase": ["a.wav:  (0 s to 1 s)"],
+        "event that does not end after it starts, at 0 s or later": ["a.wav: a bark (2 s to 1 s)"],
+    }
+
+
 def test_a_caption_that_is_not_text_is_no_caption(root, tmp_path):
     text(root, "sb_final.json", '{"data": [{"id": "1", "caption": null}, {"id": "2", "caption": ["a dog", 5]}]}')
     sounds(root, "SoundBible/1.wav", "SoundBible/2.wav")
