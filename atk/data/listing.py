@@ -6,7 +6,7 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,6 +179,12 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
         paths += [path / os.fsdecode(name) for name in entries.audio]
         left_out += [AudioError(path / os.fsdecode(name), why_left_out(_suffix(name))) for name in entries.unsupported]
     return sorted(paths), left_out
+
+
+def not_listed(audio: Iterable[Path], listed: Iterable[object]) -> list[Path]:
+    """The files that are not among `listed`, where only paths count; links are the same as what they lead to."""
+    known = {os.path.realpath(path) for path in listed if isinstance(path, Path) and "\0" not in str(path)}
+    return [path for path in audio if os.path.realpath(path) not in known]
 
 
 def find_audio(folder: str | Path) -> list[Path]:
