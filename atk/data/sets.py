@@ -80,14 +80,21 @@ def open_data(data: Data, caption_column: str | None = None) -> DataSets:
 
     Raises:
         FileNotFoundError: a path does not exist, or holds no data set of a known layout.
-        ValueError: `data` is empty, or names a compressed tar file or an empty range of shards.
+        ValueError: `data` is empty, or names a compressed tar file or an empty range of shards; or `caption_column` is
+            given for captioned folders alone.
     """
     if isinstance(data, DataSets):
         return data
     names = [data] if isinstance(data, (str, Path)) else list(data)
     if not names:
         raise ValueError("data must name at least one data set, got an empty list")
-    return DataSets([_open(str(name), caption_column) for name in names])
+    sets = [_open(str(name), caption_column) for name in names]
+    if caption_column is not None and all(isinstance(data_set, Folder) for data_set in sets):
+        raise ValueError(
+            "caption_column is for shards, metadata files, and Hugging Face data sets, but the data sets are folders "
+            f"with CSV files, whose captions are in caption or caption_1, caption_2, ...; got {caption_column!r}"
+        )
+    return DataSets(sets)
 
 
 def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column: str | None = None) -> Split:

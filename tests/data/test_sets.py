@@ -53,6 +53,8 @@ def test_layouts_that_are_not_known(folders, tmp_path):
         open_data("none")
     with pytest.raises(ValueError, match="data must name at least one data set"):
         open_data([])
+    with pytest.raises(ValueError, match=r"caption_column is for shards, .* got 'title'"):
+        open_data("b", "title")
 
 
 def test_a_tar_file_does_not_hide_the_other_audio_of_a_folder(tmp_path, monkeypatch):
