@@ -139,7 +139,7 @@ def _add_import(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="LIST",
-        help="exclusion lists of WavCaps or DCASE: files, or names of files in SRC (wavcaps and clotho only)",
+        help="exclusion lists of WavCaps or DCASE (wavcaps, clotho): files, or names of files below SRC or --tables",
     )
 
 
@@ -154,13 +154,14 @@ def _import(options: Namespace) -> None:
         exclude=options.exclude,
         progress=f"import {options.name}",
     )
-    for split, count in report["splits"].items():
-        print(f"{split:<12} {count['clips']:>9} clips {count['captions']:>9} captions {count['left_out']:>9} left out")
+    lines = [
+        f"{split:<12} {count['clips']:>9} clips {count['captions']:>9} captions {count['left_out']:>9} left out"
+        for split, count in report["splits"].items()
+    ]
     for reason, entry in report["left_out"].items():
-        print(f"{entry['count']} left out: {reason}; first: {on_one_line(entry['names'][0])}")
-    for note in report["notes"]:
-        print(f"note: {on_one_line(note)}")
-    print(Path(options.out) / "import.json")
+        lines.append(f"{entry['count']} left out: {reason}; first: {on_one_line(entry['names'][0])}")
+    lines += [f"note: {on_one_line(note)}" for note in report["notes"]]
+    print_result("\n".join([*lines, str(Path(options.out) / "import.json")]))
 
 
 def _add_list(commands: Any) -> None:
@@ -200,4 +201,4 @@ def run_soundscapes(arguments: Namespace) -> None:
     from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
     values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
-    print(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values)))
+    print_result(str(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values))))

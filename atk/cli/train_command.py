@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from atk.cli.output import print_result
 from atk.cli.parser import Parser
 
 
@@ -104,5 +105,4 @@ def run_train(arguments: Namespace) -> None:
     summary = method.train(config, resume=values.resume)
     if summary is None:  # the first rank prints it
         return
-    print(json.dumps(summary["metrics"], indent=2))
-    print(f"{config.out}/summary.json")
+    print_result(json.dumps(summary["metrics"], indent=2) + f"\n{config.out}/summary.json")

@@ -1,6 +1,5 @@
 """Look at every row and every file of a data set, and say what is wrong before a training run does."""
 
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from atk.data.captions import read_rows
 from atk.data.containers import Stored
 from atk.data.headers import read_headers
 from atk.data.layouts import DataSet, Folder
-from atk.data.listing import list_folder
+from atk.data.listing import list_folder, not_listed
 from atk.data.sets import known_layout, open_data
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
@@ -25,6 +24,7 @@ _NAMES_IN: dict[str, Callable[[Path], set[str]]] = {
     "tags.csv": lambda path: set(read_tags(path)[1]),
     "twins.csv": lambda path: {name for pair in read_twins(path) for name in pair},
 }
+_UNLISTED = "no split lists this file"
 _NUMBER = re.compile(r"\d[\d.]*")
 
 
@@ -110,6 +110,8 @@ def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | No
         problems += [Problem(name, reason, True) for name, reason in read.skipped]
         files |= {clip.path: clip.file_name for clip in read.clips}
     rows = len(files) + len(problems)
+    if data_set.folder.is_dir():
+        problems += _unlisted(list_folder(data_set.folder)[0], files, data_set.folder)
     if decode:  # the headers have been read
         problems += _audio_problems(files.values(), _decoded(files, workers), progress)
     return DataCheck(problems, rows, len(files))
@@ -139,9 +141,7 @@ def check_folder(
         if len(splits) > 1:
             problems.append(Problem(name, f"in {' and '.join(f'{split}.csv' for split in splits)}", False))
     if tables:
-        known = {os.path.realpath(path) for path in listed if "\0" not in str(path)}
-        unlisted = [path for path in audio if os.path.realpath(path) not in known]
-        problems += [Problem(_relative(path, folder), "no split lists this file", False) for path in unlisted]
+        problems += _unlisted(audio, listed, folder)
         problems += _side_file_problems(folder, {name for name, _ in listed.values()})
         files = {path: name for path, (name, _) in listed.items()}
     else:
@@ -217,6 +217,10 @@ def _side_file_problems(folder: Path, listed: set[str]) -> Iterator[Problem]:
             yield Problem(table, f"{str(error).removeprefix(f'{path}: ')}; it is ignored", False)
         except ValueError as error:
             yield Problem(table, str(error).removeprefix(str(path)).lstrip(", :"), True)
+
+
+def _unlisted(audio: Iterable[Path], listed: Iterable[object], folder: Path) -> list[Problem]:
+    return [Problem(_relative(path, folder), _UNLISTED, False) for path in not_listed(audio, listed)]
 
 
 def _relative(path: str | Path, folder: Path) -> str:

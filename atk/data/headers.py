@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _NAME = b"atk headers "
 _MAGIC = _NAME + b"1\n"  # and the version of the layout
 _DIGEST_BYTES = 16
 _START = len(_MAGIC) + _DIGEST_BYTES
-_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again without a new time of change
+_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again without a new modification time
 _ENTRY = np.dtype(
     [("key", "<u8"), ("size", "<i8"), ("mtime", "<i8"), ("frames", "<i8"), ("rate", "<i4"), ("channels", "<i4")]
 )
@@ -43,11 +43,13 @@ class SharedHeaders:
     Attributes:
         tables: entries by the folder that they were read for.
         errors: reason by path, of files that cannot be used.
+        indices: what was read from tar shards and tables, by their names.
     """
 
     def __init__(self) -> None:
         self.tables: dict[str, np.ndarray] = {}
         self.errors: dict[str, str] = {}
+        self.indices: dict[str, Any] = {}
 
 
 _collected: ContextVar[SharedHeaders | None] = ContextVar("collected", default=None)
@@ -73,6 +75,17 @@ def taking_from(shared: SharedHeaders) -> Generator[None, None, None]:
         yield
     finally:
         _given.reset(token)
+
+
+def shared_index(name: str, read: Callable[[], _Result]) -> _Result:
+    """`read()`, or in `taking_from` what the other process has read under this name."""
+    given, collected = _given.get(), _collected.get()
+    if given is not None and name in given.indices:
+        return given.indices[name]
+    index = read()
+    if collected is not None:
+        collected.indices[name] = index
+    return index
 
 
 def map_files(
@@ -105,8 +118,8 @@ def read_headers(
 ) -> Generator[AudioInfo | AudioError, None, None]:
     """Yield the header of each file, or why the file cannot be used, in order.
 
-    The headers of files whose size and time of change are those of an earlier call are not read again. They are kept in
-    `.atk-headers` in the folder or, if that cannot be written, in the user's cache. Errors are not kept.
+    The headers of files whose size and modification time are those of an earlier call are not read again. They are kept
+    in `.atk-headers` in the folder or, if that cannot be written, in the user's cache. Errors are not kept.
 
     Args:
         paths: audio files.
@@ -159,7 +172,7 @@ def _header(path: str) -> AudioInfo | AudioError:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file; (-1, 0) if there is none."""
+    """Size and modification time of a file; (-1, 0) if there is none."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a third of the time)
     except (OSError, ValueError):

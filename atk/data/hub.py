@@ -1,6 +1,5 @@
 """Data sets read through the `datasets` library: from the Hugging Face hub, saved to a folder, or in Parquet files."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -8,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atk.data import codecs
 from atk.data.audio import AudioError, audio_info
-from atk.data.cache import cache_name, read_cached, write_cached
+from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
+from atk.data.headers import shared_index
 from atk.data.layouts import DataSet, standard_name
 from atk.data.texts import caption_names, captions_in, wanted_names
 from atk.extras import optional_imports
@@ -19,6 +20,7 @@ from atk.ops.user_cache import cache_folder
 
 HUB = "hf://datasets/"
 _ADDRESS = re.compile(rf"{HUB}([^/@#]+/[^/@#]+)(?:@([^#]+))?(?:#(.+))?")
+_REFERENCE = re.compile(r"@refs/(?:convert|pr)/\w+(?=#|/|$)")  # revisions that contain slashes
 _LAYOUT = 1  # version of the cached lengths
 
 Table = Any  # datasets.Dataset, whose methods are annotated as if they might return a dictionary of tables
@@ -100,9 +102,10 @@ class Tables(DataSet):
             columns = ", ".join(table.column_names)
             raise ValueError(f"{self.name}: no column {wanted_names(self.caption_column)}; its columns are {columns}")
         column = _audio_column(self.name, split, table)
+        headers = shared_index(column.name, lambda: _headers(column))
         clips: list[Clip] = []
         skipped: list[tuple[str, str]] = []
-        for row, (header, values) in enumerate(zip(_headers(column), table.select_columns(names), strict=True)):
+        for row, (header, values) in enumerate(zip(headers, table.select_columns(names), strict=True)):
             name = f"{split}/{row}"
             try:
                 if header.fault:
@@ -122,7 +125,7 @@ class Tables(DataSet):
 
 def is_address(name: str) -> bool:
     """Whether a name is that of a whole data set on the hub, well-formed or not, and not that of shards in it."""
-    return name.startswith(HUB) and name.removeprefix(HUB).rstrip("/").count("/") <= 1
+    return name.startswith(HUB) and _REFERENCE.sub("", name.removeprefix(HUB)).rstrip("/").count("/") <= 1
 
 
 def from_hub(name: str, caption_column: str | None = None) -> Tables:
@@ -184,22 +187,21 @@ def _headers(column: AudioColumn) -> list[_Header]:
     """The header of the audio in each row, from the cache if the table has not changed."""
     files = [Path(file["filename"]) for file in column.rows.cache_files]
     stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = [_LAYOUT, column.rows.column_names, len(column.rows), stamps]
+    key = [_LAYOUT, column.rows.column_names, len(column.rows), stamps, codecs.has_av()]
     cache = cache_folder() / "tables" / f"{cache_name(*key)}.json"
     headers = _cached_headers(cache, key)
     if headers is None:
         headers = [_header(column, row) for row in range(len(column.rows))]
         if files and not any(header.file for header in headers):  # files may change without the table
-            write_cached(cache, json.dumps({"key": key, "headers": headers}).encode())
+            write_index(cache, key, {"headers": headers}, column.name)
     return headers
 
 
 def _cached_headers(cache: Path, key: list[Any]) -> list[_Header] | None:
-    content = read_cached(cache)
     try:
-        values = json.loads(content) if content else {}
-        headers = [_Header(float(seconds), str(fault), "") for seconds, fault, _ in values["headers"]]
-        return headers if values["key"] == key and len(headers) == key[2] else None
+        rows = read_index(cache, key)["headers"]
+        headers = [_Header(float(seconds), str(fault), "") for seconds, fault, _ in rows]
+        return headers if len(headers) == key[2] else None
     except (ValueError, TypeError, KeyError):  # missing or damaged
         return None
 

@@ -1,11 +1,12 @@
 """The layouts of data sets of captioned clips: a folder with CSV files, and tar shards."""
 
-import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from atk.data.audio import DataWarning
 from atk.data.captions import Split, read_split
 from atk.data.listing import is_hidden
 from atk.data.pairs import read_shards
@@ -101,15 +102,9 @@ def named_shards(name: str, paths: Iterable[str], caption_column: str | None = N
 def shards_in(name: str, caption_column: str | None = None) -> Shards | None:
     """The shards of a folder, in folders named after their splits or without such folders; None if it has none."""
     root = Path(name)
-    splits: dict[str, dict[str, str]] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(os.fsencode(path.name))):
-        names = [f"{folder.name}/{path.name}" for path in _tars(folder)]
-        if names:
-            splits.setdefault(standard_name(folder.name), {}).update({name: str(root / name) for name in names})
-    whole = not splits
-    if whole:
-        splits = {"train": {path.name: str(path) for path in _tars(root)}}
-    return Shards(name, splits, whole, f"{name.rstrip('/')}/", caption_column) if any(splits.values()) else None
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if _is_shard(path)]
+    return _shards_of(name, {path.relative_to(root).as_posix(): str(path) for path in files}, caption_column)
 
 
 def remote_shards(url: str, caption_column: str | None = None) -> Shards:
@@ -119,18 +114,29 @@ def remote_shards(url: str, caption_column: str | None = None) -> Shards:
         FileNotFoundError: there are none.
         OSError: the store cannot be reached.
     """
-    splits: dict[str, dict[str, str]] = {}
-    for address in remote_files(url, SHARD_SUFFIX):
-        *_, folder, name = address.split("/")
-        if folder == url.rstrip("/").split("/")[-1]:
-            splits.setdefault("", {})[name] = address
-        else:
-            splits.setdefault(standard_name(folder), {})[f"{folder}/{name}"] = address
-    top = splits.pop("", {})
-    if not splits and not top:
+    shards = _shards_of(url, remote_files(url, SHARD_SUFFIX), caption_column)
+    if shards is None:
         raise FileNotFoundError(f"{url}: no {SHARD_SUFFIX} shards in this folder or in its subfolders")
-    return Shards(url, splits or {"train": top}, not splits, f"{url.rstrip('/')}/", caption_column)
+    return shards
 
 
-def _tars(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"[!.]*{SHARD_SUFFIX}") if path.is_file())
+def _is_shard(path: Path) -> bool:
+    return path.name.lower().endswith(SHARD_SUFFIX) and path.is_file()
+
+
+def _shards_of(name: str, paths: Mapping[str, str], caption_column: str | None) -> Shards | None:
+    """The shards with these paths, by names relative to the folder `name`; None if there are none."""
+    top: dict[str, str] = {}
+    splits: dict[str, dict[str, str]] = {}
+    for shard, path in paths.items():
+        folder, _, file = shard.rpartition("/")
+        if not is_hidden(folder) and not is_hidden(file):
+            (splits.setdefault(standard_name(folder), {}) if folder else top)[shard] = path
+    if splits and top:
+        note = (
+            f"{name}: shards outside of the folders of splits are ignored: {len(top)}, the first is {next(iter(top))}"
+        )
+        warnings.warn(note, DataWarning, stacklevel=2)
+    if not splits and not top:
+        return None
+    return Shards(name, splits or {"train": top}, not splits, f"{name.rstrip('/')}/", caption_column)

@@ -6,7 +6,7 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def _audio() -> tuple[bytes, ...]:
     return tuple(map(os.fsencode, audio_suffixes()))
 
 
-def _left_out(suffix: str) -> str:
+def why_left_out(suffix: str) -> str:
     """Why files with an unsupported suffix are left out."""
     return codecs.needs_av() if suffix in codecs.CODEC_SUFFIXES else UNSUPPORTED
 
@@ -131,7 +131,7 @@ class Listing:
 
     def _report(self, path: str, unsupported: Counter[str]) -> None:
         for suffix, count in sorted(unsupported.items()):
-            self.fault(AudioError(path, f"{count} {suffix} file{'s' * (count > 1)} left out: {_left_out(suffix)}"))
+            self.fault(AudioError(path, f"{count} {suffix} file{'s' * (count > 1)} left out: {why_left_out(suffix)}"))
 
     def _shard(self, path: str) -> None:
         if path.lower().endswith(COMPRESSED_SUFFIXES):
@@ -177,8 +177,14 @@ def list_folder(folder: str | Path) -> tuple[list[Path], list[AudioError]]:
     for parent, entries in _walk(os.fsencode(folder), _once(), left_out.append):
         path = Path(folder, os.fsdecode(parent))
         paths += [path / os.fsdecode(name) for name in entries.audio]
-        left_out += [AudioError(path / os.fsdecode(name), _left_out(_suffix(name))) for name in entries.unsupported]
+        left_out += [AudioError(path / os.fsdecode(name), why_left_out(_suffix(name))) for name in entries.unsupported]
     return sorted(paths), left_out
+
+
+def not_listed(audio: Iterable[Path], listed: Iterable[object]) -> list[Path]:
+    """The files that are not among `listed`, where only paths count; links are the same as what they lead to."""
+    known = {os.path.realpath(path) for path in listed if isinstance(path, Path) and "\0" not in str(path)}
+    return [path for path in audio if os.path.realpath(path) not in known]
 
 
 def find_audio(folder: str | Path) -> list[Path]:
@@ -262,6 +268,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def is_hidden(name: bytes) -> bool:
+def is_hidden(name: str | bytes) -> bool:
     """Whether a file or folder is ignored: its name starts with a dot, or macOS puts it into archives."""
+    name = os.fsencode(name)
     return name == b"__MACOSX" or (name.startswith(b".") and name not in (b".", b".."))

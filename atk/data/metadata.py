@@ -117,7 +117,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
 
 def _json_rows(path: Path) -> Iterator[_Row]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also splits inside of captions
     except UnicodeError:
         raise ValueError(f"{path}: not UTF-8; save it as UTF-8") from None
     for index, line in enumerate(lines, 1):

@@ -2,18 +2,19 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atk.data.audio import AudioError, DataWarning, audio_info
-from atk.data.cache import cache_name, read_cached, write_cached
+from atk.data import codecs
+from atk.data.audio import AudioError, audio_info
+from atk.data.cache import cache_name, read_index, write_index
 from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
-from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES, is_hidden
+from atk.data.headers import shared_index
+from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED_SUFFIXES, audio_suffixes, is_hidden, why_left_out
 from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
@@ -64,7 +65,9 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
     """
     clips: list[Clip] = []
     skipped: list[tuple[str, str]] = []
-    for (name, path), index in zip(shards.items(), _indices(list(shards.values()), caption_column), strict=True):
+    paths = list(shards.values())
+    indices = shared_index(repr((paths, caption_column)), lambda: list(_indices(paths, caption_column)))
+    for (name, path), index in zip(shards.items(), indices, strict=True):
         faults = [(f"{name}:{member}" if member else name, reason) for member, reason in index.skipped]
         if faults and on_error == "raise":
             raise AudioError(*faults[0])
@@ -94,7 +97,7 @@ def _index(path: str, caption_column: str | None) -> ShardIndex:
     """The index of a shard, from the cache if the shard has not changed."""
     shard = Shard.find(path)
     where = [_LAYOUT, path if is_url(path) else os.path.abspath(path), caption_column]  # noqa: PTH100  # keeps links
-    key = [*where, shard.size, shard.stamp]
+    key = [*where, shard.size, shard.stamp, codecs.has_av()]
     file = cache_folder() / "shards" / f"{cache_name(*where)}.json"
     cached = _cached_index(file, key)
     if cached is not None:
@@ -106,18 +109,14 @@ def _index(path: str, caption_column: str | None) -> ShardIndex:
     except (AudioError, OSError) as error:  # of the shard as a whole: perhaps it can be read at the next start
         index.skipped.append(("", error.reason if isinstance(error, AudioError) else str(error)))
         return index
-    if not write_cached(file, json.dumps({"key": key, **asdict(index)}).encode()):
-        warnings.warn(f"{file}: cannot be written; {path} is read at every start", DataWarning, stacklevel=2)
+    write_index(file, key, asdict(index), path)
     return index
 
 
 def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
     """The index in a cache file; None if it is missing, damaged, or of another shard or version of a shard."""
-    content = read_cached(file)
+    values = read_index(file, key)
     try:
-        values = json.loads(content) if content else {}
-        if values["key"] != key:
-            return None
         pairs = [(str(n), int(at), int(size), list(texts), float(s)) for n, at, size, texts, s in values["pairs"]]
         return ShardIndex(
             int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
@@ -163,8 +162,9 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
         if _AUDIO not in sample:
             raise Unusable("the shard has no audio file of this name")
         captions = _captions(sample, caption_column)
-        if audio.name.lower().endswith(UNSUPPORTED_SUFFIXES):
-            raise Unusable(UNSUPPORTED)
+        suffix = Path(audio.name).suffix.lower()
+        if suffix not in audio_suffixes():
+            raise Unusable(why_left_out(suffix))
     except Unusable as error:
         index.skipped.append((audio.name, str(error)))
         return

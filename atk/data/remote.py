@@ -21,7 +21,11 @@ _ATTEMPTS = 5  # to read a range; the waiting time doubles from the first second
 _CACHE_GIB = 20.0  # default size of the cache
 _KEPT = 0.9  # fraction of the cache that stays when it is full
 _CHECKS = 20  # the size of the cache is checked whenever this process has written this fraction of it
-_STAMPS = ("etag", "e_tag", "mtime", "lastmodified", "last_modified", "last_commit", "updated", "created", "generation")
+# What stores call the identity and the time of a file, in lowercase letters alone: "Last-Modified" is lastmodified.
+_STAMPS = (
+    *("etag", "contentmd", "digest", "blobid", "generation"),
+    *("mtime", "lastmodified", "modified", "updated", "created"),
+)
 
 _Result = TypeVar("_Result")
 _written = {"bytes": -1}  # by this process since it last checked the size of the cache; -1: it has not checked yet
@@ -59,7 +63,7 @@ class RemoteFile:
         info = _attempt(url, lambda: system.info(path))
         if not isinstance(info.get("size"), int):
             raise OSError(f"{url}: its server does not state its size")
-        stamps = [f"{name}={value}" for name, value in info.items() if name.lower() in _STAMPS]
+        stamps = [f"{name}={value}" for name, value in info.items() if re.sub("[^a-z]", "", name.lower()) in _STAMPS]
         return cls(url, info["size"], " ".join(sorted(stamps)))
 
     def read(self, offset: int, count: int) -> bytes:
@@ -152,16 +156,19 @@ class RemoteReader(io.RawIOBase):
         return len(content)
 
 
-def remote_files(url: str, suffix: str) -> list[str]:
-    """Addresses of the files with this suffix in a remote folder and in its subfolders, sorted.
+def remote_files(url: str, suffix: str) -> dict[str, str]:
+    """Addresses of the files with this suffix in a remote folder and in its subfolders, sorted, by relative name.
 
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: the store cannot be reached.
     """
     system, path = _system(url)
-    names = _attempt(url, lambda: system.find(path, maxdepth=2))
-    return sorted(system.unstrip_protocol(name) for name in names if name.lower().endswith(suffix))
+    # Stores may spell the folder differently in the names that they list, so the depth tells them apart.
+    top = set(_attempt(url, lambda: system.find(path, maxdepth=1)))
+    names = sorted(_attempt(url, lambda: system.find(path, maxdepth=2)))
+    names = [name for name in names if name.lower().endswith(suffix)]
+    return {"/".join(name.split("/")[-1 if name in top else -2 :]): system.unstrip_protocol(name) for name in names}
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -243,11 +243,8 @@ def _without_repeats(clips: np.ndarray, batch_size: int) -> np.ndarray:
         batch = batches[position // batch_size]
         if batch[clip] == 1:
             continue
-        first = position - position % batch_size
-        later = range(first + batch_size, min(len(values), first + _NEARBY))
-        earlier = range(first - 1, max(-1, first - _NEARBY), -1)
-        for other in (*later, *earlier):
-            if not batch[values[other]] and not batches[other // batch_size][clip]:
+        for other in _elsewhere(position // batch_size, clip, batches, batch_size, len(values)):
+            if not batch[values[other]]:
                 for counts, old, new in (
                     (batch, clip, values[other]),
                     (batches[other // batch_size], values[other], clip),
@@ -258,6 +255,20 @@ def _without_repeats(clips: np.ndarray, batch_size: int) -> np.ndarray:
                 values[position], values[other] = values[other], clip
                 break
     return order
+
+
+def _elsewhere(index: int, clip: int, batches: list[Counter[int]], batch_size: int, end: int) -> Iterator[int]:
+    """Positions near batch `index` in batches without `clip`: later ones in order, then earlier ones backward."""
+    first = index * batch_size
+    stop, start = min(end, first + _NEARBY), max(-1, first - _NEARBY)
+    for later in range(index + 1, -(-stop // batch_size)):
+        if not batches[later][clip]:
+            yield from range(later * batch_size, min((later + 1) * batch_size, stop))
+    for earlier in range(index - 1, -1, -1):
+        if (earlier + 1) * batch_size - 1 <= start:
+            return
+        if not batches[earlier][clip]:
+            yield from range((earlier + 1) * batch_size - 1, max(earlier * batch_size - 1, start), -1)
 
 
 def _parts(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from atk.data import hub
 from atk.data.captions import ON_ERROR, Split, read_folder
 from atk.data.layouts import DataSet, Folder, named_shards, remote_shards, shards_in
+from atk.data.listing import list_folder, not_listed
 from atk.data.metadata import metadata_folder
 from atk.data.remote import is_url
 from atk.data.shards import COMPRESSED, COMPRESSED_SUFFIXES, SHARD_SUFFIX, expand_braces
@@ -79,14 +80,21 @@ def open_data(data: Data, caption_column: str | None = None) -> DataSets:
 
     Raises:
         FileNotFoundError: a path does not exist, or holds no data set of a known layout.
-        ValueError: `data` is empty, or names a compressed tar file or an empty range of shards.
+        ValueError: `data` is empty, or names a compressed tar file or an empty range of shards; or `caption_column` is
+            given for captioned folders alone.
     """
     if isinstance(data, DataSets):
         return data
     names = [data] if isinstance(data, (str, Path)) else list(data)
     if not names:
         raise ValueError("data must name at least one data set, got an empty list")
-    return DataSets([_open(str(name), caption_column) for name in names])
+    sets = [_open(str(name), caption_column) for name in names]
+    if caption_column is not None and all(isinstance(data_set, Folder) for data_set in sets):
+        raise ValueError(
+            "caption_column is for shards, metadata files, and Hugging Face data sets, but the data sets are folders "
+            f"with CSV files, whose captions are in caption or caption_1, caption_2, ...; got {caption_column!r}"
+        )
+    return DataSets(sets)
 
 
 def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column: str | None = None) -> Split:
@@ -105,7 +113,7 @@ def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column:
 
 
 def read_all(name: str | Path, on_error: str = "skip") -> Split:
-    """Every audio file below a folder, without captions; of data sets in other layouts, the clips of all splits.
+    """Every audio file below a folder, without captions; of data sets in other layouts also the clips of all splits.
 
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
@@ -113,8 +121,19 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
     data_set = known_layout(str(name)) if Path(name).is_dir() else _open(str(name), None)
     if data_set is None or isinstance(data_set, Folder):
         return read_folder(name, on_error)
-    splits = [data_set.read(split, on_error) for split in data_set.splits()]
-    return Split([clip for split in splits for clip in split.clips], [bad for split in splits for bad in split.skipped])
+    audio = list_folder(name)[0] if data_set.folder.is_dir() else []
+    parts: list[Split] = []
+    for split in data_set.splits():
+        try:
+            parts.append(data_set.read(split, on_error))
+        except ValueError as error:  # nothing usable, which does not matter if there are other files
+            if not audio or on_error == "raise":
+                raise
+            parts.append(Split([], [(split, str(error))]))
+    if others := set(not_listed(audio, [clip.path for part in parts for clip in part.clips])):
+        files = read_folder(name, on_error)
+        parts.append(Split([clip for clip in files.clips if clip.path in others], files.skipped))
+    return Split([clip for part in parts for clip in part.clips], [bad for part in parts for bad in part.skipped])
 
 
 def known_layout(name: str, caption_column: str | None = None) -> DataSet | None:

@@ -63,7 +63,7 @@ class Shard(NamedTuple):
 
     @classmethod
     def find(cls, path: str) -> "Shard":
-        """Look for a shard on the disk, or at an address.
+        """Look for a shard on disk, or at an address.
 
         Raises:
             FileNotFoundError: it does not exist.

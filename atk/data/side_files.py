@@ -98,7 +98,7 @@ def read_tags(path: str | Path, vocabulary: str | None = None) -> tuple[list[str
     """Read a tags.csv in one of two forms.
 
     - `file_name`, then one column of 0 and 1 per tag.
-    - `file_name` and `tags`, which are joined by `;`. The possible tags, one a line, are in `vocabularies/NAME.txt`
+    - `file_name` and `tags`, which are joined by `;`. The possible tags, one per line, are in `vocabularies/NAME.txt`
       beside the table. There may be several vocabularies; tags that only the others contain are left out.
 
     Args:

@@ -17,7 +17,7 @@ def caption_names(names: Iterable[str], wanted: str | None = None) -> list[str]:
 
 
 def wanted_names(wanted: str | None) -> str:
-    """The names that `caption_name` looks for, in words."""
+    """The names that `caption_names` looks for, in words."""
     return wanted or f"{', '.join(CAPTION_NAMES[:-1])}, or {CAPTION_NAMES[-1]}"
 
 

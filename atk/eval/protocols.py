@@ -1,7 +1,7 @@
 """Evaluation by published protocols: retrieval, zero-shot classification, tagging, and multi-query retrieval."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -12,11 +12,11 @@ import torch
 
 from atk.data.published import imported_set
 from atk.data.side_files import read_folds, vocabulary_names
-from atk.eval.embed import EmbeddingModel, embed_captions, evaluating
+from atk.eval.embed import EmbeddingModel
 from atk.eval.metrics import accuracy, label_ranking, tag_metrics
 from atk.eval.prompts import PROMPT_NAMES, PROMPTS, Prompts, published_for
 from atk.eval.ranks import CONVENTIONS, CaptionRanks, Convention, caption_ranks
-from atk.eval.retrieval import SplitEmbedding, embed_split, text_similarity
+from atk.eval.retrieval import SplitEmbedding, caption_similarity, embed_split, text_similarity
 from atk.eval.tags import TagScores, tag_scores
 from atk.ops.checks import one_of
 
@@ -65,14 +65,12 @@ class _Evaluation:
         return tag_scores(split.folder, split.files, similarity, prompt, vocabulary)
 
     def caption_ranks(self) -> CaptionRanks:
-        captions = _flat(self.split.captions)
-        unique = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
-        with evaluating(self.model):
-            text = embed_captions(self.model, list(unique))
-        counts = torch.tensor(list(map(len, self.split.captions)))
-        # The same caption of two clips must have the same scores, which two products would not guarantee.
-        similarity = (self.split.pooled @ text.T)[:, [unique[caption] for caption in captions]]
-        return caption_ranks(similarity, torch.arange(len(counts)).repeat_interleave(counts))
+        similarity, _ = caption_similarity(self.model, self.split)
+        return caption_ranks(similarity, self.split.clip_of_caption)
+
+    def skipped(self, scored: TagScores) -> list[tuple[str, str]]:
+        listed = set(scored.files)
+        return self.split.skipped + [(name, "not in tags.csv") for name in self.split.files if name not in listed]
 
 
 def _retrieval(given: _Evaluation) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def _by_convention(given: _Evaluation, names: Sequence[Convention]) -> dict[str,
 
 def _captions_of(split: SplitEmbedding) -> dict[str, Any]:
     """Numbers of captions, of clips by their number of captions, and of captions that an earlier clip has, too."""
-    captions = _flat(split.captions)
+    captions = list(chain.from_iterable(split.captions))
     counts = Counter(map(len, split.captions))
     return {
         "captions": len(captions),
@@ -104,17 +102,13 @@ def _captions_of(split: SplitEmbedding) -> dict[str, Any]:
     }
 
 
-def _flat(captions: Iterable[Iterable[str]]) -> list[str]:
-    return [*chain.from_iterable(captions)]
-
-
 def _zero_shot(given: _Evaluation) -> dict[str, Any]:
     dataset = given.dataset
     result: dict[str, Any] = {"set": dataset, "prompts": {}}
     for name in given.prompts or published_for(dataset):
         published = PROMPTS[name]
         scored = given.tag_scores(partial(published.prompt, dataset=dataset))
-        result |= {"clips": len(scored.files), "tags": len(scored.tags)}
+        result |= {"clips": len(scored.files), "tags": len(scored.tags), "skipped": given.skipped(scored)}
         result["prompts"][name] = {
             "example": published.prompt(scored.tags[0], dataset),
             "source": published.url,
@@ -166,7 +160,7 @@ def _tagging(given: _Evaluation) -> dict[str, Any]:
     result: dict[str, Any] = {"vocabularies": {}}
     for name in vocabulary_names(given.split.folder / "tags.csv"):
         scored = given.tag_scores(str, name)
-        result["clips"] = len(scored.files)
+        result |= {"clips": len(scored.files), "skipped": given.skipped(scored)}
         result["vocabularies"][name or "tags"] = tag_metrics(scored.scores, scored.labels)
     return result
 
@@ -229,6 +223,8 @@ def check_protocols(
     Raises:
         ValueError: there is no such protocol or prompt, a file is missing, or there is no length of windows.
     """
+    if names and not Path(folder).is_dir():
+        raise ValueError(f"protocols need a data folder, got {folder}")
     for name in names:
         one_of("protocol", name, PROTOCOL_NAMES)
         if PROTOCOLS[name].chunks and clip_seconds is None:

@@ -56,6 +56,11 @@ class SplitEmbedding:
     skipped: list[tuple[str, str]]
     split: str = ""
 
+    @property
+    def clip_of_caption(self) -> Tensor:
+        """The clip of each caption, int64 `[N_t]`."""
+        return torch.arange(len(self.files)).repeat_interleave(torch.tensor(list(map(len, self.captions))))
+
 
 class EvalSplit:
     """A split of a data folder that can be embedded repeatedly, as validation does.
@@ -194,21 +199,17 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding, score: Scor
     Raises:
         ValueError: an embedding is NaN, `score` is unknown, or the split lacks frames.
     """
-    captions = [caption for captions_of_clip in split.captions for caption in captions_of_clip]
-    unique = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    index = torch.tensor([unique[caption] for caption in captions])  # [N_t], into `unique`
-    has_caption = torch.zeros(len(split.files), len(unique), dtype=torch.bool)
-    for clip, captions_of_clip in enumerate(split.captions):
-        has_caption[clip, [unique[caption] for caption in captions_of_clip]] = True
+    similarity, index = caption_similarity(model, split, score)
+    has_caption = torch.zeros(len(split.files), int(index.max()) + 1, dtype=torch.bool)
+    has_caption[split.clip_of_caption, index] = True
     relevant = has_caption[:, index]  # [N_a, N_t]
-    similarity = text_similarity(model, split, list(unique), score)[:, index]
     result: dict[str, Any] = {
         "score": score,
         "text_to_audio": retrieval_metrics(similarity.T, relevant.T),
         "audio_to_text": retrieval_metrics(similarity, relevant),
         "chance": {"text_to_audio": chance_metrics(relevant.T), "audio_to_text": chance_metrics(relevant)},
         "clips": len(split.files),
-        "captions": len(captions),
+        "captions": len(index),
         "skipped": split.skipped,
     }
     by_file = dict(zip(split.files, split.captions, strict=True))
@@ -219,6 +220,19 @@ def evaluate_retrieval(model: EmbeddingModel, split: SplitEmbedding, score: Scor
     if alignment["phrases"]:
         result["alignment"] = alignment
     return result
+
+
+def caption_similarity(model: EmbeddingModel, split: SplitEmbedding, score: Score = "global") -> tuple[Tensor, Tensor]:
+    """Similarity of clips and captions. Equal captions are embedded once, so that their scores are the same.
+
+    Returns:
+        The similarity `[N_a, N_t]` of the clips and of their captions in order, and the number of each caption among
+        the distinct ones, int64 `[N_t]`.
+    """
+    texts = [caption for captions in split.captions for caption in captions]
+    distinct = {caption: position for position, caption in enumerate(dict.fromkeys(texts))}
+    index = torch.tensor([distinct[caption] for caption in texts])
+    return text_similarity(model, split, list(distinct), score)[:, index], index
 
 
 def text_similarity(model: EmbeddingModel, split: SplitEmbedding, texts: list[str], score: Score) -> Tensor:

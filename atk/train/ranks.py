@@ -84,7 +84,8 @@ def _clear_frames(error: BaseException | None) -> None:
 def first_rank_first() -> Generator[None, None, None]:
     """A context that rank 0 completes before the others enter it; on the others, stderr is discarded.
 
-    The others get the headers of audio files from rank 0, so that all ranks have the same clips.
+    The others get the headers of audio files and the indices of shards and tables from rank 0, so that all ranks have
+    the same clips.
     """
     if world_size() == 1:
         yield

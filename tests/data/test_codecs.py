@@ -7,11 +7,13 @@ import pytest
 import soundfile
 import torch
 from support.encode import encode, sweep
+from support.unlabeled_cases import tar
 
-from atk.data import AudioError, UnlabeledAudio, audio_info, codecs, list_folder, load_audio, load_crop
+from atk.data import AudioError, UnlabeledAudio, audio_info, codecs, list_folder, load_audio, load_crop, read_data
 from atk.data.codecs import open_sound
 from atk.data.containers import Content
 from atk.data.ffmpeg import CodecFile
+from atk.data.published.tree import Tree
 
 pytest.importorskip("av", exc_type=ImportError)
 SECONDS = 5.0
@@ -187,3 +189,23 @@ def test_without_pyav_the_file_says_what_to_install(tmp_path, monkeypatch):
     paths, left_out = list_folder(tmp_path)
     assert [path.name for path in paths] == ["b.wav"] and [error.reason for error in left_out] == [reason]
     assert UnlabeledAudio.scan([tmp_path]).skipped == [(str(tmp_path), f"1 .m4a file left out: {reason}")]
+
+
+def test_shards_and_published_sets_use_these_formats_once_pyav_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATK_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "a.m4a")
+    content = (tmp_path / "a.m4a").read_bytes()
+    shard = tar(tmp_path / "0.tar", [("a.m4a", content), ("a.txt", b"x"), ("b.mid", b"y"), ("b.txt", b"z")])
+    reason = "this format needs av; pip install 'audio-text-kernels[codecs]'"
+    with monkeypatch.context() as patch:
+        patch.setattr(codecs, "has_av", lambda: False)
+        with pytest.raises(ValueError, match=r"no usable clip; skipped 2: .*a\.m4a \(this format needs av"):
+            read_data(shard, "train")
+        assert Tree(tmp_path, ()).locate(["a"]).fault == reason
+    split = read_data(shard, "train")  # the index of the first attempt does not count
+    assert [clip.seconds for clip in split.clips] == [SECONDS] and len(split.skipped) == 1
+    assert Tree(tmp_path, ()).locate(["a"]).path == str(tmp_path / "a.m4a")
+    (tmp_path / "z").mkdir()
+    soundfile.write(tmp_path / "z" / "a.wav", sweep(1.0, 8000), 8000)
+    tree = Tree(tmp_path, ())
+    assert tree.locate(["a"]).path == str(tmp_path / "z" / "a.wav") and not tree.ambiguous

@@ -10,6 +10,8 @@ import torch
 from support.unlabeled_cases import audio_bytes
 
 from atk.data import AudioError, audio_info, read_data, read_split, train_loader
+from atk.data.headers import collecting, taking_from
+from atk.data.hub import _Header
 from atk.ops.user_cache import cache_folder
 
 datasets = pytest.importorskip("datasets", reason="needs the extra hub")
@@ -90,7 +92,7 @@ def test_forms_and_splits(tmp_path, form, monkeypatch):
     else:
         calls = []
         monkeypatch.setattr(datasets, "load_dataset", lambda **options: (calls.append(options), loaded)[1])
-        path = "hf://datasets/me/sounds@main#small"
+        path = "hf://datasets/me/sounds@refs/convert/parquet#small"
     clips = clips_of(path, "val")
     assert [clip.captions for clip in clips] == [("a sound number 0",), ("a sound number 1",)]
     assert [audio_info(clip.path).sample_rate for clip in clips] == [8000, 8000]
@@ -101,7 +103,7 @@ def test_forms_and_splits(tmp_path, form, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no split test; it has train, val"):
         clips_of(path, "test")
     if form == "hub":
-        assert calls[0] == {"path": "me/sounds", "revision": "main", "name": "small"}
+        assert calls[0] == {"path": "me/sounds", "revision": "refs/convert/parquet", "name": "small"}
         assert str(clips[1].path) == f"{path}/val/1"
 
 
@@ -153,7 +155,8 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
 def test_lengths_are_cached_until_the_table_changes(tmp_path, monkeypatch):
     folder = str(tmp_path / "d")
     as_audio(table()).save_to_disk(folder)
-    first = [clip.seconds for clip in clips_of(folder)]
+    with collecting() as headers:
+        first = [clip.seconds for clip in clips_of(folder)]
     (file,) = (cache_folder() / "tables").iterdir()
     whole = file.read_bytes()
     for content in (b"", b"{", json.dumps({"key": [], "headers": []}).encode(), whole.replace(b"3.0", b'"x"', 1)):
@@ -162,6 +165,17 @@ def test_lengths_are_cached_until_the_table_changes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("atk.data.hub.audio_info", None)
         assert [clip.seconds for clip in clips_of(folder)] == first
+    with monkeypatch.context() as patch:  # installing PyAV may make more rows readable
+        patch.setattr("atk.data.codecs.has_av", lambda: None)
+        patch.setattr("atk.data.hub._header", lambda column, row: _Header(7.0, "", ""))
+        assert [clip.seconds for clip in clips_of(folder)] == [7.0] * 4
+    with monkeypatch.context() as patch:
+        patch.setenv("ATK_CACHE", str(file))
+        with pytest.warns(match="cannot be written; .*d/train is read at every start"):
+            assert [clip.seconds for clip in clips_of(folder)] == first
+        patch.setattr("atk.data.hub._header", None)
+        with taking_from(headers):
+            assert [clip.seconds for clip in clips_of(folder)] == first
     shutil.rmtree(folder)
     as_audio(table(CONTENTS[:1])).save_to_disk(folder)
     assert len(clips_of(folder)) == 1

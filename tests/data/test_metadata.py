@@ -53,6 +53,12 @@ def test_without_folders_of_splits_all_files_are_for_training(folder):
     assert clip.captions == ("x", "y") and read_data(folder, "test").clips == [clip]
 
 
+def test_captions_with_the_separators_of_unicode(folder):
+    row = json.dumps({"file_name": "train/a.wav", "caption": "a dog\u2028barks\x85twice"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_bytes(f"{row}\r\n".encode())
+    assert read_data(folder, "train", "raise").clips[0].captions == ("a dog barks twice",)
+
+
 def test_our_tables_come_first(folder):
     write(folder / "metadata.csv", CLIPS.items())
     (folder / "train.csv").write_text("file_name,caption\ntest/c.wav,x\n")

@@ -12,6 +12,7 @@ from support.pair_shards import shards_of
 from support.unlabeled_cases import audio_bytes, tar
 
 from atk.data import AudioError, audio_info, eval_loader, load_audio, read_data, read_split, train_loader
+from atk.data.headers import collecting, taking_from
 from atk.ops.user_cache import cache_folder
 
 WAV = audio_bytes()
@@ -114,7 +115,7 @@ def test_what_is_not_a_pair_is_named(tmp_path):
         "latin.wav": WAV, "latin.txt": b"\xff",
         "bad.wav": b"not audio", "bad.txt": b"x",
         "none.wav": b"", "none.txt": b"x",
-        "video.mp4": b"x", "video.txt": b"x",
+        "notes.mid": b"x", "notes.txt": b"x",
         ".hidden.wav": WAV, "__MACOSX/x.wav": WAV, "notes.md": b"x",
     }  # fmt: skip
     shard = tar(tmp_path / "0.tar", members.items())
@@ -130,7 +131,7 @@ def test_what_is_not_a_pair_is_named(tmp_path):
         "latin.wav": "its caption is not UTF-8",
         "bad.wav": "not readable as audio (Format ",
         "none.wav": "empty file (0 bytes)",
-        "video.mp4": "this format cannot be read; co",
+        "notes.mid": "this format cannot be read; co",
     }
     with pytest.raises(AudioError, match=r"0\.tar:alone\.wav: no caption"):
         read(shard, on_error="raise")
@@ -167,6 +168,16 @@ def test_the_index_is_read_from_the_cache_until_the_shard_changes(tmp_path, monk
     monkeypatch.setattr("atk.data.pairs.tar_members", lambda path: iter([(b"read again.txt", 0, 1)]))
     with pytest.raises(ValueError, match="read again"):
         read(shard)
+
+
+def test_other_ranks_take_the_index_of_the_first(tmp_path, monkeypatch):
+    shard = tar(tmp_path / "0.tar", [("a.wav", WAV), ("a.txt", b"x"), ("b.wav", WAV)])
+    with collecting() as headers:
+        first = read(shard)
+    monkeypatch.setenv("ATK_CACHE", str(tmp_path / "another machine"))
+    monkeypatch.setattr("atk.data.pairs.tar_members", None)
+    with taking_from(pickle.loads(pickle.dumps(headers))):
+        assert read(shard) == first and len(first.clips) == len(first.skipped) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"key": 1}', b"\xff\xfe", None])

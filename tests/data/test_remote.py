@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 import tarfile
 import threading
 
@@ -104,6 +105,18 @@ def test_folders_in_stores(store, shards):
         read_data(f"{address}/none", "train")
 
 
+def test_shards_beside_the_folders_of_splits_are_ignored_with_a_warning(shards, tmp_path):
+    root = tmp_path / "train"  # named like the folder in it
+    shutil.copytree(shards / "train", root / "train")
+    shutil.copytree(shards / "train", root / ".train")
+    for name in ("0.tar", "1.TAR"):
+        shutil.copy(shards / "valid" / "0.tar", root / name)
+    for place in (str(root), f"file://{root}"):
+        with pytest.warns(match=r"train: shards outside of the folders of splits are ignored: 2, the first is 0\.tar"):
+            data = open_data(place)
+        assert data.splits() == ["train"] and data.read("train").clips[0].file_name.startswith("train/0.tar:")
+
+
 def test_unlabeled_shards(url, shards):
     pools = [UnlabeledAudio.scan([f"{place}/train/{{0..1}}.tar"]) for place in (shards, url)]
     batches = [next(iter(unlabeled_loader(pool, **OPTIONS))) for pool in pools]
@@ -128,15 +141,17 @@ def test_only_missing_blocks_are_requested_together(server):
     assert server.sent == sent + 4 * BLOCK  # the four that were missing
 
 
-def test_a_second_start_requests_sizes_only(server):
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_a_second_start_requests_sizes_only(server, header):
     pytest.importorskip("aiohttp", reason="needs the extra remote")
+    server.stamp = header
     pattern = f"{server.url}/train/{{0..1}}.tar"
     first = read_data(pattern, "train")
     sent = server.sent
     assert sent == sum((server.folder / "train" / f"{index}.tar").stat().st_size for index in (0, 1))
     RemoteFile.find.cache_clear()
     assert read_data(pattern, "train") == first and server.sent == sent
-    os.utime(server.folder / "train" / "0.tar", (1, 1))  # its ETag changes
+    os.utime(server.folder / "train" / "0.tar", (1, 1))  # which the header states
     RemoteFile.find.cache_clear()
     assert len(read_data(pattern, "train").clips) == 5 and server.sent > sent
     os.utime(server.folder / "train" / "0.tar")

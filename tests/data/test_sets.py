@@ -7,8 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from support.clips import write_clip
+from support.unlabeled_cases import tar
 
 from atk.data import SetWeights, TrainBatches, open_data, read_data
+from atk.data.check import check_data
+from atk.data.sets import read_all
 from atk.train.config import TrainConfig
 
 
@@ -50,6 +53,25 @@ def test_layouts_that_are_not_known(folders, tmp_path):
         open_data("none")
     with pytest.raises(ValueError, match="data must name at least one data set"):
         open_data([])
+    with pytest.raises(ValueError, match=r"caption_column is for shards, .* got 'title'"):
+        open_data("b", "title")
+
+
+def test_a_tar_file_does_not_hide_the_other_audio_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATK_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "sounds"
+    write_clip(folder / "a.wav", 100)
+    content = (folder / "a.wav").read_bytes()
+    for members, names in (
+        ([("b.wav", content), ("b.txt", b"x")], ["sub/backup.tar:b.wav", "a.wav"]),
+        ([("b.wav", content)], ["a.wav"]),
+    ):
+        (folder / "sub").mkdir(exist_ok=True)
+        tar(folder / "sub" / "backup.tar", members)
+        files = read_all(folder)
+        assert [clip.file_name for clip in files.clips] == names and len(files.skipped) == (len(names) == 1)
+        problems = check_data([str(folder)]).problems
+        assert ("a.wav", "no split lists this file") in [(problem.name, problem.reason) for problem in problems]
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,9 @@ def test_tagging_uses_every_vocabulary_and_the_tags_as_they_are(tmp_path):
     assert result["vocabularies"]["small"]["ROC-AUC"] == 100
     assert result["vocabularies"]["large"]["tags"] == 3
     table(folder / "tags.csv", ("file_name", "dog"), [("a.wav", 1), ("b.wav", 0)])
-    assert evaluate_protocols(model, folder, ["tagging"])["tagging"]["vocabularies"]["tags"]["ROC-AUC"] == 100
+    result = evaluate_protocols(model, folder, ["tagging"])["tagging"]
+    assert result["vocabularies"]["tags"]["ROC-AUC"] == 100
+    assert (result["clips"], result["skipped"]) == (2, [("c.wav", "not in tags.csv")])
 
 
 def test_chunks_overlap_and_count_alike(tmp_path):
@@ -200,6 +202,7 @@ def test_splits_are_embedded_once(tmp_path):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
+        (["retrieval"], {"folder": "0.tar"}, r"protocols need a data folder, got 0\.tar"),
         (["zero-shot"], {}, r"protocol zero-shot needs .*tags\.csv, which is missing"),
         (["psds"], {}, "protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', got 'psds'"),
         (["retrieval"], {"prompts": ["laion"]}, "prompts are for the protocol zero-shot"),
@@ -214,7 +217,7 @@ def test_mistakes(names, options, message, tmp_path):
     folder = write_folder(tmp_path / "data", {"a.wav": (["dog"], ["dog", "a dog"])})
     model = FakeModel()
     with pytest.raises(ValueError, match=message):
-        evaluate_protocols(model, folder, names, **options)
+        evaluate_protocols(model, **{"folder": folder, "names": names, **options})
     assert model.calls == ("several" in message)  # all others are known before anything is embedded
 
 

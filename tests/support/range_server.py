@@ -13,6 +13,7 @@ class RangeServer(ThreadingHTTPServer):
         requests: (method, first byte, number of bytes) of each request for content.
         failures: number of requests still to be answered with an error.
         ranges: whether ranges are honored; else every answer is the whole file.
+        stamp: name of the header that states when the file changed.
     """
 
     def __init__(self, folder):
@@ -21,6 +22,7 @@ class RangeServer(ThreadingHTTPServer):
         self.requests = []
         self.failures = 0
         self.ranges = True
+        self.stamp = "ETag"
 
     @property
     def url(self):
@@ -62,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append((self.command, start, len(content)))
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+        self.send_header(server.stamp, f'"{file.stat().st_mtime_ns}"')
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)

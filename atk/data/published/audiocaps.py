@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from atk.data.published.clips import Contents, PublishedClip, Source, to_number
+from atk.data.published.clips import Contents, PublishedClip, Source, read_text, to_number
 from atk.data.published.youtube import youtube_names
 from atk.data.tables import Table
 
@@ -72,6 +72,5 @@ def _clips_with_texts(source: Source) -> Iterator[PublishedClip]:
     for path in source.tree.tables_like("*.txt"):
         audio = source.tree.locate((path.stem,), path.parts[-2:-1], only_there=True)
         if audio.path:  # other texts describe the set
-            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             split = splits.get(path.parent.name.lower(), "train")
-            yield PublishedClip(path.stem, (split,), audio, lines[:1])
+            yield PublishedClip(path.stem, (split,), audio, read_text(path).splitlines()[:1])

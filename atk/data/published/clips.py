@@ -1,6 +1,7 @@
 """What a reader of a published data set is given, and what it returns."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,15 +146,18 @@ def split_name(text: str, where: str) -> str:
 
 
 def to_number(text: object, where: str) -> float:
-    """A number from a table.
+    """A finite number from a table.
 
     Raises:
         ValueError: `text` is not one; the message begins with `where`.
     """
     try:
-        return float(str(text))
+        value = float(str(text))
     except ValueError:
-        raise ValueError(f"{where}: expected a number, got {text!r}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: expected a number, got {text!r}")
+    return value
 
 
 def read_text(path: Path) -> str:

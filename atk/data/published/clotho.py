@@ -41,6 +41,6 @@ def _sound_ids(source: Source, folder: str) -> dict[str, str]:
     """The Freesound identifier of each clip; "Not found" for some."""
     path = source.tree.table(f"clotho_metadata_{folder}.csv")
     if path is None:
-        raise ValueError(f"{source.tree.root}: exclusion lists need clotho_metadata_{folder}.csv")
+        raise ValueError(f"{source.tree.table_root}: exclusion lists need clotho_metadata_{folder}.csv")
     table = Table.open(path, ("file_name", "sound_id"), encoding="iso-8859-1")
     return {row["file_name"].strip(): row["sound_id"].strip() for _, row in table.records()}

@@ -36,14 +36,14 @@ def read_ecals(source: Source) -> Contents:
     if annotation is None or tags is None or split is None:
         source.missing(*(name for name in TABLES[:3] if tables[name] is None))
     queries = tables["multiquery_samples.json"]
-    multiquery = set(map(str, read_json(queries))) if queries is not None else set()
+    multiquery = set(map(str, _mapping(queries, read_json(queries)))) if queries is not None else set()
     identifiers, paths = (_read_mapping(source, tables[name], name) for name in _IDENTIFIERS)
     tracks = _mapping(annotation, read_json(annotation))
     splits = {
         str(track): _SPLITS[key]
         for key, names in _mapping(split, read_json(split)).items()
         if key in _SPLITS
-        for track in names
+        for track in _list(split, names, "tracks")
     }
 
     def clips() -> Iterator[PublishedClip]:
@@ -57,7 +57,7 @@ def read_ecals(source: Source) -> Contents:
             labels = _tags_of(tracks[track], f"{annotation}: {track}")
             yield PublishedClip(track, roles, audio, label_caption(labels), labels)
 
-    vocabulary = list(map(str, _strings(tags, read_json(tags))))
+    vocabulary = list(map(str, _list(tags, read_json(tags), "tags")))
     return Contents(clips(), {"ecals": vocabulary, "msd50": [tag for tag in _MSD50 if tag in set(vocabulary)]})
 
 
@@ -67,9 +67,9 @@ def _tags_of(entry: Any, where: str) -> list[str]:
     return list(map(str, entry["tag"]))
 
 
-def _strings(path: Path, content: Any) -> Iterable[Any]:
+def _list(path: Path, content: Any, items: str) -> Iterable[Any]:
     if not isinstance(content, list):
-        raise ValueError(f"{path}: not a list of tags")
+        raise ValueError(f"{path}: not a list of {items}")
     return content
 
 

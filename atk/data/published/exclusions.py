@@ -22,7 +22,7 @@ def read_exclusions(source: Source) -> dict[str, frozenset[str]]:
     for name in source.exclude:
         path = Path(name) if Path(name).is_file() else source.tree.table(name)
         if path is None:
-            raise ValueError(f"exclude: {name} is neither a file nor the name of a list below {source.tree.root}")
+            raise ValueError(f"exclude: {name} is neither a file nor the name of a list below {source.tree.table_root}")
         if path.suffix.lower() == ".json":
             for origin, identifiers in _mapping(path).items():
                 lists.setdefault(origin, set()).update(map(source.tree.without_suffix, identifiers))

@@ -13,6 +13,7 @@ from atk.data.side_files import TAG_SEPARATOR
 _NO_CAPTION = "no caption"
 _NO_SPLIT = "in no split"
 _NO_VOCABULARY = "tag without a place in the vocabulary"
+_NO_PHRASE = "event without a phrase"
 _BAD_EVENT = "event that does not end after it starts, at 0 s or later"
 
 
@@ -70,7 +71,7 @@ class FolderWriter:
             self._write("tags", ("file_name", "tags"), [(path, TAG_SEPARATOR.join(self._checked_tags(clip)))])
         if clip.fold:
             self._write("folds", ("file_name", "fold"), [(path, clip.fold)])
-        events = [(path, *event) for event in clip.events if self._is_good(event, clip.name)]
+        events = [(path, *event) for event in clip.events if not self._is_left_out(event, clip.name)]
         if events:
             self._write("events", ("file_name", *Span._fields), events)
             self.events += len(events)
@@ -92,11 +93,13 @@ class FolderWriter:
                 self._source.leave_out(_NO_VOCABULARY, tag)
         return [tag for tag in tags if tag in self._known_tags]
 
-    def _is_good(self, event: Span, name: str) -> bool:
-        good = 0 <= event.start < event.end < float("inf") and bool(event.phrase.strip())
-        if not good:
-            self._source.leave_out(_BAD_EVENT, f"{name}: {event.phrase} ({event.start:g} s to {event.end:g} s)")
-        return good
+    def _is_left_out(self, event: Span, name: str) -> bool:
+        reason = "" if event.phrase.strip() else _NO_PHRASE
+        if not 0 <= event.start < event.end < float("inf"):
+            reason = _BAD_EVENT
+        if reason:
+            self._source.leave_out(reason, f"{name}: {event.phrase} ({event.start:g} s to {event.end:g} s)")
+        return bool(reason)
 
     def _write(self, table: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
         if table not in self._tables:

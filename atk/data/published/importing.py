@@ -15,11 +15,9 @@ import atk
 from atk.data.published.clips import NAMES_KEPT, PublishedClip, Source
 from atk.data.published.folder import FolderWriter
 from atk.data.published.registry import SETS
-from atk.data.published.tree import Tree
+from atk.data.published.tree import REPORT, Tree
 from atk.extras import optional_imports
 from atk.ops.checks import one_of
-
-REPORT = "import.json"
 
 
 def import_set(
@@ -65,7 +63,7 @@ def import_set(
         raise ValueError(f"exclude: {name} has no exclusion lists; sets with lists: {lists}")
     out = Path(out)
     earlier = _files_of_earlier_import(out)
-    tree = Tree(source, published.tables, tables=tables, audio_suffixes=published.audio_suffixes, left_out=out)
+    tree = Tree(source, published.tables, tables=tables, audio_suffixes=published.audio_suffixes)
     content = Source(tree, published.audio, exclude)
     contents = published.read(content)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +76,8 @@ def import_set(
         report = {
             "set": name,
             "source": tree.root,
-            "tables": tree.root if tables is None else str(Path(tables).absolute()),
-            "exclude": list(exclude),
+            "tables": tree.table_root,
+            "exclude": list(map(str, exclude)),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {"atk": atk.__version__, "python": platform.python_version(), "numpy": np.__version__},
             "splits": _splits(writer, content),

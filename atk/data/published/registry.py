@@ -60,7 +60,7 @@ SETS = {
     "musiccaps": PublishedSet(
         music.read_musiccaps,
         ("musiccaps-public.csv",),
-        "ID or ID_START",
+        "ID, ID_START, or [ID]-[START-END]",
         "clips of AudioSet's evaluation split are test, the others train",
         "https://huggingface.co/datasets/google/MusicCaps",
         evaluation=("retrieval",),

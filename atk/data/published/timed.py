@@ -73,10 +73,13 @@ def read_castella(source: Source) -> Contents:
 
 def _castella_clips(source: Source, tables: Mapping[str, Path]) -> Iterator[PublishedClip]:
     for split, path in tables.items():
-        for index, item in enumerate(read_json(path)):
+        items = read_json(path)
+        if not isinstance(items, list):
+            raise ValueError(f"{path}: not a list of clips")
+        for index, item in enumerate(items):
             try:
-                video, caption = str(item["yid"]), str(item["global_caption"])
-                moments = [(str(moment["local_caption"]), moment["timestamps"]) for moment in item["moments"]]
+                video, caption = str(item["yid"]), str(item["global_caption"] or "")
+                moments = [(str(moment["local_caption"] or ""), moment["timestamps"]) for moment in item["moments"]]
                 spans = [
                     span
                     for position, (text, windows) in enumerate(moments, 1)
@@ -97,7 +100,7 @@ def _castella_queries(source: Source, tables: Mapping[str, Path]) -> Iterator[Pu
     for split, path in tables.items():
         captions: dict[str, list[str]] = {}
         events: dict[str, list[Span]] = {}
-        for line, text in enumerate(read_text(path).splitlines(), 1):
+        for line, text in enumerate(read_text(path).split("\n"), 1):
             if not text.strip():
                 continue
             try:

@@ -8,13 +8,16 @@ import fnmatch
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED, UNSUPPORTED_SUFFIXES
+from atk.data import listing
+from atk.data.codecs import CODEC_SUFFIXES
+from atk.data.listing import UNSUPPORTED_SUFFIXES, is_hidden, why_left_out
 
+REPORT = "import.json"  # what every import writes
 NO_AUDIO = "no audio file"
 _NOT_UNICODE = "its path is not valid UTF-8; rename it"
 
@@ -30,14 +33,14 @@ class Tree:
     """The audio below a folder, and the tables below the same or another folder.
 
     A file is known by its name without the suffix, so that converted audio and moved folders are found. Links to
-    folders are followed, each folder is searched once, and hidden files are ignored. An entry takes about 150 bytes.
+    folders are followed, each folder is searched once, and hidden files and the tables of imports are ignored. An entry
+    takes about 150 bytes.
 
     Args:
         root: folder with the audio.
         patterns: names of the tables; `*` and `?` are wildcards.
         tables: folder with the tables; None = `root`.
         audio_suffixes: suffixes of audio besides those that are usual.
-        left_out: folder that is not searched.
 
     Attributes:
         root: absolute path of the folder with the audio.
@@ -53,14 +56,12 @@ class Tree:
         *,
         tables: str | Path | None = None,
         audio_suffixes: Collection[str] = (),
-        left_out: str | Path = "",
     ):
         self.root = os.path.abspath(root)  # noqa: PTH100  # unlike resolve(), it keeps links
         self.unreadable: list[str] = []
         self.ambiguous: list[str] = []
         self.table_root = self.root if tables is None else os.path.abspath(tables)  # noqa: PTH100
-        self._left_out = str(left_out) and os.path.abspath(left_out)  # noqa: PTH100
-        self._usable = frozenset(AUDIO_SUFFIXES).union(audio_suffixes)
+        self._usable = frozenset(listing.audio_suffixes()).union(audio_suffixes)
         self._suffixes: dict[str, int] = {}  # positions in the list of those that files have, as spelled
         self._spelled_suffixes: list[str] = []
         self._folders: list[str] = []
@@ -72,10 +73,10 @@ class Tree:
         for folder, names in self._walk(self.root):
             self._add_audio(folder, names)
             if tables is None:
-                self._add_tables(folder, filter(is_table, names))
+                self._add_tables(folder, names, is_table)
         if tables is not None:
             for folder, names in self._walk(self.table_root):
-                self._add_tables(folder, filter(is_table, names))
+                self._add_tables(folder, names, is_table)
 
     def __iter__(self) -> Iterator[str]:
         """The names of the audio files, without suffixes."""
@@ -90,12 +91,12 @@ class Tree:
         for folder, folders, names in os.walk(root, onerror=fault, followlinks=True):
             status = os.stat(folder)
             identity = (status.st_dev, status.st_ino)
-            if identity in seen or folder == self._left_out:
+            if identity in seen:
                 folders.clear()
                 continue
             seen.add(identity)
-            folders[:] = sorted(name for name in folders if not _is_hidden(name))
-            yield folder, sorted(name for name in names if not _is_hidden(name))
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            yield folder, sorted(name for name in names if not is_hidden(name))
 
     def _add_audio(self, folder: str, names: Iterable[str]) -> None:
         self._folders.append(folder)
@@ -116,8 +117,8 @@ class Tree:
             if (normal := _normal_form(stem)) != stem:
                 self._normalized.setdefault(normal, stem)
 
-    def _add_tables(self, folder: str, names: Iterable[str]) -> None:
-        for name in names:
+    def _add_tables(self, folder: str, names: Collection[str], is_table: Callable[[str], object]) -> None:
+        for name in filter(is_table, () if REPORT in names else names):
             self._tables.setdefault(name, []).append(os.path.join(folder, name))
 
     def locate(self, names: Iterable[str], folders: Collection[str] = (), only_there: bool = False) -> Located:
@@ -160,22 +161,24 @@ class Tree:
         if len(codes) == 1:
             return codes[0]
 
-        def rank(code: int) -> tuple[bool, int]:
-            return (not self._is_usable(code), -len(wanted & self._parts[code >> 8]))
+        def rank(code: int) -> tuple[bool, int, bool]:
+            suffix = self._suffix(code)  # videos come after audio that was extracted from them
+            return (suffix not in self._usable, -len(wanted & self._parts[code >> 8]), suffix in CODEC_SUFFIXES)
 
         best = min(codes, key=rank)  # the first of several
         if sum(rank(code) == rank(best) for code in codes) > 1:
             self.ambiguous.append(stem)
         return best
 
-    def _is_usable(self, code: int) -> bool:
-        return self._spelled_suffixes[code & 0xFF].lower() in self._usable
+    def _suffix(self, code: int) -> str:
+        return self._spelled_suffixes[code & 0xFF].lower()
 
     def _located(self, stem: str, code: int) -> Located:
         path = os.path.join(self._folders[code >> 8], stem + self._spelled_suffixes[code & 0xFF])
         if not path.isascii() and not _is_unicode(path):
             return Located("", _NOT_UNICODE)
-        return Located(path) if self._is_usable(code) else Located("", UNSUPPORTED)
+        suffix = self._suffix(code)
+        return Located(path) if suffix in self._usable else Located("", why_left_out(suffix))
 
     def table(self, *names: str, folder: str = "") -> Path | None:
         """The table of one of these names, the first that exists.
@@ -219,7 +222,3 @@ def _is_unicode(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

@@ -55,4 +55,5 @@ def _captions(path: Path) -> Iterator[tuple[str, list[str]]]:
             identifier, caption = str(item["id"]), item["caption"]
         except (KeyError, TypeError):
             raise ValueError(f"{path}: item {index} of data must have id and caption") from None
-        yield identifier, [str(text) for text in (caption if isinstance(caption, list) else [caption])]
+        captions = caption if isinstance(caption, list) else [caption]
+        yield identifier, [text for text in captions if isinstance(text, str)]  # a clip without any is counted later
