@@ -132,8 +132,8 @@ def read_references(
 
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_split` and `read_folder`.
-        ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv lacks its file name,
-            fold, or category, or its fold is not an integer.
+        ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv repeats a file,
+            lacks its file name, fold, or category, or has a fold that is not an integer.
     """
     one_of("on_error", on_error, ON_ERROR)
     folder = Path(folder)
@@ -155,17 +155,22 @@ def _class_folder(name: str, captioned: bool) -> str:
 
 def _read_esc50(table: Path, on_error: str, is_selected: Callable[[int], bool]) -> ReferencePool:
     category: dict[str, str] = {}  # by file name
+    seen: dict[str, int] = {}  # line by file name
     skipped: list[tuple[str, str]] = []
     folds: set[int] = set()
     for line, row in Table.open(table, _ESC50_COLUMNS).records():
-        if fault := _fault(row):
+        name = f"audio/{row['filename'].strip()}"
+        fault = _fault(row)
+        if fault is None and seen.setdefault(name, line) != line:
+            fault = f"line {seen[name]} already lists {row['filename'].strip()}"
+        if fault:
             if on_error == "raise":
                 raise ValueError(f"{table} line {line}: {fault}")
             skipped.append((f"{table.name} line {line}", fault))
             continue
         folds.add(int(row["fold"]))
         if is_selected(int(row["fold"])):
-            category[f"audio/{row['filename'].strip()}"] = row["category"].strip()
+            category[name] = row["category"].strip()
     if not category:
         available = ", ".join(map(str, sorted(folds))) or "none"
         raise ValueError(f"{table}: no recording in the requested folds; its folds are {available}")
