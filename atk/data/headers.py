@@ -115,6 +115,7 @@ def read_headers(
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 (a string)
     given = _given.get()
+    start = time.time_ns()
     entries = np.zeros(len(paths), _ENTRY)  # `frames` is 0 as long as a header is unknown
     entries["key"] = _keys(paths, prefix)
     if given is None:
@@ -145,7 +146,7 @@ def read_headers(
         reading.close()
         complete = entries["frames"] > 0
         _share(prefix, entries[complete], failed)
-        settled = entries["mtime"] < time.time_ns() - _FRESH
+        settled = entries["mtime"] < start - _FRESH
         new = entries[complete & ~known & settled]
         if given is None and len(new) >= _FEWEST:
             _save(folder, new)
@@ -198,7 +199,7 @@ def _share(prefix: str, entries: np.ndarray, failed: dict[str, str]) -> None:
 def _places(folder: str | Path) -> Iterator[Path]:
     """Files that may keep the headers of a folder."""
     yield Path(folder, CACHE_NAME)
-    with contextlib.suppress(RuntimeError):  # no home directory
+    with contextlib.suppress(OSError):  # no home directory
         name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=16).hexdigest()
         yield cache_folder() / f"headers-{name}"
 
