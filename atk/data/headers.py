@@ -23,7 +23,7 @@ _NAME = b"atk headers "
 _MAGIC = _NAME + b"1\n"  # and the version of the layout
 _DIGEST_BYTES = 16
 _START = len(_MAGIC) + _DIGEST_BYTES
-_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again without a new time of change
+_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again with the same modification time
 _ENTRY = np.dtype(
     [("key", "<u8"), ("size", "<i8"), ("mtime", "<i8"), ("frames", "<i8"), ("rate", "<i4"), ("channels", "<i4")]
 )
@@ -67,7 +67,7 @@ def collecting() -> Generator[SharedHeaders, None, None]:
 
 @contextmanager
 def taking_from(shared: SharedHeaders) -> Generator[None, None, None]:
-    """A context in which headers come from another process, without a look at the files that it has read."""
+    """A context in which headers come from another process; the files that it has read are not opened."""
     token = _given.set(shared)
     try:
         yield
@@ -105,8 +105,8 @@ def read_headers(
 ) -> Generator[AudioInfo | AudioError, None, None]:
     """Yield the header of each file, or why the file cannot be used, in order.
 
-    The headers of files whose size and time of change are those of an earlier call are not read again. They are kept in
-    `.atk-headers` in the folder or, if that cannot be written, in the user's cache. Errors are not kept.
+    Headers are kept in `.atk-headers` in the folder or, if that cannot be written, in the user's cache. They are read
+    again only if the size or modification time of the file changes. Errors are not kept.
 
     Args:
         paths: audio files.
@@ -160,7 +160,7 @@ def _header(path: str) -> AudioInfo | AudioError:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file; (-1, 0) if there is none."""
+    """Size and modification time of a file; (-1, 0) if there is none."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a third of the time)
     except (OSError, ValueError):

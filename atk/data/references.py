@@ -47,13 +47,15 @@ class ReferencePool:
         Args:
             clip: clip to mix into; it is never its own reference.
             avoid: classes to leave out.
-            least: leave out classes with fewer recordings than this, not counting `clip`.
+            least: leave out classes that have fewer recordings than this besides `clip`.
         """
         same_file = self._same_file(clip)
         allowed = np.ones(len(self.clips), dtype=bool)
         allowed[same_file] = False
-        classes = {self.classes[index] for index in same_file}  # only these have lost a recording
+        classes = {self.classes[index] for index in same_file}  # those from which `clip` is left out
         too_small = [name for name in classes if allowed[self._by_class[name]].sum() < least]
+        if least > 1:
+            too_small += [name for name, indices in self._by_class.items() if len(indices) < least]
         for name in (*avoid, *too_small):
             if name in self._by_class:
                 allowed[self._by_class[name]] = False

@@ -119,6 +119,7 @@ def test_has_choice_agrees_with_choices():
         for clip in clips:
             for avoid in (set(), {"dog"}, {"dog", "bell"}):
                 for least in (1, 2):
+                    assert least == 1 or not any(pool.classes[n] == "bell" for n in pool.choices(clip, avoid, least))
                     assert pool.has_choice(clip, avoid, least) == bool(len(pool.choices(clip, avoid, least)))
 
 
