@@ -113,8 +113,8 @@ def render_page(record: dict) -> str:
         "# Loading audio",
         (
             f"Clips per second in one process without workers: random crops of {CLIP_SECONDS} s from stereo files of "
-            f"{FILE_SECONDS} s at {FILE_RATE:,} Hz, mixed down, resampled to {RATE:,} Hz, and stacked to batches of "
-            f"{BATCH}. Everybody decodes with libsndfile and resamples with the same code on one thread. The shard is "
+            f"{FILE_SECONDS} s at {FILE_RATE:,} Hz, mixed down, resampled to {RATE:,} Hz, and stacked into batches of "
+            f"{BATCH}. All decode with libsndfile and resample with the same code on one thread. The shard is "
             "an uncompressed tar file of the same files."
         ),
         "\n".join(lines),

@@ -28,7 +28,8 @@ inline Vec exponential(Vec x) {
   IntVec power, bits;
   std::memcpy(&power, &rounded, sizeof power);
   std::memcpy(&bits, &y, sizeof bits);
-  bits = (bits + (power << 23)) & ~(x < kTiniest);  // times 2^n; the bits of the rounder are shifted out
+  power = (power << 23) & (x == x);  // the bits of the rounder are shifted out; those of a NaN would change its sign
+  bits = (bits + power) & ~(x < kTiniest);  // times 2^n
   std::memcpy(&y, &bits, sizeof y);
   return y;
 }

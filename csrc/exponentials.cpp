@@ -10,7 +10,7 @@
 namespace atk {
 namespace {
 
-constexpr int64_t kRows = 32;           // of a block
+constexpr int64_t kRows = 32;          // of a block
 constexpr int64_t kColumns = 4 << 10;  // whose partial sums one task adds up
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }

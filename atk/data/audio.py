@@ -119,8 +119,8 @@ def load_audio(
         ValueError: an argument is out of range.
     """
     _check_rate(sample_rate)
-    if not start >= 0 or not (seconds is None or seconds > 0):
-        raise ValueError(f"start must be at least 0 and seconds above 0, got {start} and {seconds}")
+    if not 0 <= start < math.inf or not (seconds is None or 0 < seconds < math.inf):
+        raise ValueError(f"start must be at least 0 and seconds above 0, both finite, got {start} and {seconds}")
     with _opened(path) as file:
         return _window(file, path, sample_rate, start, seconds, notes)
 
@@ -153,8 +153,8 @@ def load_crop(
         ValueError: an argument is out of range.
     """
     _check_rate(sample_rate)
-    if not seconds > 0 or not 0 <= position <= 1:
-        raise ValueError(f"seconds must be above 0 and position in [0, 1], got {seconds} and {position}")
+    if not 0 < seconds < math.inf or not 0 <= position <= 1:
+        raise ValueError(f"seconds must be above 0 and finite, and position in [0, 1], got {seconds} and {position}")
     with _opened(path, content) as file:
         start = position * max(0.0, file.frames / file.samplerate - seconds)
         return _window(file, path, sample_rate, start, seconds, notes)

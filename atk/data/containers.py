@@ -16,6 +16,7 @@ from atk.data import mpeg
 
 _SLOPPY_BYTES = 4096  # some writers overstate the size of the samples by the size of the header
 _STREAMED = 0x7FFFF000  # streaming writers leave a size of about 2^31 or 2^32
+_LARGEST_SIZE = (1 << 32) - 1  # that 4 bytes can state
 _ID3 = b"ID3\x04\0\0\0\0\0\x40" + bytes(0x40)  # libsndfile recognizes MPEG audio without a file name only after a tag
 _MOST_CHUNKS = 4096
 _HEAD_BYTES = 4096
@@ -145,16 +146,14 @@ def corrected(content: Content, named_mp3: bool) -> View | None:
     start = mpeg.id3_size(content.head[:10])
     magic = content.read_at(start, 4)
     if magic in _LAYOUTS:
-        prefix = _with_true_size(content, start, _LAYOUTS[magic])
+        view = _with_true_size(content, start, _LAYOUTS[magic])
     elif magic == b".snd":
-        prefix = _au_header(content, start)
+        view = _au_view(content, start)
     elif magic in (b"fLaC", b"OggS", b"RF64"):
-        prefix = b""
+        view = None
     else:
         return _mpeg_view(content, start, named_mp3)
-    if prefix:
-        return View(content, prefix, start + len(prefix))
-    return View(content, b"", start) if start else None
+    return view or (View(content, b"", start) if start else None)
 
 
 def _chunks(content: Content, position: int, layout: _Layout) -> Iterator[_Chunk]:
@@ -170,27 +169,44 @@ def _chunks(content: Content, position: int, layout: _Layout) -> Iterator[_Chunk
         position += -(-(header + size) // layout.align) * layout.align
 
 
-def _with_true_size(content: Content, start: int, layout: _Layout) -> bytes:
-    """The header, ending with the true size of the samples; empty if the size is right or libsndfile corrects it."""
+def _with_true_size(content: Content, start: int, layout: _Layout) -> View | None:
+    """A view whose header states the true size of the samples; None if the size is right or libsndfile corrects it."""
     chunks = _chunks(content, start + layout.first, layout)
     chunk = next((chunk for chunk in chunks if chunk.id.startswith(layout.samples)), None)
     if chunk is None:
-        return b""
+        return None
     available = content.size - chunk.start
+    is_huge = layout.size_bytes == 4 and available > _LARGEST_SIZE
     unknown = chunk.size >= (_STREAMED if layout.size_bytes == 4 else 1 << 62)
     if not unknown and chunk.size > available + _SLOPPY_BYTES:
         raise Unusable(f"truncated: the header says {chunk.size} bytes of samples, the file has {available}")
     covered = chunk.size + -chunk.size % layout.align
-    if available - covered <= chunk.size and not (unknown and layout.size_bytes == 8):
-        return b""
+    if available - covered <= chunk.size and not (unknown and (is_huge or layout.size_bytes == 8)):
+        return None
     ends = {chunk.start + chunk.size, chunk.start + covered}  # some writers forget the padding
-    if not unknown and any(_is_chunk(content, end, layout) for end in ends):
-        return b""
+    if (is_huge or not unknown) and any(_is_chunk(content, end, layout) for end in ends):
+        return None
     if chunk.size and not unknown and _is_zero(content, chunk.start + chunk.size):
-        return b""
+        return None
+    header = content.read_at(start, chunk.size_at - start)
+    if is_huge:
+        if not header.startswith(b"RIFF"):
+            raise Unusable("has more than the 4 GiB of samples that its header can state; save it as CAF, for example")
+        return View(content, _rf64_header(header[layout.first :], available), chunk.start)
     true_size = available + (layout.id_bytes + layout.size_bytes if layout.counts_header else 0)
-    field = min(true_size, (1 << 8 * layout.size_bytes) - 1).to_bytes(layout.size_bytes, layout.order)
-    return content.read_at(start, chunk.size_at - start) + field
+    return View(content, header + true_size.to_bytes(layout.size_bytes, layout.order), chunk.start)
+
+
+def _rf64_header(chunks: bytes, size: int) -> bytes:
+    """A WAV header with a 64-bit size of the samples.
+
+    Args:
+        chunks: what precedes the size of the samples, without the first 12 bytes.
+        size: of the samples, in bytes.
+    """
+    unknown = _LARGEST_SIZE.to_bytes(4, "little")
+    riff_size = 4 + 36 + len(chunks) + 4 + size
+    return b"RF64" + unknown + b"WAVEds64" + struct.pack("<IQQQI", 28, riff_size, size, 0, 0) + chunks + unknown
 
 
 def _is_chunk(content: Content, position: int, layout: _Layout) -> bool:
@@ -211,15 +227,15 @@ def _is_zero(content: Content, position: int) -> bool:
     return True
 
 
-def _au_header(content: Content, start: int) -> bytes:
-    """The header of an AU file, with the size of the samples marked unknown; empty if the stated size is right."""
+def _au_view(content: Content, start: int) -> View | None:
+    """A view of an AU file with the size of the samples marked unknown; None if the stated size is right."""
     head = content.read_at(start, 12)
     available = content.size - start - int.from_bytes(head[4:8], "big")
     stated = int.from_bytes(head[8:12], "big")
     unknown = stated >= _STREAMED or stated < available - stated
     if stated > available + _SLOPPY_BYTES and not unknown:
         raise Unusable(f"truncated: the header says {stated} bytes of samples, the file has {available}")
-    return head[:8] + b"\xff\xff\xff\xff" if unknown and available > 0 else b""
+    return View(content, head[:8] + b"\xff\xff\xff\xff", start + 12) if unknown and available > 0 else None
 
 
 def _mpeg_view(content: Content, start: int, named_mp3: bool) -> View | None:
@@ -247,6 +263,5 @@ def _array_view(content: Content) -> View:
     size = 4 * shape[0]
     if size > available:
         raise Unusable(f"truncated: the header says {size} bytes of samples, the file has {available}")
-    field = min(size, (1 << 32) - 1)
-    wav = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", field, b"WAVE", b"fmt ", 16, 3, 1, ARRAY_RATE, 4 * ARRAY_RATE, 4, 32)
-    return View(content, wav + struct.pack("<4sI", b"data", field), header.tell())
+    chunks = struct.pack("<4sIHHIIHH4s", b"fmt ", 16, 3, 1, ARRAY_RATE, 4 * ARRAY_RATE, 4, 32, b"data")
+    return View(content, _rf64_header(chunks, size), header.tell())

@@ -23,7 +23,7 @@ _NAME = b"atk headers "
 _MAGIC = _NAME + b"1\n"  # and the version of the layout
 _DIGEST_BYTES = 16
 _START = len(_MAGIC) + _DIGEST_BYTES
-_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again without a new modification time
+_FRESH = 2_000_000_000  # nanoseconds; a file that was just written could change again with the same modification time
 _ENTRY = np.dtype(
     [("key", "<u8"), ("size", "<i8"), ("mtime", "<i8"), ("frames", "<i8"), ("rate", "<i4"), ("channels", "<i4")]
 )
@@ -69,7 +69,7 @@ def collecting() -> Generator[SharedHeaders, None, None]:
 
 @contextmanager
 def taking_from(shared: SharedHeaders) -> Generator[None, None, None]:
-    """A context in which headers come from another process, without a look at the files that it has read."""
+    """A context in which headers come from another process; the files that it has read are not opened."""
     token = _given.set(shared)
     try:
         yield
@@ -118,8 +118,8 @@ def read_headers(
 ) -> Generator[AudioInfo | AudioError, None, None]:
     """Yield the header of each file, or why the file cannot be used, in order.
 
-    The headers of files whose size and modification time are those of an earlier call are not read again. They are kept
-    in `.atk-headers` in the folder or, if that cannot be written, in the user's cache. Errors are not kept.
+    Headers are kept in `.atk-headers` in the folder or, if that cannot be written, in the user's cache. They are read
+    again only if the size or modification time of the file changes. Errors are not kept.
 
     Args:
         paths: audio files.
@@ -128,6 +128,7 @@ def read_headers(
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 (a string)
     given = _given.get()
+    start = time.time_ns()
     entries = np.zeros(len(paths), _ENTRY)  # `frames` is 0 as long as a header is unknown
     entries["key"] = _keys(paths, prefix)
     if given is None:
@@ -158,7 +159,7 @@ def read_headers(
         reading.close()
         complete = entries["frames"] > 0
         _share(prefix, entries[complete], failed)
-        settled = entries["mtime"] < time.time_ns() - _FRESH
+        settled = entries["mtime"] < start - _FRESH
         new = entries[complete & ~known & settled]
         if given is None and len(new) >= _FEWEST:
             _save(folder, new)
@@ -211,7 +212,7 @@ def _share(prefix: str, entries: np.ndarray, failed: dict[str, str]) -> None:
 def _places(folder: str | Path) -> Iterator[Path]:
     """Files that may keep the headers of a folder."""
     yield Path(folder, CACHE_NAME)
-    with contextlib.suppress(RuntimeError):  # no home directory
+    with contextlib.suppress(OSError):  # no home directory
         name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=16).hexdigest()
         yield cache_folder() / f"headers-{name}"
 

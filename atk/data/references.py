@@ -47,13 +47,15 @@ class ReferencePool:
         Args:
             clip: clip to mix into; it is never its own reference.
             avoid: classes to leave out.
-            least: leave out classes with fewer recordings than this, not counting `clip`.
+            least: leave out classes that have fewer recordings than this besides `clip`.
         """
         same_file = self._same_file(clip)
         allowed = np.ones(len(self.clips), dtype=bool)
         allowed[same_file] = False
-        classes = {self.classes[index] for index in same_file}  # only these have lost a recording
+        classes = {self.classes[index] for index in same_file}  # those from which `clip` is left out
         too_small = [name for name in classes if allowed[self._by_class[name]].sum() < least]
+        if least > 1:
+            too_small += [name for name, indices in self._by_class.items() if len(indices) < least]
         for name in (*avoid, *too_small):
             if name in self._by_class:
                 allowed[self._by_class[name]] = False
@@ -132,8 +134,8 @@ def read_references(
 
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_split` and `read_folder`.
-        ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv lacks its file name,
-            fold, or category, or its fold is not an integer.
+        ValueError: the folds contain no recording; with `on_error="raise"`, a row of esc50.csv repeats a file,
+            lacks its file name, fold, or category, or has a fold that is not an integer.
     """
     one_of("on_error", on_error, ON_ERROR)
     folder = Path(folder)
@@ -155,17 +157,22 @@ def _class_folder(name: str, captioned: bool) -> str:
 
 def _read_esc50(table: Path, on_error: str, is_selected: Callable[[int], bool]) -> ReferencePool:
     category: dict[str, str] = {}  # by file name
+    seen: dict[str, int] = {}  # line by file name
     skipped: list[tuple[str, str]] = []
     folds: set[int] = set()
     for line, row in Table.open(table, _ESC50_COLUMNS).records():
-        if fault := _fault(row):
+        name = f"audio/{row['filename'].strip()}"
+        fault = _fault(row)
+        if fault is None and seen.setdefault(name, line) != line:
+            fault = f"line {seen[name]} already lists {row['filename'].strip()}"
+        if fault:
             if on_error == "raise":
                 raise ValueError(f"{table} line {line}: {fault}")
             skipped.append((f"{table.name} line {line}", fault))
             continue
         folds.add(int(row["fold"]))
         if is_selected(int(row["fold"])):
-            category[f"audio/{row['filename'].strip()}"] = row["category"].strip()
+            category[name] = row["category"].strip()
     if not category:
         available = ", ".join(map(str, sorted(folds))) or "none"
         raise ValueError(f"{table}: no recording in the requested folds; its folds are {available}")

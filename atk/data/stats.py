@@ -34,7 +34,7 @@ class SplitStats:
         sample_rates: clips by sample rate in Hz, most frequent first.
         channels: clips by channel count, most frequent first.
         formats: clips by suffix, most frequent first.
-        vocabulary: distinct words, without regard to case.
+        vocabulary: distinct words, ignoring case.
         skipped: rows and files that cannot be used.
     """
 
@@ -70,7 +70,7 @@ class Duplicates:
 
     Attributes:
         by: "name" (of the file, without its folder), "content" (of the file, byte by byte), or "caption" (of different
-            clips; its words, without regard to case).
+            clips; word by word, ignoring case).
         splits: one split, or two that share something.
         count: within a split, the files or captions beyond the first of each group; else the groups in both splits.
         examples: members of the first groups, joined by " = ".

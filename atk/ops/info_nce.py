@@ -150,7 +150,7 @@ def aligned_info_nce(
     check_pairs(audio, text, reduction)
     check_skip_below(skip_below)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
-    sim = similarity(clips, captions, normalize, direction, save_index, backend, sparse=skip_below > 0)
+    sim = similarity(clips, captions, normalize, direction, save_index, backend, padded=True, sparse=skip_below > 0)
     if skip_below > 0:
         sim = torch.where(logit_gradient_magnitude(sim, logit_scale) < skip_below, sim.detach(), sim)
     return reference.info_nce(sim, logit_scale, reduction)

@@ -132,9 +132,9 @@ def _shared_exponentials(
     return row_lse, column_lse, positive_logits.values
 
 
-def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, exponentials: Tensor) -> Tensor:
+def _relative_to_positive(lse: Tensor, sums: Tensor, positive_logits: Tensor, of_positives: Tensor) -> Tensor:
     """`lse`, but as the positive's logit plus a small logarithm where the positive dominates, so no digits are lost."""
-    ratio = sums / exponentials
+    ratio = sums / of_positives
     return torch.where(ratio < 1e3, positive_logits + ratio.log(), lse)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
 from atk.ops.backend import autocast_dtype, choose
-from atk.ops.max_mean_op import is_padded, normalize_rows, one_token_score, score
+from atk.ops.max_mean_op import normalize_rows, one_token_score, score
 
 Direction = Literal["audio", "text", "both"]
 DIRECTIONS = get_args(Direction)
@@ -63,7 +63,7 @@ def max_mean_similarity(
     """
     checks.padded(audio, text, audio_mask, text_mask)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
-    return similarity(clips, captions, normalize, direction, save_index, backend)
+    return similarity(clips, captions, normalize, direction, save_index, backend, padded=True)
 
 
 def max_mean_similarity_pairs(
@@ -90,7 +90,7 @@ def max_mean_similarity_pairs(
     checks.padded(audio, text, audio_mask, text_mask)
     checks.same_count(audio, text)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
-    return similarity(clips, captions, normalize, direction, save_index, backend, pairs=True)
+    return similarity(clips, captions, normalize, direction, save_index, backend, padded=True, pairs=True)
 
 
 def max_mean_similarity_varlen(
@@ -138,13 +138,20 @@ def similarity(
     save_index: bool | None,
     backend: str,
     *,
+    padded: bool = False,
     pairs: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """What the public functions share. With `sparse`, the incoming gradient is expected to have many exact zeros."""
+    """What the public functions share.
+
+    Args:
+        padded: whether `audio` and `text` come from `from_padded`.
+        sparse: whether the incoming gradient is expected to have many exact zeros.
+    """
     checks.one_of("direction", direction, DIRECTIONS)
     dtype = autocast_dtype(audio.rows)
     automatic = backend == "auto"
+    has_rows = audio.rows.shape[0] > 0 and text.rows.shape[0] > 0
     backend = choose(backend, audio.rows.device, dtype)
     if normalize:
         audio = audio._replace(rows=normalize_rows(audio.rows, audio.mask, backend))
@@ -154,7 +161,7 @@ def similarity(
         text = text._replace(rows=text.rows.to(dtype))
 
     def scored(averaged: Sequences, maximized: Sequences) -> Tensor:
-        if automatic and maximized.longest == 1 and is_padded(averaged) and is_padded(maximized):
+        if automatic and padded and has_rows and maximized.longest == 1:
             return one_token_score(averaged, maximized, pairs=pairs)
         return score(averaged, maximized, pairs=pairs, sparse=sparse, save_index=save_index, backend=backend)
 

@@ -38,25 +38,31 @@ def score(
 def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
     """`score` for captions of at most one token: the mean of a clip's frames times the token, in plain PyTorch.
 
-    The rows of each sequence must be padded to the same number.
+    Both have rows, and the rows of each sequence are padded to the same number.
     """
-    clips, captions = _masked_means(audio), _masked_means(text)
+    clips, has_frame = _masked_means(audio)
+    captions, has_token = _masked_means(text)
     with torch.autocast(clips.device.type, enabled=False):
-        return (clips * captions).sum(1) if pairs else clips @ captions.T
+        sim = (clips * captions).sum(1) if pairs else clips @ captions.T
+    if not pairs and has_frame is not None:
+        has_frame = has_frame[:, None]
+    for valid in (has_frame, has_token):
+        if valid is not None:
+            sim = sim.masked_fill(~valid, 0)  # also where the other factor is NaN
+    return sim
 
 
-def is_padded(sequences: Sequences) -> bool:
-    """Whether all sequences have the same number of rows, some of which the mask may leave out."""
-    return sequences.rows.shape[0] == sequences.num_sequences * sequences.longest
+def _masked_means(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+    """The mean of the valid rows of each padded sequence `[N, D]`, 0 if there is none, in float32 at least.
 
-
-def _masked_means(sequences: Sequences) -> Tensor:
-    """The mean of the valid rows of each padded sequence `[N, D]`, 0 if there is none, in float32 at least."""
+    With a mask, also whether each sequence has a valid row `[N]`.
+    """
     rows = _reference_rows(sequences.rows).view(sequences.num_sequences, sequences.longest, -1)
     if sequences.mask is None:
-        return rows.mean(1)
+        return rows.mean(1), None
     mask = sequences.mask.view(rows.shape[:2])
-    return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    counts = mask.sum(1, keepdim=True)
+    return rows.masked_fill(~mask[..., None], 0).sum(1) / counts.clamp(min=1), counts[:, 0] > 0
 
 
 def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:

@@ -202,14 +202,14 @@ def _cache_file() -> Path:
     """The file that remembers right results.
 
     Raises:
-        RuntimeError: the home directory is unknown.
+        OSError: as for `cache_folder`.
     """
     return cache_folder() / "self_check.json"
 
 
 def _remembered() -> list[str]:
     """Keys of the checks that have passed; none if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RuntimeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         passed = json.loads(_cache_file().read_text(encoding="utf-8"))["passed"]
         return [key for key in passed if isinstance(key, str)]
     return []
@@ -220,7 +220,7 @@ def _remember(key: str) -> None:
 
     When two processes write at a time, one key may be lost, which costs another check.
     """
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
+    with contextlib.suppress(OSError, ValueError):
         path = _cache_file()
         text = json.dumps({"passed": sorted({*_remembered(), key})}, indent=1) + "\n"
         replace_file(path, text.encode())

@@ -110,7 +110,7 @@ def aligned_sigmoid_loss(
     check_scalars(logit_scale, logit_bias)
     check_skip_below(skip_below, 1)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
-    sim = similarity(clips, captions, normalize, direction, save_index, backend, sparse=skip_below > 0)
+    sim = similarity(clips, captions, normalize, direction, save_index, backend, padded=True, sparse=skip_below > 0)
     positive = torch.arange(len(audio), device=audio.device)
     return losses_of_scores(sim, logit_scale, logit_bias, positive, skip_below).mean()
 

@@ -9,13 +9,16 @@ def cache_folder() -> Path:
     """`$ATK_CACHE`; without it, `atk` in `$XDG_CACHE_HOME` or `~/.cache`.
 
     Raises:
-        RuntimeError: the home directory is unknown.
+        OSError: none of them is known, as in a container whose user has no home directory.
     """
     if chosen := os.environ.get("ATK_CACHE"):
         return Path(chosen)
     folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not folder.is_absolute():  # relative ones do not count
-        folder = Path("~/.cache").expanduser()
+        try:
+            folder = Path("~/.cache").expanduser()
+        except RuntimeError:
+            raise OSError("the home directory is unknown; set ATK_CACHE to a folder for caches") from None
     return folder / "atk"
 
 

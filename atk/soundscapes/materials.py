@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from atk.data import AudioError, DataWarning, describe_skipped, load_audio, read_folder
+from atk.data.audio import decode_audio
 from atk.extras import optional_imports
 from atk.soundscapes.class_phrases import class_forms
 from atk.soundscapes.config import BACKGROUNDS, SIMULATED, SPLITS, SoundscapeConfig
@@ -46,7 +47,8 @@ def read_materials(config: SoundscapeConfig, progress: bool = False, processes: 
     Raises:
         FileNotFoundError, ValueError: a folder does not exist or has nothing usable, or too few classes are left.
     """
-    backgrounds = {name: _read_backgrounds(name) for name in config.backgrounds if name not in BACKGROUNDS}
+    folders = [name for name in config.backgrounds if name not in BACKGROUNDS]
+    backgrounds = {name: _read_backgrounds(name, progress, processes) for name in folders}
     rooms: Rooms | None = None
     if config.rirs:
         rooms = SimulatedRooms() if config.rirs == SIMULATED else _read_rooms(config)
@@ -87,10 +89,32 @@ def _read_events(config: SoundscapeConfig, progress: bool, processes: int | None
     return events
 
 
-def _read_backgrounds(folder: str) -> tuple[Path, ...]:
+def _read_backgrounds(folder: str, progress: bool, processes: int | None) -> tuple[Path, ...]:
+    """The recordings in a folder that can be decoded to their end, because a scene may take any part of them."""
     split = read_folder(folder)
-    _warn("backgrounds", describe_skipped(split.skipped))
-    return tuple(Path(folder, clip.file_name) for clip in split.clips)
+    paths = [Path(folder, clip.file_name) for clip in split.clips]
+    skipped = list(split.skipped)
+    usable = []
+    with closing(map_in_order(paths, _decoding_error, processes)) as results:
+        bar = tqdm(results, "backgrounds", len(paths), unit="file", disable=not progress)
+        for clip, path, reason in zip(split.clips, paths, bar, strict=True):
+            if reason:
+                skipped.append((clip.file_name, reason))
+            else:
+                usable.append(path)
+    _warn("backgrounds", describe_skipped(skipped))
+    if not usable:
+        raise ValueError(f"backgrounds: {folder} has no usable recording; {describe_skipped(skipped, 3)}")
+    return tuple(usable)
+
+
+def _decoding_error(path: Path) -> str:
+    """Why a file cannot be decoded to its end; "" if it can."""
+    try:
+        decode_audio(path)
+    except AudioError as error:
+        return error.reason
+    return ""
 
 
 def _read_rooms(config: SoundscapeConfig) -> RecordedRooms:

@@ -28,7 +28,7 @@ def map_in_order(
         items: what to map.
         function: a function that can be pickled; it runs with a single thread of PyTorch, so that the result depends on
             neither the number of processes nor that of threads.
-        processes: most processes to use; None uses one per CPU.
+        processes: maximum number of processes; None uses one per CPU.
     """
     count = max(1, min(processes or _cpus(), -(-len(items) // _ITEMS_PER_PROCESS)))
     if count == 1:

@@ -96,7 +96,8 @@ def read_event_files(folder: Path) -> tuple[list[EventFile], Skipped]:
     """Read a folder of recordings in the layout of ESC-50, of FSD50K, or with one subfolder per class.
 
     Raises:
-        FileNotFoundError, ValueError: as for `read_references`; or the files have no classes.
+        FileNotFoundError, ValueError: as for `read_references`; or the files have no classes, or FSD50K lacks one of
+            its tables or has an unknown split.
     """
     if (folder / "FSD50K.ground_truth").is_dir():
         return _read_fsd50k(folder)
@@ -123,10 +124,12 @@ def _read_fsd50k(folder: Path) -> tuple[list[EventFile], Skipped]:
     split_of: dict[str, str] = {}
     for part in ("dev", "eval"):
         table = folder / "FSD50K.ground_truth" / f"{part}.csv"
-        for _, row in Table.open(table, ("fname", "labels")).records():
+        for line, row in Table.open(table, ("fname", "labels")).records():
             name = f"FSD50K.{part}_audio/{row['fname'].strip()}.wav"
             labels[name] = frozenset(label.strip() for label in row["labels"].split(",") if label.strip())
             split_of[name] = "test" if part == "eval" else row.get("split", "train").strip()
+            if split_of[name] not in _SHARES:
+                raise ValueError(f"{table} line {line}: split must be train or val, got {split_of[name]!r}")
     implied: dict[str, frozenset[str]] = {}
     for group in labels.values():
         for label in group:
@@ -138,7 +141,7 @@ def _read_fsd50k(folder: Path) -> tuple[list[EventFile], Skipped]:
         if len(classes) == 1:
             event_of[name] = classes[0]
         else:
-            skipped.append((name, "several event classes"))
+            skipped.append((name, "several event classes" if group else "no label"))
     clips = checked_clips([(name, folder / name, ()) for name in event_of], skipped, "skip", folder, folder)
     files = [
         EventFile(

@@ -66,7 +66,7 @@ def write_soundscapes(
         FileExistsError: `out` is a file, or a folder with other content.
         FileNotFoundError: a folder of recordings does not exist.
         ValueError: `config` asks for more distinct scenes than there are, or a folder has too few usable recordings.
-        AudioError: a recording has become unreadable since it was checked.
+        AudioError: a recording has become unreadable since it was checked at the start.
     """
     out = Path(out).resolve()
     settings = {"format": FORMAT, **_as_yaml_types(config)}
@@ -180,7 +180,8 @@ def _write_recording(recording: Recording, root: Path, config: SoundscapeConfig)
 
 
 def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # File names need not be UTF-8; their other bytes are escaped.
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)

@@ -1,4 +1,4 @@
-"""The comparison of loaders: everybody loads crops of the same files."""
+"""The comparison of loaders: every provider loads crops of the same files."""
 
 import pytest
 

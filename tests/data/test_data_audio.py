@@ -1,5 +1,6 @@
 """Reading audio files: one test for each unusual file that docs/data.md describes."""
 
+import math
 import pickle
 import struct
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from atk.data import AudioError, audio_info, find_audio, load_audio
+from atk.data import AudioError, audio_info, find_audio, load_audio, load_crop
 from atk.data import audio as audio_module
 
 RATE = 8000
@@ -137,9 +138,12 @@ def test_window_is_never_longer_than_requested(tmp_path, rate, seconds):
 
 def test_bad_arguments(tmp_path):
     path = write(tmp_path / "a.wav")
-    for arguments in [(RATE, -1.0), (RATE, 0.0, 0.0), (RATE, float("nan"))]:
-        with pytest.raises(ValueError, match="start must be at least 0 and seconds above 0, got"):
-            load_audio(path, *arguments)
+    for arguments in [(-1.0,), (0.0, 0.0), (math.nan,), (math.inf,), (0.0, math.inf)]:
+        with pytest.raises(ValueError, match="start must be at least 0 and seconds above 0, both finite, got"):
+            load_audio(path, RATE, *arguments)
+    for arguments in [(0.0, 0.5), (math.inf, 0.0), (1.0, math.nan), (1.0, 1.1)]:
+        with pytest.raises(ValueError, match=r"seconds must be above 0 and finite, and position in \[0, 1\], got"):
+            load_crop(path, RATE, *arguments)
     for rate in (0, 2_000_000):
         with pytest.raises(ValueError, match=rf"sample_rate must be in 1\.\.1000000 Hz, got {rate}"):
             load_audio(path, rate)

@@ -142,6 +142,21 @@ def test_few_or_new_files_leave_no_file_behind(folder, monkeypatch):
     assert not (folder / CACHE_NAME).exists()
 
 
+def test_files_that_were_new_at_the_start_of_a_long_scan_leave_no_file_behind(folder, monkeypatch):
+    now = [headers.time.time_ns()]
+    read = headers.audio_info
+
+    def read_slowly(path):
+        now[0] += 10**9
+        return read(path)
+
+    monkeypatch.setattr(headers, "_FRESH", 2 * 10**9)
+    monkeypatch.setattr(headers.time, "time_ns", lambda: now[0])
+    monkeypatch.setattr(headers, "audio_info", read_slowly)
+    seconds(folder)
+    assert not (folder / CACHE_NAME).exists()
+
+
 def test_writers_at_the_same_time_leave_a_whole_file(folder, opened):
     paths = [str(folder / f"{index}.wav") for index in range(COUNT)]
     threads = [

@@ -69,6 +69,7 @@ def test_any_folder_and_captioned_folders_serve_as_references(tmp_path):
         (",1,0,dog", "no filename"),
         ("1-0.wav,1,0, ", "no category"),
         ("1-0.wav,one,0,dog", "fold must be an integer, got 'one'"),
+        ("1-0.wav,2,0,rain", "line 2 already lists 1-0.wav"),
     ],
 )
 def test_odd_rows_of_esc50_are_named_or_raise(tmp_path, row, fault):
@@ -118,6 +119,7 @@ def test_has_choice_agrees_with_choices():
         for clip in clips:
             for avoid in (set(), {"dog"}, {"dog", "bell"}):
                 for least in (1, 2):
+                    assert least == 1 or not any(pool.classes[n] == "bell" for n in pool.choices(clip, avoid, least))
                     assert pool.has_choice(clip, avoid, least) == bool(len(pool.choices(clip, avoid, least)))
 
 

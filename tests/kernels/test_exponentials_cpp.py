@@ -44,7 +44,10 @@ def test_every_exponent_in_range():
     assert (got.diff() >= 0).all()
 
 
-@pytest.mark.parametrize("value", [-88.0, -1e30, -INF, NAN])
+NAN_WITH_BITS = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)
+
+
+@pytest.mark.parametrize("value", [-88.0, -1e30, -INF, NAN, NAN_WITH_BITS])
 @pytest.mark.parametrize("columns", [1, 50])
 def test_exponentials_that_vanish_and_nan(value, columns):
     logits = torch.zeros(2, columns)

@@ -281,20 +281,3 @@ def test_cpp_never_holds_the_four_dimensional_tensor():
     used = {name: peak_growth(_STEP, 128, name) for name in ("cpp", "reference")}
     # The tensor takes 524 MB.
     assert used["cpp"] < 200 < 524 < used["reference"], f"peak growth in MB: {used}"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("direction", ["audio", "text", "both"])
-@pytest.mark.parametrize("function", [atk.max_mean_similarity, atk.max_mean_similarity_pairs])
-def test_captions_of_one_token(function, dtype, direction):
-    audio, text, audio_mask, text_mask = ragged(captions=4, dtype=dtype)
-    text, text_mask = text[:, :1], text_mask[:, :1]
-    audio, text = audio.masked_fill(~audio_mask[..., None], math.nan), text.masked_fill(~text_mask[..., None], math.nan)
-
-    def run(backend):
-        options = {"direction": direction, "backend": backend}
-        return gradients(lambda a, t: function(a, t, audio_mask, text_mask, **options), audio, text)
-
-    for got, wanted in zip(run("auto"), run("reference"), strict=True):
-        assert got.dtype == wanted.dtype and not got.isnan().any()
-        torch.testing.assert_close(got, wanted)

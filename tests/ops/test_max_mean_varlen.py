@@ -158,6 +158,9 @@ def test_compiled_calls_check_packed_input():
     rows = torch.randn(3, 4)
     with pytest.raises(ValueError, match="from 0 to the 3 rows of audio, got 0 to 900"):
         function(rows, rows, cu_seqlens, cu_seqlens, max_seqlen_audio=900, max_seqlen_text=900, backend="cpp")
+    cu_seqlens = torch.tensor([0, 2, 2, 3]).int()
+    with pytest.raises(ValueError, match="max_seqlen_audio must be at least the longest sequence, 2, got 1"):
+        function(rows, rows, cu_seqlens, cu_seqlens, max_seqlen_audio=1, max_seqlen_text=1)
 
 
 def test_pairs_need_as_many_clips_as_captions():

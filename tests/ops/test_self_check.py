@@ -192,6 +192,8 @@ def test_without_a_home_directory_results_stay_in_memory(new_gpu, monkeypatch):
     loss()
     loss()
     assert kernels.calls == 4
+    with pytest.raises(OSError, match="the home directory is unknown; set ATK_CACHE to a folder for caches"):
+        self_check.cache_folder()
 
 
 def test_the_cache_is_in_the_home_directory_by_default(monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import soundfile
 from support.recorded_events import recorded, write_classes, write_tones
 from support.soundscape_cases import contents, rows
 
-from atk.data import DataWarning
+from atk.data import DataWarning, read_split
 from atk.soundscapes import SoundscapeConfig, parallel, write_soundscapes
 from atk.soundscapes.captions import describe
 from atk.soundscapes.materials import read_materials
@@ -167,6 +168,33 @@ def test_backgrounds_from_a_folder(tmp_path):
         peak = spectrum.argmax()
         assert peak * RATE / len(noise) == pytest.approx(1000, abs=1)
         assert spectrum[peak - 9 : peak + 10].sum() > 0.98 * spectrum.sum()
+
+
+def test_backgrounds_that_cannot_be_decoded_are_left_out_at_the_start(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE)
+    for name in ("good.flac", "bad.flac"):
+        soundfile.write(tmp_path / name, noise, RATE)
+    data = bytearray((tmp_path / "bad.flac").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 1000] = bytes(1000)
+    (tmp_path / "bad.flac").write_bytes(data)
+    config = SoundscapeConfig(train=1, test=0, backgrounds=str(tmp_path))
+    with pytest.warns(DataWarning, match=r"backgrounds: skipped 1: bad\.flac \(damaged"):
+        materials = read_materials(config)
+    assert materials.backgrounds == {str(tmp_path): (tmp_path / "good.flac",)}
+    (tmp_path / "good.flac").unlink()
+    with pytest.warns(DataWarning), pytest.raises(ValueError, match=r"has no usable recording; skipped 1: bad\.flac"):
+        read_materials(config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_recordings_need_not_be_utf8(tmp_path):
+    folder = write_classes(tmp_path / "events", ("bark", "rain", "siren"), count=2)
+    (folder / "siren").rename(folder / "siren\udce9")
+    out = write(tmp_path / "out", recorded(folder, val=0, events=(2, 3)))
+    events = rows(out / "events.csv")
+    assert {row["event"] for row in events} == {"bark", "rain", r"siren\udce9"}
+    assert all(row["recording"].startswith(row["event"]) for row in events)
+    assert len(read_split(out, "test").clips) == 6
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ def test_fsd50k_keeps_its_splits_and_clips_of_one_class(tmp_path):
     assigned, left_out = assign_splits(files, ("train", "test"), 0)
     assert {file.path.stem for group in assigned["train"].values() for file in group} == {"11", "13"}
     assert left_out == {"Dog": 1}
+    with (tmp_path / "FSD50K.ground_truth" / "dev.csv").open("a") as file:
+        file.write("16,,,train\n17,Rain,/m/0,valid\n")
+    with pytest.raises(ValueError, match=r"dev\.csv line 8: split must be train or val, got 'valid'"):
+        read_event_files(tmp_path)
 
 
 @pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("train", "val", "test")])

@@ -1,0 +1,48 @@
+"""Captions of at most one token, for which `"auto"` takes the mean of the frames before the product."""
+
+import math
+
+import pytest
+import torch
+from support.public_cases import gradients, ragged
+
+import atk
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("direction", ["audio", "text", "both"])
+@pytest.mark.parametrize("function", [atk.max_mean_similarity, atk.max_mean_similarity_pairs])
+def test_values_and_gradients_equal_the_reference(function, dtype, direction):
+    audio, text, audio_mask, text_mask = ragged(captions=4, dtype=dtype)
+    text, text_mask = text[:, :1], text_mask[:, :1]
+    audio, text = audio.masked_fill(~audio_mask[..., None], math.nan), text.masked_fill(~text_mask[..., None], math.nan)
+
+    def run(backend):
+        options = {"direction": direction, "backend": backend}
+        return gradients(lambda a, t: function(a, t, audio_mask, text_mask, **options), audio, text)
+
+    for got, wanted in zip(run("auto"), run("reference"), strict=True):
+        assert got.dtype == wanted.dtype and not got.isnan().any()
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("direction", ["audio", "text", "both"])
+@pytest.mark.parametrize(("audio", "text"), [((3, 0), (2, 1)), ((0, 4), (2, 1)), ((3, 4), (0, 1)), ((3, 1), (2, 0))])
+def test_no_rows(audio, text, direction):
+    arguments = torch.randn(*audio, 8), torch.randn(*text, 8)
+    got = atk.max_mean_similarity(*arguments, direction=direction)
+    assert torch.equal(got, torch.zeros(audio[0], text[0]))
+
+
+@pytest.mark.parametrize("function", [atk.max_mean_similarity, atk.max_mean_similarity_pairs])
+def test_nan_beside_sequences_without_a_valid_row(function):
+    audio, text = torch.randn(3, 4, 8), torch.randn(3, 1, 8)
+    audio[0], text[1] = math.nan, math.nan
+    audio_mask, text_mask = torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 1, dtype=torch.bool)
+    audio_mask[1], text_mask[0] = False, False
+
+    def run(backend):
+        return gradients(lambda a, t: function(a, t, audio_mask, text_mask, backend=backend), audio, text)
+
+    for got, wanted in zip(run("auto"), run("reference"), strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
