@@ -30,7 +30,7 @@ def phrase_of(name: str) -> str:
     plural = re.search(r"[^isu]s$", words[-1])  # not "hiss" or "bus"
     if gerund or plural or words[-1] in _WITHOUT_ARTICLE:
         return " ".join(words)
-    vowel = re.match(r"[aeio]|u(?![^aeiou][aeiou])", words[0])  # not "ukulele"
+    vowel = re.match(r"(?!eu|one\b)[aeio]|hour|u(?![^aeiou][aeiou]|\b)", words[0])  # not "ukulele" or "u-turn"
     return " ".join(["an" if vowel else "a", *words])
 
 

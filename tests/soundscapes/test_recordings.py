@@ -145,7 +145,8 @@ def test_stationary_sounds_and_long_recordings_are_kept(tmp_path):
         ("keyboard_typing", "keyboard typing"), ("pouring_water", "pouring water"), ("PhoneRing", "a phone ring"),
         ("Rattle_(instrument)", "a rattle"), ("hiss", "a hiss"), ("bus", "a bus"), ("ukulele", "a ukulele"),
         ("Bark, woof", "a bark"), ("crying_baby", "a crying baby"), ("umbrella", "an umbrella"),
-        ("brushing_teeth", "brushing teeth"),
+        ("brushing_teeth", "brushing teeth"), ("European_siren", "a european siren"), ("hourglass", "an hourglass"),
+        ("one_man_band", "a one man band"), ("u-turn", "a u-turn"),
     ],
 )  # fmt: skip
 def test_phrases_from_names(name, phrase):
