@@ -90,7 +90,8 @@ class MLflow:
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """As in `Logger`."""
-        self.mlflow.log_metrics(dict(values), step=step)
+        allowed = {name.replace("@", "_at_"): value for name, value in values.items()}  # MLflow refuses "@"
+        self.mlflow.log_metrics(allowed, step=step)
 
     def close(self) -> None:
         """As in `Logger`."""

@@ -51,7 +51,10 @@ def test_services_get_every_row_and_work_offline(service, tmp_path):
     name, fake = service
     log_steps(tmp_path, name)
     logged = fake.called("log_metrics" if name == "mlflow" else "log")
-    assert [(args[0], options["step"]) for args, options in logged] == EXPECTED
+    renamed = [
+        ({n.replace("@", "_at_") if name == "mlflow" else n: v for n, v in row.items()}, s) for row, s in EXPECTED
+    ]
+    assert [(args[0], options["step"]) for args, options in logged] == renamed
     assert len(fake.called({"wandb": "finish", "mlflow": "end_run", "trackio": "finish"}[name])) == 1
     if name == "wandb":
         ((_, options),) = fake.called("init")
