@@ -75,7 +75,7 @@ def create_encoders(
     clap, extractor = _model(transformers, config)
     tokenizer = _tokenizer(transformers, config, clap.text_model.config, text.vocabulary, captions)
     encoder = TextEncoder(replace(text, pooling="pooler"), clap.text_model, tokenizer)
-    scale = None if config.random_init else float(clap.logit_scale_a.exp())
+    scale = None if config.random_init else float(clap.logit_scale_a.detach().exp())
     return HTSAT(clap.audio_model, extractor, logit_scale=scale), encoder, clap.audio_projection, clap.text_projection
 
 
