@@ -81,8 +81,8 @@ def test_losses_gradients_and_steps(scores, name, normalize):
 
     def step():
         weights = [row.clone().requires_grad_() for row in before]
-        sides = [row * value[..., None] for row, value in zip(weights, mask.values(), strict=True)]
-        loss = criterion(*sides) if "Negative" in name else criterion(*sides[:2])
+        masked = [row * value[..., None] for row, value in zip(weights, mask.values(), strict=True)]
+        loss = criterion(*masked) if "Negative" in name else criterion(*masked[:2])
         loss.backward()
         optimizer = torch.optim.Adam(weights, 0.01)
         optimizer.step()

@@ -11,7 +11,6 @@ from support.integrations import assert_all_close, library, our_ops_run
 from atk.integrations.transformers import AlignedClap, ClapCollator
 from atk.nn import AlignedContrastiveLoss
 
-pytestmark = pytest.mark.slow  # the library takes seconds to import
 CAPTIONS = ["a dog barks", "rain falls on a tin roof", "a bell rings twice", "wind"]
 
 
