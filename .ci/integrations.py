@@ -74,8 +74,12 @@ def main() -> int:
     """Runs the tests and updates the file of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=[], choices=[*PACKAGES, []], help="default: all")
-    modules = parser.parse_args().modules or list(PACKAGES)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="file that is written, and kept for other modules"
+    )
+    options = parser.parse_args()
+    modules = options.modules or list(PACKAGES)
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
     install(BUILD / "support", *SUPPORT)
     clean = True
     for module in modules:
@@ -87,7 +91,7 @@ def main() -> int:
             results[module]["versions"][version] = counts
             clean = clean and counts.keys() == {"passed"}
             print(f"{PACKAGES[module]} {version}: {counts}", flush=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        options.results.write_text(json.dumps(results, indent=2) + "\n")
     return 0 if clean else 1
 
 
