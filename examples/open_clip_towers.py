@@ -8,49 +8,14 @@ the text tower come from the hub, unless the model's configuration names local f
 
 import argparse
 from itertools import islice
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import atk
 from atk.data import read_split, train_loader
+from atk.integrations.open_clip_towers import Towers
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
-
-HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this many times, to match the rate of the spectrogram
-
-
-class Towers(nn.Module):
-    """Global vectors, frames, and tokens of an open_clip CLAP with an HTS-AT and a Hugging Face text tower.
-
-    `special_ids` are the ids of padding, `<s>`, `</s>`, and other special tokens, which would match every frame.
-    """
-
-    clap: Any
-
-    def __init__(self, clap: Any, special_ids: list[int]):
-        super().__init__()
-        self.clap = clap
-        self._captured: dict[str, Any] = {}
-        self.register_buffer("special_ids", torch.tensor(special_ids), persistent=False)
-        clap.audio.encoder.register_forward_hook(lambda *call: self._captured.update(audio=call[-1]))
-        clap.text.transformer.register_forward_hook(lambda *call: self._captured.update(text=call[-1]))
-
-    def forward(self, waveforms: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-        """Inputs of `atk.nn.AlignedContrastiveLoss` for waveforms `[N, S]` and the token ids of captions `[N, L_t]`."""
-        audio, text = self.clap.encode_audio({"waveform": waveforms}), self.clap.encode_text(input_ids)
-        frames = self._captured.pop("audio")["fine_grained_embedding"][:, ::HTSAT_REPEAT]
-        if self.clap.audio.pre_norm:  # the tower normalizes before it projects
-            frames = F.normalize(frames, dim=-1)
-        tokens = self._captured.pop("text").last_hidden_state
-        return {
-            "audio": audio,
-            "text": text,
-            "frames": self.clap.audio.proj(frames),
-            "tokens": self.clap.text.proj(tokens),
-            "token_mask": ~torch.isin(input_ids, self.special_ids),
-        }
 
 
 def fill(waveforms: Tensor, lengths: Tensor, samples: int) -> Tensor:
