@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support.example_cases import example, naive_info_nce, naive_similarity, naive_total
 
 
