@@ -154,7 +154,7 @@ def page(results: dict[str, Any]) -> str:
         for batch, rows in results["batches"].items()
     )
     command = "`python benchmarks/integrations.py --batches " + " ".join(results["batches"]) + "`"
-    facts = results["environment"] | {"sentence-transformers": results["sentence-transformers"]}
+    facts = results["environment"] | {"threads": 1, "sentence-transformers": results["sentence-transformers"]}
     made = f"Made by {command}; {', '.join(f'{name} {value}' for name, value in facts.items())}."
     return "\n".join([*lines, "", *ratios, "", made, ""])
 

@@ -127,6 +127,26 @@ def test_benchmarks_page_quotes_the_measured_numbers():
         assert line.endswith(f" | {' | '.join(speeds + memory)} |")
 
 
+def test_integrations_page_quotes_the_measured_numbers():
+    results = json.loads((ROOT / "benchmarks" / "results" / "integrations.json").read_text())
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    for batch, rows in results["batches"].items():
+        for variant in ("sentence-transformers", "with atk"):
+            row = rows[variant]
+            growth = row["peak_mib"] - row["before_mib"]
+            assert f"| {batch} | {variant} | {row['seconds']:.1f} s | {growth:,.0f} MiB |" in page
+
+
+def test_integrations_page_names_the_versions_that_are_accepted():
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    tested = json.loads((ROOT / "tests" / "integrations" / "versions.json").read_text())
+    for module, result in tested.items():
+        (row,) = (line for line in page.splitlines() if line.startswith("|") and f"| `{module}`" in line)
+        first, *_, last = (*result["versions"], *result["versions"])
+        assert first in row and last in row, row
+        assert all(counts.keys() == {"passed"} for counts in result["versions"].values()), module
+
+
 def test_info_nce_page_quotes_the_measured_numbers():
     page = (ROOT / "docs" / "info_nce.md").read_text()
     for pairs, size in {"1,024": "clap_1024", "4,096": "clap_4096", "8,192": "batch_8192"}.items():
