@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?(\w+)\s+)?([A-Z]\S*)\s*(.*?);")
+# Older versions print how an instruction is scheduled on sm_120 after a question mark.
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?(\w+)\s+)?([A-Z]\S*)\s*([^;?]*?)\s*(?:\?[^;]*)?;")
 _MATRIX = {"HGMMA", "HMMA"}
 _SIZE = 16  # bytes of an instruction
 _UNUSUAL = 10**6  # more than the instructions of any kernel
