@@ -19,6 +19,7 @@ from atk.ops.checks import one_of
 
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
+SPLITS = ("train", "val", "test")
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _RESPELLED = re.compile(r"//|(?:^|/)\.(?:/|$)|^/|/$")  # names that pathlib shortens, or that are absolute
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atk.data.audio import AudioError, AudioInfo, decode_audio
-from atk.data.captions import read_rows
+from atk.data.captions import SPLITS, read_rows
 from atk.data.containers import Stored
 from atk.data.headers import read_headers
 from atk.data.layouts import DataSet, Folder
@@ -18,7 +18,6 @@ from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
 from atk.extras import optional_imports
 
-SPLITS = ("train", "val", "test")
 _NAMES_IN: dict[str, Callable[[Path], set[str]]] = {
     "events.csv": lambda path: {event.file_name for event in read_events(path)},
     "tags.csv": lambda path: set(read_tags(path)[1]),

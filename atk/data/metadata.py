@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atk.data.captions import Entry, Split, checked_clips, locate, path_prefix
+from atk.data.captions import SPLITS, Entry, Split, checked_clips, locate, path_prefix
 from atk.data.containers import Unusable
 from atk.data.layouts import DataSet, standard_name
 from atk.data.tables import Table
 from atk.data.texts import captions_in
 from atk.extras import optional_imports
-
-_SPLITS = ("train", "val", "test")
 
 
 class _Row(NamedTuple):
@@ -78,7 +76,7 @@ def metadata_folder(name: str, caption_column: str | None = None) -> MetadataFol
         ValueError: a metadata file is malformed.
     """
     root = Path(name)
-    folders = [root, *sorted(path for path in root.iterdir() if standard_name(path.name) in _SPLITS)]
+    folders = [root, *sorted(path for path in root.iterdir() if standard_name(path.name) in SPLITS)]
     tables = [table for folder in folders for suffix in _READERS if (table := folder / f"metadata{suffix}").is_file()]
     if not tables:
         return None
@@ -88,8 +86,8 @@ def metadata_folder(name: str, caption_column: str | None = None) -> MetadataFol
         for row in _READERS[table.suffix](table):
             listed = _listed(row, table.parent, root, caption_column)
             split = standard_name(Path(listed.name).parts[0]) if len(Path(listed.name).parts) > 1 else ""
-            in_folders |= split in _SPLITS
-            files.setdefault(split if split in _SPLITS else "train", []).append(listed)
+            in_folders |= split in SPLITS
+            files.setdefault(split if split in SPLITS else "train", []).append(listed)
     return MetadataFolder(name, files or {"train": []}, not in_folders)
 
 

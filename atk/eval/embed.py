@@ -2,13 +2,16 @@
 
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.data import Batch, Clip, EvalDataset, Loader
+from atk.data import Batch, Clip, EvalDataset, Loader, eval_loader
+from atk.data.captions import OnError
+from atk.data.sets import read_all
 from atk.extras import optional_imports
 from atk.models.clap import AudioEmbedding, TextEmbedding
 from atk.ops.checks import at_least, strings
@@ -158,6 +161,43 @@ def embed_clips(
                 current = clip
             windows.append(window)
     yield from finish_clip()
+
+
+def embed_all(
+    model: EmbeddingModel,
+    folder: str | Path,
+    skipped: list[tuple[str, str]],
+    *,
+    frames: Container[str] = (),
+    progress: str | None = None,
+    on_error: OnError = "skip",
+    **options: Any,
+) -> Iterator[tuple[Clip, ClipEmbedding]]:
+    """Embed all audio of a folder or of a data set in another layout.
+
+    Args:
+        model, skipped, frames, progress: as in `embed_clips`.
+        folder, on_error: as in `atk.data.sets.read_all`.
+        options: `clip_seconds`, `batch_size`, and `workers` of `atk.data.eval_loader`.
+
+    Yields:
+        Each clip and its embedding.
+
+    Raises:
+        FileNotFoundError: `folder` does not exist.
+        ValueError: no file in the folder can be read.
+        AudioError: a file cannot be read and `on_error="raise"`.
+    """
+    files = read_all(folder, on_error)
+    loader = eval_loader(files.clips, sample_rate=model.sample_rate, on_error=on_error, **options)
+    skipped += files.skipped
+    count = 0
+    with evaluating(model):
+        for embedded in embed_clips(model, loader, skipped, frames, progress):
+            yield embedded
+            count += 1
+    if not count:
+        raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
 
 
 class _Window(NamedTuple):

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from atk.data import eval_loader
 from atk.data.captions import OnError
 from atk.data.containers import Stored
-from atk.data.sets import read_all
-from atk.eval.embed import ALL_FILES, EmbeddingModel, embed_clips, embed_tokens, evaluating
+from atk.eval.embed import ALL_FILES, EmbeddingModel, embed_all, embed_tokens, evaluating
 from atk.eval.scores import SCORES, Score, similarities
 from atk.ops.checks import one_of, strings
 
@@ -95,23 +93,12 @@ def search_all(
     if not queries or not all(query.strip() for query in queries):
         raise ValueError("query must contain at least one word, got an empty text")
     one_of("score", score, SCORES)
-    files = read_all(folder, on_error)
-    loader = eval_loader(
-        files.clips,
-        sample_rate=model.sample_rate,
-        clip_seconds=clip_seconds,
-        batch_size=batch_size,
-        workers=workers,
-        on_error=on_error,
-    )
-    skipped = list(files.skipped)
-    scored = []
+    options = {"clip_seconds": clip_seconds, "batch_size": batch_size, "workers": workers, "on_error": on_error}
+    skipped: list[tuple[str, str]] = []
     with evaluating(model):
         texts = embed_tokens(model, queries)
-        frames = () if score == "global" else ALL_FILES
-        for clip, embedding in embed_clips(model, loader, skipped, frames, progress):
-            scored.append((clip.path, similarities([embedding], texts, score)[0].tolist()))
-    if not scored:
-        raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
+    frames = () if score == "global" else ALL_FILES
+    clips = embed_all(model, folder, skipped, frames=frames, progress=progress, **options)
+    scored = [(clip.path, similarities([embedding], texts, score)[0].tolist()) for clip, embedding in clips]
     hits = [[(scores[row], path) for path, scores in scored] for row in range(len(queries))]
     return SearchResults([sorted(ranked, key=lambda hit: -hit[0]) for ranked in hits], skipped)

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atk.data import eval_loader
 from atk.data.captions import OnError
-from atk.data.sets import read_all
-from atk.eval.embed import EmbeddingModel, embed_clips, evaluating
+from atk.eval.embed import EmbeddingModel, embed_all
 from atk.eval.outputs import check_output, in_unicode
 from atk.extras import optional_imports
 
@@ -39,20 +37,10 @@ def embed_folder(
     progress: str | None = None,
 ) -> EmbeddedFolder:
     """Embed all audio files of a folder. Arguments and errors are those of `atk.eval.search.search_all`."""
-    files = read_all(folder, on_error)
-    loader = eval_loader(
-        files.clips,
-        sample_rate=model.sample_rate,
-        clip_seconds=clip_seconds,
-        batch_size=batch_size,
-        workers=workers,
-        on_error=on_error,
-    )
-    skipped = list(files.skipped)
-    with evaluating(model):
-        embedded = [(clip.file_name, clips.pooled) for clip, clips in embed_clips(model, loader, skipped, (), progress)]
-    if not embedded:
-        raise ValueError(f"{folder}: none of its {len(skipped)} audio files can be decoded")
+    options = {"clip_seconds": clip_seconds, "batch_size": batch_size, "workers": workers, "on_error": on_error}
+    skipped: list[tuple[str, str]] = []
+    clips = embed_all(model, folder, skipped, progress=progress, **options)
+    embedded = [(clip.file_name, embedding.pooled) for clip, embedding in clips]
     return EmbeddedFolder([name for name, _ in embedded], torch.stack([vector for _, vector in embedded]), skipped)
 
 
