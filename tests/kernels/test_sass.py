@@ -13,18 +13,21 @@ def names(instructions):
 
 
 def test_parse_reads_addresses_predicates_opcodes_and_operands():
-    (first, second, third, fourth) = parse(
+    (first, second, third, fourth, fifth, sixth) = parse(
         "\t\tFunction : kernel\n"
         "        /*0000*/                   LDC R1, c[0x0][0x28] ;            /* 0x00000a00ff017b82 */\n"
         "                                                                     /* 0x000fe20000000800 */\n"
         "        /*0010*/              @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR4][R8.64] ; /* 0x00000a0000017945 */\n"
         "        /*0020*/                   BRA 0x20;\n"
         "        /*0030*/                   BSSY B0, 0x4f60          ?trans3;\n"
+        "        /*0040*/                   NOP;\n"
+        "        /*0050*/                   EXIT ;                            /* 0x000000000000794d */\n"
     )
     assert (first.address, first.predicated, first.name) == (0, False, "LDC")
     assert (second.address, second.predicated, second.name) == (16, True, "LDGSTS")
     assert second.operands.startswith("[R3], desc")
     assert (fourth.name, fourth.operands) == ("BSSY", "B0, 0x4f60")
+    assert [(one.opcode, one.operands) for one in (fifth, sixth)] == [("NOP", ""), ("EXIT", "")]
     assert (third.target, first.target, third.falls_through) == (0x20, None, False)
 
 
