@@ -26,10 +26,7 @@ def add_data(parser: ArgumentParser, _: list[str]) -> None:
     check = Parser("atk data check", description=about, usage="atk data check DATA [DATA ...] [options]")
     commands.add_subcommand("check", check, help=about)
     check.prog = "atk data check"
-    check.add_argument("data", nargs="+", help="data folder, any other data set, or any folder of audio")
-    check.add_argument(
-        "--caption_column", type=str | None, default=None, help="name of the captions, as in atk train; null: see there"
-    )
+    _add_sets(check)
     check.add_argument("--decode", action="store_true", help="decode every file in full, not only its header")
     check.add_argument("--workers", type=int, default=4, help="files to read at a time")
     check.add_argument("--json", action="store_true", help="print all problems as JSON instead of a table")
@@ -44,24 +41,31 @@ def run_data(arguments: Namespace) -> None:
     run(arguments[arguments.command])
 
 
+def _add_sets(parser: ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", help="data folder, any other data set, or any folder of audio")
+    parser.add_argument(
+        "--caption_column", type=str | None, default=None, help="name of the captions, as in atk train; null: see there"
+    )
+
+
 def _add_stats(commands: Any) -> None:
     """Add `atk data stats`."""
-    about = "Count hours, formats, captions, words, and duplicates within and across the splits of a data folder."
-    stats = Parser("atk data stats", description=about, usage="atk data stats DIR [options]")
+    about = "Count hours, formats, captions, words, and duplicates within and across the splits of data sets."
+    stats = Parser("atk data stats", description=about, usage="atk data stats DATA [DATA ...] [options]")
     commands.add_subcommand("stats", stats, help=about)
     stats.prog = "atk data stats"
-    stats.add_argument("folder", type=str, help="data folder, or any folder of audio")
+    _add_sets(stats)
     stats.add_argument("--json", action="store_true", help="print all numbers as JSON instead of tables")
     about = "PNG for histograms of the lengths of clips and captions"
     stats.add_argument("--out", type=str | None, default=None, help=about)
 
 
 def _stats(options: Namespace) -> None:
-    from atk.data.stats import draw_stats, folder_stats
+    from atk.data.stats import data_stats, draw_stats
 
     if options.out is not None:
         check_output(options.out, b"\x89PNG", "a PNG picture")
-    stats = folder_stats(options.folder, progress="compare")
+    stats = data_stats(options.data, options.caption_column, progress="compare")
     if options.out is not None:
         draw_stats(stats, options.out)
     print_result(json.dumps(stats.to_dict(), indent=2) if options.json else "\n".join(_stats_lines(stats)))
@@ -69,7 +73,9 @@ def _stats(options: Namespace) -> None:
 
 def _stats_lines(stats: "FolderStats") -> Iterator[str]:
     """The numbers as tables."""
-    row = "{:<6} {:>9} {:>9} {:>24} {:>10} {:>22} {:>11}"
+    names = {name: on_one_line(name) for name in ("split", *stats.splits)}
+    width = max(6, *map(len, names.values()))
+    row = f"{{:<{width}}} {{:>9}} {{:>9}} {{:>24}} {{:>10}} {{:>22}} {{:>11}}"
     yield row.format(
         "split", "clips", "hours", "seconds (median, range)", "captions", "words (median, range)", "vocabulary"
     )
@@ -77,14 +83,15 @@ def _stats_lines(stats: "FolderStats") -> Iterator[str]:
         record = split.to_dict()
         spans = [_span(record["seconds"], 1), _span(record["words"], 0)]
         counts = [f"{record[key]:,}" for key in ("clips", "captions", "vocabulary")]
-        yield row.format(name, counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
+        yield row.format(names[name], counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
     for name, split in stats.splits.items():
-        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", split.formats))
+        formats = {suffix or "without a file name": count for suffix, count in split.formats.items()}
+        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", formats))
         parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]
-        yield f"{name}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
+        yield f"{names[name]}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
     for group in stats.duplicates:
-        example = on_one_line(group.examples[0])
-        yield f"{group.count:,} duplicates by {group.by} in {' and '.join(group.splits)}; first: {example}"
+        splits = " and ".join(names[split] for split in group.splits)
+        yield f"{group.count:,} duplicates by {group.by} in {splits}; first: {on_one_line(group.examples[0])}"
     if not stats.duplicates:
         yield "no duplicates by name, content, or caption"
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,11 +80,13 @@ class Split:
         clips: the usable clips, in the order of the CSV file.
         skipped: (name, reason) of each row or file that was skipped.
         sizes: number of clips of each data set, if there are several.
+        signals: number of clips by (sample rate in Hz, channels); empty for clips of different layouts.
     """
 
     clips: list[Clip]
     skipped: list[tuple[str, str]]
     sizes: tuple[int, ...] = ()
+    signals: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
@@ -230,16 +233,18 @@ def checked_clips(
         ValueError: no clip is usable.
         AudioError: with `on_error="raise"`, a file is missing, empty, or unreadable.
     """
-    clips = []
+    clips: list[Clip] = []
+    signals: Counter[tuple[int, int]] = Counter()
     paths = [os.fspath(path) for _, path, _ in entries]
     with contextlib.closing(read_headers(paths, folder)) as headers:
         for (name, _, captions), path, header in zip(entries, paths, headers, strict=True):
             if not isinstance(header, AudioError):
                 clips.append(Clip(name, path, captions, header.seconds))
+                signals[header.sample_rate, header.channels] += 1
             elif on_error == "raise":
                 raise AudioError(name, header.reason)
             else:
                 skipped.append((name, header.reason))
     if not clips:
         raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it lists none'}")
-    return Split(clips, skipped)
+    return Split(clips, skipped, signals=signals)

@@ -14,11 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from atk.data import Clip, audio_info, eval_loader, one_pass, open_data, read_references
 from atk.data.captions import OnError
 from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
+from atk.data.progress import progress_bar
 from atk.data.references import ReferencePool
 from atk.data.sets import Data
 from atk.data.side_files import read_tags
 from atk.eval.caption_metrics import caption_metrics
-from atk.eval.embed import device_of, evaluating, progress_bar
+from atk.eval.embed import device_of, evaluating
 from atk.models.captioner import Captioner
 from atk.soundscapes.phrases import CLAUSES, classes_named
 
@@ -130,7 +131,7 @@ def evaluate_captions(
     clips: list[int] = []  # index of each row's clip in the split
     skipped = list(split.skipped)
     with evaluating(model), torch.no_grad():
-        for batch in progress_bar(loader, progress):
+        for batch in progress_bar(loader, progress, unit="batch"):
             skipped += batch.skipped
             if batch.files:
                 assert isinstance(batch, MixtureBatch)  # collated by MixtureDataset

@@ -230,6 +230,7 @@ class _InMemory:
         content = io.BytesIO()
         soundfile.write(content, waveform, sample_rate, format="WAV", subtype="FLOAT")
         self.content = content.getvalue()
+        self.size = len(self.content)
 
     def __str__(self) -> str:
         return self.name

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 import atk
-from atk.data.published.clips import NAMES_KEPT, PublishedClip, Source
+from atk.data.progress import progress_bar
+from atk.data.published.clips import NAMES_KEPT, Source
 from atk.data.published.folder import FolderWriter
 from atk.data.published.registry import SETS
 from atk.data.published.tree import REPORT, Tree
-from atk.extras import optional_imports
 from atk.ops.checks import one_of
 
 
@@ -69,7 +69,7 @@ def import_set(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         with FolderWriter(Path(scratch), contents.vocabularies, content) as writer:
-            for clip in _with_progress(contents.clips, progress):
+            for clip in progress_bar(contents.clips, progress, unit="clip"):
                 writer.add(clip)
         if not writer.splits:
             raise ValueError(_nothing_usable(content))
@@ -119,16 +119,6 @@ def _files_of_earlier_import(out: Path) -> list[str]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {out} has files and no {REPORT} of an earlier import; choose another folder")
     return []
-
-
-def _with_progress(clips: Iterable[PublishedClip], label: str | None) -> Iterable[PublishedClip]:
-    if label is None:
-        return clips
-    with optional_imports:
-        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-    bar: Any = tqdm(clips, label, unit="clip", leave=False, disable=None)
-    return bar
 
 
 def _nothing_usable(source: Source) -> str:
