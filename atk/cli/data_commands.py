@@ -199,7 +199,14 @@ def add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--preset", type=Literal["easy", "medium", "hard"], default="medium", help="sets the defaults shown below"
     )
-    parser.add_class_arguments(SoundscapeConfig)
+    parser.add_class_arguments(SoundscapeConfig, skip={"events"})
+    parser.add_argument(
+        "--events",
+        type=tuple[int, int] | str,
+        default=SoundscapeConfig.events,
+        metavar="[FEWEST,MOST]|FOLDER",
+        help="events per scene, 1 to 4, each of a different class; or a folder, as for --recordings",
+    )
     parser.set_defaults(dict(PRESETS.get(preset, {})))
 
 
@@ -208,4 +215,16 @@ def run_soundscapes(arguments: Namespace) -> None:
     from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
     values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
+    if isinstance(values["events"], str):
+        _take_recordings(values, values.pop("events"))
     print_result(str(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values))))
+
+
+def _take_recordings(values: dict[str, Any], folder: str) -> None:
+    """Take the value of --events for --recordings."""
+    if not Path(folder).is_dir():
+        wanted = "a pair such as '[1, 3]' (events per scene) or a folder of recordings"
+        raise ValueError(f"--events must be {wanted}, got {folder!r}")
+    if values["recordings"] not in ("", folder):
+        raise ValueError(f"--events {folder} is the same setting as --recordings {values['recordings']}; give one")
+    values["recordings"] = folder
