@@ -21,6 +21,7 @@ from atk.ops.checks import one_of
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
 SPLITS = ("train", "val", "test")
+UNFINISHED_IMPORT = ".atk-import"  # in a data folder: what an import has not yet put in place
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _RESPELLED = re.compile(r"//|(?:^|/)\.(?:/|$)|^/|/$")  # names that pathlib shortens, or that are absolute
 
@@ -171,6 +172,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
     """Yield (file name, captions, None) for each good row and (name, [], what is wrong) for each bad one."""
+    if (path.parent / UNFINISHED_IMPORT).is_dir():
+        raise ValueError(f"{path}: an import into its folder was interrupted; run atk data import again to complete it")
     table = Table.open(path, ("file_name",), like=("caption", "caption_1"))
     columns = [i for i, name in enumerate(table.header) if name == "caption" or name.startswith("caption_")]
     if not columns:

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 from support.published import sounds, text
-from support.published_captions import make_castella, make_wavcaps
+from support.published_captions import make_castella, make_clotho, make_wavcaps
 from support.published_events import make_audioset
 from support.published_labels import make_ecals, make_esc50, make_fsd50k, make_magnatagatune, make_vggsound
 
@@ -69,6 +69,7 @@ def root(tmp_path):
             "not a list of tracks",
         ),
         (make_magnatagatune, "magnatagatune", "train.npy", "junk", "not a list of text"),
+        (make_magnatagatune, "magnatagatune", "test_list_pub.cP", "(dp1\n.", "not a pickled list of text .is a dict"),
         (make_castella, "castella", "json/en/train.json", "null", r"train\.json: not a list of clips"),
         (
             make_audioset,
@@ -85,6 +86,13 @@ def test_malformed_tables_are_named(maker, name, file, content, message, root, t
     with pytest.raises(ValueError, match=message):
         import_set(name, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_captions_that_name_no_clips_are_noted(root, tmp_path):
+    make_clotho(root)
+    text(root, "retrieval_captions.csv", "caption\na dog\n")
+    (note,) = import_set("clotho", root, tmp_path / "out")["notes"]
+    assert note.startswith("retrieval_captions.csv does not name the clips of its captions")
 
 
 def test_tables_that_an_import_wrote_are_not_those_of_the_set(root):
