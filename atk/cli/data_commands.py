@@ -90,8 +90,9 @@ def _stats_lines(stats: "FolderStats") -> Iterator[str]:
         parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]
         yield f"{names[name]}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
     for group in stats.duplicates:
-        splits = " and ".join(names[split] for split in group.splits)
-        yield f"{group.count:,} duplicates by {group.by} in {splits}; first: {on_one_line(group.examples[0])}"
+        plural, splits = "s" * (group.count > 1), " and ".join(names[split] for split in group.splits)
+        example = on_one_line(group.examples[0])
+        yield f"{group.count:,} duplicate{plural} by {group.by} in {splits}; first: {example}"
     if not stats.duplicates:
         yield "no duplicates by name, content, or caption"
 

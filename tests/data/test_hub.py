@@ -192,6 +192,7 @@ def test_lengths_are_cached_until_the_table_changes(tmp_path, monkeypatch):
             lambda folder: parquet(folder, train=pa.table({"caption": ["x"]})),
             "no column with audio; its columns are",
         ),
+        (lambda folder: parquet(folder, train=table([b"x"])), r"no usable clip; skipped 1: train/0 \(not readable as"),
         (lambda folder: (parquet(folder) / "data" / "train.parquet").write_bytes(b"x"), "d: cannot be loaded .*"),
         (lambda folder: (parquet(folder) / "state.json").write_bytes(b"{}"), "d: cannot be loaded .*"),
     ],
