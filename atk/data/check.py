@@ -86,7 +86,7 @@ def check_data(
         else:
             check = _check_set(data_set, decode, workers, progress)
         if len(data) > 1:
-            named = [replace(problem, name=data_set.prefix + problem.name) for problem in check.problems]
+            named = [replace(problem, name=data_set.named(problem.name)) for problem in check.problems]
             check = replace(check, problems=named)
         checks.append(check)
     problems = [problem for check in checks for problem in check.problems]

@@ -51,6 +51,10 @@ class DataSet(ABC):
         """What goes before its file names if there are several data sets."""
         return f"{self.name.rstrip('/')}/"
 
+    def named(self, file_name: str) -> str:
+        """The name of one of its files among those of several data sets; absolute paths stay as they are."""
+        return file_name if file_name.startswith("/") else self.prefix + file_name
+
     @abstractmethod
     def splits(self) -> list[str]:
         """The names of its splits."""

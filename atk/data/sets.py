@@ -50,7 +50,7 @@ class DataSets:
     def read(self, split: str, on_error: str = "skip") -> Split:
         """Read "train" of all data sets that have it, one after the other, or any other split of the first that has it.
 
-        If there are several data sets, the file names of the training clips begin with the name of theirs.
+        If there are several data sets, the relative file names of training clips begin with the name of theirs.
 
         Raises:
             FileNotFoundError, ValueError, AudioError: as for `read_split`.
@@ -65,8 +65,8 @@ class DataSets:
             part = data_set.read(split, on_error) if split in data_set.splits() else Split([], [])
             sizes.append(len(part.clips))
             signals += part.signals
-            clips += [clip.renamed(data_set.prefix + clip.file_name) for clip in part.clips]
-            skipped += [(data_set.prefix + name, reason) for name, reason in part.skipped]
+            clips += [clip.renamed(data_set.named(clip.file_name)) for clip in part.clips]
+            skipped += [(data_set.named(name), reason) for name, reason in part.skipped]
         return Split(clips, skipped, tuple(sizes), signals)
 
 

@@ -123,11 +123,13 @@ def data_stats(data: Data, caption_column: str | None = None, *, progress: str |
     clips: list[_Labeled] = []
     words: set[str] = set()
     for data_set in sets.values():
-        folder, prefix = (f"{data_set.name.rstrip('/')}/", data_set.prefix) if len(sets) > 1 else ("", "")
+        several = len(sets) > 1
         for name in _splits_of(data_set):
             split = data_set.read(name, "skip")
-            stats[folder + name] = _split_stats(split, words)
-            clips += [_Labeled(folder + name, prefix + clip.file_name, clip) for clip in split.clips]
+            label = f"{data_set.name.rstrip('/')}/{name}" if several else name
+            stats[label] = _split_stats(split, words)
+            files = (data_set.named(clip.file_name) if several else clip.file_name for clip in split.clips)
+            clips += map(_Labeled, itertools.repeat(label), files, split.clips)
     return FolderStats(stats, len(words), list(_all_duplicates(clips, progress)))
 
 

@@ -226,3 +226,6 @@ def test_an_imported_folder(tmp_path):
     stats = data_stats(tmp_path / "out")
     assert {name: len(split.words) for name, split in stats.splits.items()} == {"train": 5, "test": 5}
     assert [(one.by, one.count) for one in stats.duplicates] == [("name", 1), ("caption", 5)]
+    place = tmp_path / "set"  # absolute names are not put below the name of the data set
+    examples = data_stats([tmp_path / "out", place / "development"]).duplicates[0].examples
+    assert examples == [f"{place}/development/x.wav = {place}/evaluation/x.wav"]
