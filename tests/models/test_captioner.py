@@ -1,6 +1,7 @@
 """The captioner: loss, Diff block with and without references, generation, and saved models."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from atk.models import from_pretrained
 from atk.models.captioner import Captioner, CaptionerConfig
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.decoder import DecoderConfig
+from atk.models.generation import GenerationConfig
+from atk.models.references import trim_silence
 
 
 def test_frames_and_their_mask():
@@ -52,6 +55,68 @@ def test_the_mask_attends_to_the_concatenated_references_of_a_clip():
         expected = model.difference_block(clip, reference, torch.ones(1, reference.shape[1], dtype=torch.bool))
         torch.testing.assert_close(z[n, mask[n]], expected[0], rtol=1e-3, atol=1e-5)
         assert not torch.allclose(expected, clip, atol=1e-2)
+
+
+def padded_and_unpadded(seconds=(0.3, 0.5)):
+    """A reference `[1, 1, S]` with silence before and after its sound, and the sound alone."""
+    sound = 0.1 * torch.randn(1, 1, 20000)
+    before, after = (round(16000 * part) for part in seconds)
+    return torch.nn.functional.pad(sound, (before, after)), sound
+
+
+def test_a_padded_and_an_unpadded_reference_give_the_same_output():
+    model = tiny()
+    audio, lengths = clips(LENGTHS[:1]), LENGTHS[:1]
+    alone, _ = model.encode(audio, lengths)
+    padded, sound = (model._features(audio, lengths, x, torch.tensor([[x.shape[2]]]))[0] for x in padded_and_unpadded())
+    torch.testing.assert_close(padded, sound, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(padded, alone, atol=1e-2)
+    silent = model._features(audio, lengths, torch.zeros(1, 1, 9000), torch.tensor([[9000]]))[0]
+    torch.testing.assert_close(silent, alone)
+    older = model.with_difference("mask", 2, trim_references=False).eval()
+    assert older.difference_block is model.difference_block
+    padded, sound = (older._features(audio, lengths, x, torch.tensor([[x.shape[2]]]))[0] for x in padded_and_unpadded())
+    assert not torch.allclose(padded, sound, rtol=1e-3, atol=1e-4)
+
+
+def test_silence_is_trimmed_at_both_ends_alone():
+    audio = torch.zeros(3, 10)
+    audio[0, 2], audio[0, 6], audio[1, 9] = 0.5, -0.5, 0.5
+    audio[2, :4] = 2.0**-17  # 0 in 16 bits
+    trimmed, lengths = trim_silence(audio, torch.tensor([10, 8, 10]))
+    assert lengths.tolist() == [5, 0, 0] and trimmed.shape == (3, 5)
+    assert torch.equal(trimmed[0], audio[0, 2:7])
+
+
+def test_models_saved_without_the_setting_attend_to_the_silence(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values.pop("trim_references") is True
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert not Captioner.from_pretrained(tmp_path).config.trim_references
+
+
+def test_the_mask_removes_references_one_after_the_other():
+    model = tiny()
+    z, z_ref = torch.randn(2, 6, 32), torch.randn(2, 3, 4, 32)
+    valid = torch.tensor([[True, True, False], [True, False, False]])[..., None].expand(2, 3, 4)
+    result = model.difference(z, z_ref, valid, repeated=True)
+    expected = model.difference_block(model.difference_block(z[:1], z_ref[:1, 0]), z_ref[:1, 1])
+    torch.testing.assert_close(result[:1], expected)
+    torch.testing.assert_close(result[1:], model.difference_block(z[1:], z_ref[1:, 0]))
+    assert not torch.allclose(result[:1], model.difference(z, z_ref, valid)[:1], atol=1e-3)
+    shared = model.difference(z, z_ref, valid, repeated=True, common=True)
+    first = z[:1] - model.difference_block(z[:1], z_ref[:1, 0])
+    torch.testing.assert_close(shared[:1], first - model.difference_block(first, z_ref[:1, 1]))
+
+
+def test_common_and_difference_share_a_batch():
+    model = tiny()
+    z, z_ref, valid = torch.randn(3, 6, 32), torch.randn(3, 1, 4, 32), torch.ones(3, 1, 4, dtype=torch.bool)
+    valid[2] = False
+    result = model.difference(z, z_ref, valid, common=torch.tensor([True, False, True]))
+    remaining = model.difference(z, z_ref, valid)
+    torch.testing.assert_close(result, torch.stack([z[0] - remaining[0], remaining[1], z[2]]))
 
 
 @pytest.mark.parametrize("samples", [16000, 32000, 60000])
@@ -242,6 +307,22 @@ TWO = torch.tensor([16000, 16000])
             r"reference_lengths must have shape \[2, 1\], got \[2\]",
         ),
         (lambda: tiny(difference="none")(AUDIO, TWO, TOKENS, AUDIO[:, None], TWO[:, None]), "has no Diff block"),
+        (
+            lambda: tiny(difference="subtraction").generate(
+                torch.randn(2, 16000), TWO, AUDIO[:, None], TWO[:, None], common=True
+            ),
+            "common: only a mask keeps what clips have in common",
+        ),
+        (
+            lambda: tiny().generate(AUDIO, TWO, generation=GenerationConfig(min_length=30)),
+            r"min_length must be at most max_tokens \(20\), got 30",
+        ),
+        (lambda: GenerationConfig(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be at least 0, got -1"),
+        (lambda: DecoderConfig(activation_dropout=1.0), r"activation_dropout must be in \[0, 1\), got 1.0"),
+        (
+            lambda: DecoderConfig(pretrained="a", tokenizer="b"),
+            "tokenizer: a pretrained decoder brings its own, got 'b'",
+        ),
         (lambda: tiny().generate(AUDIO, TWO, beams=0), "beams must be at least 1, got 0"),
         (lambda: tiny().generate(AUDIO, TWO, max_tokens=500), "max_tokens must be between 1 and 128, .* got 500"),
     ],
