@@ -20,18 +20,18 @@ class CaptionerConfig:
             cross-attention to the references, "subtraction" subtracts their features frame by frame, and "none" builds
             a captioner without references.
         heads: number of attention heads of the mask.
+        audio: audio encoder.
+        decoder: caption decoder.
         trim_references: hide the silence before and after the sound of a reference from the mask; subtraction keeps it,
             as it needs references that are aligned in time. Captioners that were saved without this setting attend to
             the silence, too.
-        audio: audio encoder.
-        decoder: caption decoder.
     """
 
     difference: Difference = "mask"
     heads: int = 4
-    trim_references: bool = True
     audio: Cnn14Config = field(default_factory=Cnn14Config)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    trim_references: bool = True
 
     def __post_init__(self) -> None:
         one_of("difference", self.difference, DIFFERENCES)

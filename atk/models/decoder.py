@@ -28,29 +28,29 @@ class DecoderConfig:
 
     Args:
         pretrained: local folder or hub name of a BART checkpoint; None = train from scratch with the settings below.
-        tokenizer: local folder or hub name of the tokenizer of a decoder that is trained from scratch, such as
-            `facebook/bart-base`; None = train one on the captions.
         width: width of the Transformer and of the audio features that it attends to.
         layers: number of Transformer layers.
         heads: number of attention heads.
         dropout: dropout rate.
+        vocabulary: maximum size of a tokenizer trained on the captions.
+        max_tokens: longer captions are truncated to this many tokens, including the end token.
+        tokenizer: local folder or hub name of the tokenizer of a decoder that is trained from scratch, such as
+            `facebook/bart-base`; None = train one on the captions.
         activation_dropout: dropout rate within the feed-forward layers.
         feature_positions: add learned positions to the audio features, then apply LayerNorm and dropout, as BART's
             encoder does before its first layer.
-        vocabulary: maximum size of a tokenizer trained on the captions.
-        max_tokens: longer captions are truncated to this many tokens, including the end token.
     """
 
     pretrained: str | None = None
-    tokenizer: str | None = None
     width: int = 128
     layers: int = 2
     heads: int = 4
     dropout: float = 0.1
-    activation_dropout: float = 0.0
-    feature_positions: bool = False
     vocabulary: int = 4000
     max_tokens: int = 64
+    tokenizer: str | None = None
+    activation_dropout: float = 0.0
+    feature_positions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "vocabulary"):

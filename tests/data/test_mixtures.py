@@ -9,15 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.clips import RATE, write_clip
 
-from atk.data import (
-    AudioError,
-    Clip,
-    MixConfig,
-    MixtureDataset,
-    ReferencePool,
-    batches_of,
-    one_pass,
-)
+from atk.data import AudioError, Clip, MixConfig, MixtureDataset, ReferencePool, batches_of, one_pass
 from atk.data.audio import load_audio
 from atk.data.levels import snr_gain
 
@@ -78,10 +70,9 @@ def test_what_is_common_to_input_and_reference_is_the_clip(clips, pool):
         clip = make(clips, None)[index, 0]["audio"]
         heard = [int(torch.fft.rfft(mixture - clip).abs().argmax()) for mixture in (item["audio"], reference)]
         assert abs(heard[0] - pitches[item["added"][0]]) < 5 and abs(heard[0] - heard[1]) > 10
-    half = make(clips, pool, evaluate=False, rate=1.0, common=0.5)
-    batch = half.collate([half[index, epoch] for index in range(6) for epoch in range(10)])
-    assert 15 < int(batch.common.sum()) < 45
-    assert not make(clips, pool, common=1.0).collate([make(clips, pool, common=1.0)[0, 0]]).common.any()
+    half, evaluation = make(clips, pool, evaluate=False, rate=1.0, common=0.5), make(clips, pool, common=1.0)
+    assert 15 < half.collate([half[index, epoch] for index in range(6) for epoch in range(10)]).common.sum() < 45
+    assert not evaluation.collate([evaluation[0, 0]]).common.any()
 
 
 @pytest.mark.parametrize("condition", ["same/diff", "multi/diff"])
