@@ -1,6 +1,7 @@
 """Read data folders: `train.csv`, `val.csv`, and `test.csv` list audio files and their captions."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -68,6 +69,11 @@ class Clip:
         """The same clip under another name."""
         return Clip(file_name, self.path, self.captions, self.seconds)
 
+    def by_caption(self) -> "list[Clip]":
+        """The clip once per caption, with that caption alone; the clip itself if it has none."""
+        place = self._place + self._name if isinstance(self._place, str) else self._place
+        return [Clip(self.file_name, place, (text,), self.seconds) for text in self.captions] or [self]
+
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         path = self._place + self._name if isinstance(self._place, str) else self._place
         return Clip, (self.file_name, path, self.captions, self.seconds)
@@ -88,6 +94,16 @@ class Split:
     skipped: list[tuple[str, str]]
     sizes: tuple[int, ...] = ()
     signals: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def by_caption(self) -> "Split":
+        """The split with each clip once per caption, next to each other; clips without a caption stay."""
+        parts = [self.clips]
+        if self.sizes:
+            ends = list(itertools.accumulate(self.sizes))
+            parts = [self.clips[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
+        rows = [[row for clip in part for row in clip.by_caption()] for part in parts]
+        sizes = tuple(map(len, rows)) if self.sizes else ()
+        return Split([row for part in rows for row in part], self.skipped, sizes)
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:

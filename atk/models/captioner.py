@@ -1,56 +1,22 @@
 """A captioner that describes a clip, or what the clip contains that its reference clips do not (thesis ch. 4)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
-from atk.models.decoder import CaptionDecoder, DecoderConfig
-from atk.models.layers import check_waveforms
+from atk.models.captioner_config import CaptionerConfig, Difference
+from atk.models.cnn14 import FRAME_STRIDE, Cnn14
+from atk.models.decoder import CaptionDecoder
+from atk.models.generation import GenerationConfig
+from atk.models.references import check_references, trim_silence
 from atk.models.saved import find_model, load_weights, naming_file, save_model
-from atk.ops.checks import one_of
 
-Difference = Literal["mask", "subtraction", "none"]
-DIFFERENCES = get_args(Difference)
 _DECODER = "decoder"
 _MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this many times as large
-
-
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """Audio encoder, Diff block, and decoder of a captioner.
-
-    Args:
-        difference: Diff block that removes the references from a clip: "mask" masks the clip's features by
-            cross-attention to the references, "subtraction" subtracts their features frame by frame, and "none" builds
-            a captioner without references.
-        heads: number of attention heads of the mask.
-        audio: audio encoder.
-        decoder: caption decoder.
-    """
-
-    difference: Difference = "mask"
-    heads: int = 4
-    audio: Cnn14Config = field(default_factory=Cnn14Config)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-
-    def __post_init__(self) -> None:
-        one_of("difference", self.difference, DIFFERENCES)
-        if self.heads < 1:
-            raise ValueError(f"heads must be at least 1, got {self.heads}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CaptionerConfig":
-        """Restore a configuration from the output of `dataclasses.asdict`."""
-        fields: dict[str, Any] = dict(values)
-        fields["audio"] = Cnn14Config(**values["audio"])
-        fields["decoder"] = DecoderConfig(**values["decoder"])
-        return cls(**fields)
 
 
 class Captioner(nn.Module):
@@ -79,16 +45,19 @@ class Captioner(nn.Module):
         """
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 
-    def with_difference(self, difference: Difference, heads: int) -> "Captioner":
+    def with_difference(self, difference: Difference, heads: int, trim_references: bool | None = None) -> "Captioner":
         """A captioner with another Diff block and with the encoder, projection, and decoder of this one.
 
-        Returns this captioner itself if its Diff block already matches.
+        Returns this captioner itself if its Diff block already matches. `trim_references` of None changes nothing.
         """
-        config = replace(self.config, difference=difference, heads=heads)
+        trims = self.config.trim_references if trim_references is None else trim_references
+        config = replace(self.config, difference=difference, heads=heads, trim_references=trims)
         if config == self.config:
             return self
         captioner = Captioner(config, self.audio_encoder, self.decoder)
         captioner.projection = self.projection
+        if (difference, heads) == (self.config.difference, self.config.heads):
+            captioner.difference_block = self.difference_block
         return captioner
 
     @property
@@ -113,7 +82,15 @@ class Captioner(nn.Module):
         features, mask = self.audio_encoder(audio, lengths)
         return self.projection(features), mask
 
-    def difference(self, z: Tensor, z_ref: Tensor, ref_mask: Tensor) -> Tensor:
+    def trim_references(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The references `[P, S]` with lengths `[P]` that the Diff block sees; length 0 = nothing to subtract."""
+        if self.config.difference == "mask" and self.config.trim_references:
+            return trim_silence(audio, lengths)
+        return audio, lengths
+
+    def difference(
+        self, z: Tensor, z_ref: Tensor, ref_mask: Tensor, *, repeated: bool = False, common: bool | Tensor = False
+    ) -> Tensor:
         """`Z_diff = Diff(Z, Z_ref)` (4.7) `[N, L, D]`; a clip without a valid reference frame keeps its features.
 
         Args:
@@ -121,22 +98,30 @@ class Captioner(nn.Module):
             z_ref: features of R references per clip `[N, R, L_ref, D]`. The mask attends to their concatenation;
                 subtraction subtracts each of them frame by frame, truncated or zero-padded to L frames.
             ref_mask: valid frames of the references `[N, R, L_ref]`, boolean.
+            repeated: let the mask remove one reference after the other, `Diff(Diff(Z, Z_1), Z_2)`.
+            common: keep what clip and references have in common instead: for all clips, or where a boolean `[N]` is
+                True. Only the mask can do this.
 
         Raises:
-            ValueError: the model has no Diff block.
+            ValueError: the model has no Diff block, or `common` is asked of one that subtracts.
         """
         block = self._require_difference_block()
+        masks = self.config.difference == "mask"
+        asked = common if isinstance(common, Tensor) else torch.full(z.shape[:1], common, device=z.device)
+        any_common = bool(asked.any())
+        if any_common and not masks:
+            raise ValueError("common: only a mask keeps what clips have in common, and this model subtracts")
         rows = ref_mask.flatten(1).any(1).nonzero()[:, 0]
-        features = z[rows]
-        references = z_ref[rows]
-        valid = ref_mask[rows]
-        if self.config.difference == "mask":
-            features = block(features, references.flatten(1, 2), valid.flatten(1, 2))
-        else:
-            padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
-            for r in range(z_ref.shape[1]):
-                reference = F.pad(references[:, r], (0, 0, 0, padding))
-                features = block(features, reference, F.pad(valid[:, r], (0, padding)))
+        features, references, valid = z[rows], z_ref[rows], ref_mask[rows]
+        if masks and not repeated:
+            references, valid = references.flatten(1, 2)[:, None], valid.flatten(1, 2)[:, None]
+        padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
+        for r in range(references.shape[1]):
+            reference, frames = references[:, r], valid[:, r]
+            if masks:
+                features = block(features, reference, frames, any_common and asked[rows] & frames.any(1))
+            else:
+                features = block(features, F.pad(reference, (0, 0, 0, padding)), F.pad(frames, (0, padding)))
         return z.index_copy(0, rows, features.to(z.dtype))
 
     def forward(
@@ -146,6 +131,7 @@ class Captioner(nn.Module):
         tokens: dict[str, Tensor],
         references: Tensor | None = None,
         reference_lengths: Tensor | None = None,
+        common: bool | Tensor = False,
     ) -> Tensor:
         """Cross-entropy of captions (4.3), or (4.9) for clips with references.
 
@@ -155,6 +141,7 @@ class Captioner(nn.Module):
             tokens: output of `tokenize` for N captions.
             references: waveforms to subtract `[N, R, S_ref]`, float32, or None.
             reference_lengths: valid samples of each reference `[N, R]`, int64; 0 = no reference.
+            common: as in `difference`.
 
         Returns:
             The mean over the tokens, a float32 scalar.
@@ -162,7 +149,8 @@ class Captioner(nn.Module):
         Raises:
             ValueError: shapes do not match, or references are given and the model has no Diff block.
         """
-        return self.decoder(*self._features(audio, lengths, references, reference_lengths), tokens)
+        features = self._features(audio, lengths, references, reference_lengths, common=common)
+        return self.decoder(*features, tokens)
 
     @torch.no_grad()
     def generate(
@@ -174,6 +162,9 @@ class Captioner(nn.Module):
         *,
         beams: int = 4,
         max_tokens: int | None = None,
+        generation: GenerationConfig | None = None,
+        repeated: bool = False,
+        common: bool = False,
     ) -> list[str]:
         """Caption N clips by beam search; a clip with a reference is described by what the reference does not contain.
 
@@ -181,30 +172,38 @@ class Captioner(nn.Module):
             audio, lengths, references, reference_lengths: as in `forward`.
             beams: beam width; 1 = greedy search.
             max_tokens: maximum length of a caption in tokens; None = `decoder.max_tokens`.
+            generation: further settings of the search; None = the defaults.
+            repeated, common: as in `difference`.
 
         Raises:
             ValueError: as in `forward`, or `beams` or `max_tokens` is out of range.
         """
-        features = self._features(audio, lengths, references, reference_lengths)
-        return self.decoder.generate(*features, beams, max_tokens)
+        features = self._features(audio, lengths, references, reference_lengths, repeated=repeated, common=common)
+        return self.decoder.generate(*features, beams, max_tokens, generation)
 
     def _features(
-        self, audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None,
+        *, repeated: bool = False, common: bool | Tensor = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The features `[N, L, D]` that the decoder attends to, and their mask `[N, L]`."""
-        _check_audio(audio, lengths, references, reference_lengths)
+        check_references(audio, lengths, references, reference_lengths)
         if references is None or reference_lengths is None:
             return self.encode(audio, lengths)
         present = reference_lengths > 0  # [N, R]
         if not bool(present.any()):
             return self.encode(audio, lengths)
         self._require_difference_block()
-        clips, given = self._encode_both(audio, lengths, references[present], reference_lengths[present])
+        tracks, counts = self.trim_references(references[present], reference_lengths[present])
+        sounding = counts > 0
+        if not bool(sounding.any()):
+            return self.encode(audio, lengths)
+        present = present.masked_scatter(present, sounding)
+        clips, given = self._encode_both(audio, lengths, tracks[sounding], counts[sounding])
         z, mask = clips
         z_given, given_mask = given  # [P, L_ref, D], [P, L_ref] of the P references that are present
         z_ref = z_given.new_zeros(*present.shape, *z_given.shape[1:]).index_put((present,), z_given)
         ref_mask = given_mask.new_zeros(*present.shape, z_given.shape[1]).index_put((present,), given_mask)
-        return self.difference(z, z_ref, ref_mask), mask
+        return self.difference(z, z_ref, ref_mask, repeated=repeated, common=common), mask
 
     def _require_difference_block(self) -> nn.Module:
         if self.difference_block is None:
@@ -273,16 +272,3 @@ def _difference_block(config: CaptionerConfig, width: int) -> nn.Module | None:
     if width % config.heads:
         raise ValueError(f"heads must divide the decoder's width {width}, got {config.heads}")
     return CrossAttentionDifference(width, config.heads)
-
-
-def _check_audio(audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None) -> None:
-    check_waveforms(audio, lengths)
-    if references is None and reference_lengths is None:
-        return
-    if references is None or reference_lengths is None:
-        raise ValueError("references and reference_lengths must be given together")
-    if references.dim() != 3 or len(references) != len(audio):
-        raise ValueError(f"references must have shape [{len(audio)}, R, S_ref], got {list(references.shape)}")
-    if reference_lengths.shape != references.shape[:2]:
-        expected = list(references.shape[:2])
-        raise ValueError(f"reference_lengths must have shape {expected}, got {list(reference_lengths.shape)}")

@@ -18,10 +18,13 @@ from atk.data import (
     one_pass,
     read_references,
 )
+from atk.data.captions import Clip, Split
 from atk.distributed import total
-from atk.eval.captioning import CaptionSplit, evaluate_captions, write_captions
+from atk.eval.caption_listing import write_captions
+from atk.eval.captioning import CaptionSplit, evaluate_captions
 from atk.eval.embed import evaluating
 from atk.models.captioner import Captioner, CaptionerConfig, Difference
+from atk.models.generation import GenerationConfig
 from atk.nn import CrossAttentionDifference
 from atk.ops.checks import one_of
 from atk.train.config import TrainConfig, fields_at_least
@@ -50,7 +53,10 @@ class DifferenceConfig(TrainConfig):
         init: run folder or model folder of a captioner to start from; encoder and decoder settings are then taken from
             it.
         clip_seconds: length of the random crops in training; in evaluation, longer clips are cut to it.
-        beams: width of the beam search that writes captions.
+        epoch_over: "clips", with one caption of each, drawn at random; or "captions", so that a clip with five
+            captions occurs five times in an epoch.
+        beams: width of the beam search that writes captions, `num_beams` in transformers.
+        generation: further settings of that search.
         mix: what is mixed into the clips, and which references are subtracted.
         model: encoder, Diff block, and decoder; `model.difference` follows from `objective`.
     """
@@ -60,6 +66,8 @@ class DifferenceConfig(TrainConfig):
     backend: Literal["auto", "triton", "sdpa", "reference"] = "auto"
     clip_seconds: float = 30.0
     beams: int = 4
+    epoch_over: Literal["clips", "captions"] = "clips"
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     model: CaptionerConfig = field(default_factory=CaptionerConfig)
 
@@ -68,7 +76,10 @@ class DifferenceConfig(TrainConfig):
         one_of("objective", self.objective, get_args(Objective))
         if self.shard:  # the number of layer calls depends on the clips of a rank, but sharded ranks must agree on it
             raise ValueError("shard: captioners cannot be sharded")
+        one_of("epoch_over", self.epoch_over, ("clips", "captions"))
         fields_at_least(self, 1, "beams")
+        if self.mix.common and self.objective != "mask":
+            raise ValueError(f"mix.common: needs objective 'mask', got {self.objective!r}")
         block = _BLOCKS[self.objective]
         if self.model.difference not in (CaptionerConfig.difference, block):
             raise ValueError(
@@ -91,6 +102,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
     """
 
     method = "difference"
+    recordings: list[Clip]  # each training clip once
     monitor = "log_likelihood"
     op = "cross_attention_difference"
 
@@ -111,13 +123,20 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
                 clips, self.model.sample_rate, config.clip_seconds, config.seed, mix=config.mix, pool=None
             )
 
+    def training_split(self) -> Split:
+        """The clips that an epoch passes over; with `epoch_over="captions"`, each clip once per caption."""
+        split = super().training_split()
+        self.recordings = split.clips
+        return split.by_caption() if self.config.epoch_over == "captions" else split
+
     def _load_model(self, checkpoint: Path | None) -> Captioner:
         config = self.config
         if checkpoint is not None:
             return Captioner.from_pretrained(checkpoint)
         if config.init is not None:
             model = Captioner.from_pretrained(config.init)
-            return model.with_difference(config.model.difference, config.model.heads)
+            block = config.model
+            return model.with_difference(block.difference, block.heads, block.trim_references)
         return Captioner.create(config.model, self.captions)
 
     def _dataset(self) -> MixtureDataset:
@@ -138,7 +157,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         if config.objective == "plain":
             return None
         if config.objective == "pairmix" or config.mix.references is None:
-            return ReferencePool(self.clips, [""] * len(self.clips), [])
+            return ReferencePool(self.recordings, [""] * len(self.recordings), [])
         pool = read_references(config.mix.references, config.on_error, held_out=config.mix.test_folds)
         if pool.skipped:
             print(f"references: {describe_skipped(pool.skipped)}", file=sys.stderr)
@@ -174,7 +193,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
     def _cross_entropy(self, batch: MixtureBatch) -> tuple[Tensor, int]:
         """The mean over the tokens of the captions, and the number of tokens."""
         tokens = self.model.tokenize(batch.captions)
-        loss = self.model(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths)
+        loss = self.model(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths, batch.common)
         return loss, int(tokens["attention_mask"].sum())
 
     def validate(self) -> dict[str, float]:
@@ -206,7 +225,11 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         assert self.evaluation is not None
         model = Captioner.from_pretrained(checkpoint).to(self.device)
         result, captions = evaluate_captions(
-            model, self.evaluation, self.config.beams, progress=f"evaluate {self.held_out}"
+            model,
+            self.evaluation,
+            self.config.beams,
+            f"evaluate {self.held_out}",
+            generation=self.config.generation,
         )
         write_captions(Path(self.config.out) / f"captions_{self.held_out}.csv", captions)
         return result
@@ -215,9 +238,13 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train a captioner by `config.objective`; arguments, result, and errors: see `atk.train.run.run`."""
     last = checkpoint_to_resume(config, resume)
+    if last is not None:  # runs that were started before this setting go on without it
+        trims = Captioner.saved_config(last).trim_references
+        config = replace(config, model=replace(config.model, trim_references=trims))
     if config.init is not None:
         saved = Captioner.saved_config(last or config.init)
-        model = replace(saved, difference=config.model.difference, heads=config.model.heads)
+        block = config.model
+        model = replace(saved, difference=block.difference, heads=block.heads, trim_references=block.trim_references)
         config = replace(config, model=model)
     if last is None:
         start = config.init is not None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atk.data import SetWeights, TrainBatches, TrainDataset, batches_of, describe_skipped, open_data
-from atk.data.captions import OnError
+from atk.data.captions import OnError, Split
 from atk.device import default_workers
 from atk.distributed.collectives import world_size
 from atk.models.captioner import Captioner
@@ -109,7 +109,7 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         _ = self.backend  # raises an error now if it cannot run
         self.workers = default_workers(device) if config.workers is None else config.workers
         self.data = open_data(config.data, config.caption_column)
-        train = self.data.read("train", config.on_error)
+        train = self.training_split()
         self.clips = train.clips
         self.sets: SetWeights | None = None
         if config.data_weights is not None:
@@ -130,6 +130,10 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         half = self.device.type == "cuda" and self.config.precision != "fp32"
         dtype = torch.bfloat16 if half else torch.float32
         return choose(self.config.backend, self.device, dtype, self.op, check=False)
+
+    def training_split(self) -> Split:
+        """The clips that an epoch passes over."""
+        return self.data.read("train", self.config.on_error)
 
     def has(self, split: str) -> bool:
         """Whether a data set has a split of this name."""
