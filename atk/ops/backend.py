@@ -1,9 +1,12 @@
 """Backends of the ops: which ones can run a call on this machine, which one `"auto"` picks, and why others cannot."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from atk.kernels import cpp
 
 BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "chunked", "reference"),
@@ -30,8 +33,6 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     if backend == "cpp":
         if device.type != "cpu":
             return f"runs on CPU tensors, not on {device.type}"
-        from atk.kernels import cpp
-
         return cpp.unavailable()
     from atk.kernels import availability
 
@@ -81,19 +82,31 @@ def autocast_dtype(value: Tensor) -> torch.dtype:
     return value.dtype
 
 
-def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -> str:
-    # Triton's interpreter is for testing kernels, never a default.
-    preferred = [name for name in BACKENDS[op] if name != "triton" or device.type == _GPU]
-    chosen, *others = [name for name in preferred if unavailable(name, device, dtype) is None]
-    if chosen == "triton":
-        from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast on this type of device, which costs nothing if there is none."""
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
-        if check:
-            right = self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
-        else:
-            right = self_check.fault(op, device, dtype) is None
-        return chosen if right else others[0]
-    return chosen
+
+def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -> str:
+    for name in BACKENDS[op]:
+        if name == "triton":
+            # Triton's interpreter is for testing kernels, never a default.
+            usable = device.type == _GPU and unavailable(name, device, dtype) is None
+            if usable and _trusted(op, device, dtype, check):
+                return name
+        elif unavailable(name, device, dtype) is None:
+            return name
+    raise AssertionError("the reference runs everywhere")
+
+
+def _trusted(op: str, device: torch.device, dtype: torch.dtype, check: bool) -> bool:
+    """Whether the Triton kernels of `op` agree with the reference, as far as is known unless `check`."""
+    from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+
+    if check:
+        return self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
+    return self_check.fault(op, device, dtype) is None
 
 
 def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:
