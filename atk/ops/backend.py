@@ -1,7 +1,6 @@
 """Backends of the ops: which ones can run a call on this machine, which one `"auto"` picks, and why others cannot."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -80,12 +79,6 @@ def autocast_dtype(value: Tensor) -> torch.dtype:
     if value.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return value.dtype
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """A context without autocast on this type of device, which costs nothing if there is none."""
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -> str:

@@ -6,6 +6,7 @@ that nothing but autograd watches does not pass through the dispatcher at all.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -102,3 +103,9 @@ def watched(*tensors: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch.autograd._profiler_enabled()
     )
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast on this type of device, which costs nothing if there is none."""
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import info_nce_chunked, reference
-from atk.ops.backend import without_autocast
-from atk.ops.custom_op import custom_op
+from atk.ops.custom_op import custom_op, without_autocast
 from atk.ops.once_differentiable import raising_backward
 
 LOGIT_BUDGET = 256 << 20  # bytes; the chunked backend keeps the logits for the backward if they take no more

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import reference, sigmoid_chunked
-from atk.ops.backend import without_autocast
-from atk.ops.custom_op import custom_op
+from atk.ops.custom_op import custom_op, without_autocast
 from atk.ops.info_nce_op import as_scalar, keeps_logits
 from atk.ops.once_differentiable import raising_backward
 
