@@ -17,6 +17,7 @@ from atk.extras import optional_imports
 from atk.models import clap_transformers
 from atk.models.clap import CLAP
 from atk.models.htsat import HTSAT
+from atk.models.text import TextEncoder
 from atk.ops.checks import one_of
 
 Format = Literal["transformers", "torch-export", "onnx"]
@@ -80,12 +81,15 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
     """
     one_of("format", format, FORMATS)
     folder = Path(folder)
+    text_encoder = model.text_encoder
+    if not isinstance(text_encoder, TextEncoder):
+        raise ValueError("model: word vectors have no tokenizer to export; save the model with save_pretrained instead")
     if format == "transformers":
         error = _write_clap_model(model, folder)
     else:
         model = _without_branches(model)
         folder.mkdir(parents=True, exist_ok=True)
-        model.text_encoder.tokenizer.save_pretrained(folder)
+        text_encoder.tokenizer.save_pretrained(folder)
         error = (_write_programs if format == "torch-export" else _write_onnx)(model, folder)
     if not error <= _TOLERANCE:
         raise ValueError(f"{folder}: the exported model differs from the model by up to {error:.1e}")
@@ -94,6 +98,7 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
 
 @torch.no_grad()
 def _write_clap_model(model: CLAP, folder: Path) -> float:
+    assert isinstance(model.text_encoder, TextEncoder)  # checked by `export_model`
     clap_transformers.save_clap_model(
         model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection, folder
     )
