@@ -16,8 +16,6 @@ from atk.eval.moment_queries import Phrases, phrases_of
 from atk.eval.moments import Moment, MomentConfig, find_moments
 from atk.ops.checks import strings
 
-_AROUND = 5.0  # seconds of the curves that are kept on each side of a moment
-
 
 class MomentHit(NamedTuple):
     """A moment of a recording: `path`, `moment`, and the curves around it, `curves [P, t]` and `times [t]`."""
@@ -43,6 +41,7 @@ def search_moments(
     *,
     config: MomentConfig | None = None,
     top: int = 10,
+    around: float = 5.0,
     clip_seconds: float = 9.91,
     context_seconds: float | None = None,
     batch_size: int = 32,
@@ -58,6 +57,7 @@ def search_moments(
         queries: texts to search for.
         config: how spans are made from the curves of the phrases; None = the defaults.
         top: number of moments for each query.
+        around: seconds of the curves to keep on each side of a moment.
         clip_seconds, context_seconds: windows, as in `atk.eval.long_audio.FrameStream`.
         batch_size, workers, on_error, progress: as in `atk.eval.search.search_all`.
 
@@ -80,7 +80,7 @@ def search_moments(
     for clip, frames in stream.clips(phrases.curves, progress):
         count += 1
         for found, part in zip(hits, parts, strict=True):
-            found.extend(_hits(clip, frames, phrases.columns(part), model.frame_seconds, config, top))
+            found.extend(_hits(clip, frames, phrases.columns(part), model.frame_seconds, config, top, around))
             found.sort(key=lambda hit: -hit.moment.score)
             del found[top:]
     if not count:
@@ -89,10 +89,16 @@ def search_moments(
 
 
 def _hits(
-    clip: Clip, curves: Frames, columns: list[int], frame_seconds: float, config: MomentConfig | None, top: int
+    clip: Clip,
+    curves: Frames,
+    columns: list[int],
+    frame_seconds: float,
+    config: MomentConfig | None,
+    top: int,
+    around: float,
 ) -> Iterator[MomentHit]:
     """The best moments of a recording, from the curves `[T, P]` of all phrases."""
     mine = curves.frames[:, columns].T
     for moment in find_moments(mine, curves.times, frame_seconds, config, top):
-        near = (curves.times > moment.start - _AROUND) & (curves.times < moment.end + _AROUND)
+        near = (curves.times > moment.start - around) & (curves.times < moment.end + around)
         yield MomentHit(clip.path, moment, mine[:, near], curves.times[near])

@@ -47,7 +47,7 @@ class MomentConfig:
     threshold: float | None = None
     merge: float = 0.3
     overlap: float = 0.5
-    within: float = 10.0
+    within: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("smooth", "merge", "within"):
