@@ -53,7 +53,9 @@ def find_moment(model: CLAP, scenes: Path, clip: Clip, picture: Path) -> str:
     [hits] = search_moments(model, recording, [query], config=config, top=1, around=120.0, clip_seconds=6.0).hits
     if not hits:
         return f"nothing found for: {query} (truth: {truth})"
-    draw_moment(picture, model, hits[0], [event.phrase for event in wanted], query, events)
+    classes = {event.event for event in wanted}
+    shown = [event._replace(phrase=event.event) for event in events if event.event in classes]
+    draw_moment(picture, model, hits[0], [event.phrase for event in wanted], query, shown)
     moment = hits[0].moment
     return f"{picture}: {query}: found at {moment.start:.2f}-{moment.end:.2f} s (truth: {truth}) of {recording}"
 

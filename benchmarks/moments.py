@@ -80,12 +80,14 @@ def order(model: Embedder, scenes: Path, folder: Path, config: MomentConfig) -> 
     others = [clip for name, clip in clips.items() if not any(name in pair for pair in twins)]
     right = {"in order": 0, "any order": 0}
     count = 0
-    for number, pair in enumerate(twins):
-        filler = others[20 * number % len(others) :][:20]
+    for index, pair in enumerate(twins):
+        filler = others[20 * index % len(others) :][:20]
         clips_used = [*filler[:10], clips[pair[0]], *filler[10:], clips[pair[1]]]
         path = folder / "scene.wav"
         events = compose(scenes, clips_used, path, 600)
-        starts = dict(zip(pair, (sum(clip.seconds for clip in clips_used[:index]) for index in (10, 21)), strict=True))
+        starts = dict(
+            zip(pair, (sum(clip.seconds for clip in clips_used[:before]) for before in (10, 21)), strict=True)
+        )
         for name in pair:
             first, last = starts[name], starts[name] + clips[name].seconds
             phrases = [event.phrase for event in sorted(events, key=lambda e: e.start) if first <= event.start < last]

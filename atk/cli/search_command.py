@@ -159,9 +159,9 @@ def _draw(model: "CLAP", result: "MomentResults", queries: list[str], folder: Pa
     from atk.eval.moment_figure import draw_moment
 
     pictures = {}
-    for number, (query, phrases, hits) in enumerate(zip(queries, result.phrases, result.hits, strict=True), 1):
+    for place, (query, phrases, hits) in enumerate(zip(queries, result.phrases, result.hits, strict=True), 1):
         for rank, hit in enumerate(hits, 1):
-            path = folder / f"query{number}_{rank:02d}.png"
+            path = folder / f"query{place}_{rank:02d}.png"
             draw_moment(path, model, hit, phrases, query)
             pictures[id(hit)] = str(path)
     return pictures
@@ -180,7 +180,7 @@ def _line(hit: "MomentHit", picture: str | None) -> str:
 def _as_json(queries: list[str], result: "MomentResults", pictures: dict[int, str]) -> dict[str, Any]:
     listed = []
     for query, phrases, hits in zip(queries, result.phrases, result.hits, strict=True):
-        found = [
+        moments = [
             {
                 "score": hit.moment.score,
                 "file": str(hit.path),
@@ -193,7 +193,7 @@ def _as_json(queries: list[str], result: "MomentResults", pictures: dict[int, st
             }
             for hit in hits
         ]
-        listed.append({"query": query, "phrases": phrases, "hits": found})
+        listed.append({"query": query, "phrases": phrases, "hits": moments})
     return {"queries": listed, "skipped": result.skipped}
 
 

@@ -52,18 +52,18 @@ def queries_of(events: Iterable[Event], clips: Sequence[Clip]) -> tuple[list[Mom
             windows.setdefault((event.file_name, event.event, event.phrase), []).append((event.start, event.end))
         else:
             left_out.append((event.file_name, f"{event.phrase}: {event.end - event.start:g} s long"))
-    return [MomentQuery(file, phrase, tuple(found)) for (file, _, phrase), found in windows.items()], left_out
+    return [MomentQuery(file, phrase, tuple(times)) for (file, _, phrase), times in windows.items()], left_out
 
 
 def with_absent(queries: Sequence[MomentQuery]) -> list[MomentQuery]:
     """The queries, and for each of them phrases of the clips that follow, which sound nowhere in its clip."""
-    own: dict[str, set[str]] = {}
+    phrases: dict[str, set[str]] = {}
     for query in queries:
-        own.setdefault(query.file_name, set()).add(query.phrase)
+        phrases.setdefault(query.file_name, set()).add(query.phrase)
     absent = []
     for index, query in enumerate(queries):
         following = itertools.islice(itertools.cycle(queries), index + 1, index + len(queries))
-        others = (other.phrase for other in following if other.phrase not in own[query.file_name])
+        others = (other.phrase for other in following if other.phrase not in phrases[query.file_name])
         absent += [MomentQuery(query.file_name, phrase, ()) for phrase in itertools.islice(others, _ABSENT)]
     return [*queries, *dict.fromkeys(absent)]
 
@@ -86,10 +86,10 @@ def curves_of(
 
 def spans_of(curve: Curve, frame_seconds: float, config: MomentConfig, at_least_one: bool = True) -> list[Span]:
     """The spans of a query, best first; if nothing reaches the threshold, those above half the curve's height."""
-    found = find_moments(curve.curve[None], curve.times, frame_seconds, config)
-    if not found and at_least_one:
-        found = find_moments(curve.curve[None], curve.times, frame_seconds, replace(config, threshold=None))
-    return [moment.parts[0] for moment in found]
+    moments = find_moments(curve.curve[None], curve.times, frame_seconds, config)
+    if not moments and at_least_one:
+        moments = find_moments(curve.curve[None], curve.times, frame_seconds, replace(config, threshold=None))
+    return [moment.parts[0] for moment in moments]
 
 
 def calibrate(

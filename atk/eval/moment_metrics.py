@@ -79,8 +79,10 @@ def average_precision(spans: Sequence[Span], windows: Sequence[Window], threshol
     return float(best_from_here[matched].sum() / len(windows))
 
 
-def detection_f1(found: Sequence[Sequence[Span]], truth: Sequence[Sequence[Window]], threshold: float = 0.5) -> float:
+def detection_f1(
+    predicted: Sequence[Sequence[Span]], truth: Sequence[Sequence[Window]], threshold: float = 0.5
+) -> float:
     """F1 in percent of all spans found for queries, some of which sound nowhere (no window); 0 without a match."""
-    hits = sum(sum(matches(spans, windows, threshold)) for spans, windows in zip(found, truth, strict=True))
-    total = sum(map(len, found)) + sum(map(len, truth))
+    hits = sum(sum(matches(spans, windows, threshold)) for spans, windows in zip(predicted, truth, strict=True))
+    total = sum(map(len, predicted)) + sum(map(len, truth))
     return 200 * hits / total if total else 0.0

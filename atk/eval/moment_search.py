@@ -79,10 +79,10 @@ def search_moments(
     count = 0
     for clip, frames in stream.clips(phrases.curves, progress):
         count += 1
-        for found, part in zip(hits, parts, strict=True):
-            found.extend(_hits(clip, frames, phrases.columns(part), model.frame_seconds, config, top, around))
-            found.sort(key=lambda hit: -hit.moment.score)
-            del found[top:]
+        for best, part in zip(hits, parts, strict=True):
+            best.extend(_hits(clip, frames, phrases.columns(part), model.frame_seconds, config, top, around))
+            best.sort(key=lambda hit: -hit.moment.score)
+            del best[top:]
     if not count:
         raise ValueError(f"{folder}: none of its {len(stream.skipped)} audio files can be decoded")
     return MomentResults(parts, hits, files.skipped + stream.skipped)

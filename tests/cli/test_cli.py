@@ -248,8 +248,8 @@ def test_moments_are_searched_calibrated_and_evaluated(tiny_run, tiny_data, tmp_
     assert result["queries"] == 4 and result["settings"]["threshold"] is not None
     recording = str(folder / "test 0.wav")
     search = ["search", str(run), recording, "a high tone, then a low tone", "a tone", "--moments", "--workers", "0"]
-    found = json.loads(printed(capsys, *search, "--json", "--figures", str(tmp_path / "p"), "--threshold", "-1"))
-    sequence, single = found["queries"]
+    result = json.loads(printed(capsys, *search, "--json", "--figures", str(tmp_path / "p"), "--threshold", "-1"))
+    sequence, single = result["queries"]
     assert sequence["phrases"] == ["a high tone", "a low tone"] and single["phrases"] == ["a tone"]
     [hit] = single["hits"]
     assert hit["file"] == recording and hit["start"] == 0 and Path(hit["picture"]).is_file()

@@ -40,7 +40,7 @@ def curve(text):
     return torch.tensor([int(digit) / 10 for digit in text])
 
 
-def found(text, *more, **settings):
+def moments_of(text, *more, **settings):
     """(start, end, score) of the moments of curves, in tenths."""
     curves = torch.stack([curve(row) for row in (text, *more)])
     config = MomentConfig(**{"smooth": 0, "threshold": 0.5, "merge": 0} | settings)
@@ -74,12 +74,12 @@ def test_smoothing_averages_what_exists():
     torch.testing.assert_close(smoothed(curve("0900"), 3), torch.tensor([0.45, 0.3, 0.3, 0.0]))
     torch.testing.assert_close(smoothed(curve("0900")[None], 2)[0], smoothed(curve("0900"), 3))
     assert torch.equal(smoothed(curve("0900"), 1), curve("0900"))
-    assert found("0090990", smooth=0.3, threshold=0.55) == [(3, 6, 6)]
+    assert moments_of("0090990", smooth=0.3, threshold=0.55) == [(3, 6, 6)]
 
 
 def test_without_a_threshold_half_of_the_height_counts():
-    assert found("1111311", threshold=None) == [(4, 5, 3)]
-    assert found("1111111", threshold=None) == [(0, 7, 1)]
+    assert moments_of("1111311", threshold=None) == [(4, 5, 3)]
+    assert moments_of("1111111", threshold=None) == [(0, 7, 1)]
 
 
 def test_of_overlapping_moments_the_best_remains():
@@ -92,11 +92,11 @@ def test_of_overlapping_moments_the_best_remains():
 
 def test_a_sequence_is_found_only_in_its_order():
     first, second = "0090000000900", "0000080600000"
-    assert found(first, second, overlap=0.7) == [(2, 6, 8.5), (2, 8, 7.5)]
-    assert found(first, second) == [(2, 6, 8.5)]
-    assert found(second, first) == [(5, 11, 8.5)]  # of both chains that end there, the better one
-    assert found(first, second, within=0.25) == [(2, 6, 8.5)]
-    assert found(first, "0800000000000") == []
+    assert moments_of(first, second, overlap=0.7) == [(2, 6, 8.5), (2, 8, 7.5)]
+    assert moments_of(first, second) == [(2, 6, 8.5)]
+    assert moments_of(second, first) == [(5, 11, 8.5)]  # of both chains that end there, the better one
+    assert moments_of(first, second, within=0.25) == [(2, 6, 8.5)]
+    assert moments_of(first, "0800000000000") == []
 
 
 def test_a_sequence_of_three_takes_the_best_chain():
@@ -167,7 +167,7 @@ def test_search_finds_moments_in_all_recordings(recordings):
         [],
     ]
     assert result.phrases[1] == ("dog", "bell") and [name for name, _ in result.skipped] == ["c.wav"]
-    assert [len(found) for found in search_moments(FakeModel(), recordings, ["dog"], top=1, **options).hits] == [1]
+    assert [len(hits) for hits in search_moments(FakeModel(), recordings, ["dog"], top=1, **options).hits] == [1]
     hit = result.hits[1][0]
     assert hit.curves.shape == (2, len(hit.times)) and hit.times[0] == pytest.approx(0.05)
     with pytest.raises(AudioError, match=r"c\.wav"):
