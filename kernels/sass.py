@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Older versions print how an instruction is scheduled on sm_120 after a question mark.
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?(\w+)\s+)?([A-Z][^\s;?]*)\s*([^;?\n]*?)\s*(?:\?[^;\n]*)?;")
-_MATRIX = {"HGMMA", "HMMA"}
+_MATRIX = {"HGMMA", "HMMA", "UTCHMMA"}
 _SIZE = 16  # bytes of an instruction
 _UNUSUAL = 10**6  # more than the instructions of any kernel
 
