@@ -23,15 +23,20 @@ _ATTENTION_AMPERE: _AttentionTiles = {
     "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
     "grad_key": {32: (64, 64, 4, 3), 64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
 }
-# With 64 rows the gradient of the queries spills on compute capability 12 with Triton 3.4.
-_ATTENTION_DESKTOP_BLACKWELL: _AttentionTiles = {
-    **_ATTENTION_AMPERE,
-    "grad_query": {**_ATTENTION_AMPERE["grad_query"], 64: (128, 64, 8, 3)},
-}
 _ATTENTION_FLOAT32: _AttentionTiles = {
     "attend": {256: (32, 32, 8, 2)},
     "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
     "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
+}
+# On compute capability 12 Triton 3.4 and 3.6 also spill 64 rows of the gradient of queries in half precision, and of that
+# of keys in float32.
+_ATTENTION_DESKTOP_BLACKWELL: _AttentionTiles = {
+    **_ATTENTION_AMPERE,
+    "grad_query": {**_ATTENTION_AMPERE["grad_query"], 64: (128, 64, 8, 3)},
+}
+_ATTENTION_DESKTOP_BLACKWELL_FLOAT32: _AttentionTiles = {
+    **_ATTENTION_FLOAT32,
+    "grad_key": {**_ATTENTION_FLOAT32["grad_key"], 64: (32, 16, 4, 2)},
 }
 
 
@@ -40,10 +45,12 @@ def head_channels(width: int) -> int:
     return max(16, next_power_of_two(width))
 
 
-def _attention_tiles(device: Device) -> _AttentionTiles:
-    if device.has_wgmma:
-        return _ATTENTION_HOPPER
-    return _ATTENTION_DESKTOP_BLACKWELL if device.is_desktop_blackwell else _ATTENTION_AMPERE
+def _attention_tiles(half: bool, device: Device) -> _AttentionTiles:
+    if device.is_desktop_blackwell:
+        return _ATTENTION_DESKTOP_BLACKWELL if half else _ATTENTION_DESKTOP_BLACKWELL_FLOAT32
+    if not half:
+        return _ATTENTION_FLOAT32
+    return _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
 
 
 def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, device: Device) -> TileLaunch:
@@ -55,8 +62,8 @@ def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, 
         # Unaligned rows need an address per element. For float32 see `_forward_heuristic` in `launch.py`.
         return TileLaunch(64, 64, 32, warps=8, stages=3) if half else TileLaunch(64, 64, 16, warps=4, stages=3)
     head = head_channels(D // heads)
-    table = _attention_tiles(device) if half else _ATTENTION_FLOAT32
-    rows, columns, warps, stages = next(tile for limit, tile in table[kernel].items() if head <= limit)
+    tiles = _attention_tiles(half, device)[kernel]
+    rows, columns, warps, stages = next(tile for limit, tile in tiles.items() if head <= limit)
     # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
     return TileLaunch(rows, columns, head if half else 16, warps, stages)
 

@@ -120,8 +120,9 @@ def test_the_tables_of_frame_tiles_that_are_prepared_serve_every_launch(dtype, d
 def test_launches_without_spills_for_the_versions_of_triton_that_are_not_installed():
     """`make triton` compiles with all of them."""
     ampere, blackwell, desktop_blackwell = (Device(capability, 100) for capability in ((8, 6), (10, 0), (12, 0)))
-    assert max_mean_launch("forward", torch.float32, 64, False, 128, blackwell).meta()["maxnreg"] == 128  # 3.6, 3.9
-    assert "maxnreg" not in max_mean_launch("forward", torch.float32, 32, False, 128, blackwell).meta()
+    for device in (blackwell, desktop_blackwell):
+        assert max_mean_launch("forward", torch.float32, 64, False, 128, device).meta()["maxnreg"] == 128  # 3.6, 3.9
+        assert "maxnreg" not in max_mean_launch("forward", torch.float32, 32, False, 128, device).meta()
     assert place_launch(desktop_blackwell) == {"maxnreg": 64} and not place_launch(ampere)  # 3.8
     for dtype in (torch.bfloat16, torch.float16):
         tiles = {
@@ -129,6 +130,7 @@ def test_launches_without_spills_for_the_versions_of_triton_that_are_not_install
             for device in (ampere, desktop_blackwell)
         }
         assert tiles[desktop_blackwell].rows == 128 and tiles[ampere].rows == 64  # 3.4
+    assert cross_attention_launch("grad_key", torch.float32, 768, 12, desktop_blackwell).rows == 32  # 3.4, 3.6
 
 
 @needs_gpu_or_interpreter
