@@ -95,6 +95,7 @@ class TileLaunch:
 
     A program works on `rows` rows in tiles of `columns` columns, which are output channels for `gate`. The kernels of
     the gate and of the logits' gradient compute one tile per program. Products take `channels` channels at a time.
+    `registers`: see `Launch`.
     """
 
     rows: int
@@ -102,11 +103,13 @@ class TileLaunch:
     channels: int
     warps: int
     stages: int
+    registers: int | None = None
 
     def meta(self) -> dict[str, int]:
         """The compile-time arguments of the kernel, including the options of the compiler."""
         tile = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
-        return tile | _options(self.warps, self.stages)
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return tile | _options(self.warps, self.stages) | limit
 
 
 def max_mean_launch(
@@ -209,6 +212,8 @@ def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
     # Tiles twice as wide spill: the sums in both directions need as many registers as the products do. From tensor
     # memory a thread gets one row, and spills if it also holds the values of 64 columns.
     launch = sigmoid_launch(dtype, D, device)
+    if dtype == torch.float32 and device.is_desktop_blackwell:
+        return replace(launch, registers=255)  # without a limit ptxas of Triton 3.7 aims at 128, and spills
     return replace(launch, columns=64) if dtype != torch.float32 and device.has_tensor_memory else launch
 
 
