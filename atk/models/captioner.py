@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
 from atk.models.decoder import CaptionDecoder, DecoderConfig
 from atk.models.layers import check_waveforms
-from atk.models.saved import find_model, load_weights, naming_file, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
 from atk.ops.checks import one_of
 
 Difference = Literal["mask", "subtraction", "none"]
@@ -225,7 +225,12 @@ class Captioner(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        self.decoder.save(save_model(self, self.config, folder) / _DECODER)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        self.decoder.save(save_config(self.config, folder) / _DECODER)
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, CaptionerConfig]:
