@@ -79,6 +79,10 @@ class _Alignment:
         self.clap = model
         self.direction = direction
         self.audio_first = True  # in `similarity`; without queries, as in zero-shot classification, it is
+        metadata = import_library("mteb.models.model_meta").ModelMeta
+        # Tasks with audio are refused if a model does not say that it takes it.
+        described = {"name": "atk/aligned", "modalities": ["audio", "text"], "embed_dim": model.dim}
+        self.mteb_model_meta = metadata.create_empty(described)
 
     @torch.no_grad()
     def encode(
