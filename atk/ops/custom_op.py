@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-_LIBRARY = torch.library.Library("atk", "FRAGMENT")
+# The package's name, so that copies under other names, from the Hugging Face hub, can be loaded beside it.
+_NAMESPACE = __name__.partition(".")[0]
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
 def custom_op(name: str) -> Callable[[Callable[..., Any]], OpOverload]:
@@ -19,7 +21,7 @@ def custom_op(name: str) -> Callable[[Callable[..., Any]], OpOverload]:
     def define(implementation: Callable[..., Any]) -> OpOverload:
         _LIBRARY.define(name + torch.library.infer_schema(implementation, mutates_args=()))
         _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-        return getattr(torch.ops.atk, name).default
+        return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
     return define
 
