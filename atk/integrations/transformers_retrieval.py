@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from atk.integrations.maxsim import maxsim
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 
+__all__ = ["install", "score_retrieval", "uninstall"]
+
 VERSIONS = ("5.23.0",)
 PROCESSORS = {
     "colpali": "ColPaliProcessor",
