@@ -18,6 +18,8 @@ from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.models.clap import CLAP
 from atk.ops.max_mean import max_mean_similarity, max_mean_similarity_pairs
 
+__all__ = ["AlignedEncoder", "install", "max_sim", "pairwise_max_sim", "uninstall"]  # noqa: F822 (one is defined on first use)
+
 VERSIONS = ("2.26.24",)
 Items = Sequence[Tensor | np.ndarray] | np.ndarray | Tensor
 
