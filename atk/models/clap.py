@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from atk.models import clap_transformers, msclap
 from atk.models.audio import AudioEncoderConfig
 from atk.models.audio_towers import AudioTower, create_audio_encoder, load_audio_encoder, save_audio_encoder
 from atk.models.clap_transformers import ClapConfig
+from atk.models.embeddings import AudioEmbedding, TextEmbedding
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.published import layout_of
-from atk.models.saved import find_model, load_weights, naming_file, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
 from atk.models.text import TextEncoderConfig
 from atk.models.word_vectors import TextTower, text_tower
 
@@ -64,24 +65,6 @@ class ModelConfig:
             clap=ClapConfig(**values.get("clap", {})),
             msclap=MsClapConfig(**values.get("msclap", {})),
         )
-
-
-class AudioEmbedding(NamedTuple):
-    """Clips in the shared space: `pooled [N, D]`, `frames [N, L_a, D]`, and boolean `mask [N, L_a]`."""
-
-    pooled: Tensor
-    frames: Tensor
-    mask: Tensor
-
-
-class TextEmbedding(NamedTuple):
-    """Captions in the shared space: `pooled [N, D]`, `tokens [N, L_t, D]`, boolean `mask [N, L_t]`, which excludes
-    special tokens, and the character span of each token, `offsets [N, L_t, 2]`."""
-
-    pooled: Tensor
-    tokens: Tensor
-    mask: Tensor
-    offsets: Tensor
 
 
 class CLAP(nn.Module):
@@ -230,7 +213,12 @@ class CLAP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        folder = save_model(self, self.config, folder)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        folder = save_config(self.config, folder)
         audio: Any = self.audio_encoder
         text: Any = self.text_encoder
         if self.config.clap.enabled:
