@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
 
-_CLAP_OPTIONS = ("tags", "zero_shot", "protocol", "prompts")  # of `atk evaluate`
+_CLAP_OPTIONS = ("tags", "zero_shot", "protocol", "prompts", "calibrate")  # of `atk evaluate`
 _CAPTIONER_OPTIONS = ("beams", "references", "condition", "out")  # of `atk evaluate`
 
 
@@ -64,6 +64,12 @@ def add_evaluate(parser: ArgumentParser) -> None:
     )
     add_score(parser)
     add_long_clips(parser)
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="choose the threshold and the smoothing of moments on --split (val by default) and store them in the "
+        "run; computes nothing else",
+    )
     parser.add_argument("--tags", action="store_true", help="also score retrieval by tag, from the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classify the clips that have exactly one tag")
     parser.add_argument(
@@ -139,12 +145,15 @@ def run_evaluate(arguments: Namespace) -> None:
         raise ValueError(f"{unsupported[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
     if isinstance(model, Captioner):
         _evaluate_captioner(arguments, model)
+    elif arguments.calibrate:
+        _calibrate(arguments, model)
     else:
         _evaluate_clap(arguments, model)
 
 
 def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
     from atk.data import open_data
+    from atk.eval.moment_settings import saved_moments
     from atk.eval.protocols import check_protocols, evaluate_protocols, protocol_split
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
 
@@ -178,9 +187,21 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
             split=arguments.split,
             prompts=arguments.prompts,
             embedded=split,
+            spans=saved_moments(arguments.run),
             **reading,
         )
     print_result(json.dumps(result, indent=2))
+
+
+def _calibrate(arguments: Namespace, model: "CLAP") -> None:
+    from atk.eval.moment_settings import save_moments, saved_moments
+    from atk.eval.timed_protocols import choose_settings
+
+    config = saved_moments(arguments.run)
+    reading = reading_arguments(arguments) | {"progress": "calibrate"}
+    result = choose_settings(model, arguments.data, arguments.split or "val", config, **reading)
+    path = save_moments(arguments.run, result.pop("config"))
+    print_result(json.dumps(result, indent=2) + f"\n{path}")
 
 
 def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:

@@ -110,15 +110,21 @@ def best_or_last(run: Path) -> Path:
     raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
 
 
+def run_folder(source: str | Path) -> Path | None:
+    """The run folder, or the one that a checkpoint belongs to; None for other sources."""
+    path = Path(source)
+    run = path.resolve().parent.parent if path.parent.name == "checkpoints" else path
+    return run if (run / "config.yaml").is_file() else None
+
+
 def run_settings(source: str | Path) -> dict[str, Any]:
     """The settings of the run that a run folder, or a checkpoint in one, belongs to; empty for other sources.
 
     Raises:
         ValueError: its `config.yaml` is damaged.
     """
-    path = Path(source)
-    run = path.resolve().parent.parent if path.parent.name == "checkpoints" else path
-    return load_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    run = run_folder(source)
+    return {} if run is None else load_yaml(run / "config.yaml")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
