@@ -1,6 +1,7 @@
 """Build and update an index: the frames of all recordings of a folder, encoded once."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,13 +78,13 @@ def build_index(
     )
     files = read_all(folder, on_error)
     with writing(out, header) as writer:
-        named = {_name(clip, header.folder): (clip, *_stamp(clip)) for clip in files.clips}
+        skipped = list(files.skipped)
+        named = _stamped(files.clips, header.folder, skipped)
         gone = [name for name in writer.rows if name not in named]
         writer.drop(gone)
         known = {name: row[2:] for name, row in writer.rows.items()}
         new = {name: entry for name, entry in named.items() if known.get(name) != entry[1:]}
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": on_error}
-        skipped = list(files.skipped)
         if new:
             clips = [clip for clip, *_ in new.values()]
             stream = FrameStream(model, clips, clip_seconds, context_seconds, **options)
@@ -120,6 +121,17 @@ def default_score(source: str | Path) -> Score:
     """What to rank by: frames and tokens, if the model was trained to compare them, else global vectors."""
     loss = run_settings(source).get("loss")
     return "max_mean" if isinstance(loss, dict) and loss.get("aligned_weight") else "global"
+
+
+def _stamped(clips: Sequence[Clip], folder: str, skipped: list[tuple[str, str]]) -> dict[bytes, tuple[Clip, int, int]]:
+    """Clips by their names in the index, with sizes and modification times."""
+    stamped = {}
+    for clip in clips:
+        try:
+            stamped[_name(clip, folder)] = (clip, *_stamp(clip))
+        except OSError as error:  # gone since it was listed
+            skipped.append((clip.file_name, error.strerror or str(error)))
+    return stamped
 
 
 def _absolute(name: str | Path) -> str:
