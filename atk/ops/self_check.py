@@ -194,8 +194,17 @@ def _warn(op: str, dtype: torch.dtype, gpu: Gpu, mistake: str) -> None:
         "in this process. Please report this with the output of `atk doctor --check`; backend='triton' uses them all "
         "the same.",
         RuntimeWarning,
-        stacklevel=7,  # the caller of the public function
+        stacklevel=_frames_to_caller(),
     )
+
+
+def _frames_to_caller() -> int:
+    """The number of frames from the calling function to the first one outside this package."""
+    package = __name__.partition(".")[0]
+    count, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        count, frame = count + 1, frame.f_back
+    return count
 
 
 def _cache_file() -> Path:
