@@ -127,6 +127,11 @@ def hooks_see_saved_tensors() -> bool:
     return _autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def contiguous(value: Tensor | None) -> Tensor | None:
+    """`value` in contiguous memory; None stays None."""
+    return None if value is None else value.contiguous()
+
+
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """A context without autocast on this type of device, which costs nothing if there is none."""
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
