@@ -73,15 +73,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder that is created, or that an earlier run wrote")
     out = parser.parse_args().out
-    if out.exists() and any(out.iterdir()) and not (out / "build" / "torch-cuda" / "metadata.json").is_file():
+    if out.exists() and not out.is_dir():
+        sys.exit(f"{out} must be a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "build" / "torch-cuda" / "metadata.json").is_file():
         sys.exit(f"{out} is not empty, and no earlier run wrote it")
     write(out)
     print(f"{out}: {', '.join(sorted(path.name for path in (out / 'build').iterdir()))}")
 
 
 def write(out: Path) -> None:
-    """Writes the repository to `out`, in place of what an earlier run wrote."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Writes the repository to `out`, in place of what an earlier run wrote; other files, such as `.git`, stay."""
+    shutil.rmtree(out / "build", ignore_errors=True)
     version, imports = interface()
     files = package(version, imports)
     major = int(version.partition(".")[0])

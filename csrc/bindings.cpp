@@ -146,8 +146,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](Address row_lse, Address row_grads, std::int64_t rows, Address column_lse, Address column_grads,
                        std::int64_t columns, Address positive_grads) {
              return atk::LogitGradients({pointer<float>(row_lse), pointer<float>(row_grads), rows},
-                                          {pointer<float>(column_lse), pointer<float>(column_grads), columns},
-                                          pointer<float>(positive_grads));
+                                        {pointer<float>(column_lse), pointer<float>(column_grads), columns},
+                                        pointer<float>(positive_grads));
            }),
            py::kw_only(), py::arg("row_lse"), py::arg("row_grads"), py::arg("rows"), py::arg("column_lse"),
            py::arg("column_grads"), py::arg("columns"), py::arg("positive_grads"))

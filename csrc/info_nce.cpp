@@ -88,7 +88,7 @@ bool LogitGradients::set_shift(float largest) {
 }
 
 double LogitGradients::write(const LogitBlock& block, int threads, void* out, Dtype out_dtype,
-                               int64_t out_stride) const {
+                             int64_t out_stride) const {
   Logits logits = block.logits;
   logits.shift = shift_;
   std::vector<int64_t> pair_columns(block.positive ? logits.rows : 0, -1);

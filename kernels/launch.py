@@ -19,9 +19,10 @@ from atk.kernels import launch_table
 UNFUSED = {"enable_fp_fusion": False}
 
 
-def _options(warps: int, stages: int) -> dict[str, int]:
+def _options(warps: int, stages: int, registers: int | None) -> dict[str, int]:
     """Options of the compiler. Triton up to 3.9 fuses multiply-adds by default."""
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return options if registers is None else options | {"maxnreg": registers}
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,10 @@ class Launch:
 
     def meta(self) -> dict[str, int | bool]:
         """The compile-time arguments of the kernel, including the options of the compiler."""
-        meta = {"BLOCK_A": self.frames, "BLOCK_D": self.channels, **_options(self.warps, self.stages)}
+        tile = {"BLOCK_A": self.frames, "BLOCK_D": self.channels}
         if self.stationary is not None:
-            meta["STATIONARY"] = self.stationary
-        if self.registers is not None:
-            meta["maxnreg"] = self.registers
-        return meta
+            tile["STATIONARY"] = self.stationary
+        return tile | _options(self.warps, self.stages, self.registers)
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ class TileLaunch:
     def meta(self) -> dict[str, int]:
         """The compile-time arguments of the kernel, including the options of the compiler."""
         tile = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
-        limit = {} if self.registers is None else {"maxnreg": self.registers}
-        return tile | _options(self.warps, self.stages) | limit
+        return tile | _options(self.warps, self.stages, self.registers)
 
 
 def max_mean_launch(

@@ -28,8 +28,8 @@ _ATTENTION_FLOAT32: _AttentionTiles = {
     "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
     "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
 }
-# On compute capability 12, 64 rows of the gradient of queries spill with Triton 3.4, and in float32
-# 64 rows of that of keys with 3.4 and 3.6.
+# On compute capability 12, 64 rows of the gradient of queries spill with Triton 3.4, and 64 rows of that of keys in
+# float32 with 3.4 and 3.6.
 _ATTENTION_DESKTOP_BLACKWELL: _AttentionTiles = {
     **_ATTENTION_AMPERE,
     "grad_query": {**_ATTENTION_AMPERE["grad_query"], 64: (128, 64, 8, 3)},

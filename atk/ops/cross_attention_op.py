@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atk.ops import reference
-from atk.ops.custom_op import custom_op
+from atk.ops.custom_op import contiguous, custom_op
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 TRIMMED_WORK = 1 << 22  # multiply-adds per clip; below this, one call per clip costs more than trimming saves
@@ -152,7 +152,7 @@ def _forward(
     from atk.kernels import cross_attention
 
     source, q, k, v, out_weight = (value.contiguous() for value in (source, q, k, v, out_weight))
-    out_bias, key_mask = _contiguous(out_bias), _contiguous(key_mask)
+    out_bias, key_mask = contiguous(out_bias), contiguous(key_mask)
     return cross_attention.forward(source, q, k, v, out_weight, out_bias, key_mask, num_heads)
 
 
@@ -175,7 +175,7 @@ def _backward(
     from atk.kernels import cross_attention
 
     grad, source, q, k, v, out_weight = (value.contiguous() for value in (grad, source, q, k, v, out_weight))
-    out_bias, key_mask = _contiguous(out_bias), _contiguous(key_mask)
+    out_bias, key_mask = contiguous(out_bias), contiguous(key_mask)
     grad_source, grad_q, grad_k, grad_v, grad_weight, grad_bias = cross_attention.backward(
         grad, source, q, k, v, out_weight, out_bias, key_mask, num_heads, gate, attended, lse
     )
@@ -194,10 +194,6 @@ def _empty_gradients(
     )
     grad_bias = source.new_empty(0 if out_bias is None else len(out_bias))
     return grad_source, grad_q, grad_k, grad_v, grad_weight, grad_bias
-
-
-def _contiguous(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
 
 
 def _save_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _autograd
 from torch._ops import OpOverload
 
 # The package's name, so that copies under other names, from the Hugging Face hub, can be loaded beside it.
@@ -94,10 +95,13 @@ def _differentiable(
 
 
 def watched(*tensors: Tensor) -> bool:
-    """Whether a call must pass through the dispatcher: for a mode, a transform, a trace, a profile, or a subclass."""
+    """Whether a call must pass through the dispatcher.
+
+    It must for a mode, a transform, a trace, a profile, or a tensor whose memory does not hold its values.
+    """
     return (
         torch.compiler.is_compiling()
-        or any(type(value) not in _PLAIN_TYPES or not (value.is_cpu or value.is_cuda) for value in tensors)
+        or not all(_is_plain(value) for value in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -105,6 +109,27 @@ def watched(*tensors: Tensor) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch.autograd._profiler_enabled()
     )
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether `value` is no subclass, and its memory, on the CPU or a GPU, holds its values as they are."""
+    return (
+        type(value) in _PLAIN_TYPES
+        and (value.is_cpu or value.is_cuda)
+        and torch._C._has_storage(value)  # a tensor that `is_grads_batched` batches has none
+        and not value.is_neg()
+        and not value._is_zerotensor()
+    )
+
+
+def hooks_see_saved_tensors() -> bool:
+    """Whether `torch.autograd.graph.saved_tensors_hooks` are set, as activation checkpointing sets them."""
+    return _autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def contiguous(value: Tensor | None) -> Tensor | None:
+    """`value` in contiguous memory; None stays None."""
+    return None if value is None else value.contiguous()
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:

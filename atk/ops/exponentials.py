@@ -3,6 +3,7 @@
 Of a chunk, i and j are its slices of S, and `scratch` is memory of the shape and dtype of its logits.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -44,13 +45,13 @@ class Sums:
 
     Attributes:
         rows, columns: the sums, [N] and [M] or None.
-        positive_logits: [N], or None without `positive`.
+        positive_logits: [N], NaN where a positive is not a column; None without `positive`.
     """
 
     def __init__(self, like: Tensor, shape: tuple[int, int], shift: float, columns: bool, positive: Tensor | None):
         self.rows = like.new_zeros(shape[0])
         self.columns = like.new_zeros(shape[1]) if columns else None
-        self.positive_logits = None if positive is None else torch.empty_like(self.rows)
+        self.positive_logits = None if positive is None else no_logits(self.rows)
         self._shift, self._positive = shift, positive
         self._kernel = None
         if _in_one_pass(like):
@@ -89,6 +90,11 @@ class Sums:
         for value, logarithms in zip(sums, lse, strict=True):
             value.copy_(logarithms)
         return True
+
+
+def no_logits(rows: Tensor) -> Tensor:
+    """NaN for each row, for `collect_positives` to replace: in a compiled graph, positives are not checked before."""
+    return torch.full_like(rows, math.nan)
 
 
 def collect_positives(

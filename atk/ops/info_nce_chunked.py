@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from atk.ops.exponentials import Direction, LogitGradients, Positives, Sums, collect_positives
+from atk.ops.exponentials import Direction, LogitGradients, Positives, Sums, collect_positives, no_logits
 from atk.ops.logit_chunks import Gradients, Logits
 
 SMALLEST_SUM = 1e-24  # of exponentials; terms that underflow are negligible next to it
@@ -96,7 +96,7 @@ def _separate_exponentials(
     scale = all_logits.scale
     row_lse = scale.new_full((len(all_logits.audio),), -math.inf)
     column_lse = scale.new_full((len(all_logits.text),), -math.inf) if columns else None
-    positive_logits = None if positive is None else torch.empty_like(row_lse)
+    positive_logits = None if positive is None else no_logits(row_lse)
     for i, chunks in all_logits.chunks(write=True):
         for j, logits, _ in chunks:
             collect_positives(positive, i, j, logits, positive_logits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import info_nce_chunked, reference
-from atk.ops.custom_op import custom_op, without_autocast
+from atk.ops.custom_op import contiguous, custom_op, without_autocast
 from atk.ops.once_differentiable import raising_backward
 
 LOGIT_BUDGET = 256 << 20  # bytes; the chunked backend keeps the logits for the backward if they take no more
@@ -119,8 +119,8 @@ def _backward(
     if audio.shape[0] == 0 or text.shape[0] == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale)
     arguments = (
-        audio.contiguous(), text.contiguous(), scale, rows.contiguous(), _contiguous(columns), grad_rows.contiguous(),
-        _contiguous(grad_columns), _contiguous(positive), _contiguous(grad_positive),
+        audio.contiguous(), text.contiguous(), scale, rows.contiguous(), contiguous(columns), grad_rows.contiguous(),
+        contiguous(grad_columns), contiguous(positive), contiguous(grad_positive),
     )  # fmt: skip
     with without_autocast(audio.device.type):
         if backend == "triton":
@@ -128,10 +128,6 @@ def _backward(
 
             return info_nce.backward(*arguments)
         return info_nce_chunked.backward(*arguments, logits)
-
-
-def _contiguous(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
 
 
 @_backward.register_fake

@@ -5,6 +5,7 @@ float32 or float64. 16-bit embeddings are widened to float32 before the products
 multiplies it: there S is summed in float32, and the products of the backward take dS rounded to bfloat16.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -69,6 +70,8 @@ class Logits:
                 cpp.bfloat16_product(clips, self.text[j], self.factor, logits)
             elif compute:
                 torch.addmm(logits, clips, self.text[j].T, beta=0, alpha=self.factor, out=logits)
+                if math.isnan(self.factor):  # which MKL takes for 1
+                    logits.fill_(math.nan)
             yield j, logits, scratch
 
 

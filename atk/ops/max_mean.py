@@ -11,7 +11,7 @@ from torch import Tensor
 from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
 from atk.ops.backend import autocast_dtype, choose
-from atk.ops.custom_op import watched
+from atk.ops.custom_op import hooks_see_saved_tensors, watched
 from atk.ops.max_mean_op import normalize_rows, one_token_score, padded_score, score
 
 Direction = Literal["audio", "text", "both"]
@@ -74,6 +74,7 @@ def _scored_as_padded(audio: Tensor, text: Tensor, backend: str) -> bool:
     """Whether `padded_score` takes these embeddings."""
     return (
         not watched(audio, text)
+        and not hooks_see_saved_tensors()  # `score` saves more, and a checkpoint may be recomputed while watched
         and audio.is_cpu
         and audio.dtype == text.dtype == autocast_dtype(audio)
         and text.shape[1] > 1  # `one_token_score` is faster

@@ -13,7 +13,7 @@ from torch import Tensor
 from atk.kernels import cpp
 from atk.kernels.sequences import Packed, Sequences, empty_packed, from_padded, index_columns, index_dtype
 from atk.ops import checks, max_mean_chunked, reference
-from atk.ops.custom_op import custom_op
+from atk.ops.custom_op import contiguous, custom_op
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
@@ -147,7 +147,7 @@ def _launchers(backend: str) -> ModuleType:
 
 def _sequences(rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
     """Contiguous `Sequences`."""
-    return Sequences(rows.contiguous(), cu_seqlens.contiguous(), None if mask is None else mask.contiguous(), longest)
+    return Sequences(rows.contiguous(), cu_seqlens.contiguous(), contiguous(mask), longest)
 
 
 @custom_op("max_mean_forward")
@@ -231,8 +231,7 @@ def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor,
     """Unit rows [T, D] and inverse norms [T] in float32; both are 0 where the row is masked out or too short."""
     unit, inverse_norm = _empty_unit(rows, mask, backend)
     if rows.numel():
-        mask = None if mask is None else mask.contiguous()
-        _launchers(backend).normalize_rows(rows.contiguous(), mask, unit, inverse_norm)
+        _launchers(backend).normalize_rows(rows.contiguous(), contiguous(mask), unit, inverse_norm)
     return unit, inverse_norm
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import reference, sigmoid_chunked
-from atk.ops.custom_op import custom_op, without_autocast
+from atk.ops.custom_op import contiguous, custom_op, without_autocast
 from atk.ops.info_nce_op import as_scalar, keeps_logits
 from atk.ops.once_differentiable import raising_backward
 
@@ -57,7 +57,7 @@ def _forward(
         if backend == "triton":
             from atk.kernels import sigmoid
 
-            losses = sigmoid.forward(audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive))
+            losses = sigmoid.forward(audio.contiguous(), text.contiguous(), scale, bias, contiguous(positive))
         else:
             losses = sigmoid_chunked.forward(audio, text, scale, bias, positive, logits if keep else None)
     return losses, logits
@@ -78,17 +78,13 @@ def _backward(
     """Gradients of audio, text, scale and bias. `logits` None: the forward kept none."""
     if audio.shape[0] == 0 or text.shape[0] == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(bias)
-    arguments = audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive), grad_losses.contiguous()
+    arguments = audio.contiguous(), text.contiguous(), scale, bias, contiguous(positive), grad_losses.contiguous()
     with without_autocast(audio.device.type):
         if backend == "triton":
             from atk.kernels import sigmoid
 
             return sigmoid.backward(*arguments)
         return sigmoid_chunked.backward(*arguments, logits)
-
-
-def _contiguous(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
 
 
 @_backward.register_fake

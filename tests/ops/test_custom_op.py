@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.public_cases import cpp_runs
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import atk
 from atk.ops.custom_op import watched
@@ -74,6 +75,60 @@ def test_embeddings_that_are_not_contiguous_or_not_differentiable():
     mask = torch.ones(audio.shape[:2], dtype=torch.bool)
     (grad,) = torch.autograd.grad(atk.max_mean_similarity(audio, text.requires_grad_()).square().sum(), text)
     (want,) = torch.autograd.grad(atk.max_mean_similarity(audio, text, mask).square().sum(), text)
+    torch.testing.assert_close(grad, want)
+
+
+def similarity(audio, text):
+    return atk.max_mean_similarity(audio, text)
+
+
+def normalized(audio, text):
+    return atk.max_mean_similarity(audio, text, normalize=True)
+
+
+def log_sum_exps(audio, text):
+    return atk.pairwise_logsumexp(audio.flatten(0, 1), text.flatten(0, 1), 2.0)[0]
+
+
+def difference(audio, text):
+    return atk.cross_attention_difference(audio, audio, text, text, torch.eye(8, dtype=audio.dtype), num_heads=2)
+
+
+ops = pytest.mark.parametrize("function", [similarity, normalized, log_sum_exps, difference])
+
+
+@ops
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_that_does_not_hold_the_values(function, dtype):
+    audio, text = torch.randn(3, 9, 8, dtype=dtype), torch.randn(3, 5, 8, dtype=dtype)
+    torch.testing.assert_close(function(torch._neg_view(audio), text), function(-audio, text))
+    zeros = torch._efficientzerotensor(audio.shape, dtype=dtype)  # without memory: reading it ends the process
+    assert watched(zeros)
+    torch.testing.assert_close(function(zeros, text), function(torch.zeros_like(audio), text))
+    out = function(audio.requires_grad_(), text)
+    grad = torch.randn_like(out)
+    lazy, plain = (torch.autograd.grad(out, audio, g, retain_graph=True) for g in (torch._neg_view(grad), -grad))
+    torch.testing.assert_close(lazy, plain)
+
+
+@ops
+def test_a_batch_of_gradients(function):
+    audio, text = torch.randn(3, 9, 8, requires_grad=True), torch.randn(3, 5, 8)
+    out = function(audio, text)
+    grads = torch.randn(4, *out.shape)
+    (batch,) = torch.autograd.grad(out, audio, grads, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, audio, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(batch, torch.stack(each))
+
+
+@ops
+def test_a_checkpoint_that_is_recomputed_while_watched(function):
+    audio, text = torch.randn(3, 9, 8, requires_grad=True), torch.randn(3, 5, 8)
+    (want,) = torch.autograd.grad(function(audio, text).square().sum(), audio)
+    loss = checkpoint(function, audio, text, use_reentrant=False).square().sum()
+    with Names() as names:
+        (grad,) = torch.autograd.grad(loss, audio)
+    assert any(name.startswith("atk::") for name in names.seen)
     torch.testing.assert_close(grad, want)
 
 

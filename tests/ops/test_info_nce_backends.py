@@ -113,6 +113,15 @@ def test_chunks_of_any_shape_give_the_same_result(monkeypatch, spread, columns):
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("function", [loss, lse])
+def test_a_scale_of_nan_is_not_hidden(backend, dtype, function):
+    values = unit(40, 16).to(dtype), unit(40, 16).to(dtype), torch.tensor(float("nan"))
+    outputs, grads = gradients(function(backend), *values)
+    assert all(value.isnan().all() for value in (*outputs, *grads))
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_not_hidden(backend, poison):
     audio, text = unit(20, 8), unit(20, 8)

@@ -21,6 +21,16 @@ def test_compiles_into_one_graph(backend):
         torch.testing.assert_close(gradients(compiled, *values), gradients(function, *values))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e4])  # the latter needs separate log-sum-exps
+def test_the_logit_of_a_positive_out_of_range_is_nan(dtype, scale, monkeypatch):
+    """A compiled graph does not check positives."""
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)  # memory that happens to hold a plausible logit
+    values = unit(4, 6).to(dtype), unit(3, 6).to(dtype), torch.tensor(scale, dtype=dtype), torch.tensor([0, 1, 3, 2])
+    row_lse, _, positive_logits, _ = info_nce_op._forward(*values, False, "chunked", False)
+    assert positive_logits.isnan().tolist() == [False, False, True, False] and row_lse.isfinite().all()
+
+
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("positive", [None, torch.tensor([2, 0, 1, 2])], ids=["no positives", "positives"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

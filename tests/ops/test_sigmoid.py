@@ -85,6 +85,12 @@ def test_certain_pairs_keep_the_digits_of_their_loss():
 
 
 @pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_a_scale_of_nan_is_not_hidden(backend):
+    outputs, grads = gradients(loss(backend), unit(40, 16), unit(40, 16), *scalars(scale=math.nan))
+    assert all(value.isnan().all() for value in (*outputs, *grads))
+
+
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_not_hidden(backend, poison):
     audio, text = unit(20, 8), unit(20, 8)

@@ -24,6 +24,8 @@ def test_the_dockerfile_copies_all_that_the_build_reads():
     assert read | links | {"atk", "README.md", "LICENSE"} <= set(copied())
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not set(ignored) & set(copied())
+    installs = re.findall(r"^RUN pip install .*?[^\\]$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert len(installs) == 2 and all(command.endswith('&& python -c "import atk._C"') for command in installs)
     stages = set(re.findall(r" AS (\w+)$", DOCKERFILE, re.MULTILINE))
     assert {"cpu", "cuda"} <= stages
     assert set(re.findall(r"^FROM (\w+) AS", DOCKERFILE, re.MULTILINE)) <= stages

@@ -22,6 +22,7 @@ SCRIPT = ROOT / ".ci" / "hub_kernel.py"
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     out = tmp_path_factory.mktemp("hub") / "audio-text-kernels"
+    (out / ".git").mkdir(parents=True)
     for name in ("metadata.json", "outdated.py"):  # as an earlier run may have written them
         (out / "build" / "torch-cuda").mkdir(parents=True, exist_ok=True)
         (out / "build" / "torch-cuda" / name).touch()
@@ -50,6 +51,16 @@ def test_the_card_names_every_function(repository):
     card = (repository / "README.md").read_text()
     assert all(f"`{name}" in card for name in set(atk.__all__) - {"nn", "load", "BackendError"})
     assert f"audio-text-kernels {atk.__version__}." in card and (repository / "LICENSE").is_file()
+
+
+def test_a_clone_of_the_repository_stays_one(repository):
+    assert sorted(path.name for path in repository.iterdir()) == [".git", "LICENSE", "README.md", "build"]
+
+
+def test_only_folders_are_written_to(tmp_path):
+    (tmp_path / "file").touch()
+    result = subprocess.run([sys.executable, SCRIPT, tmp_path / "file"], check=False, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr == f"{tmp_path / 'file'} must be a folder\n"
 
 
 def test_folders_with_other_content_are_left_alone(tmp_path):

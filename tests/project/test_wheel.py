@@ -2,7 +2,9 @@
 
 import fnmatch
 import importlib.util
+import os
 import re
+import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
@@ -68,3 +70,15 @@ def test_the_workflow_builds_wheels_for_every_declared_python():
     assert (ROOT / script).is_file()
     workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
     assert "pypa/cibuildwheel@" in workflow and "id-token: write" in workflow
+
+
+def test_a_tag_that_is_not_the_version_stops_the_workflow(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())
+    (command,) = [step["run"] for step in workflow["jobs"]["sdist"]["steps"] if "refs/tags/v" in step.get("if", "")]
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "audio_text_kernels-1.2.3.tar.gz").touch()
+    for tag, passes in (("v1.2.3", True), ("v1.2.4", False)):
+        environment = os.environ | {"GITHUB_REF_NAME": tag}
+        result = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False)
+        assert (result.returncode == 0) is passes
