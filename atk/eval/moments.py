@@ -144,9 +144,9 @@ def in_order(parts: Sequence[Sequence[Span]], within: float) -> list[Moment]:
     Returns:
         Moments, each scored by the mean of its parts.
     """
-    chains = [(span,) for span in parts[0]]
+    chains: list[tuple[Span, ...]] = [(span,) for span in parts[0]]
     for spans in parts[1:]:
-        longer = []
+        longer: list[tuple[Span, ...]] = []
         ends = [chain[-1].end for chain in chains]
         centers = [chain[-1].start + chain[-1].end for chain in chains]
         for span in spans:
