@@ -105,30 +105,24 @@ class CheckpointWriter:
             self._begin(model, step)
         dist.barrier()
         if self.pool is None:
-            save_shards(partial / SHARDS, tensors)
-            if whole:
-                self._write_whole(weights, step)
+            with reporting_failure(self.folder, step):
+                save_shards(partial / SHARDS, tensors)
+                if whole:
+                    write_weights(partial / WEIGHTS if ranks.is_first() else None, weights)
             if ranks.is_first():
                 save_checkpoint(self.folder, step, None, rest, best, begun=True)
             return
         shards = start_saving_shards(partial / SHARDS, tensors, self.group)
-        copies = {name: _copied(full_tensor(value)) for name, value in weights.items()} if whole else None
+        copies = _whole_copies(weights) if whole else None
         rest = tree_map_only(Tensor, _copied, rest)
         self.pending = self.pool.submit(self._finish_sharded, shards, copies, step, rest, best)
-
-    def _write_whole(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Gather the weights of all ranks into one file of the first rank."""
-        if not ranks.is_first():
-            write_weights(None, weights)
-            return
-        with reporting_failure(self.folder, step):
-            write_weights(partial_folder(self.folder, step) / WEIGHTS, weights)
 
     def _finish_sharded(
         self, shards: Future, weights: Mapping[str, Tensor] | None, step: int, rest: dict[str, Any], best: bool
     ) -> None:
         """In the background: what remains to be written when the shards of all ranks are."""
-        finish_saving_shards(partial_folder(self.folder, step) / SHARDS, shards)
+        with reporting_failure(self.folder, step):
+            finish_saving_shards(shards)
         if ranks.is_first():
             model = None if weights is None else _Weights(weights)
             save_checkpoint(self.folder, step, model, rest, best, begun=True)
@@ -193,6 +187,14 @@ def _parts(tensors: Mapping[str, Tensor]) -> Generator[bytes | memoryview, None,
     yield len(text).to_bytes(8, "little") + text
     for value in tensors.values():
         yield full_tensor(value).cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _whole_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights gathered one at a time and copied to main memory; none on ranks other than the first, which take part."""
+    if ranks.is_first():
+        return {name: _copied(full_tensor(value)) for name, value in weights.items()}
+    write_weights(None, weights)
+    return {}
 
 
 def _copied(value: Tensor) -> Tensor:
