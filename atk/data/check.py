@@ -14,7 +14,7 @@ from atk.data.headers import read_headers
 from atk.data.layouts import AudioFolder, DataSet, Folder, in_order
 from atk.data.listing import list_folder, not_listed
 from atk.data.progress import progress_bar
-from atk.data.sets import open_audio
+from atk.data.sets import Data, open_audio
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
 
@@ -62,7 +62,7 @@ class DataCheck:
 
 
 def check_data(
-    data: Sequence[str],
+    data: Data,
     caption_column: str | None = None,
     *,
     decode: bool = False,
@@ -80,12 +80,13 @@ def check_data(
         FileNotFoundError, ValueError: as for `atk.data.open_data`.
     """
     checks = []
-    for data_set in open_audio(data, caption_column).sets:
+    sets = open_audio(data, caption_column).sets
+    for data_set in sets:
         if isinstance(data_set, (Folder, AudioFolder)):
             check = check_folder(data_set.name, decode=decode, workers=workers, progress=progress)
         else:
             check = _check_set(data_set, decode, workers, progress)
-        if len(data) > 1:
+        if len(sets) > 1:
             named = [replace(problem, name=data_set.named(problem.name)) for problem in check.problems]
             check = replace(check, problems=named)
         checks.append(check)

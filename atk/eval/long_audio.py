@@ -10,7 +10,8 @@ from torch import Tensor
 
 from atk.data import Clip, eval_loader
 from atk.data.dataset import EvalDataset
-from atk.eval.embed import EmbeddingModel, device_of, evaluating, progress_bar
+from atk.data.progress import progress_bar
+from atk.eval.embed import EmbeddingModel, device_of, evaluating
 
 _CONTEXT = 1 / 8  # of a window, on each side
 _FADE = 2  # length of a cross-fade, in contexts
@@ -93,7 +94,7 @@ class FrameStream:
         clip, window = -1, 0
         before = torch.empty(0, 0)  # the end of the window before, which fades into this one
         with evaluating(self.model):
-            for batch in progress_bar(self.loader, progress):
+            for batch in progress_bar(self.loader, progress, unit="batch"):
                 self.skipped += [(name, reason) for name, reason in dict(batch.skipped).items() if name not in bad]
                 bad |= {name for name, _ in batch.skipped}
                 if not len(batch):
