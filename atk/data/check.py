@@ -10,7 +10,7 @@ from atk.data.audio import AudioError, AudioInfo, decode_audio
 from atk.data.captions import SPLITS, Clip, read_rows
 from atk.data.containers import Stored
 from atk.data.contents import base_name, content_keys, size_of
-from atk.data.headers import read_headers
+from atk.data.headers import map_files, read_headers
 from atk.data.layouts import AudioFolder, DataSet, Folder, in_order
 from atk.data.listing import list_folder, not_listed
 from atk.data.progress import progress_bar
@@ -120,7 +120,9 @@ def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | No
 
 def _shared(clips: Sequence[Clip], splits: Sequence[str], progress: str | None) -> Iterator[Problem]:
     """The clips that several splits have, under the same name with the same content."""
-    keys: list[Hashable] = [(base_name(clip), size_of(clip)) for clip in clips]
+    keys: list[Hashable] = [
+        (base_name(clip), size) for clip, size in zip(clips, map_files(size_of, clips), strict=True)
+    ]
     splits_of: dict[Hashable, set[str]] = {}
     for key, split in zip(keys, splits, strict=True):
         splits_of.setdefault(key, set()).add(split)

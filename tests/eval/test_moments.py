@@ -159,6 +159,7 @@ def test_a_score_of_nan_is_an_error():
         ("a bell preceded by a dog", ["a dog", "a bell"]),
         ("a strengthening wind, beforehand", ["a strengthening wind, beforehand"]),
         ("then", ["then"]),
+        ("Before dawn, a bird sings.", ["Before dawn, a bird sings"]),
     ],
 )
 def test_the_phrases_of_a_query(query, phrases):
