@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -30,7 +31,8 @@ _TYPES = {  # names of safetensors
 class CheckpointWriter:
     """Writes one checkpoint after the other, each by `save_checkpoint`.
 
-    As a context, it ends when nothing is left to write.
+    As a context, it ends when nothing is left to write. A checkpoint that cannot be written is then an error, or a
+    warning if the context ends by another error.
 
     Args:
         config: the run. With `async_save`, checkpoints are written in the background, from a copy in main memory.
@@ -54,6 +56,8 @@ class CheckpointWriter:
             self.pool.shutdown()
         if raised is None:
             self.wait()
+        elif self.pending is not None and isinstance(error := self.pending.exception(), OSError):
+            warnings.warn(str(error), stacklevel=2)  # what was raised says why the run ends
 
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written in the background, once it is known."""

@@ -94,6 +94,14 @@ def test_a_failure_in_the_background_ends_the_run(tmp_path, monkeypatch, found_b
     assert not list((tmp_path / "checkpoints").glob(".partial-*"))
 
 
+def test_a_failure_in_the_background_is_not_lost_behind_another_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", fail)
+    checkpoints = writer(tmp_path)
+    checkpoints.save(tiny_clap(), 1, state(1), best=False)
+    with pytest.warns(UserWarning, match=r"step-00000001: cannot be saved \(.*space.*\)"):
+        checkpoints.__exit__(ValueError, ValueError("loss is NaN"), None)
+
+
 @pytest.fixture
 def group():
     """A process group of one rank."""
