@@ -238,9 +238,9 @@ class CaptionDecoder(nn.Module):
         Raises:
             ValueError: `generation.min_length` is out of range.
         """
-        most = self.config.max_tokens if max_tokens is None else max_tokens
-        if generation.min_length > most:
-            raise ValueError(f"min_length must be at most max_tokens ({most}), got {generation.min_length}")
+        limit = self.config.max_tokens if max_tokens is None else max_tokens
+        if generation.min_length > limit:
+            raise ValueError(f"min_length must be at most max_tokens ({limit}), got {generation.min_length}")
 
     def _encoder_output(self, features: Tensor, mask: Tensor) -> "BaseModelOutput":
         """What the decoder attends to `[N, L, width]`."""
