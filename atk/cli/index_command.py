@@ -27,7 +27,7 @@ def add_index(parser: ArgumentParser) -> None:
         "--context_seconds",
         type=float | None,
         default=None,
-        help="audio that each frame sees on both sides at least; null uses a quarter of a window, 0 encodes all audio "
+        help="audio that each frame sees on both sides at least; null uses an eighth of a window, 0 encodes all audio "
         "only once",
     )
     parser.add_argument(

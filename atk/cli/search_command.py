@@ -65,7 +65,7 @@ def _add_settings(parser: ArgumentParser) -> None:
         type=float | None,
         default=None,
         help="moments: cosine above which something sounds; null uses the run's (see atk evaluate --calibrate), or "
-        "half of the height of each curve",
+        "40 % of the height of each curve",
     )
     parser.add_argument(
         "--smooth", type=float | None, default=None, help="moments: width of the moving average in seconds"
@@ -78,7 +78,7 @@ def _add_settings(parser: ArgumentParser) -> None:
         "--context_seconds",
         type=float | None,
         default=None,
-        help="moments: audio that each frame sees on both sides at least; null uses a quarter of a window",
+        help="moments: audio that each frame sees on both sides at least; null uses an eighth of a window",
     )
     parser.add_argument(
         "--figures", type=str | None, default=None, metavar="DIR", help="moments: folder to write a picture of each to"

@@ -10,11 +10,11 @@ from atk.data.audio import AudioError, AudioInfo, decode_audio
 from atk.data.captions import SPLITS, Clip, read_rows
 from atk.data.containers import Stored
 from atk.data.contents import base_name, content_keys, size_of
-from atk.data.headers import read_headers
+from atk.data.headers import map_files, read_headers
 from atk.data.layouts import AudioFolder, DataSet, Folder, in_order
 from atk.data.listing import list_folder, not_listed
 from atk.data.progress import progress_bar
-from atk.data.sets import open_audio
+from atk.data.sets import Data, open_audio
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
 
@@ -62,7 +62,7 @@ class DataCheck:
 
 
 def check_data(
-    data: Sequence[str],
+    data: Data,
     caption_column: str | None = None,
     *,
     decode: bool = False,
@@ -80,12 +80,13 @@ def check_data(
         FileNotFoundError, ValueError: as for `atk.data.open_data`.
     """
     checks = []
-    for data_set in open_audio(data, caption_column).sets:
+    sets = open_audio(data, caption_column).sets
+    for data_set in sets:
         if isinstance(data_set, (Folder, AudioFolder)):
             check = check_folder(data_set.name, decode=decode, workers=workers, progress=progress)
         else:
             check = _check_set(data_set, decode, workers, progress)
-        if len(data) > 1:
+        if len(sets) > 1:
             named = [replace(problem, name=data_set.named(problem.name)) for problem in check.problems]
             check = replace(check, problems=named)
         checks.append(check)
@@ -119,7 +120,9 @@ def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | No
 
 def _shared(clips: Sequence[Clip], splits: Sequence[str], progress: str | None) -> Iterator[Problem]:
     """The clips that several splits have, under the same name with the same content."""
-    keys: list[Hashable] = [(base_name(clip), size_of(clip)) for clip in clips]
+    keys: list[Hashable] = [
+        (base_name(clip), size) for clip, size in zip(clips, map_files(size_of, clips), strict=True)
+    ]
     splits_of: dict[Hashable, set[str]] = {}
     for key, split in zip(keys, splits, strict=True):
         splits_of.setdefault(key, set()).add(split)

@@ -87,7 +87,7 @@ def write_captions(path: Path, rows: Sequence[Captions], baseline: Sequence[Capt
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*names, *(f"baseline_{mode}" for mode in _MODES if baseline)])
         for row, other in _paired(rows, baseline):
-            table.writerow([*astuple(row), *(getattr(other, mode) for mode in _MODES if other)])
+            table.writerow([*astuple(row), *(getattr(other, mode, "") for mode in _MODES if baseline)])
 
 
 def format_captions(rows: Sequence[Captions], baseline: Sequence[Captions] = ()) -> str:

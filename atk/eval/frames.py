@@ -1,7 +1,8 @@
 """The frames of many clips in a temporary file, so that memory does not grow with their number."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,17 +27,28 @@ class FrameFile:
         Raises:
             OSError: the disk is full.
         """
-        self._file.write(frames.contiguous().numpy().data)
+        with _naming_folder():
+            self._file.write(frames.contiguous().numpy().data)
         self._shapes.append(frames.shape)
 
     def mapped(self) -> list[Tensor]:
         """The frames of each clip. The system reads them from the file when they are used."""
-        self._file.flush()
+        with _naming_folder():
+            self._file.flush()
         sizes = [shape.numel() for shape in self._shapes]
         if not sum(sizes):
             return [torch.zeros(shape) for shape in self._shapes]
         values = torch.from_numpy(np.memmap(self._file, np.float32, "c"))  # "c": private, as tensors must be writable
         return [part.view(shape) for part, shape in zip(values.split(sizes), self._shapes, strict=True)]
+
+
+@contextmanager
+def _naming_folder() -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise OSError(f"{folder}: frames cannot be written there ({error}); TMPDIR can name another folder") from error
 
 
 def with_frames_on_disk(embedded: Iterable[tuple[Clip, ClipEmbedding]]) -> list[tuple[Clip, ClipEmbedding]]:

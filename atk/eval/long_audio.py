@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atk.data import Clip, eval_loader
 from atk.data.dataset import EvalDataset
-from atk.eval.embed import EmbeddingModel, device_of, evaluating, mean_vector, progress_bar
+from atk.data.progress import progress_bar
+from atk.eval.embed import EmbeddingModel, device_of, evaluating, mean_vector
 
-_CONTEXT = 0.25  # of a window, on each side
+_CONTEXT = 1 / 8  # of a window, on each side
+_FADE = 2  # length of a cross-fade, in contexts
 
 
 class Frames(NamedTuple):
@@ -23,7 +26,7 @@ class Frames(NamedTuple):
 
 class _Window(NamedTuple):
     clip: Clip
-    inner: Frames  # those that belong to no other window
+    inner: Frames  # up to the cross-fade into the next window
     pooled: Tensor  # [D]
     samples: int
 
@@ -32,15 +35,17 @@ class FrameStream:
     """The frames of clips, part by part, in the order of time within each clip.
 
     A clip that is longer than a window is cut into windows of `clip_seconds` that overlap. Frames near the end of a
-    window know only one side of their surroundings, so each frame is taken from the window in which it is farther
-    from the nearer end: seams lie in the middle of the overlaps. Memory depends on the batch, not on the recordings.
+    window know only one side of their surroundings, so they are taken from the neighboring window. Between these ends,
+    the overlap is cross-faded, because frames may also depend on their position in the window: weights change linearly
+    from one window to the next, and the mean has unit length. Memory depends on the batch, not on the recordings.
 
     Args:
         model: embeds the windows; used in evaluation mode.
         clips: what to embed.
         clip_seconds: length of a window.
-        context_seconds: audio that every frame sees on both sides at least, except at the ends of a clip, rounded to
-            whole frames; windows overlap by twice as much. None = a quarter of a window.
+        context_seconds: audio that every frame sees on both sides at least, except at the ends of a clip, rounded down
+            to whole frames; None = an eighth of a window. The cross-fade is twice as long if the window has room for
+            one at each end, else shorter. Windows overlap by two contexts and a cross-fade: half a window by default.
         options: `batch_size`, `workers`, and `on_error` of `atk.data.eval_loader`.
 
     Attributes:
@@ -68,9 +73,11 @@ class FrameStream:
                 f"context_seconds must be at least 0 and less than half of clip_seconds ({clip_seconds:g}) by a frame "
                 f"({frame:g} s), got {context:g}"
             )
+        self.fade = min(_FADE * self.context, max(0, window - 2 * self.context) // 2)  # in frames
+        self.stride = max(window, 1) - 2 * self.context - self.fade  # in frames
         self.model = model
         self.skipped: list[tuple[str, str]] = []
-        stride = min((window - 2 * self.context) * frame, clip_seconds)
+        stride = min(self.stride * frame, clip_seconds)
         self.loader = eval_loader(
             clips, sample_rate=model.sample_rate, clip_seconds=clip_seconds, stride=stride, **options
         )
@@ -82,7 +89,7 @@ class FrameStream:
             progress: label of a progress bar; None = no bar.
 
         Yields:
-            Each clip, with the frames of its next window that belong to no other window.
+            Each clip, with its next frames: those of a window up to the cross-fade into the next one.
 
         Raises:
             AudioError: a clip cannot be decoded and the stream has `on_error="raise"`.
@@ -93,23 +100,32 @@ class FrameStream:
     def _windows(self, progress: str | None) -> Iterator[_Window]:
         dataset = self.loader.loader.dataset
         assert isinstance(dataset, EvalDataset)
-        device = device_of(self.model)
+        device, frame = device_of(self.model), self.model.frame_seconds
         bad: set[str] = set()
         clip, window = -1, 0
+        before = torch.empty(0, 0)  # the end of the window before, which fades into this one
         with evaluating(self.model):
-            for batch in progress_bar(self.loader, progress):
+            for batch in progress_bar(self.loader, progress, unit="batch"):
                 self.skipped += [(name, reason) for name, reason in dict(batch.skipped).items() if name not in bad]
                 bad |= {name for name, _ in batch.skipped}
                 if not len(batch):
                     continue
                 embedded = self._embed(batch.audio.to(device), batch.lengths.to(device))
-                for index, samples, (frames, mask, pooled) in zip(
+                for index, samples, (frames, pooled) in zip(
                     batch.clips.tolist(), batch.lengths.tolist(), embedded, strict=True
                 ):
                     clip, window = index, window + 1 if index == clip else 0
-                    if dataset.clips[index].file_name not in bad:
-                        inner = self._own(dataset, index, window, frames, mask)
-                        yield _Window(dataset.clips[index], inner, pooled, samples)
+                    if dataset.clips[index].file_name in bad:
+                        continue
+                    first = self.context if window else 0
+                    if window:
+                        _fade_in(frames[first:], before)
+                    end = len(frames) if window + 1 == dataset.windows(index) else self.stride + self.context
+                    before = frames[end : end + self.fade]
+                    part = frames[first:end]
+                    centers = torch.arange(first, first + len(part), dtype=torch.float64) + 0.5
+                    inner = Frames(part, centers * frame + dataset.start(index, window))
+                    yield _Window(dataset.clips[index], inner, pooled, samples)
 
     def clips(
         self, keep: Callable[[Tensor], Tensor] | None = None, progress: str | None = None
@@ -141,23 +157,21 @@ class FrameStream:
                 yield clip, joined([window.inner for window in windows]), pooled
 
     @torch.no_grad()
-    def _embed(self, audio: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _embed(self, audio: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The valid frames and the global vector of each window."""
         embedding = self.model.embed_audio(audio, lengths)
-        frames, pooled = embedding.frames.float().cpu(), embedding.pooled.float().cpu()
-        return list(zip(frames, embedding.mask.cpu(), pooled, strict=True))
-
-    def _own(self, dataset: EvalDataset, clip: int, window: int, frames: Tensor, mask: Tensor) -> Frames:
-        """The valid frames of a window between its seams."""
-        first = self.context if window else 0
-        indices = mask.nonzero()[:, 0]
-        start = dataset.start(clip, window)
-        if window + 1 < dataset.windows(clip):
-            seam = (dataset.start(clip, window + 1) - start) / self.model.frame_seconds + self.context
-            indices = indices[indices < round(seam)]
-        indices = indices[indices >= first]
-        return Frames(frames[indices], start + (indices.double() + 0.5) * self.model.frame_seconds)
+        windows = zip(embedding.frames.float().cpu(), embedding.mask.cpu(), embedding.pooled.float().cpu(), strict=True)
+        return [(frames[mask], pooled) for frames, mask, pooled in windows]
 
 
 def joined(parts: Sequence[Frames]) -> Frames:
     """Frames that follow each other, as one."""
     return Frames(torch.cat([part.frames for part in parts]), torch.cat([part.times for part in parts]))
+
+
+def _fade_in(frames: Tensor, before: Tensor) -> None:
+    """Cross-fade, in place, from the frames `before` to the first of `frames`, which have the same times."""
+    count = min(len(before), len(frames))
+    if count:
+        weights = (torch.arange(count) + 0.5)[:, None] / count
+        frames[:count] = F.normalize(before[:count].lerp(frames[:count], weights), dim=-1)

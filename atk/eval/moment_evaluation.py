@@ -85,7 +85,7 @@ def curves_of(
 
 
 def spans_of(curve: Curve, frame_seconds: float, config: MomentConfig, at_least_one: bool = True) -> list[Span]:
-    """The spans of a query, best first; if nothing reaches the threshold, those above half the curve's height."""
+    """The spans of a query, best first; if nothing reaches the threshold, those that are found without one."""
     moments = find_moments(curve.curve[None], curve.times, frame_seconds, config)
     if not moments and at_least_one:
         moments = find_moments(curve.curve[None], curve.times, frame_seconds, replace(config, threshold=None))

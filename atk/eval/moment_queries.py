@@ -32,7 +32,8 @@ def phrases_of(query: str) -> tuple[str, ...]:
     if len(parts) > 1:
         parts[0] = _FIRST.sub("", parts[0])
     phrases = [phrase.strip(" ,;.") for part in parts for phrase in reversed(_BACKWARD.split(part))]
-    return tuple(phrase for phrase in phrases if re.search(r"\w", phrase)) or (query.strip(),)
+    phrases = [phrase for phrase in phrases if re.search(r"\w", phrase)]
+    return tuple(phrases) if len(phrases) > 1 else (query.strip(" ,;."),)
 
 
 class Phrases:

@@ -1,5 +1,7 @@
 """Moments: the times at which curves of scores, one value per frame, say that something sounds."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,6 +54,8 @@ class MomentConfig:
     def __post_init__(self) -> None:
         for name in ("smooth", "merge", "within"):
             at_least(name, getattr(self, name), 0)
+        if self.threshold is not None and not -math.inf < self.threshold < math.inf:
+            raise ValueError(f"threshold must be a finite number or None, got {self.threshold}")
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap must be in [0, 1], got {self.overlap}")
 
@@ -116,10 +120,12 @@ def overlap_of(first: tuple[Any, ...], second: tuple[Any, ...]) -> float:
     return max(0.0, shared) / union if union > 0 else 0.0
 
 
-def best_first(moments: Sequence[Moment], overlap: float) -> list[Moment]:
-    """Moments by descending score, without those that overlap with a better one by more than `overlap`."""
+def best_first(moments: Sequence[Moment], overlap: float, top: int | None = None) -> list[Moment]:
+    """At most `top` moments by descending score, none of which overlaps with a better one by more than `overlap`."""
     kept: list[Moment] = []
     for moment in sorted(moments, key=lambda moment: (-moment.score, moment.start)):
+        if len(kept) == top:
+            break
         if all(overlap_of(moment, better) <= overlap for better in kept):
             kept.append(moment)
     return kept
@@ -131,27 +137,26 @@ def in_order(parts: Sequence[Sequence[Span]], within: float) -> list[Moment]:
     A span comes after another if its center does, and if it starts at most `within` seconds after the other's end.
 
     Args:
-        parts: the spans of each part of a query, in the order in which they must sound.
+        parts: the spans of each part of a query, in the order in which the parts must sound. The spans of a part do not
+            overlap, and come in the order of time.
         within: seconds.
 
     Returns:
         Moments, each scored by the mean of its parts.
     """
-    chains = [(span,) for span in parts[0]]
+    chains: list[tuple[Span, ...]] = [(span,) for span in parts[0]]
     for spans in parts[1:]:
-        longer = []
+        longer: list[tuple[Span, ...]] = []
+        ends = [chain[-1].end for chain in chains]
+        centers = [chain[-1].start + chain[-1].end for chain in chains]
         for span in spans:
-            fitting = [chain for chain in chains if _follows(chain[-1], span, within)]
-            if fitting:
-                longer.append((*max(fitting, key=_total), span))
+            near = chains[bisect_left(ends, span.start - within) : bisect_left(centers, span.start + span.end)]
+            if near:
+                longer.append((*max(near, key=_total), span))
         chains = longer
     return [
         Moment(chain[0].start, max(span.end for span in chain), _total(chain) / len(chain), chain) for chain in chains
     ]
-
-
-def _follows(first: Span, second: Span, within: float) -> bool:
-    return first.start + first.end < second.start + second.end and second.start - first.end <= within
 
 
 def _total(chain: Sequence[Span]) -> float:
@@ -184,4 +189,4 @@ def find_moments(
     parts = [
         spans_above(curve, times, frame_seconds, level_of(curve, config), config.merge) for curve in curves.unbind()
     ]
-    return best_first(in_order(parts, config.within), config.overlap)[:top]
+    return best_first(in_order(parts, config.within), config.overlap, top)

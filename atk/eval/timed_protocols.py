@@ -11,8 +11,8 @@ from atk.data import Clip, open_data
 from atk.data.side_files import Event, read_events
 from atk.eval.embed import EmbeddingModel
 from atk.eval.long_audio import FrameStream
-from atk.eval.moment_evaluation import calibrate, curves_of, queries_of, spans_of, with_absent
-from atk.eval.moment_metrics import moment_metrics
+from atk.eval.moment_evaluation import Curve, MomentQuery, calibrate, curves_of, queries_of, spans_of, with_absent
+from atk.eval.moment_metrics import LONGEST, moment_metrics
 from atk.eval.moment_queries import Phrases
 from atk.eval.moments import MomentConfig
 from atk.extras import optional_imports
@@ -76,18 +76,39 @@ class TimedEvaluation:
         """The frames of clips."""
         return FrameStream(self.model, clips, **self.reading)
 
+    def queries(self) -> tuple[list[MomentQuery], list[tuple[str, str]]]:
+        """The queries of the events, and the (file name, reason) of the events left out.
+
+        Raises:
+            ValueError: all are left out.
+        """
+        queries, left_out = queries_of(self.events, self.files)
+        if not queries:
+            name, reason = left_out[0]
+            raise ValueError(
+                f"events.csv: no event has a length in (0, {LONGEST:g}] s; the first, of {name}, is {reason}"
+            )
+        return queries, left_out
+
+    def curves(self, queries: list[MomentQuery]) -> list[Curve]:
+        """The curves of queries.
+
+        Raises:
+            ValueError: none of their clips can be decoded.
+        """
+        named = {query.file_name for query in queries}
+        stream = self.stream([clip for clip in self.files if clip.file_name in named])
+        curves = curves_of(self.model, stream, queries, self.progress)
+        self.skipped.extend(stream.skipped)
+        if not curves:
+            raise ValueError(f"none of the {len(named)} clips with events can be decoded")
+        return curves
+
 
 def moments(given: TimedEvaluation) -> dict[str, Any]:
     """R1 and mAP of the spans found for the phrases of events, each in its own clip."""
-    queries, left_out = queries_of(given.events, given.files)
-    named = {query.file_name for query in queries}
-    stream = given.stream([clip for clip in given.files if clip.file_name in named])
-    curves = curves_of(given.model, stream, queries, given.progress)
-    given.skipped.extend(stream.skipped)
-    if not curves:
-        raise ValueError(
-            f"protocol moments: no event has a length in (0, 1500] s and a clip that can be decoded; {left_out[:3]}"
-        )
+    queries, left_out = given.queries()
+    curves = given.curves(queries)
     spans = [spans_of(curve, given.model.frame_seconds, given.config) for curve in curves]
     metrics = moment_metrics(spans, [curve.query.windows for curve in curves])
     return {"queries": len(curves), "left_out": left_out, "settings": asdict(given.config), "metrics": metrics}
@@ -107,19 +128,19 @@ def choose_settings(
 
     Returns:
         `"config"`, the chosen `MomentConfig`; `"settings"`, the same as a dict; `"F1"` with them, in percent;
-        `"queries"`, the number of phrases, and `"absent"`, of those that do not sound in their clip; `"skipped"`.
+        `"queries"`, the number of phrases, and `"absent"`, of those that do not sound in their clip; `"skipped"` and
+        `"left_out"`, the (name, reason) of files and of events that cannot be used.
 
     Raises:
-        ValueError: as for `TimedEvaluation.read`, or no clip can be decoded.
+        ValueError: as for `TimedEvaluation.read`, `queries`, and `curves`.
     """
     given = TimedEvaluation.read(model, folder, split, config, **reading)
-    queries, _ = queries_of(given.events, given.files)
-    stream = given.stream(given.files)
-    curves = curves_of(model, stream, with_absent(queries), given.progress)
+    queries, left_out = given.queries()
+    curves = given.curves(with_absent(queries))
     chosen, f1 = calibrate(curves, model.frame_seconds, given.config)
     absent = sum(not curve.query.windows for curve in curves)
-    counts = {"queries": len(curves) - absent, "absent": absent, "skipped": given.skipped + stream.skipped}
-    return {"config": chosen, "settings": asdict(chosen), "F1": f1} | counts
+    counts = {"queries": len(curves) - absent, "absent": absent, "skipped": given.skipped}
+    return {"config": chosen, "settings": asdict(chosen), "F1": f1, "left_out": left_out} | counts
 
 
 def require_psds() -> Any:
@@ -149,14 +170,23 @@ def psds(given: TimedEvaluation) -> dict[str, Any]:
         scores[clip.file_name] = package.base_modules.scores.create_score_dataframe(curves, edges, list(columns))
         durations[clip.file_name] = float(edges[-1])
     given.skipped.extend(stream.skipped)
-    truth: dict[str, list[tuple[float, float, str]]] = {name: [] for name in scores}
-    for event in given.events:
-        if event.file_name in truth and event.start < min(event.end, durations[event.file_name]):
-            end = min(event.end, durations[event.file_name])
-            truth[event.file_name].append((event.start, end, event.event))
     if not scores:
         raise ValueError("protocol psds: no clip of the split can be decoded")
-    result: dict[str, Any] = {"classes": len(columns), "events": sum(map(len, truth.values())), "metrics": {}}
+    truth: dict[str, list[tuple[float, float, str]]] = {name: [] for name in scores}
+    left_out = []
+    for event in given.events:
+        end = min(event.end, durations.get(event.file_name, 0.0))
+        if event.start < end:
+            truth[event.file_name].append((event.start, end, event.event))
+        elif event.file_name in truth:
+            left_out.append(
+                (
+                    event.file_name,
+                    f"{event.phrase}: {event.start:g}-{event.end:g} s of a clip of {durations[event.file_name]:g} s",
+                )
+            )
+    counts = {"classes": len(columns), "events": sum(map(len, truth.values())), "left_out": left_out}
+    result: dict[str, Any] = {**counts, "metrics": {}}
     for name, settings in _PSDS.items():
         if len(columns) == 1 and "cttc_threshold" in settings:  # cross-triggers need another class
             continue

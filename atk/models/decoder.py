@@ -220,8 +220,7 @@ class CaptionDecoder(nn.Module):
         max_tokens = self.config.max_tokens if max_tokens is None else max_tokens
         self._check_length(max_tokens)
         generation = generation or GenerationConfig()
-        if generation.min_length > max_tokens:
-            raise ValueError(f"min_length must be at most max_tokens ({max_tokens}), got {generation.min_length}")
+        self.check_generation(generation, max_tokens)
         generate: Any = self.bart.generate  # transformers annotates `self` with a protocol that BART does not match
         ids = generate(
             encoder_outputs=self._encoder_output(features, mask),
@@ -232,6 +231,16 @@ class CaptionDecoder(nn.Module):
         )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]
+
+    def check_generation(self, generation: GenerationConfig, max_tokens: int | None = None) -> None:
+        """Check the settings of a search; `max_tokens` is as in `generate`.
+
+        Raises:
+            ValueError: `generation.min_length` is out of range.
+        """
+        limit = self.config.max_tokens if max_tokens is None else max_tokens
+        if generation.min_length > limit:
+            raise ValueError(f"min_length must be at most max_tokens ({limit}), got {generation.min_length}")
 
     def _encoder_output(self, features: Tensor, mask: Tensor) -> "BaseModelOutput":
         """What the decoder attends to `[N, L, width]`."""

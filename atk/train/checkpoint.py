@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atk.extras import optional_imports
 from atk.models.saved import SHARDS, damaged_file, find_checkpoint, step_folders
+from atk.train.ranks import RankLost, naming_lost_ranks
 from atk.train.shards import load_shards
 
 _STATE = "training.pt"
@@ -96,12 +97,16 @@ def reporting_failure(folder: Path, step: int) -> Generator[None, None, None]:
 
     Raises:
         OSError: the part cannot be written; the message names the checkpoints that are left.
+        RankLost: another rank, which takes part, is lost.
     """
     with optional_imports:
         from safetensors import SafetensorError
 
     try:
-        yield
+        with naming_lost_ranks():
+            yield
+    except RankLost:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial_folder(folder, step), ignore_errors=True)
         reason = " ".join(str(error).split())

@@ -116,6 +116,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         self.evaluation: CaptionSplit | None = None
         self.validation: MixtureDataset | None = None
         if self.held_out:  # read now, so that errors in it show up before training and not after it
+            self.model.decoder.check_generation(config.generation)
             self.evaluation = CaptionSplit(self.data, self.held_out, mix=config.mix, **self.reading_options())
         if self.has("val"):
             clips = self.data.read("val", config.on_error).clips

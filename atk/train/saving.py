@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -30,7 +31,8 @@ _TYPES = {  # names of safetensors
 class CheckpointWriter:
     """Writes one checkpoint after the other, each by `save_checkpoint`.
 
-    As a context, it ends when nothing is left to write.
+    As a context, it ends when nothing is left to write. A checkpoint that cannot be written is then an error, or a
+    warning if the context ends by another error.
 
     Args:
         config: the run. With `async_save`, checkpoints are written in the background, from a copy in main memory.
@@ -54,6 +56,8 @@ class CheckpointWriter:
             self.pool.shutdown()
         if raised is None:
             self.wait()
+        elif self.pending is not None and isinstance(error := self.pending.exception(), OSError):
+            warnings.warn(str(error), stacklevel=2)  # what was raised says why the run ends
 
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written in the background, once it is known."""
@@ -105,30 +109,24 @@ class CheckpointWriter:
             self._begin(model, step)
         dist.barrier()
         if self.pool is None:
-            save_shards(partial / SHARDS, tensors)
-            if whole:
-                self._write_whole(weights, step)
+            with reporting_failure(self.folder, step):
+                save_shards(partial / SHARDS, tensors)
+                if whole:
+                    write_weights(partial / WEIGHTS if ranks.is_first() else None, weights)
             if ranks.is_first():
                 save_checkpoint(self.folder, step, None, rest, best, begun=True)
             return
         shards = start_saving_shards(partial / SHARDS, tensors, self.group)
-        copies = {name: _copied(full_tensor(value)) for name, value in weights.items()} if whole else None
+        copies = _whole_copies(weights) if whole else None
         rest = tree_map_only(Tensor, _copied, rest)
         self.pending = self.pool.submit(self._finish_sharded, shards, copies, step, rest, best)
-
-    def _write_whole(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Gather the weights of all ranks into one file of the first rank."""
-        if not ranks.is_first():
-            write_weights(None, weights)
-            return
-        with reporting_failure(self.folder, step):
-            write_weights(partial_folder(self.folder, step) / WEIGHTS, weights)
 
     def _finish_sharded(
         self, shards: Future, weights: Mapping[str, Tensor] | None, step: int, rest: dict[str, Any], best: bool
     ) -> None:
         """In the background: what remains to be written when the shards of all ranks are."""
-        finish_saving_shards(partial_folder(self.folder, step) / SHARDS, shards)
+        with reporting_failure(self.folder, step):
+            finish_saving_shards(shards)
         if ranks.is_first():
             model = None if weights is None else _Weights(weights)
             save_checkpoint(self.folder, step, model, rest, best, begun=True)
@@ -193,6 +191,14 @@ def _parts(tensors: Mapping[str, Tensor]) -> Generator[bytes | memoryview, None,
     yield len(text).to_bytes(8, "little") + text
     for value in tensors.values():
         yield full_tensor(value).cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _whole_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights gathered one at a time and copied to main memory; none on ranks other than the first, which take part."""
+    if ranks.is_first():
+        return {name: _copied(full_tensor(value)) for name, value in weights.items()}
+    write_weights(None, weights)
+    return {}
 
 
 def _copied(value: Tensor) -> Tensor:

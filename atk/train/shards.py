@@ -43,7 +43,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         OSError: a rank cannot write.
     """
-    with _reporting_failure(folder):
+    with _as_os_error():
         dcp.save(tensors, checkpoint_id=folder)
 
 
@@ -61,18 +61,18 @@ def start_saving_shards(folder: Path, tensors: dict[str, Tensor], group: Process
     return future if isinstance(future, Future) else future.upload_completion
 
 
-def finish_saving_shards(folder: Path, future: Future) -> None:
+def finish_saving_shards(future: Future) -> None:
     """Wait for what `start_saving_shards` has started; errors are as in `save_shards`."""
-    with _reporting_failure(folder):
+    with _as_os_error():
         future.result()
 
 
 @contextmanager
-def _reporting_failure(folder: Path) -> Generator[None, None, None]:
+def _as_os_error() -> Generator[None, None, None]:
     try:
         yield
-    except CheckpointException as error:
-        raise OSError(f"{folder}: cannot be saved ({_reason(error)})") from None
+    except CheckpointException as error:  # not an Exception
+        raise OSError(_reason(error)) from None
 
 
 def load_shards(folder: Path, state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:

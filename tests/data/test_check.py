@@ -125,6 +125,7 @@ def test_shards_are_checked_like_folders(folder, tmp_path, capsys):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     shard = tar(tmp_path / "shards" / "train" / "0.tar", members)
     result = check_data([str(tmp_path / "shards")], decode=True)
+    assert check_data(str(tmp_path / "shards"), decode=True) == result
     reason = "not readable as audio (Format not recognised)"
     assert [(problem.name, problem.reason) for problem in result.problems] == [("train/0.tar:b.wav", reason)]
     assert (result.rows, result.files, result.stops) == (2, 1, True)

@@ -188,6 +188,9 @@ def test_the_listing_has_the_captions_of_a_baseline(tmp_path):
         table = list(csv.DictReader(file))
     assert [row["baseline_mix"] for row in table] == ["cat and rain", ""] and table[1]["baseline_input"] == "bell"
     assert list(table[0])[-1] == "baseline_minus_input"
+    write_captions(tmp_path / "captions.csv", rows, baseline[:1])
+    with (tmp_path / "captions.csv").open(newline="") as file:
+        assert {len(row) for row in csv.reader(file)} == {len(table[0])}
     text = format_captions(rows[:1], baseline).splitlines()
     assert [line.split() for line in text[3:5]] == [["mix", "dog", "and", "rain"], ["baseline", "cat", "and", "rain"]]
 

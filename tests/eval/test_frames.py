@@ -6,7 +6,7 @@ from support.tiny_clap import tiny_clap
 
 from atk.eval import retrieval, scores
 from atk.eval.embed import CaptionEmbedding, ClipEmbedding, embed_tokens
-from atk.eval.frames import with_frames_on_disk
+from atk.eval.frames import FrameFile, with_frames_on_disk
 from atk.eval.retrieval import SplitEmbedding, text_similarity
 from atk.eval.scores import similarities
 
@@ -32,6 +32,14 @@ def test_frames_on_disk_are_those_in_memory():
     assert len({values.untyped_storage().data_ptr() for values in frames}) == 1  # of one file
     empty = with_frames_on_disk([("a", expected[1])])
     assert empty[0][1].frames.shape == (0, 8)
+
+
+def test_a_full_disk_names_the_folder_of_the_frames():
+    file = FrameFile()
+    file._file = open("/dev/full", "w+b")  # noqa: SIM115, PTH123 (a device)
+    file.add(torch.ones(1, 8))  # in a buffer
+    with pytest.raises(OSError, match=r"frames cannot be written there \(.*No space left.*\); TMPDIR can name another"):
+        file.mapped()
 
 
 @pytest.mark.parametrize("score", ["max_mean", "both"])

@@ -11,7 +11,7 @@ from atk.data.side_files import Event
 from atk.eval.moment_metrics import THRESHOLDS, average_precision, detection_f1, moment_metrics
 from atk.eval.moments import Span
 from atk.eval.protocols import check_protocols, evaluate_protocols
-from atk.eval.timed_protocols import class_phrases
+from atk.eval.timed_protocols import choose_settings, class_phrases
 
 
 def iou(a, b):
@@ -131,6 +131,42 @@ def test_moments_of_a_model_that_knows_the_sounds(folder):
     (folder / "b.wav").write_bytes((folder / "b.wav").read_bytes()[:5000])
     result = evaluate_protocols(FakeModel(), folder, ["moments"], **options)["moments"]
     assert result["queries"] == 2 and [name for name, _ in result["skipped"]] == ["b.wav"]
+
+
+def spoil(path):
+    soundfile.write(path, np.full(8000, np.nan, dtype=np.float32), RATE, subtype="FLOAT")
+
+
+def test_settings_are_chosen_from_the_clips_with_usable_events(folder):
+    with (folder / "events.csv").open("a") as file:
+        file.write("a.wav,bell,ding,0.5,0.5\n")
+    soundfile.write(folder / "d.wav", sound("dog"), RATE)  # without an event
+    (folder / "val.csv").write_text((folder / "test.csv").read_text() + "d.wav,x\n")
+    spoil(folder / "c.wav")
+    model = FakeModel()
+    chosen = choose_settings(model, folder, "val", clip_seconds=1.0, batch_size=1)
+    assert chosen["F1"] == 100 and chosen["config"].threshold is not None
+    assert (chosen["queries"], chosen["absent"]) == (3, 3)
+    assert [name for name, _ in chosen["skipped"]] == ["c.wav"]
+    assert chosen["left_out"] == [("a.wav", "ding: 0 s long")]
+    assert model.calls == 2  # for a.wav and b.wav
+
+
+def evaluate_moments(model, folder, split):
+    return evaluate_protocols(model, folder, ["moments"], split=split)
+
+
+@pytest.mark.parametrize("run", [evaluate_moments, choose_settings])
+def test_events_that_cannot_be_used_are_named(folder, run):
+    (folder / "events.csv").write_text("file_name,event,phrase,start,end\na.wav,dog,a dog,1,1\n")
+    with pytest.raises(
+        ValueError, match=r"no event has a length in \(0, 1500\] s; the first, of a\.wav, is a dog: 0 s"
+    ):
+        run(FakeModel(), folder, "test")
+    (folder / "events.csv").write_text("file_name,event,phrase,start,end\na.wav,dog,a dog,0,1\n")
+    spoil(folder / "a.wav")
+    with pytest.raises(ValueError, match="none of the 1 clips with events can be decoded"):
+        run(FakeModel(), folder, "test")
 
 
 def test_timed_protocols_name_what_is_missing(folder):

@@ -1,7 +1,9 @@
 """Spans and moments from hand-made curves, queries that are sequences, search in recordings, and its figures."""
 
 import json
+import math
 import re
+import time
 
 import pytest
 import soundfile
@@ -86,6 +88,7 @@ def test_of_overlapping_moments_the_best_remains():
     spans = [Moment(*values, ()) for values in ((0, 10, 0.5), (0, 6, 0.9), (5, 10, 0.7), (20, 30, 0.1))]
     assert [moment.score for moment in best_first(spans, 0.4)] == [0.9, 0.7, 0.1]
     assert [moment.score for moment in best_first(spans, 0.05)] == [0.9, 0.1]
+    assert [moment.score for moment in best_first(spans, 0.4, 2)] == [0.9, 0.7]
     assert overlap_of((0, 4), (2, 6)) == pytest.approx(1 / 3)
     assert overlap_of((0, 1), (2, 3)) == overlap_of((1, 1), (1, 1)) == 0
 
@@ -107,6 +110,36 @@ def test_a_sequence_of_three_takes_the_best_chain():
     assert in_order(parts, 0.5) == []
 
 
+@pytest.mark.parametrize("within", [0.3, 5.0, 1e9])
+def test_the_best_chain_is_that_of_an_exhaustive_search(within):
+    random = torch.Generator().manual_seed(0)
+    parts = [
+        [Span(*map(float, row), float(torch.rand((), generator=random))) for row in edges.sort().values.view(-1, 2)]
+        for edges in torch.rand(3, 60, generator=random, dtype=torch.float64) * 60
+    ]
+    chains = [(span,) for span in parts[0]]
+    for spans in parts[1:]:
+        options = [
+            [
+                (*chain, span)
+                for chain in chains
+                if sum(chain[-1][:2]) < sum(span[:2]) and span.start - chain[-1].end <= within
+            ]
+            for span in spans
+        ]
+        chains = [max(few, key=lambda chain: sum(span.score for span in chain)) for few in options if few]
+    assert [moment.parts for moment in in_order(parts, within)] == chains
+    assert chains
+
+
+def test_a_day_is_searched_in_seconds():
+    """A day at 0.1 s per frame has 16,000 spans for each phrase, whose pairs would take minutes."""
+    curves = torch.rand(2, 864_000, generator=torch.Generator().manual_seed(0))
+    begin = time.process_time()
+    assert len(find_moments(curves, times(864_000), 0.1, MomentConfig(threshold=0.8, merge=0), 10)) == 10
+    assert time.process_time() - begin < 20
+
+
 def test_a_score_of_nan_is_an_error():
     with pytest.raises(ValueError, match="a score is NaN"):
         find_moments(torch.full((1, 4), torch.nan), times(4), 0.1, PLAIN)
@@ -126,6 +159,7 @@ def test_a_score_of_nan_is_an_error():
         ("a bell preceded by a dog", ["a dog", "a bell"]),
         ("a strengthening wind, beforehand", ["a strengthening wind, beforehand"]),
         ("then", ["then"]),
+        ("Before dawn, a bird sings.", ["Before dawn, a bird sings"]),
     ],
 )
 def test_the_phrases_of_a_query(query, phrases):
@@ -231,7 +265,9 @@ def test_queries_of_events(tmp_path):
     assert absent == [MomentQuery("a.wav", "rain", ()), MomentQuery("b.wav", "a saw", ())]
 
 
-@pytest.mark.parametrize(("name", "value"), [("smooth", -1), ("merge", -0.1), ("within", -2), ("overlap", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("smooth", -1), ("merge", -0.1), ("within", -2), ("overlap", 1.5), ("threshold", math.nan)]
+)
 def test_settings_have_ranges(name, value):
     with pytest.raises(ValueError, match=name):
         MomentConfig(**{name: value})

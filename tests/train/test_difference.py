@@ -229,6 +229,13 @@ def test_mistakes_end_with_one_line_and_code_2(mask_run, scenes, capsys, command
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+def test_a_search_that_cannot_end_is_refused_before_training(scenes, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(difference_arguments(scenes, tmp_path / "run", "--generation.min_length", 1000))
+    assert stop.value.code == 2 and "min_length must be at most max_tokens (" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 @pytest.mark.slow
 def test_a_captioner_without_a_diff_block_takes_no_references(scenes, tmp_path, capsys):
     main(difference_arguments(scenes, tmp_path / "run", "--objective", "plain", "--steps", 1))

@@ -6,22 +6,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from support.tiny_clap import tiny_clap
 from torch import nn
 
 from atk.models.clap import CLAP
 from atk.models.saved import find_checkpoint
-from atk.train import checkpoint
+from atk.train import checkpoint, ranks
 from atk.train.saving import CheckpointWriter, distinct_weights, write_weights
 
 
-def writer(tmp_path, background=True):
-    return CheckpointWriter(SimpleNamespace(out=str(tmp_path), async_save=background, timeout=10.0), sharded=False)
+def writer(tmp_path, background=True, sharded=False):
+    return CheckpointWriter(SimpleNamespace(out=str(tmp_path), async_save=background, timeout=10.0), sharded)
 
 
 def state(step, **more):
     return {"step": step, "best": 0.0, **more}
+
+
+def fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -69,9 +75,6 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("found_by", ["check", "save", "wait", "end"])
 def test_a_failure_in_the_background_ends_the_run(tmp_path, monkeypatch, found_by):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     model, checkpoints = tiny_clap(), writer(tmp_path)
     checkpoints.save(model, 1, state(1), best=False)
     checkpoints.wait()
@@ -89,6 +92,65 @@ def test_a_failure_in_the_background_ends_the_run(tmp_path, monkeypatch, found_b
         calls[found_by]()
     assert checkpoint.load_state(tmp_path / "checkpoints")["step"] == 1
     assert not list((tmp_path / "checkpoints").glob(".partial-*"))
+
+
+def test_a_failure_in_the_background_is_not_lost_behind_another_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", fail)
+    checkpoints = writer(tmp_path)
+    checkpoints.save(tiny_clap(), 1, state(1), best=False)
+    with pytest.warns(UserWarning, match=r"step-00000001: cannot be saved \(.*space.*\)"):
+        checkpoints.__exit__(ValueError, ValueError("loss is NaN"), None)
+
+
+@pytest.fixture
+def group():
+    """A process group of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded_state(step):
+    return state(step, optimizer={"state": {0: {"exp_avg": torch.ones(3)}}}, trained=None, average=None)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+def test_shards_that_cannot_be_written_are_removed(tmp_path, monkeypatch, group, background, whole):
+    model = tiny_clap()
+    checkpoints = writer(tmp_path, background, sharded=True)
+    checkpoints.save(model, 1, sharded_state(1), best=False, whole=whole)
+    checkpoints.wait()
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", fail)
+    message = r"step-00000002: cannot be saved \([^(]*No space.*\); checkpoints left: step-00000001"
+    with pytest.raises(OSError, match=message), checkpoints:
+        checkpoints.save(model, 2, sharded_state(2), best=False, whole=whole)
+    assert not list((tmp_path / "checkpoints").glob(".partial-*"))
+    restored = checkpoint.load_state(tmp_path / "checkpoints", [torch.zeros(3)])
+    assert torch.equal(restored["optimizer"]["state"][0]["exp_avg"], torch.ones(3))
+
+
+def test_only_the_first_rank_keeps_a_copy_of_the_whole_model(tmp_path, monkeypatch, group):
+    model, kept, gathered = tiny_clap(), [], []
+    monkeypatch.setattr("atk.train.saving.full_tensor", lambda value: gathered.append(value) or value)
+    monkeypatch.setattr(CheckpointWriter, "_finish_sharded", lambda self, shards, weights, *_: kept.append(weights))
+    with writer(tmp_path, sharded=True) as checkpoints:
+        for first in (True, False):
+            monkeypatch.setattr(ranks, "is_first", lambda first=first: first)
+            checkpoints.save(model, 1, sharded_state(1), best=True)
+    weights = distinct_weights(model)
+    assert kept[0].keys() == weights.keys() and kept[1] == {}
+    assert len(gathered) == 2 * len(weights)  # all ranks take part
+
+
+def test_a_rank_that_is_lost_while_weights_are_gathered_is_no_full_disk(tmp_path, monkeypatch, group):
+    def lose(value):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    monkeypatch.setattr("atk.train.saving.full_tensor", lose)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    with writer(tmp_path, False, sharded=True) as checkpoints, pytest.raises(ranks.RankLost, match="connection closed"):
+        checkpoints.save(tiny_clap(), 1, sharded_state(1), best=True)
 
 
 class Tied(nn.Module):
