@@ -9,6 +9,7 @@ import pytest
 import aligned_vs_global
 import difference_captioning
 import experiments
+import timed_captions
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
@@ -68,3 +69,19 @@ def test_the_tables_have_a_column_per_objective_or_condition():
     assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
     assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
     assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"
+
+
+def test_the_page_of_timed_captions_compares_each_seed_with_its_baseline(tmp_path, monkeypatch):
+    for (arm, seed), (out, _) in timed_captions.plan(tmp_path, 3, 10).items():
+        out.mkdir()
+        (out / "summary.json").write_text('{"seconds": 3.0}')
+        gain = (arm == "timed") * (2 + seed)
+        values = dict.fromkeys((*timed_captions.COLUMNS, "chance"), 10.0 * seed + gain)
+        (out / "timed_captions.json").write_text(json.dumps(values))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, val: 1}")
+    command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--report"]
+    monkeypatch.setattr(sys, "argv", ["timed_captions.py", *command])
+    timed_captions.main()
+    page = (tmp_path / "page" / "timed_captions.md").read_text()
+    assert "| frames | +0.0 ± 0.0 |" in page and "| timed | +3.0 ± 2.5 |" in page  # 4.303 / sqrt(3)
