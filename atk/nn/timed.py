@@ -82,7 +82,7 @@ class TimedLoss(nn.Module):
         in_clip_negatives: the frames of the same clip outside of the spans are further negatives of a timed caption, in
             `"timed"`.
         temperature, bias: of `"frames"`, where both start; both are learned.
-        backend: as in `atk.max_mean_similarity`.
+        backend: as in `atk.max_mean_similarity`; on a GPU, always `"chunked"`, except for `"reference"`.
         gather: None contrasts the captions of this rank only; otherwise, those of all ranks are gathered.
 
     Raises:
@@ -148,12 +148,13 @@ class TimedLoss(nn.Module):
         if not len(everyone.ids):
             zero = zero + frames.sum() * 0
             return dict.fromkeys(names, zero)
-        clips = list(_clips(everyone, frame_mask, texts))
         terms = {}
-        if "timed" in names:
-            terms["timed"] = zero + self._timed(clips, everyone, logit_scale, logit_bias, reduction)
-        if "frames" in names:
-            terms["frames"] = zero + self._frames(clips, everyone)
+        with torch.autocast(frames.device.type, enabled=False):  # means and logits in float32
+            clips = list(_clips(everyone, frame_mask, texts))
+            if "timed" in names:
+                terms["timed"] = zero + self._timed(clips, everyone, logit_scale, logit_bias, reduction)
+            if "frames" in names:
+                terms["frames"] = zero + self._frames(clips, everyone)
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -189,7 +190,9 @@ class TimedLoss(nn.Module):
             return _Texts(frames.new_zeros(N, L, 0), ids, local, graph)
         one_by_one = torch.arange(N * L + 1, dtype=torch.int32, device=frames.device)
         single = Sequences(frames.reshape(N * L, D), one_by_one, frame_mask.reshape(-1), 1)
-        scores = similarity(single, captions, True, "audio", None, self.backend)
+        # The Triton kernels would give each frame a tile of its own.
+        backend = "chunked" if frames.is_cuda and self.backend != "reference" else self.backend
+        scores = similarity(single, captions, True, "audio", None, backend)
         return _Texts(scores.view(N, L, len(ids)), ids, local, graph)
 
     def _timed(

@@ -115,6 +115,18 @@ def test_every_frame_is_judged_by_every_text():
     assert loss.readings()["frame_scale"].item() == pytest.approx(2)
 
 
+def test_autocast_leaves_means_and_logits_in_float32():
+    frames, mask, texts = make_inputs()
+    frames, texts = frames.float(), texts._replace(tokens=texts.tokens.float())
+    loss = TimedLoss(frame_weight=1, in_clip_negatives=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = loss(frames, mask, texts, SCALE.float())
+    exact = loss(frames.bfloat16().float(), mask, texts, SCALE.float())
+    for name, value in halved.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact[name], rtol=5e-3, atol=0)
+
+
 def test_without_timed_captions_the_loss_is_0_and_has_a_gradient():
     frames, mask, texts = make_inputs()
     empty = TimedTokens(
