@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from atk.data.audio import AudioError, load_audio
 from atk.data.captions import Clip
 from atk.data.texts import TAG_SAMPLINGS, TagSampling, sample_tags
+from atk.data.timed_texts import TimedSource, TimedTexts, timed_texts
 from atk.ops.checks import one_of
 
 _SHORTEST_WINDOW = 0.1  # the last window of a clip must fill at least this fraction of a window
@@ -81,6 +82,7 @@ class TrainDataset(_Clips):
         seed: seed of crops and captions, at least 0.
         tag_sampling: captions list tags with commas, of which each item draws some, as `sample_tags` does; None leaves
             captions as they are.
+        timed: adds the timed captions of each crop; None: none.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class TrainDataset(_Clips):
         seed: int = 0,
         *,
         tag_sampling: TagSampling | None = None,
+        timed: TimedSource | None = None,
     ):
         super().__init__(clips, sample_rate)
         if tag_sampling is not None:
@@ -98,12 +101,16 @@ class TrainDataset(_Clips):
         self.clip_seconds = clip_seconds
         self.seed = seed
         self.tag_sampling = tag_sampling
+        self.timed = timed
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Load `{"audio": float32 [samples], "caption": str, "file": str, "clip": int}`; raises AudioError."""
+        """Load `{"audio": float32 [samples], "caption": str, "file": str, "clip": int}`; raises AudioError.
+
+        With timed captions, also `"timed"`, the `TimedTexts` of the crop.
+        """
         row, epoch = index
         clip = self.clips[row]
         random = random_stream(1, self.seed, epoch, row)
@@ -111,7 +118,13 @@ class TrainDataset(_Clips):
         caption = clip.captions[random.integers(len(clip.captions))] if clip.captions else ""
         if self.tag_sampling is not None:
             caption = sample_tags(caption, self.tag_sampling, random_stream(10, self.seed, epoch, row))
-        return self._item(row, start, self.clip_seconds, caption)
+        item = self._item(row, start, self.clip_seconds, caption)
+        if self.timed is not None:
+            random = random_stream(12, self.seed, epoch, row)
+            seconds = len(item["audio"]) / self.sample_rate
+            captions = self.timed.captions.get(clip.file_name, ())
+            item["timed"] = timed_texts(captions, start, seconds, self.timed.limit, random)
+        return item
 
     def silence(self) -> dict[str, Any]:
         """A silent placeholder item."""
@@ -205,6 +218,7 @@ class Batch:
         clips: index of each clip in the split `[N]`, int64.
         skipped: (file name, reason) of each file that could not be decoded.
         notes: (file name, note) of each file whose audio was changed (see `load_audio`).
+        timed: timed captions of each clip in training, if the dataset adds them; else empty.
     """
 
     audio: Tensor
@@ -214,6 +228,7 @@ class Batch:
     clips: Tensor
     skipped: list[tuple[str, str]]
     notes: list[tuple[str, str]] = field(default_factory=list)
+    timed: list[TimedTexts] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -263,4 +278,5 @@ def collate(items: Sequence[dict[str, Any] | AudioError], notes: Sequence[tuple[
         clips=torch.tensor([item["clip"] for item in good], dtype=torch.int64),
         skipped=[(item.file, item.reason) for item in items if isinstance(item, AudioError)],
         notes=list(notes),
+        timed=[item["timed"] for item in good if "timed" in item],
     )

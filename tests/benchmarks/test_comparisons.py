@@ -10,6 +10,7 @@ import aligned_vs_global
 import difference_captioning
 import experiments
 import fine_tuning
+import timed_captions
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
@@ -83,3 +84,19 @@ def test_gains_of_fine_tuning_are_paired_by_seed():
     assert lines[2].startswith("| not fine-tuned | 10.0 ± 24.8 |")
     assert [line.split(" | ")[-1] for line in lines[3:]] == ["2.0 ± 2.5 |"] * len(fine_tuning.ARMS)
     assert fine_tuning.interval([1.25]) == "1.2"
+
+
+def test_the_page_of_timed_captions_compares_each_seed_with_its_baseline(tmp_path, monkeypatch):
+    for (arm, seed), (out, _) in timed_captions.plan(tmp_path, 3, 10).items():
+        out.mkdir()
+        (out / "summary.json").write_text('{"seconds": 3.0}')
+        gain = (arm == "timed") * (2 + seed)
+        values = dict.fromkeys((*timed_captions.COLUMNS, "chance"), 10.0 * seed + gain)
+        (out / "timed_captions.json").write_text(json.dumps(values))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, val: 1}")
+    command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--report"]
+    monkeypatch.setattr(sys, "argv", ["timed_captions.py", *command])
+    timed_captions.main()
+    page = (tmp_path / "page" / "timed_captions.md").read_text()
+    assert "| frames | +0.0 ± 0.0 |" in page and "| timed | +3.0 ± 2.5 |" in page  # 4.303 / sqrt(3)

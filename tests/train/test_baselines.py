@@ -83,6 +83,10 @@ def test_what_does_not_go_together_is_refused(tmp_path):
             "must be null for the triplet loss, which has no temperature, got 0.1",
         ),
         ({"kind": "triplet", "learnable": True}, "must be null for the triplet loss, which has no temperature"),
+        (
+            {"kind": "triplet", "aligned_weight": 0.0, "frame_weight": 1.0},
+            "timed_weight and frame_weight must be 0 for the triplet loss",
+        ),
         ({"negatives": "hard"}, "negatives must be one of"),
         ({"margin": -1.0}, "margin must be above 0, got -1.0"),
     ):
@@ -98,6 +102,8 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ContrastiveConfig("data", "out", **options)
+    with pytest.raises(ValueError, match="mixgen must be 0 with timed captions"):
+        AlignedConfig("data", "out", loss=LossConfig(frame_weight=1.0), mixgen=0.5)
     with pytest.raises(ValueError, match=r"loss\.kind: steps with the triplet loss cannot be planned"):
         trace_encoders(AlignedConfig("data", "out", loss=triplet), 4)
 
