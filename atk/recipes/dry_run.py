@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -11,6 +12,7 @@ from atk.device import multiplies_bf16, pick_device
 from atk.extras import optional_imports
 from atk.plan import Rates, Resources, plan
 from atk.recipes.jobs import Job, Machine
+from atk.recipes.recipe import path_of
 from atk.train.aligned import AlignedConfig
 from atk.train.config import TrainConfig
 from atk.train.difference import DifferenceConfig
@@ -34,7 +36,7 @@ def describe(jobs: Iterable[Job], machine: Machine) -> str:
         if first.needs:
             lines.append(f"needs {', '.join(first.needs)}")
         if first.recipe.method is None:
-            lines.append(f"checkpoint: {first.recipe.checkpoint}, evaluated as it is")
+            lines.append(f"checkpoint: {path_of(first.recipe.checkpoint, first.sources)}, evaluated as it is")
         else:
             lines.append(f"atk train {first.recipe.method} with {first.recipe.name}.yaml:")
             text = yaml.safe_dump(first.recipe.resolved(first.sources), sort_keys=False, default_flow_style=None)
@@ -57,13 +59,18 @@ def _planned(job: Job, machine: Machine) -> str:
         name = _device_name(machine.device)
         bf16 = name != "cpu" or multiplies_bf16(torch.device("cpu"))
         config = replace(config, device=name, precision=_precision(config, bf16))
-        rates = Rates.of(name, config.precision == "bf16")
+        rates = _rates(name, config.precision == "bf16")
         result = plan(config, Resources(rates, name == "cpu", machine.devices, None))
     except (ValueError, OSError) as error:
         return f"time and memory: not planned ({' '.join(str(error).split())[:300]})"
     hours = steps * result.seconds / 3600
     peak = result.peak_bytes / 2**30
     return f"{text}; planned on {machine.devices} x {name}: {hours:.2f} h of training, {peak:.1f} GiB per device"
+
+
+@cache  # those of a CPU are measured
+def _rates(name: str, bf16: bool) -> Rates:
+    return Rates.of(name, bf16)
 
 
 def steps_of(config: TrainConfig) -> int:

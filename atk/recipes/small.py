@@ -58,7 +58,7 @@ def _tagged(folder: Path, scenes: Path) -> Path:
         rows = list(csv.DictReader(file))
     tags = {row.pop("file_name"): [tag for tag, value in row.items() if value == "1"] for row in rows}
     names = [tag for tag in rows[0] if tag != "file_name"]
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "vocabularies").mkdir(parents=True)
     (partial / "audio").symlink_to(os.path.relpath(scenes / "audio", folder))
@@ -96,7 +96,7 @@ def _model(folder: Path) -> Path:
     torch.manual_seed(0)
     audio = AudioEncoderConfig(mel_bins=16, channels=(4, 4, 4, 4), width=16, layers=1, heads=2)
     model = CLAP.create(ModelConfig(16, audio, TextEncoderConfig(width=16, layers=1, heads=2)), ["a sound of a dog"])
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"partial-{folder.name}")
     model.save_pretrained(partial)
     partial.replace(folder)
     return folder

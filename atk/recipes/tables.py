@@ -56,15 +56,15 @@ _CAPTIONS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr
 _RETRIEVAL = ("R@1", "R@5", "R@10", "mAP@10")
 _DIRECTION = (
     (
-        "Text to audio, by the protocol retrieval. The thesis calls its task audio-to-text retrieval, but the figures that "
-        "it quotes for LAION-CLAP are those of text to audio; the JSON file has both directions."
+        "Text to audio, by the protocol retrieval. The thesis calls its task audio-to-text retrieval, but the figures "
+        "that it quotes for LAION-CLAP are those of text to audio; the evaluation files have both directions."
     ),
     "A clip longer than the model's input is embedded as the average of its windows; MS-CLAP takes one random crop.",
 )
 _SWAPPED = (
     (
-        "The headings AudioCaps and Clotho of this table are exchanged in the thesis (its Tables 5.1 and 5.2 have the same "
-        "figures under the other names); the rows here are named after the data."
+        "The headings AudioCaps and Clotho of this table are exchanged in the thesis (its Tables 5.1 and 5.2 have the "
+        "same figures under the other names); the rows here are named after the data."
     ),
 )
 
@@ -141,8 +141,11 @@ TABLES: dict[str, Table] = {
                       0.603, 0.389, 0.259, 0.167, 0.184, 0.401, 0.414, 0.127, 0.271),
         ),
         (
-            ("Captions of the clips alone, as in Table 4.1: the thesis gives the mask the same figures in both tables. "
-            "Its figures for subtraction differ between them. The JSON file also has the captions of Diff(mix, added)."),
+            (
+                "Captions of the clips alone, as in Table 4.1: the thesis gives the mask the same figures in both "
+                "tables. Its figures for subtraction differ between them. The evaluation files also score the captions "
+                "of Diff(mix, added)."
+            ),
             "The rows subtraction and mask share their runs with Table 4.1.",
         ),
     ),
