@@ -112,6 +112,7 @@ def profile(config: AlignedConfig) -> dict[str, Any]:
     task = AlignedTask(config, device)
     trainer = Trainer(task, config, device)
     _watch_encoders(stages, task.model)
+    assert isinstance(task.criterion, AlignedContrastiveLoss)  # the configuration has no triplet loss
     _watch_loss(stages, task.criterion)
     trainer.optimizer.register_step_pre_hook(lambda *_: stages.enter("optimizer"))
     trainer.optimizer.register_step_post_hook(

@@ -70,12 +70,14 @@ def run_export(arguments: Namespace) -> None:
     from atk.eval.publish import check_folder, upload
     from atk.models.clap import CLAP
     from atk.models.export import export_model
+    from atk.train.saved_loss import saved_pair_loss
 
     folder = check_folder(arguments.out)
     model = CLAP.from_pretrained(arguments.run, arguments.tokenizer)
     words = ["atk", "export", arguments.run, arguments.out, "--format", arguments.format]
     card = model_card(model, arguments.run, arguments.format, shlex.join(words))
-    error = export_model(model, folder, arguments.format)
+    logit_scale, _ = saved_pair_loss(Path(arguments.run))
+    error = export_model(model, folder, arguments.format, logit_scale)
     (folder / "README.md").write_text(card, encoding="utf-8")
     print_result(f"{folder}: largest difference from the model {error:.1e}")
     if arguments.push is not None:

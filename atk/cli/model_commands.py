@@ -77,7 +77,14 @@ def add_align(parser: ArgumentParser) -> None:
     """Add the arguments of `atk align`."""
     add_run_arguments(parser)
     parser.add_argument("audio", type=str, help="audio file")
-    parser.add_argument("text", type=str, help="caption, or words to look for")
+    parser.add_argument(
+        "text",
+        type=str,
+        nargs="+",
+        help="caption, whose words are looked for one by one; or several words or phrases, each of which is looked for "
+        "as a whole",
+    )
+    parser.add_argument("--phrase", action="store_true", help="look for the text as a whole, even if there is only one")
     parser.add_argument(
         "--out", type=str, default="align.png", help="PNG file to write; the values go next to it as CSV"
     )
@@ -166,11 +173,12 @@ def run_align(arguments: Namespace) -> None:
     from atk.eval.figures import align as draw
     from atk.models.clap import CLAP
 
+    texts = arguments.text
     model = load(arguments, CLAP)
     draw(
         model,
         arguments.audio,
-        arguments.text,
+        texts[0] if len(texts) == 1 and not arguments.phrase else texts,
         arguments.out,
         clip_seconds=arguments.clip_seconds,
         events=arguments.events,

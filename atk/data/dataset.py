@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from atk.data.audio import AudioError, load_audio
 from atk.data.captions import Clip
+from atk.data.texts import TAG_SAMPLINGS, TagSampling, sample_tags
+from atk.ops.checks import one_of
 
 _SHORTEST_WINDOW = 0.1  # the last window of a clip must fill at least this fraction of a window
 
@@ -77,12 +79,25 @@ class TrainDataset(_Clips):
         sample_rate: sample rate of the waveforms, in Hz.
         clip_seconds: longest crop; shorter clips are used whole.
         seed: seed of crops and captions, at least 0.
+        tag_sampling: captions list tags with commas, of which each item draws some, as `sample_tags` does; None leaves
+            captions as they are.
     """
 
-    def __init__(self, clips: Sequence[Clip], sample_rate: int, clip_seconds: float, seed: int = 0):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        sample_rate: int,
+        clip_seconds: float,
+        seed: int = 0,
+        *,
+        tag_sampling: TagSampling | None = None,
+    ):
         super().__init__(clips, sample_rate)
+        if tag_sampling is not None:
+            one_of("tag_sampling", tag_sampling, TAG_SAMPLINGS)
         self.clip_seconds = clip_seconds
         self.seed = seed
+        self.tag_sampling = tag_sampling
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -94,6 +109,8 @@ class TrainDataset(_Clips):
         random = random_stream(1, self.seed, epoch, row)
         start = random.random() * max(0.0, clip.seconds - self.clip_seconds)
         caption = clip.captions[random.integers(len(clip.captions))] if clip.captions else ""
+        if self.tag_sampling is not None:
+            caption = sample_tags(caption, self.tag_sampling, random_stream(10, self.seed, epoch, row))
         return self._item(row, start, self.clip_seconds, caption)
 
     def silence(self) -> dict[str, Any]:

@@ -1,12 +1,32 @@
-"""Captions as data sets store them: under one of several names, as a string or a list of strings."""
+"""Captions as data sets store them: under one of several names, as a string or a list of strings, or as tags."""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from atk.data.containers import Unusable
 
 CAPTION_NAMES = ("caption", "text", "captions")  # of a column or key; the first that exists is used
+TagSampling = Literal["stochastic", "one", "shuffle"]
+TAG_SAMPLINGS = get_args(TagSampling)
+
+
+def sample_tags(caption: str, sampling: TagSampling, random: np.random.Generator) -> str:
+    """Draw from the tags of a caption that lists them with commas: "rock, sad, 80s" may become "sad, rock".
+
+    Args:
+        caption: the tags; one without commas stays as it is.
+        sampling: "stochastic" draws k of L tags in random order, where k is uniform in 1..L; "one" draws a single tag;
+            "shuffle" draws all of them.
+        random: generator of the draws.
+    """
+    tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
+    if len(tags) < 2:
+        return caption
+    counts = {"stochastic": int(random.integers(1, len(tags) + 1)), "one": 1, "shuffle": len(tags)}
+    return ", ".join(tags[index] for index in random.permutation(len(tags))[: counts[sampling]])
 
 
 def caption_names(names: Iterable[str], wanted: str | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ _TIME_POOL = (2, 2, 1, 1)  # time pooling of the four convolutions; each also ha
 FRAME_STRIDE = math.prod(_TIME_POOL)  # spectrogram frames per output frame
 
 
-AudioType = Literal["auto", "cnn14"]
+AudioType = Literal["auto", "cnn14", "music-tagging-transformer"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class AudioEncoderConfig:
 
     Args:
         type: "auto": without `pretrained`, a log-mel front end and a Music Tagging Transformer of the sizes below; with
-            it, whatever the checkpoint of transformers holds. "cnn14": CNN14 of PANNs.
+            it, whatever the checkpoint of transformers holds. "cnn14": CNN14 of PANNs. "music-tagging-transformer":
+            the encoder of Won et al. with the pooling of TTMR (see `atk.models.music_tagging`), of the sizes below.
         pretrained: local folder or hub name of AST, Whisper, wav2vec 2.0 or a relative such as HuBERT, or a ClapModel,
             whose own feature extractor, sample rate, and sizes then apply; with "cnn14", a published checkpoint such
             as `Cnn14_mAP=0.431.pth`, for which only `sample_rate` is needed.
         sample_rate: sample rate of the waveforms, in Hz.
         mel_bins: number of mel bands, a multiple of 16.
         window: FFT length, in samples.
-        hop: hop length, in samples. One output frame covers 4 hops.
+        hop: hop length, in samples. One output frame covers 4 hops, or 16 of a "music-tagging-transformer".
         channels: output channels of the four convolutions, or of the six blocks of CNN14.
         width: width of the Transformer.
         layers: number of Transformer layers.
@@ -58,7 +59,9 @@ class AudioEncoderConfig:
 
     def __post_init__(self) -> None:
         one_of("type", self.type, get_args(AudioType))
-        if self.type != "auto" or self.pretrained is not None:  # checked when the encoder is created
+        if self.type == "music-tagging-transformer" and self.pretrained is not None:
+            raise ValueError(f"pretrained must be null for type {self.type!r}, got {self.pretrained!r}")
+        if self.type == "cnn14" or self.pretrained is not None:  # checked when the encoder is created
             return
         if self.frame_layer is not None and not 0 <= self.frame_layer <= self.layers:
             raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
@@ -95,8 +98,11 @@ class LogMel(MelSpectrogram):
         margin = self.window - self.hop
         samples = (max(audio.shape[1], 1) + self.hop - 1) // self.hop * self.hop  # ONNX rounds -(-a // b) down
         audio = F.pad(audio, (margin // 2, samples - audio.shape[1] + margin - margin // 2))
-        # Silence, log(1e-5), maps to -1.9 and a full-scale tone to about 4.
-        return (torch.log(self.power(audio) + 1e-5) + 4) / 4, frames
+        return self.compress(self.power(audio)), frames
+
+    def compress(self, power: Tensor) -> Tensor:
+        """The logarithm of power spectra: silence, log(1e-5), maps to -1.9 and a full-scale tone to about 4."""
+        return (torch.log(power + 1e-5) + 4) / 4
 
 
 class _ConvBlock(nn.Module):
@@ -122,15 +128,19 @@ class _ConvBlock(nn.Module):
 class AudioEncoder(nn.Module):
     """Waveforms to frame features: log-mel, four convolutions that downsample time by 4, and a `[CLS]` Transformer."""
 
+    time_pool: ClassVar[tuple[int, ...]] = _TIME_POOL
+    spectrogram: ClassVar[type[LogMel]] = LogMel
+    block: ClassVar[type[nn.Module]] = _ConvBlock
+
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
         self.config = config
         self.width = config.width
-        self.log_mel = LogMel(config)
+        self.log_mel = self.spectrogram(config)
         self.augment: SpecAugment | None = None
         sizes = [1, *config.channels]
         self.convs = nn.ModuleList(
-            _ConvBlock(sizes[i], sizes[i + 1], config.mel_bins >> i, pool) for i, pool in enumerate(_TIME_POOL)
+            self.block(sizes[i], sizes[i + 1], config.mel_bins >> i, pool) for i, pool in enumerate(self.time_pool)
         )
         self.project = nn.Linear(config.channels[-1] * (config.mel_bins >> len(_TIME_POOL)), config.width)
         self.cls = nn.Parameter(torch.randn(config.width) * 0.02)
@@ -155,7 +165,12 @@ class AudioEncoder(nn.Module):
     @property
     def frame_seconds(self) -> float:
         """Duration of one output frame, in seconds."""
-        return FRAME_STRIDE * self.config.hop / self.config.sample_rate
+        return self.frame_stride * self.config.hop / self.config.sample_rate
+
+    @property
+    def frame_stride(self) -> int:
+        """Spectrogram frames per output frame."""
+        return math.prod(self.time_pool)
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode clips.
@@ -168,20 +183,16 @@ class AudioEncoder(nn.Module):
             `[CLS]` features `[N, width]`, frame features `[N, L_a, width]`, and the frame mask `[N, L_a]`, boolean. A
             clip shorter than one output frame counts as one frame.
         """
-        frame_samples = FRAME_STRIDE * self.config.hop
+        frame_samples = self.frame_stride * self.config.hop
         if audio.shape[1] < frame_samples:
             audio = F.pad(audio, (0, frame_samples - audio.shape[1]))
         mel, frames = self.log_mel(audio, lengths.clamp(min=1))
-        frames = frames.clamp(min=FRAME_STRIDE)
+        frames = frames.clamp(min=self.frame_stride)
         if self.augment is not None:
             mel = self.augment(mel, frames, audio, lengths)
         mask = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
-        x = mel[..., None].to(self.cls.dtype)  # [N, T, mel, 1]
-        for conv in self.convs:
-            x, mask = conv(x, mask)
-        x = self.project(x.flatten(2))
-        x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
+        x, mask = self.local_features(mel[..., None].to(self.cls.dtype), mask)
+        x = self.with_cls(self.project(x.flatten(2)))
         padding = F.pad(~mask, (1, 0))
         outputs = [x]
         for layer in self.transformer.layers:
@@ -189,3 +200,14 @@ class AudioEncoder(nn.Module):
         norm = self.transformer.norm
         assert norm is not None  # __init__ passes one
         return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask
+
+    def local_features(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the convolutions on spectrograms `[N, T, mel_bins, 1]`: `[N, L_a, mel, C]`, and the mask `[N, L_a]`."""
+        for conv in self.convs:
+            mel, mask = conv(mel, mask)
+        return mel, mask
+
+    def with_cls(self, x: Tensor) -> Tensor:
+        """The input of the Transformer `[N, 1 + L_a, width]`: frames with positions, after the `[CLS]` input."""
+        x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        return torch.cat([self.cls.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)

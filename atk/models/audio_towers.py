@@ -10,6 +10,7 @@ from atk.models.audio import AudioEncoder, AudioEncoderConfig
 from atk.models.audio_pretrained import AST, PretrainedAudio, Waveforms, Whisper, masked_mean
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
 from atk.models.htsat import HTSAT
+from atk.models.music_tagging import MusicTaggingTransformer
 from atk.models.tokenizer import import_transformers
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def create_audio_encoder(config: AudioEncoderConfig) -> AudioTower:
     if config.type == "cnn14":
         return Cnn14Encoder(Cnn14.create(_cnn14_config(config)))
     if config.pretrained is None:
-        return AudioEncoder(config)
+        return _from_scratch(config)
     transformers = import_transformers()
     try:
         model = transformers.AutoModel.from_pretrained(config.pretrained)
@@ -88,13 +89,17 @@ def load_audio_encoder(config: AudioEncoderConfig, folder: Path) -> AudioTower:
     if config.type == "cnn14":
         return Cnn14Encoder(Cnn14(_cnn14_config(config)))
     if config.pretrained is None:
-        return AudioEncoder(config)
+        return _from_scratch(config)
     transformers = import_transformers()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     if isinstance(extractor, transformers.ClapFeatureExtractor):
         return HTSAT(transformers.ClapAudioModel(transformers.ClapAudioConfig.from_pretrained(folder)), extractor)
     saved = transformers.AutoConfig.from_pretrained(folder, _attn_implementation_autoset=False)
     return _wrapped(transformers.AutoModel.from_config(saved), extractor, config)
+
+
+def _from_scratch(config: AudioEncoderConfig) -> AudioEncoder:
+    return (MusicTaggingTransformer if config.type == "music-tagging-transformer" else AudioEncoder)(config)
 
 
 def _cnn14_config(config: AudioEncoderConfig) -> Cnn14Config:

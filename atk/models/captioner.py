@@ -13,7 +13,7 @@ from atk.models.cnn14 import FRAME_STRIDE, Cnn14
 from atk.models.decoder import CaptionDecoder
 from atk.models.generation import GenerationConfig
 from atk.models.references import check_references, trim_silence
-from atk.models.saved import find_model, load_weights, naming_file, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
 
 _DECODER = "decoder"
 _MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this many times as large
@@ -224,7 +224,12 @@ class Captioner(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        self.decoder.save(save_model(self, self.config, folder) / _DECODER)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        self.decoder.save(save_config(self.config, folder) / _DECODER)
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, CaptionerConfig]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from atk.models import clap_transformers, msclap
 from atk.models.audio import AudioEncoderConfig
 from atk.models.audio_towers import AudioTower, create_audio_encoder, load_audio_encoder, save_audio_encoder
 from atk.models.clap_transformers import ClapConfig
+from atk.models.embeddings import AudioEmbedding, TextEmbedding
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.published import layout_of
-from atk.models.saved import find_model, load_weights, naming_file, save_model
-from atk.models.text import TextEncoder, TextEncoderConfig
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
+from atk.models.text import TextEncoderConfig
+from atk.models.word_vectors import TextTower, text_tower
 
 # Subfolders of a saved model.
 _AUDIO = "audio"
@@ -65,36 +67,18 @@ class ModelConfig:
         )
 
 
-class AudioEmbedding(NamedTuple):
-    """Clips in the shared space: `pooled [N, D]`, `frames [N, L_a, D]`, and boolean `mask [N, L_a]`."""
-
-    pooled: Tensor
-    frames: Tensor
-    mask: Tensor
-
-
-class TextEmbedding(NamedTuple):
-    """Captions in the shared space: `pooled [N, D]`, `tokens [N, L_t, D]`, boolean `mask [N, L_t]`, which excludes
-    special tokens, and the character span of each token, `offsets [N, L_t, 2]`."""
-
-    pooled: Tensor
-    tokens: Tensor
-    mask: Tensor
-    offsets: Tensor
-
-
 class CLAP(nn.Module):
     """Contrastive audio-text model with frames, tokens and global vectors in one space (thesis ch. 3)."""
 
     audio_encoder: AudioTower
-    text_encoder: TextEncoder
+    text_encoder: TextTower
     encoders = ("encode_audio", "encode_text")  # methods that training calls in place of `forward`
 
     def __init__(
         self,
         config: ModelConfig,
         audio_encoder: AudioTower,
-        text_encoder: TextEncoder,
+        text_encoder: TextTower,
         audio_projection: nn.Module,
         text_projection: nn.Module,
     ):
@@ -120,11 +104,12 @@ class CLAP(nn.Module):
             return cls(config, *clap_transformers.create_encoders(config.clap, config.text, captions))
         if config.msclap.enabled:
             return cls(config, *msclap.create_encoders(config.msclap, config.text))
-        text = TextEncoder.create(config.text, captions)  # first, so that a seed gives the weights it always gave
+        # The text encoder comes first, so that a seed gives the weights it always gave.
+        text = text_tower(config.text).create(config.text, captions)
         return cls._assemble(config, create_audio_encoder(config.audio), text)
 
     @classmethod
-    def _assemble(cls, config: ModelConfig, audio: AudioTower, text: TextEncoder) -> "CLAP":
+    def _assemble(cls, config: ModelConfig, audio: AudioTower, text: TextTower) -> "CLAP":
         """A model of two encoders and linear projections."""
         return cls(config, audio, text, nn.Linear(audio.width, config.dim), nn.Linear(text.width, config.dim))
 
@@ -178,10 +163,14 @@ class CLAP(nn.Module):
         """
         return self.text_encoder.tokenize(captions, reserve)
 
-    def encode_audio(self, audio: Tensor, lengths: Tensor) -> AudioEmbedding:
-        """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalized."""
+    def encode_audio(self, audio: Tensor, lengths: Tensor, project_frames: bool = True) -> AudioEmbedding:
+        """Project waveforms `[N, S]` (valid samples `lengths [N]`) into the shared space, not normalized.
+
+        Without `project_frames`, the frames are those of the audio encoder, `[N, L_a, D_A]`.
+        """
         pooled, frames, mask = self.audio_encoder(audio, lengths)
-        return AudioEmbedding(self.audio_projection(pooled), self.audio_projection(frames), mask)
+        frames = self.audio_projection(frames) if project_frames else frames
+        return AudioEmbedding(self.audio_projection(pooled), frames, mask)
 
     def encode_text(self, tokens: dict[str, Tensor], pseudo_tokens: Tensor | None = None) -> TextEmbedding:
         """Project tokenized captions into the shared space, not normalized.
@@ -224,14 +213,20 @@ class CLAP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        folder = save_model(self, self.config, folder)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        folder = save_config(self.config, folder)
         audio: Any = self.audio_encoder
+        text: Any = self.text_encoder
         if self.config.clap.enabled:
-            clap_transformers.save_encoders(audio, self.text_encoder, folder / _CLAP)
+            clap_transformers.save_encoders(audio, text, folder / _CLAP)
         elif self.config.msclap.enabled:
-            msclap.save_encoders(audio, self.text_encoder, folder / _MSCLAP)
+            msclap.save_encoders(audio, text, folder / _MSCLAP)
         else:
-            self.text_encoder.save(folder / _TEXT)
+            text.save(folder / _TEXT)
             save_audio_encoder(audio, folder / _AUDIO)
 
     @staticmethod
@@ -274,7 +269,7 @@ class CLAP(nn.Module):
             elif config.msclap.enabled:
                 model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
             else:
-                text = TextEncoder.load(config.text, folder / _TEXT)
+                text = text_tower(config.text).load(config.text, folder / _TEXT)
                 model = cls._assemble(config, load_audio_encoder(config.audio, folder / _AUDIO), text)
             load_weights(model, folder)
         return model.eval()

@@ -17,6 +17,7 @@ from atk.extras import optional_imports
 from atk.models import clap_transformers
 from atk.models.clap import CLAP
 from atk.models.htsat import HTSAT
+from atk.models.text import TextEncoder
 from atk.ops.checks import one_of
 
 Format = Literal["transformers", "torch-export", "onnx"]
@@ -60,7 +61,12 @@ class TextTower(nn.Module):
         return F.normalize(pooled.float(), dim=-1), F.normalize(tokens.float(), dim=-1), mask, offsets
 
 
-def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # noqa: A002 (the name of the option)
+def export_model(
+    model: CLAP,
+    folder: str | Path,
+    format: Format,  # noqa: A002 (the name of the option)
+    logit_scale: float | None = None,
+) -> float:
     """Write a model and its tokenizer to a folder, and compare what was written with the model.
 
     Args:
@@ -69,6 +75,8 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
         format: "transformers" writes a ClapModel and its processor. "torch-export" writes `audio.pt2` and `text.pt2`,
             which need only torch: see `AudioTower` and `TextTower`. "onnx" writes `audio.onnx` and `text.onnx` with the
             same inputs and outputs, checked with onnxruntime.
+        logit_scale: inverse of the temperature that the model was trained with, which a ClapModel also holds; None =
+            that of the published checkpoint that the model is, or else the default of ClapModel.
 
     Returns:
         The largest difference between a component of an embedding and that of the model.
@@ -80,12 +88,15 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
     """
     one_of("format", format, FORMATS)
     folder = Path(folder)
+    text_encoder = model.text_encoder
+    if not isinstance(text_encoder, TextEncoder):
+        raise ValueError("model: word vectors have no tokenizer to export; save the model with save_pretrained instead")
     if format == "transformers":
-        error = _write_clap_model(model, folder)
+        error = _write_clap_model(model, folder, logit_scale)
     else:
         model = _without_branches(model)
         folder.mkdir(parents=True, exist_ok=True)
-        model.text_encoder.tokenizer.save_pretrained(folder)
+        text_encoder.tokenizer.save_pretrained(folder)
         error = (_write_programs if format == "torch-export" else _write_onnx)(model, folder)
     if not error <= _TOLERANCE:
         raise ValueError(f"{folder}: the exported model differs from the model by up to {error:.1e}")
@@ -93,9 +104,10 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
 
 
 @torch.no_grad()
-def _write_clap_model(model: CLAP, folder: Path) -> float:
+def _write_clap_model(model: CLAP, folder: Path, logit_scale: float | None) -> float:
+    assert isinstance(model.text_encoder, TextEncoder)  # checked by `export_model`
     clap_transformers.save_clap_model(
-        model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection, folder
+        model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection, folder, logit_scale
     )
     again = CLAP.from_pretrained(folder)
     audio, lengths = _clips(model, 2, 1.0)

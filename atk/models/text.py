@@ -34,10 +34,15 @@ class TextEncoderConfig:
     Args:
         pretrained: local folder or hub name of a checkpoint: BERT, RoBERTa, a decoder, the encoder of T5, or the text
             tower of CLIP, for example; None = train from scratch with the settings below.
+        vectors: text file of word vectors in the format of GloVe, a word and its numbers a line; a caption is then the
+            mean of the vectors of its words, and of the settings below, only `max_tokens` and `vocabulary` apply. Read
+            when the model is created.
+        train_vectors: whether the word vectors are trained.
         pooling: what the global vector is: the first token ("cls"), the mean over valid tokens ("mean"), the end token
             ("last"), or the output of the encoder's own pooling layer ("pooler").
         max_tokens: longer captions are truncated to this many tokens.
-        vocabulary: maximum size of a tokenizer trained on the captions.
+        vocabulary: maximum size of a tokenizer trained on the captions; with `vectors`, number of words taken from the
+            start of the file besides those of the captions.
         width: width of the Transformer.
         layers: number of Transformer layers.
         heads: number of attention heads.
@@ -55,11 +60,17 @@ class TextEncoderConfig:
     heads: int = 4
     dropout: float = 0.1
     token_layer: int | None = None
+    vectors: str | None = None
+    train_vectors: bool = False
 
     def __post_init__(self) -> None:
         checks.one_of("pooling", self.pooling, POOLINGS)
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
+        if self.vectors is not None and self.pretrained is not None:
+            raise ValueError(
+                f"only one of pretrained and vectors can be set, got {self.pretrained!r} and {self.vectors!r}"
+            )
 
 
 class TextEncoder(nn.Module):

@@ -3,6 +3,7 @@
 from atk.nn.difference import CrossAttentionDifference, SubtractionDifference
 from atk.nn.losses import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
 from atk.nn.mappers import MLPMapper, TransformerMapper
+from atk.nn.triplet import TripletLoss
 
 __all__ = [
     "AlignedContrastiveLoss",
@@ -12,4 +13,5 @@ __all__ = [
     "SigmoidLoss",
     "SubtractionDifference",
     "TransformerMapper",
+    "TripletLoss",
 ]

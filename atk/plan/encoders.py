@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from atk.data.dataset import Batch, collate
 from atk.models.clap import CLAP
 from atk.models.layers import checkpoint_layers, innermost_layers
+from atk.models.text import TextEncoder
 from atk.ops import reference
 from atk.ops.info_nce import logit_gradient_magnitude
 from atk.ops.sigmoid import losses_of_scores
@@ -59,7 +60,13 @@ class Encoders:
 
 
 def trace_encoders(config: PlanConfig, caption_tokens: int) -> Encoders:
-    """Trace the encoders of `config` on noise and captions of `caption_tokens` words, on the CPU."""
+    """Trace the encoders of `config` on noise and captions of `caption_tokens` words, on the CPU.
+
+    Raises:
+        ValueError: the loss is the triplet loss.
+    """
+    if config.loss.kind == "triplet":
+        raise ValueError("loss.kind: steps with the triplet loss cannot be planned")
     task = _task(config)
     bf16 = config.precision == "bf16"
     embeddings, cost, forward = _run(task, _batch(task, _CLIPS, caption_tokens), bf16)
@@ -124,7 +131,8 @@ def _model(config: PlanConfig) -> CLAP:
     """The model, with the largest vocabulary that training could give it."""
     text = config.model.text
     model = CLAP.create(config.model, ["a"])
-    if text.pretrained is None and not config.model.clap.enabled and not config.model.msclap.enabled:
+    published = config.model.clap.enabled or config.model.msclap.enabled
+    if text.pretrained is None and not published and isinstance(model.text_encoder, TextEncoder):
         model.text_encoder.model.set_input_embeddings(nn.Embedding(text.vocabulary, text.width, padding_idx=0))
     return model
 

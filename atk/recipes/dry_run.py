@@ -58,7 +58,9 @@ def _planned(job: Job, machine: Machine) -> str:
             return f"{text}; time and memory: `atk plan` knows none of captioners"
         name = _device_name(machine.device)
         bf16 = name != "cpu" or multiplies_bf16(torch.device("cpu"))
-        config = replace(config, device=name, precision=_precision(config, bf16))
+        if config.precision == "auto":
+            config = replace(config, precision="bf16" if bf16 else "fp32")
+        config = replace(config, device=name)
         rates = _rates(name, config.precision == "bf16")
         result = plan(config, Resources(rates, name == "cpu", machine.devices, None))
     except (ValueError, OSError) as error:
@@ -82,10 +84,6 @@ def steps_of(config: TrainConfig) -> int:
         split = split.by_caption()
     batches = TrainBatches(len(split.clips), config.batch_size, config.seed)
     return math.ceil(config.epochs * batches.steps_per_epoch)
-
-
-def _precision(config: TrainConfig, bf16: bool) -> str:
-    return ("bf16" if bf16 else "fp32") if config.precision == "auto" else config.precision
 
 
 def _device_name(name: str) -> str:

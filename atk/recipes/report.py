@@ -19,7 +19,7 @@ _LEVEL = 0.95  # of the intervals
 def summarize(values: Sequence[float], figure: float | None) -> dict[str, float | None]:
     """Mean over seeds, half the width of its interval of 95 % by Student's t, and the difference from a figure."""
     with optional_imports:
-        from scipy.stats import t
+        from scipy.stats import t  # pyrefly: ignore[untyped-import]
 
     mean = statistics.fmean(values)
     half = None

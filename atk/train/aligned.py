@@ -1,12 +1,14 @@
 """Aligned contrastive learning (thesis ch. 3): `L_total = L_global + L_align` (3.7)."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from atk.data.dataset import Batch
-from atk.nn import AlignedContrastiveLoss
+from atk.nn import AlignedContrastiveLoss, TripletLoss
 from atk.ops.checks import one_of
 from atk.ops.max_mean import DIRECTIONS, Direction
 from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossConfig, readings_of, train_contrastive
@@ -15,7 +17,8 @@ from atk.train.grad_cache import Embeddings
 
 @dataclass(frozen=True)
 class LossConfig(PairLossConfig):
-    """Loss: InfoNCE or the sigmoid loss between clips and captions, plus the same between their frames and tokens.
+    """Loss: InfoNCE or the sigmoid loss between clips and captions, plus the same between their frames and tokens. The
+    triplet loss is between clips and captions only.
 
     Args:
         global_weight: weight of the loss on the cosine of the global vectors; 0 disables it.
@@ -34,6 +37,11 @@ class LossConfig(PairLossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("direction", self.direction, DIRECTIONS)
+        if self.kind == "triplet" and (self.aligned_weight or not self.global_weight):
+            raise ValueError(
+                "aligned_weight must be 0, and global_weight above 0, for the triplet loss, which compares global "
+                f"vectors only, got {self.aligned_weight} and {self.global_weight}"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,16 @@ class AlignedConfig(ContrastiveConfig):
     loss: LossConfig = field(default_factory=LossConfig)
 
 
-class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
+class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss | TripletLoss]):
     """Aligned contrastive learning, for `atk.train.trainer.Trainer`."""
 
     method = "aligned"
 
-    def make_criterion(self) -> AlignedContrastiveLoss:
+    def make_criterion(self) -> AlignedContrastiveLoss | TripletLoss:
         """The configured loss."""
         loss = self.config.loss
+        if loss.kind == "triplet":
+            return TripletLoss(loss.margin, loss.negatives, loss.reduction, gather=self.config.gather)
         start = self.starting_point
         return AlignedContrastiveLoss(
             start.temperature,
@@ -72,7 +82,8 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
         )
 
     def encode(self, batch: Batch) -> Embeddings:
-        """Global vectors `[N, D]`; also frames, tokens, and their masks if the loss uses them."""
+        """Global vectors `[N, D]`; also frames, tokens, and their masks, or which captions are equal, if the loss uses
+        them."""
         audio = self.model.encode_audio(batch.audio, batch.lengths)
         text = self.model.encode_text(self.model.tokenize(batch.captions))
         embeddings = {"audio": audio.pooled, "text": text.pooled}
@@ -83,16 +94,26 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
                 "frame_mask": audio.mask,
                 "token_mask": text.mask,
             }
+        if self.config.loss.kind == "triplet":
+            captions = torch.tensor([_fingerprint(caption) for caption in batch.captions], dtype=torch.int64)
+            embeddings["captions"] = captions.to(self.device)
         return embeddings
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """`L_total` of a batch, and its terms."""
+        if isinstance(self.criterion, TripletLoss):
+            return self.config.loss.global_weight * (loss := self.criterion(**embeddings)), {"triplet": loss}
         terms = self.criterion.terms(**embeddings)
         return self.criterion.total(terms), terms
 
     def readings(self) -> dict[str, Tensor]:
         """The inverse of the temperature, and the bias of the sigmoid loss."""
-        return readings_of(self.criterion)
+        return {} if isinstance(self.criterion, TripletLoss) else readings_of(self.criterion)
+
+
+def _fingerprint(caption: str) -> int:
+    """An integer of 48 bits, equal for equal captions."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=6).digest(), "big")
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:

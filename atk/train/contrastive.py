@@ -3,19 +3,22 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from atk.data import TrainDataset
+from atk.data.mixgen import MixGenDataset
+from atk.data.texts import TAG_SAMPLINGS, TagSampling
 from atk.distributed import GATHERS
 from atk.distributed.exchange import GatherMode
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.layers import checkpoint_layers
 from atk.nn import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
-from atk.nn.losses import MAX_LOGIT_SCALE, PAIR_LOSSES, PairLoss, check_reduction
+from atk.nn.losses import MAX_LOGIT_SCALE, check_reduction
+from atk.nn.triplet import NEGATIVES, Negatives
 from atk.ops.checks import one_of
 from atk.ops.info_nce import REDUCTIONS, Reduction
 from atk.train.config import TrainConfig
@@ -24,6 +27,8 @@ from atk.train.run import MakeTask, checkpoint_to_resume, run
 from atk.train.saved_loss import saved_pair_loss
 from atk.train.task import CaptionedTask
 from atk.train.tuning import note_once, pretrained_defaults
+
+LossKind = Literal["info_nce", "sigmoid", "triplet"]
 
 
 class StartingPoint(NamedTuple):
@@ -39,23 +44,36 @@ class PairLossConfig:
 
     Args:
         kind: "info_nce" ranks the captions of the batch for every clip and the clips for every caption; "sigmoid",
-            SigLIP's loss, judges every pair by itself.
+            SigLIP's loss, judges every pair by itself; "triplet" separates each pair from one negative by a margin.
         temperature: inverse of the factor of the similarities; null: that of the checkpoint that the model starts from
             (with its bias), else 0.2 for "info_nce", 0.1 for "sigmoid".
         learnable: learn the temperature, starting from `temperature`, and the bias; null: with "sigmoid", and if both
             encoders start from one checkpoint.
         bias: what "sigmoid" adds to the logits, at the start if it is learned.
-        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss; "info_nce" only.
+        reduction: "sum" or "mean" of the audio-to-text and the text-to-audio loss; not for "sigmoid".
+        margin: of "triplet": how much more similar a pair must be than its negative.
+        negatives: of "triplet": "weighted" draws a negative with probability proportional to 1 + its cosine similarity,
+            "random" draws any, "semi-hard" takes the most similar one below the positive.
     """
 
-    kind: PairLoss = "info_nce"
+    kind: LossKind = "info_nce"
     temperature: float | None = None
     learnable: bool | None = None
     bias: float = -10.0
     reduction: Reduction = "sum"
+    margin: float = 0.4
+    negatives: Negatives = "weighted"
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, PAIR_LOSSES)
+        one_of("kind", self.kind, get_args(LossKind))
+        one_of("negatives", self.negatives, NEGATIVES)
+        if not self.margin > 0:
+            raise ValueError(f"margin must be above 0, got {self.margin}")
+        if self.kind == "triplet" and (self.temperature is not None or self.learnable):
+            raise ValueError(
+                "temperature and learnable must be null for the triplet loss, which has no temperature, got "
+                f"{self.temperature} and {self.learnable}"
+            )
         one_of("reduction", self.reduction, REDUCTIONS)
         check_reduction(self.kind, self.reduction)
 
@@ -87,6 +105,10 @@ class ContrastiveConfig(TrainConfig):
         gather: how captions are exchanged between ranks: "all" gathers them at once, "ring" passes them around, which
             takes less memory.
         loss: loss between clips and captions.
+        tag_sampling: captions list tags with commas, and every time a clip is drawn, its caption is a draw from them:
+            "stochastic", a random number of them in random order; "one" tag; or "shuffle", all of them in random order.
+            null: captions as they are.
+        mixgen: fraction of the training clips that are averaged with another one, with both captions joined by "and".
         model: audio encoder, text encoder, and shared space.
     """
 
@@ -95,6 +117,8 @@ class ContrastiveConfig(TrainConfig):
     activation_checkpointing: bool = False
     compile: bool = False
     gather: GatherMode = "all"
+    tag_sampling: TagSampling | None = None
+    mixgen: float = 0.0
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
@@ -102,6 +126,12 @@ class ContrastiveConfig(TrainConfig):
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, as the loss contrasts pairs, got {self.batch_size}")
         one_of("gather", self.gather, GATHERS)
+        if self.loss.kind == "triplet" and self.gather != "all":
+            raise ValueError(f"gather must be 'all' for the triplet loss, got {self.gather!r}")
+        if self.tag_sampling is not None:
+            one_of("tag_sampling", self.tag_sampling, TAG_SAMPLINGS)
+        if not 0 <= self.mixgen <= 1:
+            raise ValueError(f"mixgen must be in [0, 1], got {self.mixgen}")
 
 
 ConfigT = TypeVar("ConfigT", bound=ContrastiveConfig)
@@ -147,7 +177,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
             self.model.audio_encoder.compile()
             self.model.text_encoder.compile()
         self.criterion: CriterionT = self.make_criterion().to(device)
-        self.dataset = TrainDataset(self.clips, model.sample_rate, config.clip_seconds, config.seed)
+        self.dataset = self.make_dataset()
         self.validation = self._split("val", side_files=False) if self.has("val") else None
         # Read the held-out split now, so that errors in it show up before training and not after it.
         self.evaluation = self._split(self.held_out, side_files=True) if self.held_out else None
@@ -160,6 +190,14 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
     def make_criterion(self) -> CriterionT:
         """The loss, and whatever else is trained along with the model."""
         raise NotImplementedError
+
+    def make_dataset(self) -> TrainDataset:
+        """The captioned clips to train on."""
+        config = self.config
+        options: Any = (self.clips, self.model.sample_rate, config.clip_seconds, config.seed)
+        if config.mixgen:
+            return MixGenDataset(*options, rate=config.mixgen, tag_sampling=config.tag_sampling)
+        return TrainDataset(*options, tag_sampling=config.tag_sampling)
 
     def encode(self, batch: Any) -> Embeddings:
         """The embeddings that `loss_of` takes."""
@@ -208,7 +246,7 @@ def _safe_defaults(config: ConfigT) -> ConfigT:
     config = pretrained_defaults(
         config, whole or model.audio.pretrained is not None, whole or model.text.pretrained is not None
     )
-    if whole and config.loss.learnable is None:
+    if whole and config.loss.learnable is None and config.loss.kind != "triplet":
         note = " of the checkpoint" if config.loss.temperature is None else ""
         note_once(f"pretrained weights: the temperature{note} is learned, unless loss.learnable is false")
         config = replace(config, loss=replace(config.loss, learnable=True))

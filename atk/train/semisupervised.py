@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,9 +18,11 @@ from atk.ops.checks import one_of
 from atk.train.config import fields_at_least
 from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossConfig, readings_of, train_contrastive
 from atk.train.grad_cache import Embeddings
+from atk.train.run import checkpoint_to_resume
 from atk.train.semisupervised_batch import SemiSupervisedBatch, mixture
 
 MapperKind = Literal["mlp", "transformer"]
+MapperFrames = Literal["encoder", "projected"]
 _LISTING = "unlabeled.npz"
 _MAX_UNREADABLE_BATCHES = 10  # in a row
 
@@ -32,6 +34,9 @@ class MapperConfig:
     Args:
         kind: "mlp" maps the global vector of a clip to one pseudo-token, "transformer" maps its frames to several.
         tokens: number of pseudo-tokens per clip; "transformer" only.
+        frames: "encoder": those of the audio encoder, in its width, as in the thesis; "projected": those in the shared
+            space. null: "encoder" in a new run; runs of versions that had only "projected" stay with that.
+            "transformer" only.
         hidden: width of the hidden layer; "mlp" only.
         layers: number of decoder layers; "transformer" only.
         heads: number of attention heads; "transformer" only.
@@ -46,9 +51,12 @@ class MapperConfig:
     heads: int = 8
     dropout: float = 0.1
     noise: float = 1.0
+    frames: MapperFrames | None = None
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, get_args(MapperKind))
+        if self.frames is not None:
+            one_of("frames", self.frames, get_args(MapperFrames))
         fields_at_least(self, 1, "tokens", "hidden", "layers", "heads")
         fields_at_least(self, 0, "noise")
 
@@ -71,6 +79,8 @@ class SemiSupervisedLossConfig(PairLossConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kind == "triplet":
+            raise ValueError("kind must be 'info_nce' or 'sigmoid' for semi-supervised training, got 'triplet'")
         fields_at_least(self, 0, "labeled_weight", "mix_weight", "unlabeled_weight")
         if self.labeled_weight + self.mix_weight + self.unlabeled_weight == 0:
             raise ValueError("labeled_weight, mix_weight and unlabeled_weight must not all be 0")
@@ -188,6 +198,8 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         dim, token_width = self.model.dim, self.model.token_width
         if config.kind == "mlp":
             return MLPMapper(dim, token_width, config.hidden, config.dropout, config.noise)
+        if config.frames == "encoder":
+            dim = self.model.audio_encoder.width
         return TransformerMapper(
             dim, token_width, config.tokens, config.layers, config.heads, config.dropout, config.noise
         )
@@ -237,7 +249,8 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
             embeddings["labeled text"] = model.encode_text(captions).pooled
         if unlabeled is None or not unlabeled.files:
             return embeddings
-        audio = model.encode_audio(unlabeled.audio, unlabeled.lengths)
+        project_frames = self.config.mapper.frames != "encoder"
+        audio = model.encode_audio(unlabeled.audio, unlabeled.lengths, project_frames)
         pseudo_tokens = self.criterion.map_audio(audio)
         pairs = min(len(labeled), len(unlabeled))  # either batch may lack unreadable files
         if weights.mix_weight and pairs:
@@ -268,4 +281,7 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
 
 def train(config: SemiSupervisedConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train from captioned clips and unlabeled audio; arguments, result, and errors: see `atk.train.run.run`."""
+    if config.mapper.frames is None:
+        frames = "encoder" if checkpoint_to_resume(config, resume) is None else "projected"
+        config = replace(config, mapper=replace(config.mapper, frames=frames))
     return train_contrastive(SemiSupervisedTask, config, resume)

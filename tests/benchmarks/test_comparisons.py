@@ -9,6 +9,7 @@ import pytest
 import aligned_vs_global
 import difference_captioning
 import experiments
+import fine_tuning
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
@@ -68,3 +69,17 @@ def test_the_tables_have_a_column_per_objective_or_condition():
     assert "| CIDEr | 0.050 (0.071) |" in alone and alone.splitlines()[0].count("|") == 6
     assert "| names the added event, % | 5.0 (0.0) |" in mixtures and "METEOR" not in mixtures
     assert conditions.splitlines()[0] == "| | same/same | same/diff | diff/diff | multi/same | multi/diff |"
+
+
+def test_gains_of_fine_tuning_are_paired_by_seed():
+    columns = [f"{group} {name}" for group, name in fine_tuning.COLUMNS]
+    before = [{"arm": fine_tuning.BEFORE, "seed": seed, **dict.fromkeys(columns, 10.0 * seed)} for seed in range(3)]
+    after = [
+        {"arm": arm, "seed": seed, **dict.fromkeys(columns, 10.0 * seed + gain)}
+        for arm in fine_tuning.ARMS
+        for seed, gain in ((2, 3.0), (0, 1.0), (1, 2.0))
+    ]
+    lines = fine_tuning.table(before + after).splitlines()
+    assert lines[2].startswith("| not fine-tuned | 10.0 ± 24.8 |")
+    assert [line.split(" | ")[-1] for line in lines[3:]] == ["2.0 ± 2.5 |"] * len(fine_tuning.ARMS)
+    assert fine_tuning.interval([1.25]) == "1.2"

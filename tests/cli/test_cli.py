@@ -63,6 +63,12 @@ def test_align_writes_picture_and_numbers(tiny_run, tiny_data, capsys, tmp_path)
     assert out.read_bytes()[:4] == b"\x89PNG"
     words = [line.split(",")[0] for line in out.with_suffix(".csv").read_text().splitlines()]
     assert words[1:] == ["a", "low", "tone"]
+    for texts, expected in (
+        (["a low tone", "high"], ["a low tone", "high"]),
+        (["a low tone", "--phrase"], ["a low tone"]),
+    ):
+        printed(capsys, "align", tiny_run, tiny_data / "test 0.wav", *texts, "--out", out)
+        assert [line.split(",")[0] for line in out.with_suffix(".csv").read_text().splitlines()][1:] == expected
 
 
 def test_soundscapes_are_written_only_once(capsys, tmp_path):

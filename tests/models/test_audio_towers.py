@@ -12,7 +12,7 @@ from atk.models.clap import CLAP
 
 CAPTIONS = ["a dog barks", "rain falls"]
 FRAME_SECONDS = {"AST": 0.04, "Whisper": 0.02, "HTS-AT": 1 / 32}
-TOWERS = [*MAKERS, "CNN14"]
+TOWERS = [*MAKERS, "CNN14", "Music Tagging Transformer"]
 
 
 def noise(seconds, seed=0):
@@ -36,6 +36,11 @@ def towers(tmp_path_factory):
         made[name] = (*saved, clap(AudioEncoderConfig(pretrained=str(folder))))
     cnn = AudioEncoderConfig(type="cnn14", mel_bins=32, window=512, hop=160, channels=(4, 4, 8, 8, 8, 8))
     made["CNN14"] = (None, None, clap(cnn))
+    made["Music Tagging Transformer"] = (
+        None,
+        None,
+        clap(dataclasses.replace(CONFIG.audio, type="music-tagging-transformer", hop=80)),
+    )
     return made
 
 

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from support.distributed_cases import CASES as LOSS_CASES
 from support.distributed_sigmoid_cases import CASES as SIGMOID_CASES
+from support.distributed_triplet_cases import CASES as TRIPLET_CASES
 from support.distributed_wire_cases import CASES as WIRE_CASES
 from support.processes import start_ranks
 
-CASES = LOSS_CASES | SIGMOID_CASES | WIRE_CASES
+CASES = LOSS_CASES | SIGMOID_CASES | TRIPLET_CASES | WIRE_CASES
 TIMEOUT = timedelta(seconds=60)  # of a collective that some rank does not join
 
 
