@@ -89,7 +89,7 @@ def run(arguments: Namespace) -> None:
         return
     done, open_rows = _run_all(todo, table, machine)
     stem = out / f"table_{arguments.table.replace('.', '_')}"
-    listing = _listing(stem, rows, done, machine) if table.kind == "listing" else ""
+    listing = _listing(stem, rows, done, machine) if table.evaluation == "listing" else ""
     page = write(stem, record(arguments.table, table, rows, done, open_rows, arguments.scale), listing)
     print(f"{page}\n{stem}.md\n{stem}.json")
 
@@ -100,13 +100,13 @@ def _run_all(
     """The complete runs of each row with their values, and what the other rows need."""
     done: dict[str, list[tuple[Job, Measured]]] = {}
     open_rows: dict[str, str] = {}
-    for number, job in enumerate(todo, 1):
+    for position, job in enumerate(todo, 1):
         if job.needs:
             open_rows[job.row.name] = ", ".join(job.needs)
             continue
-        print(f"run {number} of {len(todo)}: {job.name} ({job.state})", file=sys.stderr)
+        print(f"run {position} of {len(todo)}: {job.name} ({job.state})", file=sys.stderr)
         result = job.run(machine)
-        values = Measured({}, {}) if table.kind == "listing" else measured(table, result)
+        values = Measured({}, {}) if table.evaluation == "listing" else measured(table, result)
         done.setdefault(job.row.name, []).append((job, values))
     for name, needs in open_rows.items():
         print(f"not run: {name} needs {needs}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The runs of a table: trains and evaluates those that are missing, and continues those that were interrupted."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -107,14 +108,16 @@ class Job:
                 path_of(self.recipe.tokenizer, self.sources),
             )
             assert source is not None
-            result = measure.evaluate(self.table.kind, source, tokenizer, data, machine.device, machine.workers)
+            result = measure.evaluate(self.table.evaluation, source, tokenizer, data, machine.device, machine.workers)
         else:
             if not (self.folder / "summary.json").is_file():
                 _train(self.recipe.method, self.config(machine), self.folder, machine.devices)
             if self.recipe.method == "difference":
                 result = json.loads((self.folder / "summary.json").read_text())["metrics"]
             else:
-                result = measure.evaluate(self.table.kind, self.folder, None, data, machine.device, machine.workers)
+                result = measure.evaluate(
+                    self.table.evaluation, self.folder, None, data, machine.device, machine.workers
+                )
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")
         return result
 
@@ -158,6 +161,7 @@ def _train(method: str, config: TrainConfig, folder: Path, devices: int) -> None
     """Train, going on where an earlier call stopped: in this process, or in one process for each of several devices."""
     if devices == 1:
         METHODS[method].train(config, resume=True)
+        gc.collect()  # the model of this run, before there is one of the next
         return
     path = folder / "launched.yaml"
     config.save(path)

@@ -26,12 +26,12 @@ def list_captions(path: Path, model: Job, baseline: Job, machine: Machine) -> st
         baseline: run of the captioner without one; its features of the reference are subtracted.
         machine: what to run on.
     """
-    own = read_captions(model.folder / "captions_test.csv")
+    captions = read_captions(model.folder / "captions_test.csv")
     if not path.is_file():
-        write_captions(path, own, _baseline_captions(baseline, machine))
+        write_captions(path, captions, _baseline_captions(baseline, machine))
     others = read_captions(path, "baseline_")
-    mixed = [row for row in own if row.added]
-    return format_captions((mixed or own)[:EXAMPLES], others)
+    mixed = [row for row in captions if row.added]
+    return format_captions((mixed or captions)[:EXAMPLES], others)
 
 
 def read_captions(path: Path, prefix: str = "") -> list[Captions]:

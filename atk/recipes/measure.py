@@ -9,7 +9,7 @@ from atk.eval.protocols import evaluate_protocols
 from atk.eval.sources import window_seconds
 from atk.models import from_pretrained
 from atk.models.clap import CLAP
-from atk.recipes.tables import Kind, Table
+from atk.recipes.tables import Evaluation, Table
 
 _VOCABULARIES = {"50 tags": "msd50", "1054 tags": "ecals"}  # as `atk data import ecals` names them
 _AREAS = {"ROC": "ROC-AUC", "PR": "PR-AUC"}
@@ -23,12 +23,12 @@ class Measured(NamedTuple):
 
 
 def evaluate(
-    kind: Kind, source: str | Path, tokenizer: str | None, data: str, device: str, workers: int | None
+    wanted: Evaluation, source: str | Path, tokenizer: str | None, data: str, device: str, workers: int | None
 ) -> dict[str, Any]:
     """Evaluate a model with two encoders: "tagging" by the protocols tagging and multi-query, "retrieval" by its own.
 
     Args:
-        kind: kind of the table.
+        wanted: `evaluation` of the table.
         source: run folder, or whatever else `atk evaluate` takes.
         tokenizer: tokenizer of a published file.
         data: data folder.
@@ -45,7 +45,7 @@ def evaluate(
     return evaluate_protocols(
         model,
         data,
-        ["tagging", "multi-query"] if kind == "tagging" else ["retrieval"],
+        ["tagging", "multi-query"] if wanted == "tagging" else ["retrieval"],
         clip_seconds=window_seconds(source, model),
         workers=default_workers(place) if workers is None else workers,
         progress="evaluate",
@@ -53,14 +53,14 @@ def evaluate(
 
 
 def measured(table: Table, evaluation: Mapping[str, Any]) -> Measured:
-    """The columns of a table in an evaluation of its kind."""
-    if table.kind == "captions":
+    """The columns of a table in the evaluation of a run."""
+    if table.evaluation == "captions":
         scores, missing = evaluation["input"], evaluation["missing"]
         return Measured(
             {name: scores[name] for name in table.columns if name in scores},
             {name: missing.get(name, "not computed") for name in table.columns if name not in scores},
         )
-    if table.kind == "retrieval":
+    if table.evaluation == "retrieval":
         metrics = evaluation["retrieval"]["conventions"]["laion"]["text_to_audio"]
         return Measured({name: metrics[name] for name in table.columns}, {})
     metrics = evaluation["multi-query"]["conventions"]["ttmr"]["text_to_audio"]

@@ -35,7 +35,7 @@ def summarize(values: Sequence[float], figure: float | None) -> dict[str, float 
 
 
 def record(
-    number: str,
+    name: str,
     table: Table,
     rows: Sequence[Row],
     done: Mapping[str, Sequence[tuple[Job, Measured]]],
@@ -45,7 +45,7 @@ def record(
     """The content of the JSON file.
 
     Args:
-        number: number of the table.
+        name: name of the table, such as "3.1".
         table: the table.
         rows: its rows.
         done: for each row by name, the runs that are complete and their values.
@@ -81,7 +81,7 @@ def record(
             }
         )
     return {
-        "table": number,
+        "table": name,
         "title": table.title,
         "scale": scale,
         "version": __version__,

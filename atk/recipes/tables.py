@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["tagging", "captions", "retrieval", "listing"]
+Evaluation = Literal["tagging", "captions", "retrieval", "listing"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Table:
 
     Attributes:
         title: what it compares.
-        kind: how its runs are evaluated: see `atk.recipes.measure`.
+        evaluation: how its runs are evaluated: see `atk.recipes.measure`.
         columns: its columns; lower is better for the median rank, higher for all others.
         rows: its rows.
         notes: what to know when comparing.
     """
 
     title: str
-    kind: Kind
+    evaluation: Evaluation
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()

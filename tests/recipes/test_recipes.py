@@ -13,7 +13,7 @@ from atk.recipes.measure import Measured, measured
 from atk.recipes.report import record, render, summarize
 from atk.recipes.sources import DATA, HUB, WEIGHTS, missing, parse_sources
 
-ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows]
+ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 TRAINED = sorted({row.recipe for _, row in ROWS if Recipe.read(row.recipe).method})
 SOURCES = {name: f"/{name}" for name in (*DATA, *WEIGHTS)}
 
@@ -103,11 +103,11 @@ _EXPLAINED = {  # by the line above
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "row"), ROWS, ids=lambda value: getattr(value, "name", value))
-def test_rows_name_known_sources_and_have_a_figure_for_each_column(number, row):
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=lambda value: getattr(value, "name", value))
+def test_rows_name_known_sources_and_have_a_figure_for_each_column(name, row):
     recipe = Recipe.read(row.recipe)
     assert {*recipe.sources, row.target} <= SOURCES.keys()
-    assert len(row.figures) == len(TABLES[number].columns)
+    assert len(row.figures) == len(TABLES[name].columns)
     assert Recipe.read(row.recipe, small=True).method == recipe.method
     if recipe.method is None:
         assert recipe.checkpoint in ("{msclap}", "{laion}", "{tclap}")
@@ -115,9 +115,9 @@ def test_rows_name_known_sources_and_have_a_figure_for_each_column(number, row):
 
 def test_figures_of_rows_that_occur_twice_agree_except_for_subtraction():
     seen = {}
-    for number, row in ROWS:
+    for name, row in ROWS:
         if row.figures and row.recipe.startswith("table_5") and Recipe.read(row.recipe).method:
-            assert seen.setdefault(row.recipe, row.figures) == row.figures, number
+            assert seen.setdefault(row.recipe, row.figures) == row.figures, name
     sub = [table.row("subtraction").figures[-1] for table in (TABLES["4.1"], TABLES["4.2"])]
     assert sub == [0.264, 0.262]
     assert TABLES["5.4"].row("no-noise-clotho").figures[-1] == 30.27  # stands under AudioCaps in the thesis

@@ -6,15 +6,11 @@ import re
 import time
 
 import pytest
-import torch
 from support.processes import PATIENCE, Job
 from support.published_captions import make_clotho
 
 from atk.cli.main import main
 from atk.data.published import import_set
-from atk.models.audio import AudioEncoderConfig
-from atk.models.clap import CLAP, ModelConfig
-from atk.models.text import TextEncoderConfig
 from atk.recipes import TABLES
 
 
@@ -31,16 +27,16 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("reproduced")
 
 
-def command(number, out, *more):
-    return ["reproduce", number, "--out", str(out), "--scale", "small", "--device", "cpu", *map(str, more)]
+def command(name, out, *more):
+    return ["reproduce", name, "--out", str(out), "--scale", "small", "--device", "cpu", *map(str, more)]
 
 
-def table(out, number):
-    return json.loads((out / "small" / f"table_{number.replace('.', '_')}.json").read_text())
+def table(out, name):
+    return json.loads((out / "small" / f"table_{name.replace('.', '_')}.json").read_text())
 
 
-def check(out, number, rows):
-    content = table(out, number)
+def check(out, name, rows):
+    content = table(out, name)
     assert [row["row"] for row in content["rows"]] == list(rows)
     for row in content["rows"]:
         assert row["runs"] and row["needs"] is None
@@ -54,7 +50,7 @@ def check(out, number, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "rows"),
+    ("name", "rows"),
     [
         ("3.1", ["triplet-glove", "aligned"]),
         ("4.1", ["al-mixgen", "subtraction"]),
@@ -63,9 +59,9 @@ def check(out, number, rows):
         ("5.3", ["transformer-4-clotho"]),
     ],
 )
-def test_rows_run_end_to_end(out, number, rows, capsys):
-    main(command(number, out, "--seeds", 0, "--rows", *rows))
-    content = check(out, number, rows)
+def test_rows_run_end_to_end(out, name, rows, capsys):
+    main(command(name, out, "--seeds", 0, "--rows", *rows))
+    content = check(out, name, rows)
     assert f"| {content['rows'][0]['label']} | thesis |" in capsys.readouterr().out
 
 
@@ -80,10 +76,10 @@ def test_captions_of_differences_are_listed_beside_those_of_the_baseline(out, ca
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("number", [number for number in TABLES if number != "4.3"])
-def test_whole_tables_run_end_to_end(out, number):
-    main(command(number, out, "--seeds", 0, 1))
-    content = check(out, number, [row.name for row in TABLES[number].rows])
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "4.3"])
+def test_whole_tables_run_end_to_end(out, name):
+    main(command(name, out, "--seeds", 0, 1))
+    content = check(out, name, [row.name for row in TABLES[name].rows])
     trained = [row for row in content["rows"] if row["runs"][0]["seed"] is not None]
     assert all([run["seed"] for run in row["runs"]] == [0, 1] for row in trained)
 
@@ -139,19 +135,18 @@ def test_a_dry_run_lists_every_run_with_its_settings_and_steps(clotho, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_names_what_rows_need_and_plans_the_others(clotho, tmp_path, capsys):
-    torch.manual_seed(0)
-    audio = AudioEncoderConfig(mel_bins=16, channels=(4, 4, 4, 4), width=16, layers=1, heads=2)
-    CLAP.create(ModelConfig(16, audio, TextEncoderConfig(width=16, layers=1, heads=2)), ["a"]).save_pretrained(
-        tmp_path / "model"
-    )
-    arguments = ["--data", f"clotho={clotho}", "--weights", f"laion={tmp_path / 'model'}", "--device", "h100"]
+def test_a_dry_run_names_what_rows_need(clotho, tmp_path, capsys):
+    arguments = ["--data", f"clotho={clotho}", "--weights", "laion=clap", "--rows", "laion-clap", "mlp-audioset"]
     main(["reproduce", "5.2", "--out", str(tmp_path / "out"), "--dry-run", *arguments])
     printed = capsys.readouterr().out
-    assert "needs --weights msclap=PATH, --data audioset=PATH" in printed.replace(
-        "--data audioset=PATH, --weights msclap=PATH", "--weights msclap=PATH, --data audioset=PATH"
-    )
-    assert f"checkpoint: {tmp_path / 'model'}, evaluated as it is" in printed
+    assert "needs --data audioset=PATH, --weights msclap=PATH" in printed
+    assert "checkpoint: clap, evaluated as it is" in printed
+
+
+@pytest.mark.slow
+def test_a_dry_run_plans_time_and_memory(out, capsys):
+    main(command("5.2", out, "--seeds", 0, "--rows", "mlp-audioset", "--dry-run", "--device", "h100", "--devices", 2))
+    assert re.search(r"4 steps; planned on 2 x h100: \d+\.\d\d h of training, \d\.\d GiB", capsys.readouterr().out)
 
 
 def test_a_table_without_anything_to_run_from_is_refused(tmp_path, capsys):
