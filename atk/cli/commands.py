@@ -88,7 +88,12 @@ def _commands() -> dict[str, Command]:
         ),
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
         "search": _model_command(
-            "Rank the audio files of a folder, or moments in them, by text queries.", "search", "search_command"
+            "Rank the audio files of a folder or an index, or moments in them, by text queries.",
+            "search",
+            "search_command",
+        ),
+        "index": _model_command(
+            "Build an index of the audio files of a folder, or bring it up to date.", "index", "index_command"
         ),
         "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),
         "export": _model_command("Write a model for use without atk.", "export", "embed_commands"),

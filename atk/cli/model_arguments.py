@@ -48,16 +48,15 @@ def add_long_clips(parser: ArgumentParser) -> None:
     )
 
 
-def add_score(parser: ArgumentParser) -> None:
-    """Add the choice of the similarity."""
+def add_score(parser: ArgumentParser, unset: str | None = None) -> None:
+    """Add the choice of the similarity; `unset` says what null means, if that is the default."""
     from atk.eval.scores import Score
 
-    parser.add_argument(
-        "--score",
-        type=Score,
-        default="global",
-        help="similarity of a clip and a text: of their global vectors, of frames and tokens, or the mean of both",
-    )
+    text = "similarity of a clip and a text: of their global vectors, of frames and tokens, or the mean of both"
+    if unset is None:
+        parser.add_argument("--score", type=Score, default="global", help=text)
+    else:
+        parser.add_argument("--score", type=Score | None, default=None, help=f"{text}; {unset}")
 
 
 def add_reading_arguments(parser: ArgumentParser) -> None:

@@ -19,11 +19,14 @@ from atk.cli.model_arguments import (
 from atk.cli.output import print_result
 
 if TYPE_CHECKING:
+    from atk.eval.embed import EmbeddingModel
+    from atk.eval.index import Index
     from atk.eval.moment_search import MomentHit, MomentResults
-    from atk.models.clap import CLAP
 
 _SETTINGS = ("threshold", "smooth", "merge", "within")  # of moments, by the names of `MomentConfig`
 _MOMENT_OPTIONS = (*_SETTINGS, "context_seconds", "figures")
+_INDEX_OPTIONS = ("candidates", "exact")
+_OF_THE_INDEX = ("clip_seconds", "context_seconds", "tokenizer")  # options that it was made with
 
 
 def add_search(parser: ArgumentParser) -> None:
@@ -33,11 +36,12 @@ def add_search(parser: ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         type=str,
-        help="folder of audio files, searched recursively, or any other data set; with --moments also a single file",
+        help="folder of audio files, searched recursively, or any other data set; with --moments also a single file; "
+        "left out if an index takes the place of the model",
     )
-    parser.add_argument("query", type=str, nargs="+", help="text to look for; several are ranked one after the other")
+    parser.add_argument("query", type=str, nargs="*", help="text to look for; several are ranked one after the other")
     parser.add_argument("--top", type=int, default=10, help="number of files or moments to print for each query")
-    add_score(parser)
+    add_score(parser, "null uses global, or what suits the model of an index")
     add_long_clips(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with the files that could not be read")
     parser.add_argument(
@@ -45,6 +49,13 @@ def add_search(parser: ArgumentParser) -> None:
         action="store_true",
         help="rank moments instead of files, in recordings of any length; a query may be a sequence, 'A, then B'",
     )
+    parser.add_argument(
+        "--candidates",
+        type=int | None,
+        default=None,
+        help="index: recordings with the most similar global vectors whose frames are compared; 1000 by default",
+    )
+    parser.add_argument("--exact", action="store_true", help="index: compare the frames of all recordings")
     _add_settings(parser)
 
 
@@ -79,64 +90,85 @@ def run_search(arguments: Namespace) -> None:
     from atk.ops.checks import at_least
 
     at_least("top", arguments.top, 1)
-    given = [name for name in _MOMENT_OPTIONS if arguments[name] is not None]
-    if given and not arguments.moments:
-        raise ValueError(f"{given[0]}: only moments have it; add --moments")
+    index = _index(arguments)
+    if not arguments.query:
+        raise ValueError("missing arguments: query")
+    for names, met, wanted in (
+        (_MOMENT_OPTIONS, arguments.moments, "only moments have it; add --moments"),
+        (_INDEX_OPTIONS, index is not None, "only an index has it; see atk index"),
+        (_OF_THE_INDEX, index is None, "an index keeps that of its own; make another one to change it"),
+    ):
+        given = [name for name in names if arguments[name] not in (None, False)]
+        if given and not met:
+            raise ValueError(f"{given[0]}: {wanted}")
     if arguments.moments:
-        _search_moments(arguments)
+        _search_moments(arguments, index)
     else:
-        _search_files(arguments)
+        _search_files(arguments, index)
 
 
-def _search_files(arguments: Namespace) -> None:
+def _index(arguments: Namespace) -> "Index | None":
+    """The index that takes the place of the model, if one does; the folder is then the first query."""
+    from atk.eval.sources import is_index
+
+    if not is_index(arguments.run):
+        return None
+    from atk.eval.index import Index
+
+    if arguments.long_clips != "windows":
+        raise ValueError("long_clips: an index holds windows")
+    arguments.query = [arguments.folder, *arguments.query]
+    return Index.open(arguments.run)
+
+
+def _search_files(arguments: Namespace, index: "Index | None") -> None:
     from atk.eval.outputs import on_one_line
     from atk.eval.search import search_all
     from atk.models.clap import CLAP
 
-    model = load(arguments, CLAP)
-    result = search_all(
-        model,
-        arguments.folder,
-        arguments.query,
-        score=arguments.score,
-        progress="search",
-        **reading_arguments(arguments),
-    )
-    _report_skipped(result.skipped)
-    ranked = [hits[: arguments.top] for hits in result.hits]
+    skipped: list[tuple[str, str]] = []
+    if index is None:
+        model = load(arguments, CLAP)
+        reading = reading_arguments(arguments) | {"score": arguments.score or "global", "progress": "search"}
+        hits, skipped = search_all(model, arguments.folder, arguments.query, **reading)
+        ranked = [best[: arguments.top] for best in hits]
+    else:
+        index.load_model(arguments.device)
+        candidates = 1000 if arguments.candidates is None else arguments.candidates
+        options = {"score": arguments.score, "top": arguments.top, "exact": arguments.exact}
+        ranked = index.search(arguments.query, candidates=candidates, **options)
+    _report_skipped(skipped)
     if arguments.json:
         queries = [
             {"query": query, "hits": [{"score": score, "file": str(path)} for score, path in hits]}
             for query, hits in zip(arguments.query, ranked, strict=True)
         ]
-        print_result(json.dumps({"queries": queries, "skipped": result.skipped}, indent=2))
+        print_result(json.dumps({"queries": queries, "skipped": skipped}, indent=2))
         return
     lines = [[f"{score:.3f}  {on_one_line(str(path))}" for score, path in hits] for hits in ranked]
     _print_blocks(arguments.query, lines)
 
 
-def _search_moments(arguments: Namespace) -> None:
-    from atk.eval.moment_search import search_moments
+def _search_moments(arguments: Namespace, index: "Index | None") -> None:
+    from atk.eval.moment_search import search_indexed_moments, search_moments
     from atk.eval.moment_settings import saved_moments
     from atk.models.clap import CLAP
 
-    if arguments.long_clips != "windows" or arguments.score != "global":
+    if arguments.long_clips != "windows" or arguments.score not in (None, "global"):
         raise ValueError("moments: they are found in windows, by frames and tokens, without --long-clips and --score")
     config = replace(
-        saved_moments(arguments.run), **{name: arguments[name] for name in _SETTINGS if arguments[name] is not None}
+        saved_moments(arguments.run if index is None else index.header.source),
+        **{name: arguments[name] for name in _SETTINGS if arguments[name] is not None},
     )
     folder = None if arguments.figures is None else _picture_folder(arguments.figures)
-    model = load(arguments, CLAP)
-    result = search_moments(
-        model,
-        arguments.folder,
-        arguments.query,
-        config=config,
-        top=arguments.top,
-        context_seconds=arguments.context_seconds,
-        progress="search",
-        **reading_arguments(arguments),
-    )
+    options = {"config": config, "top": arguments.top}
+    if index is None:
+        model = load(arguments, CLAP)
+        reading = reading_arguments(arguments) | {"context_seconds": arguments.context_seconds, "progress": "search"}
+        result = search_moments(model, arguments.folder, arguments.query, **options, **reading)
+    else:
+        model = index.load_model(arguments.device)
+        result = search_indexed_moments(index, arguments.query, **options)
     _report_skipped(result.skipped)
     pictures = {} if folder is None else _draw(model, result, arguments.query, folder)
     if arguments.json:
@@ -154,7 +186,7 @@ def _picture_folder(name: str) -> Path:
     return folder
 
 
-def _draw(model: "CLAP", result: "MomentResults", queries: list[str], folder: Path) -> dict[int, str]:
+def _draw(model: "EmbeddingModel", result: "MomentResults", queries: list[str], folder: Path) -> dict[int, str]:
     """Draw every hit; returns the picture of each, by the id of the hit."""
     from atk.eval.moment_figure import draw_moment
 

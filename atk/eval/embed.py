@@ -213,10 +213,14 @@ def _embed(model: EmbeddingModel, batch: Batch, frames: Container[str]) -> list[
 
 def _join(windows: Sequence[_Window], frame_seconds: float, starts: Sequence[float]) -> ClipEmbedding:
     """Combine the windows of a clip; `starts` are in seconds."""
-    weight = torch.tensor([window.samples for window in windows], dtype=torch.float32)
-    pooled = F.normalize(weight @ torch.stack([window.pooled for window in windows]), dim=0)
+    pooled = mean_vector([window.pooled for window in windows], [window.samples for window in windows])
     times = [start + (window.indices + 0.5) * frame_seconds for start, window in zip(starts, windows, strict=True)]
     return ClipEmbedding(pooled, torch.cat([window.frames for window in windows]), torch.cat(times))
+
+
+def mean_vector(pooled: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    """Global vector `[D]` of a clip, of unit length: the mean of those of its windows, weighted by their lengths."""
+    return F.normalize(torch.tensor(samples, dtype=torch.float32) @ torch.stack(list(pooled)), dim=0)
 
 
 @torch.no_grad()

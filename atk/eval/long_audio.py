@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atk.data import Clip, eval_loader
 from atk.data.dataset import EvalDataset
-from atk.eval.embed import EmbeddingModel, device_of, evaluating, progress_bar
+from atk.eval.embed import EmbeddingModel, device_of, evaluating, mean_vector, progress_bar
 
 _CONTEXT = 0.25  # of a window, on each side
 
@@ -19,6 +19,13 @@ class Frames(NamedTuple):
 
     frames: Tensor
     times: Tensor
+
+
+class _Window(NamedTuple):
+    clip: Clip
+    inner: Frames  # those that belong to no other window
+    pooled: Tensor  # [D]
+    samples: int
 
 
 class FrameStream:
@@ -80,6 +87,10 @@ class FrameStream:
         Raises:
             AudioError: a clip cannot be decoded and the stream has `on_error="raise"`.
         """
+        for window in self._windows(progress):
+            yield window.clip, window.inner
+
+    def _windows(self, progress: str | None) -> Iterator[_Window]:
         dataset = self.loader.loader.dataset
         assert isinstance(dataset, EvalDataset)
         device = device_of(self.model)
@@ -92,10 +103,13 @@ class FrameStream:
                 if not len(batch):
                     continue
                 embedded = self._embed(batch.audio.to(device), batch.lengths.to(device))
-                for index, (frames, mask) in zip(batch.clips.tolist(), embedded, strict=True):
+                for index, samples, (frames, mask, pooled) in zip(
+                    batch.clips.tolist(), batch.lengths.tolist(), embedded, strict=True
+                ):
                     clip, window = index, window + 1 if index == clip else 0
                     if dataset.clips[index].file_name not in bad:
-                        yield dataset.clips[index], self._own(dataset, index, window, frames, mask)
+                        inner = self._own(dataset, index, window, frames, mask)
+                        yield _Window(dataset.clips[index], inner, pooled, samples)
 
     def clips(
         self, keep: Callable[[Tensor], Tensor] | None = None, progress: str | None = None
@@ -106,18 +120,31 @@ class FrameStream:
             keep: what to keep of the frames of a part, `[n, D]` to `[n, ...]`; None = the frames themselves.
             progress, errors: as in `parts`.
         """
-        for _, group in itertools.groupby(self.parts(progress), lambda part: id(part[0])):
-            clip, parts = None, []
-            for clip, part in group:  # noqa: B007 (all are the same)
-                parts.append(part if keep is None else part._replace(frames=keep(part.frames)))
+        for clip, frames, _ in self.embedded(keep, progress):
+            yield clip, frames
+
+    def embedded(
+        self, keep: Callable[[Tensor], Tensor] | None = None, progress: str | None = None
+    ) -> Iterator[tuple[Clip, Frames, Tensor]]:
+        """As `clips`, with the global vector `[D]` of each clip: the mean over windows, weighted by their lengths."""
+        for _, group in itertools.groupby(self._windows(progress), lambda window: id(window.clip)):
+            windows = [
+                window
+                if keep is None
+                else window._replace(inner=window.inner._replace(frames=keep(window.inner.frames)))
+                for window in group
+            ]
+            clip = windows[0].clip
             # The next clip has begun, so that every window of this one has been tried.
-            if clip is not None and clip.file_name not in {name for name, _ in self.skipped}:
-                yield clip, joined(parts)
+            if clip.file_name not in {name for name, _ in self.skipped}:
+                pooled = mean_vector([window.pooled for window in windows], [window.samples for window in windows])
+                yield clip, joined([window.inner for window in windows]), pooled
 
     @torch.no_grad()
-    def _embed(self, audio: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _embed(self, audio: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         embedding = self.model.embed_audio(audio, lengths)
-        return list(zip(embedding.frames.float().cpu(), embedding.mask.cpu(), strict=True))
+        frames, pooled = embedding.frames.float().cpu(), embedding.pooled.float().cpu()
+        return list(zip(frames, embedding.mask.cpu(), pooled, strict=True))
 
     def _own(self, dataset: EvalDataset, clip: int, window: int, frames: Tensor, mask: Tensor) -> Frames:
         """The valid frames of a window between its seams."""

@@ -43,7 +43,10 @@ def draw_moment(
 
     Raises:
         AudioError: the recording cannot be read.
+        ValueError: it lies inside a larger file, of which an index knows only the name.
     """
+    if isinstance(hit.path, str):
+        raise ValueError(f"figures: {hit.path} lies inside a larger file, and cannot be drawn from an index")
     half = model.frame_seconds / 2
     start = max(0.0, float(hit.times[0]) - half)
     seconds = min(float(hit.times[-1]) + half - start, _LONGEST)

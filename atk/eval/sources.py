@@ -1,4 +1,4 @@
-"""How a model to use takes long clips, which depends on where it comes from."""
+"""Where a model to use comes from: whether it is an index, and how the model takes long clips."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +11,7 @@ from atk.ops.checks import one_of
 
 LongClips = Literal["windows", "crop", "fusion"]
 LONG_CLIPS = get_args(LongClips)
+INDEX_LIST = "atk_index.json"  # the list of the parts of an index, in its folder
 _CLIP_SECONDS = 9.91  # as in training, unless the run says otherwise
 
 
@@ -43,3 +44,8 @@ def window_seconds(
         return clip_seconds
     longest = encoder.longest_seconds if isinstance(encoder, HTSAT) else _CLIP_SECONDS
     return run_settings(source).get("clip_seconds", longest)
+
+
+def is_index(path: str | Path) -> bool:
+    """Whether a path is the folder of an index (see `atk.eval.index.Index`)."""
+    return (Path(path) / INDEX_LIST).is_file()

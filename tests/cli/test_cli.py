@@ -266,6 +266,7 @@ def test_moments_are_searched_calibrated_and_evaluated(tiny_run, tiny_data, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--exact"], "exact: only an index has it; see atk index"),
         (["--figures", "p"], "figures: only moments have it; add --moments"),
         (["--moments", "--score", "both"], "without --long-clips and --score"),
         (["--moments", "--smooth", "-1"], "smooth must be at least 0"),

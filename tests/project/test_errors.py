@@ -25,6 +25,8 @@ LISTED = [
     *("train/checkpoint", "train/contrastive", "train/ranks", "train/run"),
     *("cli/caption_commands", "cli/commands", "cli/model_arguments", "cli/model_commands", "cli/output"),
     *("eval/publish", "eval/sources", "eval/tables", "models/export", "models/htsat", "models/published"),
+    *("eval/index", "eval/index_build", "eval/index_export", "eval/index_parts", "eval/index_store"),
+    "cli/index_command",
 ]
 EXPECTED = ("ValueError", "OSError", "FileNotFoundError", "AudioError", "Unusable", "ForeignTableError", "RankLost")
 
