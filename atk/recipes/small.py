@@ -13,7 +13,7 @@ from atk.models.clap import CLAP, ModelConfig
 from atk.models.text import TextEncoderConfig
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
-_SCENES = {"train": 24, "val": 6, "test": 8, "classes": 6, "seconds": (2.0, 2.5), "events": (1, 2)}
+_SCENES = {"train": 24, "val": 6, "test": 8, "classes": 6, "seconds": (2.0, 2.5), "events": (1, 2), "pool": 10}
 _CLIP_SECONDS = 2.0
 _VECTOR = 8  # width of the word vectors
 
@@ -46,7 +46,7 @@ def stand_ins(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _scenes(folder: Path, seed: int, captions: int) -> Path:
-    config = SoundscapeConfig(seed=seed, captions_per_clip=captions, pool=5, **_SCENES)
+    config = SoundscapeConfig(seed=seed, captions_per_clip=captions, **_SCENES)
     return write_soundscapes(folder, config, progress=False)
 
 

@@ -54,7 +54,7 @@ def check(out, name, rows):
     [
         ("3.1", ["triplet-glove", "aligned"]),
         ("4.1", ["al-mixgen", "subtraction"]),
-        ("4.2", ["mask-multi-diff"]),
+        ("4.2", ["mask-diff-diff"]),
         ("5.1", ["clap", "mlp-clotho", "al-mixgen"]),
         ("5.3", ["transformer-4-clotho"]),
     ],
