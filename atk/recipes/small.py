@@ -14,7 +14,6 @@ from atk.models.text import TextEncoderConfig
 from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
 _SCENES = {"train": 24, "val": 6, "test": 8, "classes": 6, "seconds": (2.0, 2.5), "events": (1, 2), "pool": 10}
-_CLIP_SECONDS = 2.0
 _VECTOR = 8  # width of the word vectors
 
 
