@@ -109,6 +109,12 @@ def _commands() -> dict[str, Command]:
         "plan": Command(
             "Predict memory and time of a training step without running it.", _add_plan, _plan, "[options]"
         ),
+        "reproduce": Command(
+            "Train and evaluate the rows of a table of the thesis, and set the results beside its figures.",
+            _add_reproduce,
+            _reproduce,
+            "TABLE --out OUT --data NAME=PATH [options]",
+        ),
         "kernels": Command("Compile every Triton kernel for a GPU, which need not be present.", _add_kernels, _kernels),
         "bench": Command(
             "Time the ops against other implementations; exits with 1 on a regression.", _add_bench, _bench, "[options]"
@@ -147,6 +153,18 @@ def _add_plan(parser: ArgumentParser, argv: list[str]) -> None:
 
 def _plan(arguments: Namespace) -> None:
     from atk.plan.command import run
+
+    run(arguments)
+
+
+def _add_reproduce(parser: ArgumentParser, _: list[str]) -> None:
+    from atk.recipes.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _reproduce(arguments: Namespace) -> None:
+    from atk.recipes.command import run
 
     run(arguments)
 

@@ -115,6 +115,10 @@ class SemiSupervisedConfig(ContrastiveConfig):
                 "unlabeled must name a folder of audio or tar shards; to train without any, set loss.mix_weight and "
                 "loss.unlabeled_weight to 0"
             )
+        if self.uses_unlabeled and self.model.text.vectors is not None:
+            raise ValueError(
+                "model.text.vectors must be null, as word vectors take no pseudo-tokens of unlabeled audio"
+            )
 
     @property
     def uses_unlabeled(self) -> bool:

@@ -6,11 +6,13 @@ import yaml
 from support.runs import CONFIG, arguments, parsed_config, rows, training_state, weights
 
 from atk.cli.main import main
+from atk.models.clap import ModelConfig
+from atk.models.text import TextEncoderConfig
 from atk.nn import TripletLoss
 from atk.plan.encoders import trace_encoders
 from atk.train.aligned import AlignedConfig, AlignedTask, LossConfig
 from atk.train.contrastive import ContrastiveConfig
-from atk.train.semisupervised import SemiSupervisedLossConfig
+from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedLossConfig
 from atk.train.trainer import Trainer
 
 TRIPLET = ["--loss.kind", "triplet", "--loss.learnable", "null", "--loss.aligned-weight", "0"]
@@ -94,6 +96,9 @@ def test_what_does_not_go_together_is_refused(tmp_path):
             LossConfig(**loss)
     with pytest.raises(ValueError, match="kind must be 'info_nce' or 'sigmoid' for semi-supervised training"):
         SemiSupervisedLossConfig(kind="triplet")
+    words = ModelConfig(text=TextEncoderConfig(vectors="vectors.txt"))
+    with pytest.raises(ValueError, match=r"model\.text\.vectors must be null, as word vectors take no pseudo-tokens"):
+        SemiSupervisedConfig("data", "out", unlabeled=["audio"], model=words)
     triplet = LossConfig(kind="triplet", aligned_weight=0.0)
     for options, message in (
         ({"loss": triplet, "gather": "ring"}, "gather must be 'all' for the triplet loss, got 'ring'"),
