@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C import _autograd
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 # The package's name, so that copies under other names, from the Hugging Face hub, can be loaded beside it.
 _NAMESPACE = __name__.partition(".")[0]
@@ -60,12 +61,18 @@ class CustomOp:
                 return self.overload(*inputs)
 
         def call(*inputs: Any) -> Any:
-            tensors = [inputs[k] for k in self._tensors]
-            if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors):
+            tensors = [inputs[k] for k in self._tensors if inputs[k] is not None]
+            if any(_has_tangent(value) for value in tensors):
+                raise NotImplementedError(f"{qualified} has no forward-mode derivative: use torch.autograd.grad")
+            if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+                if torch._C._are_functorch_transforms_active():
+                    transforms = "torch.func.grad, vjp, or jacrev"
+                    raise NotImplementedError(f"{qualified} does not work in {transforms}: use torch.autograd.grad")
                 return dispatched.apply(*inputs)
             return below_autograd(*inputs)
 
-        name = self.overload._schema.name.partition("::")[2]
+        qualified = self.overload._schema.name
+        name = qualified.partition("::")[2]
         dispatched = _differentiable(name, below_autograd, backward, setup_context)
         self._direct = _differentiable(name, self._implementation, backward, setup_context)
         _LIBRARY.impl(name, call, "Autograd")
@@ -106,7 +113,7 @@ def watched(*tensors: Tensor) -> bool:
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_ad._current_level >= 0
         or torch.autograd._profiler_enabled()
     )
 
@@ -120,6 +127,11 @@ def _is_plain(value: Tensor) -> bool:
         and not value.is_neg()
         and not value._is_zerotensor()
     )
+
+
+def _has_tangent(value: Tensor) -> bool:
+    """Whether `value` carries a tangent of forward-mode differentiation."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
 
 
 def hooks_see_saved_tensors() -> bool:

@@ -121,6 +121,18 @@ def test_a_batch_of_gradients(function):
     torch.testing.assert_close(batch, torch.stack(each))
 
 
+@pytest.mark.parametrize("function", [similarity, normalized, log_sum_exps])
+def test_other_ways_to_differentiate_raise(function):
+    """A forward-mode derivative of zeros, without an error, would be wrong."""
+    audio, text = torch.randn(3, 9, 8), torch.randn(3, 5, 8)
+    with pytest.raises(NotImplementedError, match=r"^atk::\w+ has no forward-mode derivative: use torch.autograd"):
+        torch.func.jvp(lambda audio: function(audio, text), (audio,), (audio,))
+    with pytest.raises(NotImplementedError, match=r"^atk::\w+ does not work in torch.func.grad, vjp, or jacrev: use"):
+        torch.func.grad(lambda audio: function(audio, text).sum())(audio)
+    _, tangent = torch.func.jvp(lambda factor: factor * function(audio, text), (torch.ones(()),), (torch.ones(()),))
+    torch.testing.assert_close(tangent, function(audio, text))  # what does not pass through the op may have one
+
+
 @ops
 def test_a_checkpoint_that_is_recomputed_while_watched(function):
     audio, text = torch.randn(3, 9, 8, requires_grad=True), torch.randn(3, 5, 8)
