@@ -29,6 +29,7 @@ from atk.eval.index import Index
 from atk.eval.index_parts import DTYPES, Row
 from atk.eval.index_store import Header, writing
 
+Hits = list[tuple[float, Path | str]]
 _EVENTS, _GROUPS, _BACKGROUNDS = 2000, 100, 64
 
 
@@ -132,15 +133,11 @@ def build(sounds: Sounds, out: Path, arguments: argparse.Namespace) -> dict[str,
     }  # fmt: skip
 
 
-def recalls(index: Index, queries: list[CaptionEmbedding], candidates: int) -> float:
+def recall(exact: list[Hits], two_stage: list[Hits]) -> float:
     """Share of the exact ten best recordings that two stages find."""
-    exact = index.search_vectors(queries, score="max_mean", exact=True)
-    two_stage = index.search_vectors(queries, score="max_mean", candidates=candidates)
-    shared = [
-        len({path for _, path in best} & {path for _, path in mine})
-        for best, mine in zip(exact, two_stage, strict=True)
-    ]
-    return sum(shared) / (10 * len(queries))
+    pairs = zip(exact, two_stage, strict=True)
+    shared = sum(len({path for _, path in best} & {path for _, path in mine}) for best, mine in pairs)
+    return shared / (10 * len(exact))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
@@ -157,11 +154,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     queries = [sounds.query() for _ in range(arguments.queries)]
     many = queries[: max(1, arguments.queries // 3)]
     result["exact"] = latency(lambda query: index.search_vectors([query], score="max_mean", exact=True), many)
+    exact = index.search_vectors(queries, score="max_mean", exact=True)
     for candidates in arguments.candidates:
         timed = latency(
             lambda query, count=candidates: index.search_vectors([query], score="max_mean", candidates=count), queries
         )
-        result[f"two_stage_{candidates}"] = timed | {"recall@10": recalls(index, queries, candidates)}
+        hits = index.search_vectors(queries, score="max_mean", candidates=candidates)
+        result[f"two_stage_{candidates}"] = timed | {"recall@10": recall(exact, hits)}
     result["global"] = latency(lambda query: index.search_vectors([query], score="global"), queries)
     result["memory_GB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 2**20
     return result
