@@ -108,16 +108,11 @@ def build(sounds: Sounds, out: Path, arguments: argparse.Namespace) -> dict[str,
     frames = round(arguments.seconds * arguments.rate)
     count = round(arguments.hours * 3600 / arguments.seconds / 1.59)  # long ones count 60 times
     header = Header("synthetic", None, "", "/", arguments.dtype, 10.0, None, 1 / arguments.rate, "max_mean")
-    drawn = writing_time = 0.0
+    times = []
     with writing(out, header) as writer:
-        start = time.perf_counter()
-        for row in rows(sounds, count, frames, arguments.rate):
-            drawn += time.perf_counter() - start
-            wall, _ = spent(lambda row=row: writer.add(row))
-            writing_time += wall
-            start = time.perf_counter()
-        wall, _ = spent(lambda: (writer.flush(), writer.compact()))
-        writing_time += wall
+        recordings = rows(sounds, count, frames, arguments.rate)
+        times += [spent(lambda row=row: writer.add(row)) for row in recordings]
+        times.append(spent(lambda: (writer.flush(), writer.compact())))
     replaced = [row._replace(size=-1) for row in rows(sounds, count // 100, frames, arguments.rate)]
 
     def update() -> None:
@@ -128,9 +123,16 @@ def build(sounds: Sounds, out: Path, arguments: argparse.Namespace) -> dict[str,
             writer.compact()
 
     size = sum(path.stat().st_size for path in out.iterdir())
+    wall, cpu = (sum(column) for column in zip(*times, strict=True))
+    changed, changed_cpu = spent(update)
     return {
-        "recordings": count, "draw_s": drawn, "write_s": writing_time, "update_s": spent(update)[0], "GB": size / 1e9,
-    }  # fmt: skip
+        "recordings": count,
+        "GB": size / 1e9,
+        "write_s": wall,
+        "write_cpu_s": cpu,
+        "update_s": changed,
+        "update_cpu_s": changed_cpu,
+    }
 
 
 def recall(exact: list[Hits], two_stage: list[Hits]) -> float:
