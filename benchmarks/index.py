@@ -29,6 +29,7 @@ from atk.eval.index import Index
 from atk.eval.index_parts import DTYPES, Row
 from atk.eval.index_store import Header, writing
 
+Hits = list[tuple[float, Path | str]]
 _EVENTS, _GROUPS, _BACKGROUNDS = 2000, 100, 64
 
 
@@ -107,16 +108,11 @@ def build(sounds: Sounds, out: Path, arguments: argparse.Namespace) -> dict[str,
     frames = round(arguments.seconds * arguments.rate)
     count = round(arguments.hours * 3600 / arguments.seconds / 1.59)  # long ones count 60 times
     header = Header("synthetic", None, "", "/", arguments.dtype, 10.0, None, 1 / arguments.rate, "max_mean")
-    drawn = writing_time = 0.0
+    times = []
     with writing(out, header) as writer:
-        start = time.perf_counter()
-        for row in rows(sounds, count, frames, arguments.rate):
-            drawn += time.perf_counter() - start
-            wall, _ = spent(lambda row=row: writer.add(row))
-            writing_time += wall
-            start = time.perf_counter()
-        wall, _ = spent(lambda: (writer.flush(), writer.compact()))
-        writing_time += wall
+        recordings = rows(sounds, count, frames, arguments.rate)
+        times += [spent(lambda row=row: writer.add(row)) for row in recordings]
+        times.append(spent(lambda: (writer.flush(), writer.compact())))
     replaced = [row._replace(size=-1) for row in rows(sounds, count // 100, frames, arguments.rate)]
 
     def update() -> None:
@@ -127,20 +123,23 @@ def build(sounds: Sounds, out: Path, arguments: argparse.Namespace) -> dict[str,
             writer.compact()
 
     size = sum(path.stat().st_size for path in out.iterdir())
+    wall, cpu = (sum(column) for column in zip(*times, strict=True))
+    changed, changed_cpu = spent(update)
     return {
-        "recordings": count, "draw_s": drawn, "write_s": writing_time, "update_s": spent(update)[0], "GB": size / 1e9,
-    }  # fmt: skip
+        "recordings": count,
+        "GB": size / 1e9,
+        "write_s": wall,
+        "write_cpu_s": cpu,
+        "update_s": changed,
+        "update_cpu_s": changed_cpu,
+    }
 
 
-def recalls(index: Index, queries: list[CaptionEmbedding], candidates: int) -> float:
+def recall(exact: list[Hits], two_stage: list[Hits]) -> float:
     """Share of the exact ten best recordings that two stages find."""
-    exact = index.search_vectors(queries, score="max_mean", exact=True)
-    two_stage = index.search_vectors(queries, score="max_mean", candidates=candidates)
-    shared = [
-        len({path for _, path in best} & {path for _, path in mine})
-        for best, mine in zip(exact, two_stage, strict=True)
-    ]
-    return sum(shared) / (10 * len(queries))
+    pairs = zip(exact, two_stage, strict=True)
+    shared = sum(len({path for _, path in best} & {path for _, path in mine}) for best, mine in pairs)
+    return shared / (10 * len(exact))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
@@ -157,11 +156,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     queries = [sounds.query() for _ in range(arguments.queries)]
     many = queries[: max(1, arguments.queries // 3)]
     result["exact"] = latency(lambda query: index.search_vectors([query], score="max_mean", exact=True), many)
+    exact = index.search_vectors(queries, score="max_mean", exact=True)
     for candidates in arguments.candidates:
         timed = latency(
             lambda query, count=candidates: index.search_vectors([query], score="max_mean", candidates=count), queries
         )
-        result[f"two_stage_{candidates}"] = timed | {"recall@10": recalls(index, queries, candidates)}
+        hits = index.search_vectors(queries, score="max_mean", candidates=candidates)
+        result[f"two_stage_{candidates}"] = timed | {"recall@10": recall(exact, hits)}
     result["global"] = latency(lambda query: index.search_vectors([query], score="global"), queries)
     result["memory_GB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 2**20
     return result

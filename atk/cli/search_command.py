@@ -53,7 +53,7 @@ def add_search(parser: ArgumentParser) -> None:
         "--candidates",
         type=int | None,
         default=None,
-        help="index: recordings with the most similar global vectors whose frames are compared; 1000 by default",
+        help="index: recordings with the most similar global vectors whose frames are compared; 3000 by default",
     )
     parser.add_argument("--exact", action="store_true", help="index: compare the frames of all recordings")
     _add_settings(parser)
@@ -134,9 +134,10 @@ def _search_files(arguments: Namespace, index: "Index | None") -> None:
         ranked = [best[: arguments.top] for best in hits]
     else:
         index.load_model(arguments.device)
-        candidates = 1000 if arguments.candidates is None else arguments.candidates
         options = {"score": arguments.score, "top": arguments.top, "exact": arguments.exact}
-        ranked = index.search(arguments.query, candidates=candidates, **options)
+        if arguments.candidates is not None:
+            options["candidates"] = arguments.candidates
+        ranked = index.search(arguments.query, **options)
     _report_skipped(skipped)
     if arguments.json:
         queries = [

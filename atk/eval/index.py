@@ -17,6 +17,7 @@ from atk.models import from_pretrained
 from atk.models.clap import CLAP
 from atk.ops.checks import at_least, one_of, strings
 
+CANDIDATES = 3000
 _TRIES = 3  # to open an index that another process replaces
 _DECODED = 1 << 16  # frames at a time
 
@@ -116,7 +117,7 @@ class Index:
         *,
         score: Score | None = None,
         top: int = 10,
-        candidates: int = 1000,
+        candidates: int = CANDIDATES,
         exact: bool = False,
         model: EmbeddingModel | None = None,
     ) -> list[list[tuple[float, Path | str]]]:
@@ -154,7 +155,7 @@ class Index:
         *,
         score: Score | None = None,
         top: int = 10,
-        candidates: int = 1000,
+        candidates: int = CANDIDATES,
         exact: bool = False,
     ) -> list[list[tuple[float, Path | str]]]:
         """As `search`, with embedded queries, such as those of `Embedder.embed_text(..., tokens=True)`."""
