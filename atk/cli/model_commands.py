@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,7 +18,8 @@ from atk.cli.output import print_result
 from atk.models.saved import run_settings
 
 if TYPE_CHECKING:
-    from atk.models.captioner import Captioner
+    from atk.eval.captioning import Captions
+    from atk.models.caption_model import CaptionModel
     from atk.models.clap import CLAP
 
 _CLAP_OPTIONS = ("tags", "zero_shot", "protocol", "prompts")  # of `atk evaluate`
@@ -128,22 +129,36 @@ def _beams(arguments: Namespace) -> int:
 
 def run_evaluate(arguments: Namespace) -> None:
     """Run `atk evaluate`."""
+    from atk.eval.captioning import format_captions, write_captions
+    from atk.eval.outputs import check_output
+    from atk.models.caption_model import CaptionModel
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
 
     given = [name for name in (*_CLAP_OPTIONS, *_CAPTIONER_OPTIONS) if arguments[name] not in (None, False, [])]
     given += ["score"] * (arguments.score != "global")
     model = load(arguments, CLAP, Captioner)
-    is_captioner = isinstance(model, Captioner)
-    if unsupported := [name for name in given if (name in _CAPTIONER_OPTIONS) != is_captioner]:
+    needed = {name: CaptionModel if name in _CAPTIONER_OPTIONS else CLAP for name in given}
+    if unsupported := [name for name, wanted in needed.items() if not isinstance(model, wanted)]:
         raise ValueError(f"{unsupported[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
-    if isinstance(model, Captioner):
-        _evaluate_captioner(arguments, model)
-    else:
-        _evaluate_clap(arguments, model)
+    if arguments.out is not None:
+        check_output(arguments.out, b"file_name,added,", "a listing of captions")
+    result = _evaluate_clap(arguments, model) if isinstance(model, CLAP) else {}
+    if not isinstance(model, CaptionModel):
+        print_result(json.dumps(result, indent=2))
+        return
+    scores, captions = _evaluate_captioner(arguments, model)
+    try:
+        print_result(json.dumps(result | {"captioning": scores} if result else scores, indent=2))
+        print_result(format_captions(captions[: arguments.examples]))
+    finally:
+        if arguments.out is not None:
+            write_captions(Path(arguments.out), captions)
+    if arguments.out is not None:
+        print_result(arguments.out)
 
 
-def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
+def _evaluate_clap(arguments: Namespace, model: "CLAP") -> dict[str, Any]:
     from atk.data import open_data
     from atk.eval.protocols import check_protocols, evaluate_protocols, protocol_split
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
@@ -180,16 +195,13 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
             embedded=split,
             **reading,
         )
-    print_result(json.dumps(result, indent=2))
+    return result
 
 
-def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
+def _evaluate_captioner(arguments: Namespace, model: "CaptionModel") -> "tuple[dict[str, Any], list[Captions]]":
     from atk.data import MixConfig, open_data
-    from atk.eval.captioning import CaptionSplit, evaluate_captions, format_captions, write_captions
-    from atk.eval.outputs import check_output
+    from atk.eval.captioning import CaptionSplit, evaluate_captions
 
-    if arguments.out is not None:
-        check_output(arguments.out, b"file_name,added,", "a listing of captions")
     saved = run_settings(arguments.run).get("mix") or {}
     given = {name: arguments[name] for name in ("references", "condition") if arguments[name] is not None}
     split = CaptionSplit(
@@ -199,24 +211,17 @@ def _evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         mix=MixConfig(**{**saved, **given}),
         **reading_arguments(arguments),
     )
-    result, captions = evaluate_captions(model, split, _beams(arguments), "evaluate")
-    try:
-        print_result(json.dumps(result, indent=2))
-        print_result(format_captions(captions[: arguments.examples]))
-    finally:
-        if arguments.out is not None:
-            write_captions(Path(arguments.out), captions)
-    if arguments.out is not None:
-        print_result(arguments.out)
+    return evaluate_captions(model, split, _beams(arguments), "evaluate")
 
 
 def run_caption(arguments: Namespace) -> None:
     """Run `atk caption`."""
     from atk.eval.captioning import caption_file
     from atk.models.captioner import Captioner
+    from atk.models.unified import Unified
 
     captions = caption_file(
-        load(arguments, Captioner),
+        load(arguments, Captioner, Unified),
         arguments.audio,
         arguments.reference,
         clip_seconds=arguments.clip_seconds,

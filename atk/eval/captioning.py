@@ -2,27 +2,26 @@
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from atk.data import Clip, audio_info, eval_loader, one_pass, open_data, read_references
+from atk.data import Clip, audio_info, one_pass, open_data, read_references
 from atk.data.captions import OnError
 from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
 from atk.data.references import ReferencePool
 from atk.data.sets import Data
 from atk.data.side_files import read_tags
 from atk.eval.caption_metrics import caption_metrics
+from atk.eval.caption_windows import caption_clip
 from atk.eval.embed import device_of, evaluating, progress_bar
-from atk.models.captioner import Captioner
+from atk.models.caption_model import CaptionModel
 from atk.soundscapes.phrases import CLAUSES, classes_named
 
-_WINDOWS = 8  # windows of a file to encode at a time
 _MODES = ("input", "mix", "minus_added", "minus_input")  # the captions of a clip, fields of `Captions`
 _SEPARATOR = "; "  # between the names in `Captions.added`
 
@@ -103,7 +102,7 @@ class CaptionSplit:
 
 
 def evaluate_captions(
-    model: Captioner, split: CaptionSplit, beams: int = 4, progress: str | None = None
+    model: CaptionModel, split: CaptionSplit, beams: int = 4, progress: str | None = None
 ) -> tuple[dict[str, Any], list[Captions]]:
     """Caption a split four ways (thesis Table 4.3) and score the captions that should describe the clip.
 
@@ -164,11 +163,11 @@ def _scores(rows: Sequence[Captions], references: Sequence[Sequence[str]], modes
     return result | {"missing": missing, "tokenizer": "; ".join(dict.fromkeys(tokenizers))}
 
 
-def _has_difference(model: Captioner) -> bool:
+def _has_difference(model: CaptionModel) -> bool:
     return model.config.difference != "none"
 
 
-def _caption_batch(model: Captioner, batch: MixtureBatch, beams: int) -> list[Captions]:
+def _caption_batch(model: CaptionModel, batch: MixtureBatch, beams: int) -> list[Captions]:
     def generate(audio: Tensor, *references: Tensor) -> list[str]:
         return model.generate(audio, batch.lengths, *references, beams=beams)
 
@@ -239,7 +238,7 @@ def format_captions(rows: Sequence[Captions]) -> str:
 
 
 def caption_file(
-    model: Captioner,
+    model: CaptionModel,
     audio: str | Path,
     references: Sequence[str | Path] = (),
     *,
@@ -262,38 +261,5 @@ def caption_file(
         ValueError: references are given and the model has no Diff block.
         AudioError: a file cannot be read.
     """
-    if references and not _has_difference(model):
-        raise ValueError("reference: this model was trained without a Diff block and takes no references")
-    with evaluating(model), torch.no_grad():
-        files = [[z for z, _ in _encode_windows(model, reference, clip_seconds)] for reference in references]
-        all_windows = [z for file in files for z in file]
-        captions = []
-        for i, (z, seconds) in enumerate(_encode_windows(model, audio, clip_seconds)):
-            tracks = all_windows
-            if model.config.difference == "subtraction":
-                tracks = [file[i] for file in files if i < len(file)]
-            text = model.decoder.generate(*_difference(model, z, tracks), beams, None)[0]
-            captions.append((i * clip_seconds, i * clip_seconds + seconds, text))
-    return captions
-
-
-def _difference(model: Captioner, z: Tensor, tracks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """`Diff(z, tracks)` `[1, L, D]` of features `z [L, D]` and references `[L_ref, D]`, and its mask `[1, L]`."""
-    mask = z.new_ones(1, len(z), dtype=torch.bool)
-    if not tracks:
-        return z[None], mask
-    valid = pad_sequence([track.new_ones(len(track), dtype=torch.bool) for track in tracks], batch_first=True)
-    return model.difference(z[None], pad_sequence(tracks, batch_first=True)[None], valid[None]), mask
-
-
-def _encode_windows(model: Captioner, path: str | Path, seconds: float) -> Iterator[tuple[Tensor, float]]:
-    """Features `[L, D]` of each window of a file, and the length of the window in seconds."""
-    clip = Clip(str(path), Path(path), (), audio_info(path).seconds)
-    loader = eval_loader(
-        [clip], sample_rate=model.sample_rate, clip_seconds=seconds, batch_size=_WINDOWS, on_error="raise"
-    )
-    device = device_of(model)
-    for batch in loader:
-        features, mask = model.encode(batch.audio.to(device), batch.lengths.to(device))
-        for z, valid, length in zip(features, mask, batch.lengths.tolist(), strict=True):
-            yield z[valid], length / model.sample_rate
+    clip, *given = (Clip(str(path), Path(path), (), audio_info(path).seconds) for path in (audio, *references))
+    return caption_clip(model, clip, given, clip_seconds=clip_seconds, beams=beams)

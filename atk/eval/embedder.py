@@ -11,6 +11,7 @@ from torch import Tensor
 
 from atk.data import Clip, audio_info, eval_loader
 from atk.device import pick_device
+from atk.eval.caption_windows import caption_clip
 from atk.eval.embed import (
     ALL_FILES,
     CaptionEmbedding,
@@ -24,6 +25,7 @@ from atk.eval.scores import Score, similarities
 from atk.eval.sources import LongClips, window_seconds
 from atk.extras import optional_imports
 from atk.models import from_pretrained
+from atk.models.caption_model import CaptionModel
 from atk.models.clap import CLAP
 from atk.ops.checks import at_least
 
@@ -154,6 +156,36 @@ class Embedder:
         with evaluating(self.model):
             embedded = embed_clips(self.model, loader, [], ALL_FILES if frames else (), progress)
             return [clip for _, clip in embedded]
+
+    def caption(
+        self,
+        audio: str | Path | Waveform,
+        sample_rate: int | None = None,
+        *,
+        references: Audio = (),
+        beams: int = 4,
+    ) -> list[tuple[float, float, str]]:
+        """Describe a clip, or what it contains that reference clips do not. Needs a unified model.
+
+        Args:
+            audio: path of an audio file, or a waveform `[S]`, as in `embed_audio`.
+            sample_rate: as in `embed_audio`.
+            references: clips whose sounds the captions leave out, each as in `embed_audio`.
+            beams: width of the beam search.
+
+        Returns:
+            (start, end, caption) of each window of the clip; times in seconds.
+
+        Raises:
+            AudioError: a file or waveform cannot be used.
+            TypeError, ValueError: an argument has the wrong type, shape, or range, or the model cannot caption.
+        """
+        model = self.model
+        if not isinstance(model, CaptionModel):
+            raise ValueError("caption: this model has no decoder; a unified model is needed")
+        rate = sample_rate or self.sample_rate
+        clip, *given = (_clip(index, item, rate) for index, item in enumerate([audio, *_items(references)]))
+        return caption_clip(model, clip, given, clip_seconds=self.clip_seconds, beams=beams)
 
     @overload
     def embed_text(

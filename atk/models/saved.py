@@ -56,8 +56,13 @@ def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, values
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, others: tuple[str, ...] = ()) -> None:
     """Load the weights saved by `save_model` into `model`.
+
+    Args:
+        model: the model.
+        folder: where its weights are.
+        others: first parts of the names of weights that may be there without belonging to `model`.
 
     Raises:
         ValueError: the file is damaged, or holds the weights of another model.
@@ -67,7 +72,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         from safetensors.torch import load_model
 
     try:
-        load_model(model, folder / _WEIGHTS)
+        missing, unexpected = load_model(model, folder / _WEIGHTS, strict=not others)
+        if strangers := [*missing, *(name for name in unexpected if not name.startswith(others))]:
+            raise RuntimeError(f"missing or unexpected: {', '.join(sorted(strangers))}")
     except SafetensorError as error:
         raise ValueError(f"{folder / _WEIGHTS}: damaged or cut short ({error})") from None
     except RuntimeError as error:  # names or shapes differ

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from atk.data.dataset import Batch
+from atk.models.clap import AudioEmbedding, TextEmbedding
 from atk.nn import AlignedContrastiveLoss
 from atk.ops.checks import one_of
 from atk.ops.max_mean import DIRECTIONS, Direction
@@ -75,15 +76,7 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
         """Global vectors `[N, D]`; also frames, tokens, and their masks if the loss uses them."""
         audio = self.model.encode_audio(batch.audio, batch.lengths)
         text = self.model.encode_text(self.model.tokenize(batch.captions))
-        embeddings = {"audio": audio.pooled, "text": text.pooled}
-        if self.config.loss.aligned_weight:
-            embeddings |= {
-                "frames": audio.frames,
-                "tokens": text.tokens,
-                "frame_mask": audio.mask,
-                "token_mask": text.mask,
-            }
-        return embeddings
+        return pair_embeddings(audio, text, self.config.loss.aligned_weight > 0)
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """`L_total` of a batch, and its terms."""
@@ -93,6 +86,19 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss]):
     def readings(self) -> dict[str, Tensor]:
         """The inverse of the temperature, and the bias of the sigmoid loss."""
         return readings_of(self.criterion)
+
+
+def pair_embeddings(audio: AudioEmbedding, text: TextEmbedding, aligned: bool) -> Embeddings:
+    """What `AlignedContrastiveLoss.terms` takes; frames, tokens, and their masks only if `aligned`."""
+    embeddings = {"audio": audio.pooled, "text": text.pooled}
+    if aligned:
+        embeddings |= {
+            "frames": audio.frames,
+            "tokens": text.tokens,
+            "frame_mask": audio.mask,
+            "token_mask": text.mask,
+        }
+    return embeddings
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:

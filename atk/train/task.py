@@ -72,6 +72,14 @@ class ReadingOptions(TypedDict):
     on_error: OnError
 
 
+class PassOptions(TypedDict):
+    """How one pass over the clips of a split is loaded."""
+
+    batch_size: int
+    workers: int
+    on_error: OnError
+
+
 class LoadingOptions(TypedDict):
     """How the training batches of any data set are loaded."""
 
@@ -144,6 +152,11 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
             "workers": self.workers,
             "on_error": self.config.on_error,
         }
+
+    def pass_options(self) -> PassOptions:
+        """How one pass over the clips of a split is loaded."""
+        config = self.config
+        return {"batch_size": config.batch_size, "workers": self.workers, "on_error": config.on_error}
 
     def loading_options(self, start_step: int) -> LoadingOptions:
         """How the training batches of any data set are loaded, from a step on."""

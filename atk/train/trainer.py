@@ -64,7 +64,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.out = Path(config.out)
-        self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
+        self.steps = config.total_steps(task.steps_per_epoch)
         self.bf16 = multiplies_bf16(device) if config.precision == "auto" else config.precision == "bf16"
         self.paces = prepare(task.model, config, resume)
         self.replicas = replicate_or_shard(task, config.shard)
