@@ -19,9 +19,9 @@ from semisupervised_retrieval import split
 
 CAPTIONED = 0.3  # fraction of the clips that keep their captions
 SCENES = {
-    "preset": "medium", "classes": 16, "events": [1, 2], "overlap": 0.5, "snr_db": [15, 25], "pitch": "false",
+    "preset": "medium", "classes": 24, "events": [1, 2], "overlap": 0.5, "snr_db": [15, 25], "pitch": "false",
     "seconds": [3.0, 3.0], "captions_per_clip": 5, "rephrase": "true",
-    "train": 3000, "val": 200, "test": 300, "pool": 20, "seed": 1,
+    "train": 3000, "val": 150, "test": 300, "pool": 24, "seed": 1,
 }  # fmt: skip
 LINKS = ("val.csv", "test.csv", "audio", "events.csv", "tags.csv", "soundscapes.yaml")
 RUN = {
@@ -38,6 +38,7 @@ ARMS = {
     "semi-supervised": ("global", "mix", "unlabeled"),
     "captioning": ("caption",),
 }
+DIRECTIONS = ("text_to_audio", "audio_to_text")
 RETRIEVAL = {f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10")} | {
     f"a2t {name}": ("audio_to_text", name) for name in ("R@1", "mAP@10")
 }

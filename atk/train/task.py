@@ -1,12 +1,12 @@
 """A training method as the trainer sees it, and what methods that learn from captioned clips share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atk.data import SetWeights, TrainBatches, TrainDataset, batches_of, describe_skipped, open_data
 from atk.data.captions import OnError
@@ -51,6 +51,10 @@ class Task(CachedTask, Protocol):
 
     def readings(self) -> dict[str, Tensor]:
         """Values to log, the same on every rank."""
+        ...
+
+    def idle(self) -> Iterable[nn.Module]:
+        """Modules that the loss at this step does not use; their weights stay as they are."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -182,6 +186,10 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         for batch in loader:
             self.report(batch.skipped)
             yield batch.to(self.device)
+
+    def idle(self) -> Iterable[nn.Module]:
+        """No modules: the loss of most methods is the same at every step."""
+        return ()
 
     def silence(self) -> Any:
         """A batch of one silent clip."""

@@ -188,6 +188,8 @@ class Trainer:
         )
         self.replicas.finish()
         drop_locked_gradients(self.task.model, self.paces, self.step)
+        for module in self.task.idle():  # DDP gives their weights gradients of 0
+            module.zero_grad()
         norm = self.replicas.clip_gradients(self.parameters, optim.clip_norm)
         row = self._row({"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}, norm)
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):

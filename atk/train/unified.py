@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from atk.data import MixtureBatch, MixtureDataset
 from atk.eval.captioning import CaptionSplit
@@ -210,6 +210,17 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
         for name, term in terms.items():
             loss = loss + self.weights[name] * term
         return loss, terms
+
+    def idle(self) -> list[nn.Module]:
+        """What only those terms train whose weight is 0 at this step."""
+        names = () if "caption" in self.weights else _CAPTIONING
+        names += () if self.weights.keys() - {"caption"} else _RETRIEVAL
+        modules = [getattr(self.model, name) for name in names]
+        if not self.weights.keys() & {"mix", "unlabeled"}:
+            modules.append(self.criterion.mapper)
+        if not self.weights.keys() - {"caption"}:
+            modules.append(self.criterion.pair_loss)
+        return [module for module in modules if module is not None]
 
     def readings(self) -> dict[str, Tensor]:
         """The inverse of the temperature, and the bias of the sigmoid loss."""

@@ -28,6 +28,7 @@ from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
 from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
 from atk.train.semisupervised_criterion import SemiSupervisedCriterion
+from atk.train.trainer import Trainer
 from atk.train.unified import UnifiedTask
 from atk.train.unified_config import TERMS, UnifiedConfig, UnifiedLossConfig
 
@@ -112,7 +113,7 @@ def test_a_term_alone_costs_only_itself(scenes, noises, tmp_path, monkeypatch, t
     assert reached >= captioner and not reached & retriever if term == "caption" else frozen >= captioner
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3])
+@pytest.mark.parametrize("micro_batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_caching_gives_the_gradients_of_the_whole_batch(scenes, noises, tmp_path, micro_batch):
     gradients = []
     for size in (None, micro_batch):
@@ -147,6 +148,22 @@ def test_schedules_are_linear_between_points_and_turn_terms_off(scenes, noises, 
     assert seen[4][0] == pytest.approx(float(seen[4][1]), rel=1e-4)
 
 
+def test_weights_that_no_term_trains_at_a_step_stay_as_they_are(scenes, noises, tmp_path):
+    schedules = [f"--loss.{term}_schedule=[[0,1],[0.1,0]]" for term in ("caption", "mix", "unlabeled")]
+    task = make_task(scenes, noises, tmp_path / "run", *schedules)
+    trainer = Trainer(task, task.config, CPU)
+    batches = task.batches(0)
+    trainer.update(next(batches))  # fills the optimizer's moments
+    trainer.step = 1
+    before = {name: value.clone() for name, value in task.model.named_parameters()}
+    mapper = [value.clone() for value in task.criterion.mapper.parameters()]
+    assert set(trainer.update(next(batches))) >= {"global", "aligned"}
+    after = dict(task.model.named_parameters())
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {"audio_encoder", "audio_projection", "text_encoder", "text_projection"}
+    assert all(map(torch.equal, mapper, task.criterion.mapper.parameters()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -168,6 +185,7 @@ def test_mistakes_end_with_one_line_and_code_2(scenes, noises, tmp_path, capsys,
     assert stop.value.code == 2 and message in error.splitlines()[-1] and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_run_folder_is_complete(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["method"] == "unified" and summary["steps"] == 6
@@ -181,6 +199,7 @@ def test_run_folder_is_complete(finished_run):
     assert first["val/score"] == pytest.approx((first["val/mAP@10"] + 100 * float(likelihood)) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_run_folder(finished_run, scenes, tmp_path, capsys):
     run, audio, other = (str(path) for path in (finished_run, *sorted((scenes / "audio" / "test").iterdir())[:2]))
     summary = json.loads((finished_run / "summary.json").read_text())["metrics"]
@@ -205,6 +224,7 @@ def test_every_command_takes_the_run_folder(finished_run, scenes, tmp_path, caps
     assert model.caption(audio, rate, references=[torch.from_numpy(waveform)], beams=2)[0][2] == difference
 
 
+@pytest.mark.slow
 def test_a_contrastive_run_gets_a_decoder_and_a_unified_run_goes_on(finished_run, scenes, noises, tmp_path):
     unified = from_pretrained(finished_run)
     clap = CLAP.from_pretrained(finished_run)
