@@ -128,6 +128,8 @@ class Captioner(CaptionModel):
         folder, values = find_model(name)
         if "decoder" not in values:
             raise ValueError(f"{folder} holds no captioner: its configuration names no decoder")
+        if "text" in values:
+            raise ValueError(f"{folder} holds a unified model, whose audio encoder is not that of a captioner")
         with naming_file(folder / "config.json"):
             return folder, CaptionerConfig.from_dict(values)
 

@@ -114,7 +114,7 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
     def encode(self, batch: SemiSupervisedBatch) -> Embeddings:
         """What each term of the loss at this step needs, as in `AlignedTask`, `UnlabeledTask`, and `DifferenceTask`.
 
-        All audio of the batch is encoded at once. Clips that are captioned as they are are encoded only once.
+        All audio of the batch is encoded at once. A clip without a reference is encoded once for all terms.
         """
         labeled = batch.labeled
         rows = self._captioned_rows(labeled)
