@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "exponentials.h"
+#include <vector>
+
+#include "info_nce.h"
 #include "isa.h"
 #include "max_mean.h"
 #include "normalize.h"
@@ -20,6 +22,17 @@ template <class T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
+
+// Sequences of the same length without a mask, packed.
+struct Padded {
+  std::vector<std::int32_t> offsets;
+  atk::Sequences sequences;
+
+  Padded(Address rows, std::int64_t count, std::int64_t length) : offsets(count + 1) {
+    for (std::int64_t s = 0; s <= count; ++s) offsets[s] = static_cast<std::int32_t>(s * length);
+    sequences = {pointer<void>(rows), offsets.data(), nullptr, count, count * length};
+  }
+};
 
 }  // namespace
 
@@ -70,6 +83,19 @@ PYBIND11_MODULE(_C, m) {
           py::arg("grad_audio"), py::arg("grad_text"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
+      "max_mean_padded",
+      [](Address audio, std::int64_t clips, std::int64_t frames, Address text, std::int64_t captions,
+         std::int64_t tokens, atk::Dtype dtype, std::int64_t D, int threads, Address index, int index_bytes,
+         Address sim) {
+        const Padded a(audio, clips, frames), t(text, captions, tokens);
+        const atk::MaxMean op{a.sequences, t.sequences, dtype, D, false, threads};
+        atk::max_mean_forward(op, {pointer<void>(index), index_bytes, 0}, pointer<float>(sim));
+      },
+      py::kw_only(), py::arg("audio"), py::arg("clips"), py::arg("frames"), py::arg("text"), py::arg("captions"),
+      py::arg("tokens"), py::arg("dtype"), py::arg("D"), py::arg("threads"), py::arg("index"), py::arg("index_bytes"),
+      py::arg("sim"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
       "normalize_rows",
       [](Address rows, atk::Dtype dtype, Address mask, std::int64_t num_rows, std::int64_t D, int threads, Address unit,
          Address inverse_norm) {
@@ -88,29 +114,52 @@ PYBIND11_MODULE(_C, m) {
       py::kw_only(), py::arg("grad"), py::arg("unit"), py::arg("dtype"), py::arg("inverse_norm"), py::arg("num_rows"),
       py::arg("D"), py::arg("threads"), py::arg("grad_rows"), py::call_guard<py::gil_scoped_release>());
 
-  py::class_<atk::Logits>(m, "Logits")
-      .def(py::init([](Address values, std::int64_t rows, std::int64_t columns, std::int64_t stride, float shift) {
-             return atk::Logits{pointer<float>(values), rows, columns, stride, shift};
+  py::class_<atk::LogitBlock>(m, "LogitBlock")
+      .def(py::init([](Address values, std::int64_t rows, std::int64_t columns, std::int64_t stride, std::int64_t row,
+                       std::int64_t column, Address positive) {
+             const atk::Logits logits{pointer<float>(values), rows, columns, stride, 0};
+             return atk::LogitBlock{logits, row, column, pointer<std::int64_t>(positive)};
            }),
-           py::kw_only(), py::arg("values"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("shift"))
+           py::kw_only(), py::arg("values"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("row"),
+           py::arg("column"), py::arg("positive"))
       .def(
           "add_exponentials",
-          [](const atk::Logits& logits, int threads, Address row_sums, Address column_sums) {
-            atk::add_exponentials(logits, threads, pointer<float>(row_sums), pointer<float>(column_sums));
+          [](const atk::LogitBlock& block, float shift, int threads, Address row_sums, Address column_sums,
+             Address positive_logits) {
+            atk::add_block(block, shift, threads, pointer<float>(row_sums), pointer<float>(column_sums),
+                           pointer<float>(positive_logits));
           },
-          py::kw_only(), py::arg("threads"), py::arg("row_sums"), py::arg("column_sums"),
-          py::call_guard<py::gil_scoped_release>())
+          py::kw_only(), py::arg("shift"), py::arg("threads"), py::arg("row_sums"), py::arg("column_sums"),
+          py::arg("positive_logits"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "log_sum_exps",
+      [](Address row_sums, std::int64_t rows, Address column_sums, std::int64_t columns, Address positive,
+         Address positive_logits, float shift, float smallest) {
+        return atk::log_sum_exps({pointer<float>(row_sums), rows}, {pointer<float>(column_sums), columns},
+                                 pointer<std::int64_t>(positive), pointer<float>(positive_logits), shift, smallest);
+      },
+      py::kw_only(), py::arg("row_sums"), py::arg("rows"), py::arg("column_sums"), py::arg("columns"),
+      py::arg("positive"), py::arg("positive_logits"), py::arg("shift"), py::arg("smallest"));
+
+  py::class_<atk::LogitGradients>(m, "LogitGradients")
+      .def(py::init([](Address row_lse, Address row_grads, std::int64_t rows, Address column_lse, Address column_grads,
+                       std::int64_t columns, Address positive_grads) {
+             return atk::LogitGradients({pointer<float>(row_lse), pointer<float>(row_grads), rows},
+                                          {pointer<float>(column_lse), pointer<float>(column_grads), columns},
+                                          pointer<float>(positive_grads));
+           }),
+           py::kw_only(), py::arg("row_lse"), py::arg("row_grads"), py::arg("rows"), py::arg("column_lse"),
+           py::arg("column_grads"), py::arg("columns"), py::arg("positive_grads"))
+      .def("set_shift", &atk::LogitGradients::set_shift)
       .def(
-          "gradients",
-          [](const atk::Logits& logits, Address row_factors, Address column_factors, Address pair_columns,
-             Address pair_gradients, int threads, Address out, atk::Dtype out_dtype, std::int64_t out_stride) {
-            const atk::LogitGradients gradients{pointer<float>(row_factors), pointer<float>(column_factors),
-                                                pointer<std::int64_t>(pair_columns), pointer<float>(pair_gradients)};
-            return atk::logit_gradients(logits, gradients, threads, pointer<void>(out), out_dtype, out_stride);
+          "write",
+          [](const atk::LogitGradients& gradients, const atk::LogitBlock& block, int threads, Address out,
+             atk::Dtype out_dtype, std::int64_t out_stride) {
+            return gradients.write(block, threads, pointer<void>(out), out_dtype, out_stride);
           },
-          py::kw_only(), py::arg("row_factors"), py::arg("column_factors"), py::arg("pair_columns"),
-          py::arg("pair_gradients"), py::arg("threads"), py::arg("out"), py::arg("out_dtype"), py::arg("out_stride"),
-          py::call_guard<py::gil_scoped_release>());
+          py::kw_only(), py::arg("block"), py::arg("threads"), py::arg("out"), py::arg("out_dtype"),
+          py::arg("out_stride"), py::call_guard<py::gil_scoped_release>());
 
   m.def("multiplies_bfloat16", &atk::multiplies_bfloat16, "Whether bfloat16_product can run.");
   m.def(

@@ -94,7 +94,7 @@ inline float row_gradients(const float* row, float shift, float row_factor, cons
 }
 
 template <class T>
-double logit_gradients_typed(const Logits& logits, const LogitGradients& gradients, int64_t begin, int64_t end, T* out,
+double logit_gradients_typed(const Logits& logits, const GradientParts& gradients, int64_t begin, int64_t end, T* out,
                              int64_t out_stride) {
   double sum = 0;
   float strip[kStrip];
@@ -117,7 +117,7 @@ double logit_gradients_typed(const Logits& logits, const LogitGradients& gradien
   return sum;
 }
 
-double logit_gradients(const Logits& logits, const LogitGradients& gradients, int64_t begin, int64_t end, void* out,
+double logit_gradients(const Logits& logits, const GradientParts& gradients, int64_t begin, int64_t end, void* out,
                        Dtype out_dtype, int64_t out_stride) {
   double sum = 0;
   with_dtype(out_dtype, [&](auto type) {

@@ -35,7 +35,7 @@ void add_exponentials(const Logits& logits, int threads, float* row_sums, float*
   });
 }
 
-double logit_gradients(const Logits& logits, const LogitGradients& gradients, int threads, void* out, Dtype out_dtype,
+double logit_gradients(const Logits& logits, const GradientParts& gradients, int threads, void* out, Dtype out_dtype,
                        int64_t out_stride) {
   const Kernels& kernels = atk::kernels();
   const int64_t blocks = ceil_divide(logits.rows, kRows);

@@ -17,7 +17,7 @@ struct Logits {
 void add_exponentials(const Logits& logits, int threads, float* row_sums, float* column_sums);
 
 // What the gradient of a logit is made of.
-struct LogitGradients {
+struct GradientParts {
   const float* row_factors;     // [rows]
   const float* column_factors;  // [columns]; null: zeros
   const int64_t* pair_columns;  // [rows]: the column whose gradient is given, out of range for none; or null
@@ -27,7 +27,7 @@ struct LogitGradients {
 // Writes e^(logit - shift) * (row_factor + column_factor) to out [rows, columns], whose rows are contiguous with
 // `out_stride` elements from row to row. In float32, out may be the memory of the logits. Returns the sum of the
 // products of logits and gradients, before the gradients are rounded.
-double logit_gradients(const Logits& logits, const LogitGradients& gradients, int threads, void* out, Dtype out_dtype,
+double logit_gradients(const Logits& logits, const GradientParts& gradients, int threads, void* out, Dtype out_dtype,
                        int64_t out_stride);
 
 }  // namespace atk

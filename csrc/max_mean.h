@@ -159,7 +159,7 @@ struct ProductKernels {
 };
 
 struct Logits;  // exponentials.h
-struct LogitGradients;
+struct GradientParts;
 
 struct Kernels {
   const char* name;
@@ -178,7 +178,7 @@ struct Kernels {
                          int64_t end, int64_t D, void* grad_rows);
   // Rows [begin, end) of the functions of the same names in exponentials.h.
   void (*add_exponentials)(const Logits& logits, int64_t begin, int64_t end, float* row_sums, float* column_sums);
-  double (*logit_gradients)(const Logits& logits, const LogitGradients& gradients, int64_t begin, int64_t end,
+  double (*logit_gradients)(const Logits& logits, const GradientParts& gradients, int64_t begin, int64_t end,
                             void* out, Dtype out_dtype, int64_t out_stride);
   const ScreenKernels* screen;    // null: this instruction set does not screen
   const ProductKernels* product;  // null: no instruction multiplies pairs of bfloat16 channels

@@ -83,7 +83,9 @@ def _commands() -> dict[str, Command]:
             train_command.run_train,
         ),
         "evaluate": _model_command("Evaluate a trained model on a data folder.", "evaluate"),
-        "caption": _model_command("Describe an audio file, or what it contains that a reference does not.", "caption"),
+        "caption": _model_command(
+            "Describe an audio file, or what it contains that a reference does not.", "caption", "caption_commands"
+        ),
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
         "search": _model_command("Rank the audio files of a folder by text queries.", "search", "embed_commands"),
         "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),

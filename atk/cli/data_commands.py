@@ -26,10 +26,7 @@ def add_data(parser: ArgumentParser, _: list[str]) -> None:
     check = Parser("atk data check", description=about, usage="atk data check DATA [DATA ...] [options]")
     commands.add_subcommand("check", check, help=about)
     check.prog = "atk data check"
-    check.add_argument("data", nargs="+", help="data folder, any other data set, or any folder of audio")
-    check.add_argument(
-        "--caption_column", type=str | None, default=None, help="name of the captions, as in atk train; null: see there"
-    )
+    _add_sets(check)
     check.add_argument("--decode", action="store_true", help="decode every file in full, not only its header")
     check.add_argument("--workers", type=int, default=4, help="files to read at a time")
     check.add_argument("--json", action="store_true", help="print all problems as JSON instead of a table")
@@ -44,24 +41,31 @@ def run_data(arguments: Namespace) -> None:
     run(arguments[arguments.command])
 
 
+def _add_sets(parser: ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", help="data folder, any other data set, or any folder of audio")
+    parser.add_argument(
+        "--caption_column", type=str | None, default=None, help="name of the captions, as in atk train; null: see there"
+    )
+
+
 def _add_stats(commands: Any) -> None:
     """Add `atk data stats`."""
-    about = "Count hours, formats, captions, words, and duplicates within and across the splits of a data folder."
-    stats = Parser("atk data stats", description=about, usage="atk data stats DIR [options]")
+    about = "Count hours, formats, captions, words, and duplicates within and across the splits of data sets."
+    stats = Parser("atk data stats", description=about, usage="atk data stats DATA [DATA ...] [options]")
     commands.add_subcommand("stats", stats, help=about)
     stats.prog = "atk data stats"
-    stats.add_argument("folder", type=str, help="data folder, or any folder of audio")
+    _add_sets(stats)
     stats.add_argument("--json", action="store_true", help="print all numbers as JSON instead of tables")
     about = "PNG for histograms of the lengths of clips and captions"
     stats.add_argument("--out", type=str | None, default=None, help=about)
 
 
 def _stats(options: Namespace) -> None:
-    from atk.data.stats import draw_stats, folder_stats
+    from atk.data.stats import data_stats, draw_stats
 
     if options.out is not None:
         check_output(options.out, b"\x89PNG", "a PNG picture")
-    stats = folder_stats(options.folder, progress="compare")
+    stats = data_stats(options.data, options.caption_column, progress="compare")
     if options.out is not None:
         draw_stats(stats, options.out)
     print_result(json.dumps(stats.to_dict(), indent=2) if options.json else "\n".join(_stats_lines(stats)))
@@ -69,7 +73,9 @@ def _stats(options: Namespace) -> None:
 
 def _stats_lines(stats: "FolderStats") -> Iterator[str]:
     """The numbers as tables."""
-    row = "{:<6} {:>9} {:>9} {:>24} {:>10} {:>22} {:>11}"
+    names = {name: on_one_line(name) for name in ("split", *stats.splits)}
+    width = max(6, *map(len, names.values()))
+    row = f"{{:<{width}}} {{:>9}} {{:>9}} {{:>24}} {{:>10}} {{:>22}} {{:>11}}"
     yield row.format(
         "split", "clips", "hours", "seconds (median, range)", "captions", "words (median, range)", "vocabulary"
     )
@@ -77,14 +83,16 @@ def _stats_lines(stats: "FolderStats") -> Iterator[str]:
         record = split.to_dict()
         spans = [_span(record["seconds"], 1), _span(record["words"], 0)]
         counts = [f"{record[key]:,}" for key in ("clips", "captions", "vocabulary")]
-        yield row.format(name, counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
+        yield row.format(names[name], counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
     for name, split in stats.splits.items():
-        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", split.formats))
+        formats = {suffix or "without a file name": count for suffix, count in split.formats.items()}
+        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", formats))
         parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]
-        yield f"{name}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
+        yield f"{names[name]}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
     for group in stats.duplicates:
+        plural, splits = "s" * (group.count > 1), " and ".join(names[split] for split in group.splits)
         example = on_one_line(group.examples[0])
-        yield f"{group.count:,} duplicates by {group.by} in {' and '.join(group.splits)}; first: {example}"
+        yield f"{group.count:,} duplicate{plural} by {group.by} in {splits}; first: {example}"
     if not stats.duplicates:
         yield "no duplicates by name, content, or caption"
 
@@ -192,7 +200,14 @@ def add_soundscapes(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--preset", type=Literal["easy", "medium", "hard"], default="medium", help="sets the defaults shown below"
     )
-    parser.add_class_arguments(SoundscapeConfig)
+    parser.add_class_arguments(SoundscapeConfig, skip={"events"})
+    parser.add_argument(
+        "--events",
+        type=tuple[int, int] | str,
+        default=SoundscapeConfig.events,
+        metavar="[FEWEST,MOST]|FOLDER",
+        help="events per scene, 1 to 4, each of a different class; or a folder, as for --recordings",
+    )
     parser.set_defaults(dict(PRESETS.get(preset, {})))
 
 
@@ -201,4 +216,16 @@ def run_soundscapes(arguments: Namespace) -> None:
     from atk.soundscapes import SoundscapeConfig, write_soundscapes
 
     values = {field.name: arguments[field.name] for field in fields(SoundscapeConfig)}
+    if isinstance(values["events"], str):
+        _take_recordings(values, values.pop("events"))
     print_result(str(write_soundscapes(arguments.out, SoundscapeConfig.preset(arguments.preset, **values))))
+
+
+def _take_recordings(values: dict[str, Any], folder: str) -> None:
+    """Take the value of --events for --recordings."""
+    if not Path(folder).is_dir():
+        wanted = "a pair such as '[1, 3]' (events per scene) or a folder of recordings"
+        raise ValueError(f"--events must be {wanted}, got {folder!r}")
+    if values["recordings"] not in ("", folder):
+        raise ValueError(f"--events {folder} is the same setting as --recordings {values['recordings']}; give one")
+    values["recordings"] = folder

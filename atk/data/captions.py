@@ -1,10 +1,12 @@
 """Read data folders: `train.csv`, `val.csv`, and `test.csv` list audio files and their captions."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from atk.ops.checks import one_of
 OnError = Literal["skip", "raise"]
 ON_ERROR = get_args(OnError)
 SPLITS = ("train", "val", "test")
+UNFINISHED_IMPORT = ".atk-import"  # in a data folder: what an import has not yet put in place
 _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _RESPELLED = re.compile(r"//|(?:^|/)\.(?:/|$)|^/|/$")  # names that pathlib shortens, or that are absolute
 
@@ -66,6 +69,11 @@ class Clip:
         """The same clip under another name."""
         return Clip(file_name, self.path, self.captions, self.seconds)
 
+    def by_caption(self) -> "list[Clip]":
+        """The clip once per caption, with that caption alone; the clip itself if it has none."""
+        place = self._place + self._name if isinstance(self._place, str) else self._place
+        return [Clip(self.file_name, place, (text,), self.seconds) for text in self.captions] or [self]
+
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         path = self._place + self._name if isinstance(self._place, str) else self._place
         return Clip, (self.file_name, path, self.captions, self.seconds)
@@ -79,11 +87,23 @@ class Split:
         clips: the usable clips, in the order of the CSV file.
         skipped: (name, reason) of each row or file that was skipped.
         sizes: number of clips of each data set, if there are several.
+        signals: number of clips by (sample rate in Hz, channels); empty for clips of different layouts.
     """
 
     clips: list[Clip]
     skipped: list[tuple[str, str]]
     sizes: tuple[int, ...] = ()
+    signals: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def by_caption(self) -> "Split":
+        """The split with each clip once per caption, next to each other; clips without a caption stay."""
+        parts = [self.clips]
+        if self.sizes:
+            ends = list(itertools.accumulate(self.sizes))
+            parts = [self.clips[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
+        rows = [[row for clip in part for row in clip.by_caption()] for part in parts]
+        sizes = tuple(map(len, rows)) if self.sizes else ()
+        return Split([row for part in rows for row in part], self.skipped, sizes)
 
 
 def read_split(folder: str | Path, split: str, on_error: str = "skip") -> Split:
@@ -168,6 +188,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Path, str | None]]:
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], str | None]]:
     """Yield (file name, captions, None) for each good row and (name, [], what is wrong) for each bad one."""
+    if (path.parent / UNFINISHED_IMPORT).is_dir():
+        raise ValueError(f"{path}: an import into its folder was interrupted; run atk data import again to complete it")
     table = Table.open(path, ("file_name",), like=("caption", "caption_1"))
     columns = [i for i, name in enumerate(table.header) if name == "caption" or name.startswith("caption_")]
     if not columns:
@@ -230,16 +252,18 @@ def checked_clips(
         ValueError: no clip is usable.
         AudioError: with `on_error="raise"`, a file is missing, empty, or unreadable.
     """
-    clips = []
+    clips: list[Clip] = []
+    signals: Counter[tuple[int, int]] = Counter()
     paths = [os.fspath(path) for _, path, _ in entries]
     with contextlib.closing(read_headers(paths, folder)) as headers:
         for (name, _, captions), path, header in zip(entries, paths, headers, strict=True):
             if not isinstance(header, AudioError):
                 clips.append(Clip(name, path, captions, header.seconds))
+                signals[header.sample_rate, header.channels] += 1
             elif on_error == "raise":
                 raise AudioError(name, header.reason)
             else:
                 skipped.append((name, header.reason))
     if not clips:
         raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'it lists none'}")
-    return Split(clips, skipped)
+    return Split(clips, skipped, signals=signals)

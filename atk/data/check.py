@@ -1,22 +1,22 @@
 """Look at every row and every file of a data set, and say what is wrong before a training run does."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from atk.data.audio import AudioError, AudioInfo, decode_audio
-from atk.data.captions import SPLITS, read_rows
+from atk.data.captions import SPLITS, Clip, read_rows
 from atk.data.containers import Stored
+from atk.data.contents import base_name, content_keys, size_of
 from atk.data.headers import read_headers
-from atk.data.layouts import DataSet, Folder
+from atk.data.layouts import AudioFolder, DataSet, Folder, in_order
 from atk.data.listing import list_folder, not_listed
-from atk.data.sets import known_layout, open_data
+from atk.data.progress import progress_bar
+from atk.data.sets import open_audio
 from atk.data.side_files import read_events, read_tags, read_twins
 from atk.data.tables import ForeignTableError
-from atk.extras import optional_imports
 
 _NAMES_IN: dict[str, Callable[[Path], set[str]]] = {
     "events.csv": lambda path: {event.file_name for event in read_events(path)},
@@ -80,16 +80,13 @@ def check_data(
         FileNotFoundError, ValueError: as for `atk.data.open_data`.
     """
     checks = []
-    for name in data:
-        layout = known_layout(name, caption_column) if Path(name).is_dir() else open_data(name, caption_column).sets[0]
-        if layout is None or isinstance(layout, Folder):
-            check = check_folder(name, decode=decode, workers=workers, progress=progress)
-            prefix = Folder(name).prefix
+    for data_set in open_audio(data, caption_column).sets:
+        if isinstance(data_set, (Folder, AudioFolder)):
+            check = check_folder(data_set.name, decode=decode, workers=workers, progress=progress)
         else:
-            check = _check_set(layout, decode, workers, progress)
-            prefix = layout.prefix
+            check = _check_set(data_set, decode, workers, progress)
         if len(data) > 1:
-            named = [replace(problem, name=prefix + problem.name) for problem in check.problems]
+            named = [replace(problem, name=data_set.named(problem.name)) for problem in check.problems]
             check = replace(check, problems=named)
         checks.append(check)
     problems = [problem for check in checks for problem in check.problems]
@@ -99,7 +96,8 @@ def check_data(
 def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | None) -> DataCheck:
     """Check all splits of a data set that is not a data folder."""
     problems: list[Problem] = []
-    files: dict[Path | Stored, str] = {}
+    splits: list[str] = []  # of each clip
+    clips: list[Clip] = []
     for split in data_set.splits():
         try:
             read = data_set.read(split, "skip")
@@ -107,13 +105,33 @@ def _check_set(data_set: DataSet, decode: bool, workers: int, progress: str | No
             problems.append(Problem(split, str(error).removeprefix(f"{data_set.name}: "), True))
             continue
         problems += [Problem(name, reason, True) for name, reason in read.skipped]
-        files |= {clip.path: clip.file_name for clip in read.clips}
-    rows = len(files) + len(problems)
+        clips += read.clips
+        splits += [split] * len(read.clips)
+    files = {clip.path: clip.file_name for clip in clips}
+    rows = len(clips) + len(problems)
+    problems += _shared(clips, splits, progress)
     if data_set.folder.is_dir():
         problems += _unlisted(list_folder(data_set.folder)[0], files, data_set.folder)
     if decode:  # the headers have been read
         problems += _audio_problems(files.values(), _decoded(files, workers), progress)
     return DataCheck(problems, rows, len(files))
+
+
+def _shared(clips: Sequence[Clip], splits: Sequence[str], progress: str | None) -> Iterator[Problem]:
+    """The clips that several splits have, under the same name with the same content."""
+    keys: list[Hashable] = [(base_name(clip), size_of(clip)) for clip in clips]
+    splits_of: dict[Hashable, set[str]] = {}
+    for key, split in zip(keys, splits, strict=True):
+        splits_of.setdefault(key, set()).add(split)
+    groups: dict[Hashable, list[int]] = {}
+    candidates = [key if len(splits_of[key]) > 1 else None for key in keys]
+    for index, key in enumerate(content_keys(clips, candidates, progress)):
+        if key is not None:
+            groups.setdefault(key, []).append(index)
+    for members in groups.values():
+        shared = in_order(splits[index] for index in members)
+        if len(shared) > 1:
+            yield Problem(clips[members[0]].file_name, f"in {' and '.join(shared)}", False)
 
 
 def check_folder(
@@ -179,11 +197,7 @@ def _audio_problems(
     names: Collection[str], results: Iterable[AudioInfo | list[str] | AudioError], progress: str | None
 ) -> Iterator[Problem]:
     """What `read_headers` or `_decoded` says about the files with these names."""
-    with optional_imports:
-        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-    bar: Any = tqdm(results, progress, len(names), unit="file", leave=False, disable=None if progress else True)
-    for name, result in zip(names, bar, strict=True):
+    for name, result in zip(names, progress_bar(results, progress, len(names)), strict=True):
         if isinstance(result, AudioError):
             yield Problem(name, result.reason, True)
         elif isinstance(result, list):

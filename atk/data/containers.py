@@ -30,6 +30,16 @@ class Unusable(ValueError):  # noqa: N818 (becomes an AudioError with the name o
 class Stored(Protocol):
     """Audio that lies inside a larger file; `str()` gives its name for messages."""
 
+    @property
+    def name(self) -> str:
+        """The name of the audio file; "" if it has none."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        ...
+
     def read(self) -> bytes:
         """The content of the audio file; raises AudioError."""
         ...

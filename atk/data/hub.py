@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from atk.ops.user_cache import cache_folder
 HUB = "hf://datasets/"
 _ADDRESS = re.compile(rf"{HUB}([^/@#]+/[^/@#]+)(?:@([^#]+))?(?:#(.+))?")
 _REFERENCE = re.compile(r"@refs/(?:convert|pr)/\w+(?=#|/|$)")  # revisions that contain slashes
-_LAYOUT = 1  # version of the cached lengths
+_LAYOUT = 2  # version of the cached headers
 
 Table = Any  # datasets.Dataset, whose methods are annotated as if they might return a dictionary of tables
 
@@ -58,13 +59,25 @@ class Cell:
         """The content of the audio file."""
         return self.column[self.row][0] or b""
 
+    @property
+    def name(self) -> str:
+        """The name of the audio file; "" if the table does not state it."""
+        return self.column[self.row][1] or ""
+
+    @property
+    def size(self) -> int:
+        """Size of the audio file in bytes."""
+        return len(self.read())
+
 
 class _Header(NamedTuple):
-    """What a row says about its audio: the length, or why it cannot be used; and the file, if it is not in the row."""
+    """What a row says about its audio, or why it cannot be used; and the file, if it is not in the row."""
 
-    seconds: float
-    fault: str
-    file: str
+    fault: str = ""
+    seconds: float = 0.0
+    sample_rate: int = 0
+    channels: int = 0
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,7 @@ class Tables(DataSet):
         column = _audio_column(self.name, split, table)
         headers = shared_index(column.name, lambda: _headers(column))
         clips: list[Clip] = []
+        signals: Counter[tuple[int, int]] = Counter()
         skipped: list[tuple[str, str]] = []
         for row, (header, values) in enumerate(zip(headers, table.select_columns(names), strict=True)):
             name = f"{split}/{row}"
@@ -118,9 +132,10 @@ class Tables(DataSet):
                 continue
             path = Path(header.file) if header.file else Cell(column, row)
             clips.append(Clip(name, path, tuple(captions), header.seconds))
+            signals[header.sample_rate, header.channels] += 1
         if not clips:
             raise ValueError(f"{self.name}: no usable clip; {describe_skipped(skipped, 3) or 'it has no rows'}")
-        return Split(clips, skipped)
+        return Split(clips, skipped, signals=signals)
 
 
 def is_address(name: str) -> bool:
@@ -200,19 +215,18 @@ def _headers(column: AudioColumn) -> list[_Header]:
 def _cached_headers(cache: Path, key: list[Any]) -> list[_Header] | None:
     try:
         rows = read_index(cache, key)["headers"]
-        headers = [_Header(float(seconds), str(fault), "") for seconds, fault, _ in rows]
+        headers = [_Header(str(row[0]), float(row[1]), int(row[2]), int(row[3])) for row in rows]
         return headers if len(headers) == key[2] else None
-    except (ValueError, TypeError, KeyError):  # missing or damaged
+    except (ValueError, TypeError, LookupError):  # missing or damaged
         return None
 
 
 def _header(column: AudioColumn, row: int) -> _Header:
     content, file = column[row]
+    if content is None and file is None:
+        return _Header("the row has no audio")
     try:
-        if content is not None:
-            return _Header(audio_info(Cell(column, row), content).seconds, "", "")
-        if file is None:
-            return _Header(0.0, "the row has no audio", "")
-        return _Header(audio_info(file).seconds, "", file)
+        info = audio_info(file or "") if content is None else audio_info(Cell(column, row), content)
     except AudioError as error:
-        return _Header(0.0, error.reason, "")
+        return _Header(error.reason)
+    return _Header("", info.seconds, info.sample_rate, info.channels, (file or "") if content is None else "")

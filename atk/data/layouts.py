@@ -1,4 +1,4 @@
-"""The layouts of data sets of captioned clips: a folder with CSV files, and tar shards."""
+"""The layouts of data sets: a folder with CSV files, any folder of audio, and tar shards."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atk.data.audio import DataWarning
-from atk.data.captions import Split, read_split
+from atk.data.captions import SPLITS, Split, read_folder, read_split
 from atk.data.listing import is_hidden
 from atk.data.pairs import read_shards
 from atk.data.remote import remote_files
@@ -25,9 +25,15 @@ def standard_name(split: str) -> str:
     return _STANDARD_NAMES.get(split.lower(), split)
 
 
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits, each once: "train", "val", "test", then the others."""
+    names = list(dict.fromkeys(splits))
+    return [*(name for name in SPLITS if name in names), *(name for name in names if name not in SPLITS)]
+
+
 @dataclass(frozen=True)
 class DataSet(ABC):
-    """A data set of captioned clips.
+    """A data set of clips, usually with captions.
 
     Attributes:
         name: its name as given.
@@ -44,6 +50,10 @@ class DataSet(ABC):
     def prefix(self) -> str:
         """What goes before its file names if there are several data sets."""
         return f"{self.name.rstrip('/')}/"
+
+    def named(self, file_name: str) -> str:
+        """The name of one of its files among those of several data sets; absolute paths stay as they are."""
+        return file_name if file_name.startswith("/") else self.prefix + file_name
 
     @abstractmethod
     def splits(self) -> list[str]:
@@ -64,6 +74,18 @@ class Folder(DataSet):
     def read(self, split: str, on_error: str) -> Split:
         """As `read_split`."""
         return read_split(self.name, split, on_error)
+
+
+class AudioFolder(DataSet):
+    """Any folder of audio, without captions: a single split, "all"."""
+
+    def splits(self) -> list[str]:
+        """The only one."""
+        return ["all"]
+
+    def read(self, split: str, on_error: str) -> Split:
+        """As `read_folder`."""
+        return read_folder(self.name, on_error)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from atk.data.audio import AudioError
 from atk.data.captions import Clip
 from atk.data.dataset import Batch, TrainDataset, random_stream
+from atk.data.levels import overload, power, snr_gain
 from atk.data.references import ReferencePool
 from atk.ops.checks import one_of
 
@@ -36,7 +37,10 @@ class MixConfig:
             at another time, and "diff/diff" another recording of its class. "multi/same" and "multi/diff" add several
             sounds.
         rate: fraction of the training clips that are mixed; the others are captioned as they are.
-        snr_db: power of the clip relative to all added sound, in dB, as (lowest, highest).
+        common: fraction of the mixed training clips for which the model learns what two clips have in common: the clip
+            is mixed with one sound in the input and with another one in the reference; for a mask only.
+        snr_db: power of the clip relative to all added sound, in dB, as (lowest, highest); null adds the recordings as
+            they are (4.6), without any change of level.
         sources: maximum number of added sounds in the "multi" conditions; at least 2.
         test_folds: folds of the ESC-50 layout that are held out for evaluation.
     """
@@ -44,18 +48,22 @@ class MixConfig:
     references: str | None = None
     condition: Condition = "same/same"
     rate: float = 0.5
-    snr_db: tuple[float, float] = (0.0, 10.0)
+    snr_db: tuple[float, float] | None = (0.0, 10.0)
     sources: int = 3
     test_folds: tuple[int, ...] = (5,)
+    common: float = 0.0
 
     def __post_init__(self):
         for name in ("snr_db", "test_folds"):  # YAML gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         one_of("condition", self.condition, CONDITIONS)
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"rate must be in [0, 1], got {self.rate}")
-        if len(self.snr_db) != 2 or not -60 <= self.snr_db[0] <= self.snr_db[1] <= 60:
-            raise ValueError(f"snr_db must be (lowest, highest) within [-60, 60] dB, got {self.snr_db}")
+        for name in ("rate", "common"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        levels = self.snr_db
+        if levels is not None and (len(levels) != 2 or not -60 <= levels[0] <= levels[1] <= 60):
+            raise ValueError(f"snr_db must be (lowest, highest) within [-60, 60] dB, got {levels}")
         if self.sources < 2:
             raise ValueError(f"sources must be at least 2, got {self.sources}")
 
@@ -69,12 +77,14 @@ class MixtureBatch(Batch):
         reference_lengths: valid samples of each reference `[N, R]`, int64; 0 where a clip has fewer than R references.
         inputs: clips before mixing `[N, S]`, float32; `[N, 0]` unless the dataset keeps them.
         added: names of the recordings mixed into each clip; empty if nothing was mixed in.
+        common: whether the caption describes what clip and reference have in common `[N]`, boolean.
     """
 
     references: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     reference_lengths: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     inputs: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     added: list[tuple[str, ...]] = field(default_factory=list)
+    common: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def unmixed(self) -> Batch:
         """The batch with the clips before mixing."""
@@ -154,8 +164,11 @@ class MixtureDataset(TrainDataset):
         random = random_stream(3, self.seed, epoch, row)
         if self.pool is None or random.random() >= (1.0 if self.evaluate else self.mix.rate):
             return item
+        snr_db = None if self.mix.snr_db is None else random.uniform(*self.mix.snr_db)
         mix = self._pair if self.pairs else self._mixture
-        return mix(self.pool, item, random, random.uniform(*self.mix.snr_db))
+        if self.mix.common > 0 and not self.evaluate and random.random() < self.mix.common:
+            mix = self._common
+        return mix(self.pool, item, random, snr_db)
 
     def silence(self) -> dict[str, Any]:
         """A silent placeholder item without references."""
@@ -177,11 +190,17 @@ class MixtureDataset(TrainDataset):
                 lengths[row, column] = len(track)
             if self.keep_inputs:
                 inputs[row, : len(item["input"])] = item["input"]
-        added = [item["added"] for item in good]
-        return MixtureBatch(**vars(batch), references=references, reference_lengths=lengths, inputs=inputs, added=added)
+        return MixtureBatch(
+            **vars(batch),
+            references=references,
+            reference_lengths=lengths,
+            inputs=inputs,
+            added=[item["added"] for item in good],
+            common=torch.tensor([item.get("common", False) for item in good], dtype=torch.bool),
+        )
 
     def _pair(
-        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float
+        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float | None
     ) -> dict[str, Any]:
         recording = pool.clips[pool.draw(random, 1, *self._limits(item["clip"]))[0]]
         placed = self._place(recording, item["audio"], random)
@@ -189,10 +208,10 @@ class MixtureDataset(TrainDataset):
             return item
         audio = item["audio"] + placed.track * snr_gain(item["audio"], placed.track, snr_db)
         caption = f"{item['caption']} and {recording.captions[random.integers(len(recording.captions))]}"
-        return item | {"audio": audio / _overload(audio), "caption": caption, "added": (recording.file_name,)}
+        return item | {"audio": audio / overload(audio, snr_db), "caption": caption, "added": (recording.file_name,)}
 
     def _mixture(
-        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float
+        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float | None
     ) -> dict[str, Any]:
         clip = item["audio"]
         count = int(random.integers(2, self.mix.sources + 1)) if self.mix.condition.startswith("multi") else 1
@@ -211,10 +230,10 @@ class MixtureDataset(TrainDataset):
         references = list(tracks)
         if shifted:
             references = [
-                reference * snr_gain(track, reference, 0.0)
+                reference * snr_gain(track, reference, None if snr_db is None else 0.0)
                 for reference, track in zip(shifted.values(), tracks, strict=True)
             ]
-        loudest = _overload(audio)
+        loudest = overload(audio, snr_db)
         mixed = {
             "audio": audio / loudest,
             "references": [reference / loudest for reference in references],
@@ -223,6 +242,23 @@ class MixtureDataset(TrainDataset):
         if self.evaluate:
             mixed["input"] = clip / loudest
         return item | mixed
+
+    def _common(
+        self, pool: ReferencePool, item: dict[str, Any], random: np.random.Generator, snr_db: float | None
+    ) -> dict[str, Any]:
+        """The clip mixed with one recording, and as the reference the clip mixed with another one."""
+        clip = item["audio"]
+        drawn = pool.draw(random, 2, *self._limits(item["clip"]))
+        sounds = _present({index: self._place(pool.clips[index], clip, random) for index in drawn})
+        if len(sounds) < 2:
+            return item
+        first, second = (clip + x.track * snr_gain(clip, x.track, snr_db) for x in sounds.values())
+        return item | {
+            "audio": first / overload(first, snr_db),
+            "references": [second / overload(second, snr_db)],
+            "added": (pool.clips[next(iter(sounds))].file_name,),
+            "common": True,
+        }
 
     def _place(self, recording: Clip, clip: Tensor, random: np.random.Generator) -> _Placed | None:
         """Place a recording at random in a track as long as `clip`; None if the recording is silent."""
@@ -234,8 +270,8 @@ class MixtureDataset(TrainDataset):
         for _ in range(_WINDOWS if excess else 1):
             first = random.random() * excess
             window = self._window(recording, first, seconds)[: len(clip)]
-            if _power(window) > loudest:
-                loudest, start, audio = _power(window), first, window
+            if power(window) > loudest:
+                loudest, start, audio = power(window), first, window
             if loudest > _QUIET:
                 break
         if audio is None:
@@ -262,22 +298,3 @@ class MixtureDataset(TrainDataset):
 def _present(values: dict[int, _T | None]) -> dict[int, _T]:
     """`values` without None."""
     return {index: value for index, value in values.items() if value is not None}
-
-
-def snr_gain(clip: Tensor, added: Tensor, snr_db: float) -> float:
-    """Gain for `added` `[S]` such that the power of `clip` `[S]` is `snr_db` dB above that of the scaled sound.
-
-    Powers are means over the samples that aren't exactly zero, so silence around a sound doesn't count. The gain is 1
-    if the clip or the sound is silent.
-    """
-    powers = [_power(x) for x in (clip, added)]
-    return (powers[0] / powers[1] * 10 ** (-snr_db / 10)) ** 0.5 if min(powers) > 0 else 1.0
-
-
-def _power(audio: Tensor) -> float:
-    return float(audio.square().sum()) / max(1, int(audio.count_nonzero()))
-
-
-def _overload(audio: Tensor) -> float:
-    """Factor to divide by so that no sample exceeds full scale."""
-    return max(1.0, float(audio.abs().max()))

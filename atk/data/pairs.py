@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -15,18 +16,18 @@ from atk.data.captions import Clip, Split, describe_skipped
 from atk.data.containers import Unusable
 from atk.data.headers import shared_index
 from atk.data.listing import AUDIO_SUFFIXES, UNSUPPORTED_SUFFIXES, audio_suffixes, is_hidden, why_left_out
+from atk.data.progress import progress_bar
 from atk.data.remote import is_url
 from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
-from atk.extras import optional_imports
 from atk.ops.user_cache import cache_folder
 
-_LAYOUT = 1  # version of the cached index
+_LAYOUT = 2  # version of the cached index
 _THREADS = 4  # shards to read at a time
-_AUDIO = "audio"  # what a member is; texts go by their suffix
 _JSON, _TXT = ".json", ".txt"
+_ANY_AUDIO = frozenset((*AUDIO_SUFFIXES, *UNSUPPORTED_SUFFIXES))
 
-Sample = dict[str, Member]  # the members of a shard whose names differ only in the suffix
+Sample = dict[str, Member]  # the members of a shard whose names differ only in the suffix, by suffix
 
 
 @dataclass
@@ -35,13 +36,13 @@ class ShardIndex:
 
     Attributes:
         size, stamp: of the shard, as in `Shard`.
-        pairs: name, offset, size, captions, and seconds of each audio file.
+        pairs: name, offset, size, captions, seconds, sample rate, and channels of each audio file.
         skipped: (name, reason) of each member that cannot be used; the name is "" for the shard itself.
     """
 
     size: int
     stamp: str
-    pairs: list[tuple[str, int, int, list[str], float]] = field(default_factory=list)
+    pairs: list[tuple[str, int, int, list[str], float, int, int]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -49,8 +50,8 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
     """Read the pairs of tar shards, in the order of the shards and of the audio files in each of them.
 
     A pair is an audio file and a `.json` or `.txt` file of the same name in the same shard. The JSON has the captions
-    as a string or a list of strings under `caption_column`; without it, the text file is used. Other members are
-    ignored.
+    as a string or a list of strings under `caption_column`; without it, the text file is used. Of several audio files
+    of the same name in different formats, the first one that libsndfile reads is used. Other members are ignored.
 
     Args:
         shards: path of each shard, by its name in messages and in the file names of the clips.
@@ -64,6 +65,7 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
         AudioError: with `on_error="raise"`, a shard or a pair cannot be used.
     """
     clips: list[Clip] = []
+    signals: Counter[tuple[int, int]] = Counter()
     skipped: list[tuple[str, str]] = []
     paths = list(shards.values())
     indices = shared_index(repr((paths, caption_column)), lambda: list(_indices(paths, caption_column)))
@@ -73,22 +75,20 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
             raise AudioError(*faults[0])
         skipped += faults
         shard = Shard(path, index.size, index.stamp)
-        for member, offset, size, captions, seconds in index.pairs:
+        for member, offset, size, captions, seconds, rate, channels in index.pairs:
             clips.append(Clip(f"{name}:{member}", Member(shard, member, offset, size), tuple(captions), seconds))
+            signals[rate, channels] += 1
     if not clips:
         raise ValueError(f"{source}: no usable clip; {describe_skipped(skipped, 3) or 'its shards have no audio'}")
-    return Split(clips, skipped)
+    return Split(clips, skipped, signals=signals)
 
 
 def _indices(paths: Sequence[str], caption_column: str | None) -> Iterator[ShardIndex]:
     """The index of each shard, in order."""
-    with optional_imports:
-        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
     pool = ThreadPoolExecutor(_THREADS)
     try:
         indices = pool.map(lambda path: _index(path, caption_column), paths)
-        yield from tqdm(indices, "index", len(paths), unit="shard", leave=False, disable=None)
+        yield from progress_bar(indices, "index", len(paths), "shard")
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -117,7 +117,10 @@ def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
     """The index in a cache file; None if it is missing, damaged, or of another shard or version of a shard."""
     values = read_index(file, key)
     try:
-        pairs = [(str(n), int(at), int(size), list(texts), float(s)) for n, at, size, texts, s in values["pairs"]]
+        pairs = [
+            (str(name), int(offset), int(size), list(texts), float(seconds), int(rate), int(channels))
+            for name, offset, size, texts, seconds, rate, channels in values["pairs"]
+        ]
         return ShardIndex(
             int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
         )
@@ -133,7 +136,7 @@ def _read_pairs(shard: Shard, caption_column: str | None, index: ShardIndex) -> 
         _collect(shard, samples)
     except AudioError as error:
         damage = error
-    for sample in sorted(samples, key=lambda sample: sample.get(_AUDIO, next(iter(sample.values()))).offset):
+    for sample in sorted(samples, key=lambda sample: _main_member(sample).offset):
         _add(sample, caption_column, index)
     if damage is not None:
         raise damage
@@ -146,23 +149,32 @@ def _collect(shard: Shard, samples: list[Sample]) -> None:
         name = os.fsdecode(encoded)
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         suffix = suffix.lower()
-        part = _AUDIO if suffix in (*AUDIO_SUFFIXES, *UNSUPPORTED_SUFFIXES) else suffix
-        if part not in (_AUDIO, _JSON, _TXT) or any(map(is_hidden, encoded.split(b"/"))):
+        if suffix not in (*_ANY_AUDIO, _JSON, _TXT) or any(map(is_hidden, encoded.split(b"/"))):
             continue
-        if stem not in latest or part in latest[stem]:
+        if stem not in latest or suffix in latest[stem]:
             latest[stem] = {}
             samples.append(latest[stem])
-        latest[stem][part] = Member(shard, name, offset, size)
+        latest[stem][suffix] = Member(shard, name, offset, size)
+
+
+def _main_member(sample: Sample) -> Member:
+    """The audio file of a sample, one that libsndfile reads if there are several; without any, the first member."""
+    usable = audio_suffixes()
+    # A video beside audio is usually what the audio was extracted from.
+    ranks = {
+        suffix: (suffix not in _ANY_AUDIO, suffix not in usable, suffix in codecs.CODEC_SUFFIXES) for suffix in sample
+    }
+    return sample[min(sample, key=ranks.__getitem__)]
 
 
 def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
     """Add a sample to the index: to the pairs, or to what cannot be used."""
-    audio = sample.get(_AUDIO, next(iter(sample.values())))
+    audio = _main_member(sample)
+    suffix = Path(audio.name).suffix.lower()
     try:
-        if _AUDIO not in sample:
+        if suffix not in _ANY_AUDIO:
             raise Unusable("the shard has no audio file of this name")
         captions = _captions(sample, caption_column)
-        suffix = Path(audio.name).suffix.lower()
         if suffix not in audio_suffixes():
             raise Unusable(why_left_out(suffix))
     except Unusable as error:
@@ -170,11 +182,12 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
         return
     content = audio.read()  # if this fails, it is the shard that cannot be read
     try:
-        seconds = audio_info(audio, content).seconds
+        info = audio_info(audio, content)
     except AudioError as error:
         index.skipped.append((audio.name, error.reason))
     else:
-        index.pairs.append((audio.name, audio.offset, audio.size, captions, seconds))
+        where = audio.name, audio.offset, audio.size
+        index.pairs.append((*where, captions, info.seconds, info.sample_rate, info.channels))
 
 
 def _captions(sample: Sample, caption_column: str | None) -> list[str]:

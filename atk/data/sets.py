@@ -1,12 +1,13 @@
 """What `--data` takes: one or several data sets, each in one of several layouts."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from atk.data import hub
-from atk.data.captions import ON_ERROR, Split, read_folder
-from atk.data.layouts import DataSet, Folder, named_shards, remote_shards, shards_in
+from atk.data.captions import ON_ERROR, SPLITS, Split, read_folder
+from atk.data.layouts import AudioFolder, DataSet, Folder, named_shards, remote_shards, shards_in
 from atk.data.listing import list_folder, not_listed
 from atk.data.metadata import metadata_folder
 from atk.data.remote import is_url
@@ -49,7 +50,7 @@ class DataSets:
     def read(self, split: str, on_error: str = "skip") -> Split:
         """Read "train" of all data sets that have it, one after the other, or any other split of the first that has it.
 
-        If there are several data sets, the file names of the training clips begin with the name of theirs.
+        If there are several data sets, the relative file names of training clips begin with the name of theirs.
 
         Raises:
             FileNotFoundError, ValueError, AudioError: as for `read_split`.
@@ -59,15 +60,18 @@ class DataSets:
             return self.first_with(split).read(split, on_error)
         self.first_with(split)  # raises an error if there is none
         clips, skipped, sizes = [], [], []
+        signals: Counter[tuple[int, int]] = Counter()
         for data_set in self.sets:
             part = data_set.read(split, on_error) if split in data_set.splits() else Split([], [])
             sizes.append(len(part.clips))
-            clips += [clip.renamed(data_set.prefix + clip.file_name) for clip in part.clips]
-            skipped += [(data_set.prefix + name, reason) for name, reason in part.skipped]
-        return Split(clips, skipped, tuple(sizes))
+            signals += part.signals
+            clips += [clip.renamed(data_set.named(clip.file_name)) for clip in part.clips]
+            skipped += [(data_set.named(name), reason) for name, reason in part.skipped]
+        return Split(clips, skipped, tuple(sizes), signals)
 
 
 Data = str | Path | Sequence[str | Path] | DataSets
+_Open = Callable[[str, str | None], DataSet]
 
 
 def open_data(data: Data, caption_column: str | None = None) -> DataSets:
@@ -83,13 +87,24 @@ def open_data(data: Data, caption_column: str | None = None) -> DataSets:
         ValueError: `data` is empty, or names a compressed tar file or an empty range of shards; or `caption_column` is
             given for captioned folders alone.
     """
-    if isinstance(data, DataSets):
-        return data
+    return data if isinstance(data, DataSets) else _open_all(data, caption_column, _open)
+
+
+def open_audio(data: Data, caption_column: str | None = None) -> DataSets:
+    """As `open_data`, except that a local folder without train.csv, val.csv, and test.csv may be any folder of audio.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `open_data`.
+    """
+    return data if isinstance(data, DataSets) else _open_all(data, caption_column, _open_audio)
+
+
+def _open_all(data: str | Path | Sequence[str | Path], caption_column: str | None, one: _Open) -> DataSets:
     names = [data] if isinstance(data, (str, Path)) else list(data)
     if not names:
         raise ValueError("data must name at least one data set, got an empty list")
-    sets = [_open(str(name), caption_column) for name in names]
-    if caption_column is not None and all(isinstance(data_set, Folder) for data_set in sets):
+    sets = [one(str(name), caption_column) for name in names]
+    if caption_column is not None and all(isinstance(data_set, (Folder, AudioFolder)) for data_set in sets):
         raise ValueError(
             "caption_column is for shards, metadata files, and Hugging Face data sets, but the data sets are folders "
             f"with CSV files, whose captions are in caption or caption_1, caption_2, ...; got {caption_column!r}"
@@ -118,8 +133,8 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
     """
-    data_set = known_layout(str(name)) if Path(name).is_dir() else _open(str(name), None)
-    if data_set is None or isinstance(data_set, Folder):
+    data_set = _open_audio(str(name), None)
+    if isinstance(data_set, (Folder, AudioFolder)):
         return read_folder(name, on_error)
     audio = list_folder(name)[0] if data_set.folder.is_dir() else []
     parts: list[Split] = []
@@ -138,11 +153,19 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
 
 def known_layout(name: str, caption_column: str | None = None) -> DataSet | None:
     """The data set in a local folder; None if its layout is not a known one."""
-    if any((Path(name) / f"{split}.csv").is_file() for split in ("train", "val", "test")):
+    if any((Path(name) / f"{split}.csv").is_file() for split in SPLITS):
         return Folder(name)
     layouts = (metadata_folder, shards_in, hub.from_folder)
     others = (layout(name, caption_column) for layout in layouts)
     return next(filter(None, others), Folder(name) if any(Path(name).glob("*.csv")) else None)
+
+
+def _open_audio(name: str, caption_column: str | None) -> DataSet:
+    data_set = known_layout(name, caption_column) if Path(name).is_dir() else _open(name, caption_column)
+    has_splits = data_set is not None and (
+        not isinstance(data_set, Folder) or {*SPLITS}.intersection(data_set.splits())
+    )
+    return data_set if data_set is not None and has_splits else AudioFolder(name)
 
 
 def _open(name: str, caption_column: str | None) -> DataSet:

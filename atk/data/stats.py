@@ -1,26 +1,26 @@
-"""What a data folder contains, in numbers: hours, formats, captions, and duplicates within and across its splits."""
+"""What data sets contain, in numbers: hours, formats, captions, and duplicates within and across their splits."""
 
-import hashlib
 import itertools
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from atk.data.captions import Clip, Split, read_folder, read_split
-from atk.data.check import SPLITS
-from atk.data.headers import collecting, map_files
+from atk.data.captions import SPLITS, Clip, Split
+from atk.data.contents import base_name, content_keys, size_of
+from atk.data.headers import map_files
+from atk.data.layouts import DataSet, Folder, in_order
+from atk.data.sets import Data, open_audio
 from atk.extras import optional_imports
 
 _WORD = re.compile("[^\\W_]+(?:['\u2019][^\\W_]+)*")  # also with apostrophes
-_EDGE_BYTES = 1 << 16  # at both ends of a file, which tell most files of the same size apart
 _EXAMPLES = 3
 _BINS = 40  # of a histogram
+_LEGEND_ROW = 0.22  # inches
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SplitStats:
         captions_per_clip: captions of each clip, int64 `[clips]`.
         sample_rates: clips by sample rate in Hz, most frequent first.
         channels: clips by channel count, most frequent first.
-        formats: clips by suffix, most frequent first.
+        formats: clips by suffix, most frequent first; "" where a table does not name the file.
         vocabulary: distinct words, ignoring case.
         skipped: rows and files that cannot be used.
     """
@@ -62,6 +62,14 @@ class SplitStats:
             "formats": self.formats,
             "skipped": self.skipped,
         }
+
+
+class _Labeled(NamedTuple):
+    """A clip, with its split and its name for messages."""
+
+    split: str
+    name: str
+    clip: Clip
 
 
 @dataclass(frozen=True)
@@ -96,31 +104,46 @@ class FolderStats:
         return {"splits": splits, "vocabulary": self.vocabulary, "duplicates": [vars(one) for one in self.duplicates]}
 
 
-def folder_stats(folder: str | Path, *, progress: str | None = None) -> FolderStats:
-    """Read the splits of a data folder or, without splits, all audio below it as the split "all".
+def data_stats(data: Data, caption_column: str | None = None, *, progress: str | None = None) -> FolderStats:
+    """Read all splits of one or several data sets of any layout; without splits, all audio below a folder as "all".
 
-    Files of the same size are compared by their contents: first by their ends, then in full.
+    Of a folder with CSV files, the splits are train, val, and test. If there are several data sets, the names of splits
+    and files begin with that of the data set. Audio of the same size is compared by its contents: first by the ends,
+    then in full.
 
     Args:
-        folder: data folder, or any folder of audio.
+        data, caption_column: as in `atk.data.open_data`; may also be any folder of audio.
         progress: label of a progress bar; None = no bar.
 
     Raises:
-        FileNotFoundError, ValueError: as for `read_split` and `read_folder`.
+        FileNotFoundError, ValueError: as for `atk.data.read_data` and `read_folder`.
     """
-    names = [name for name in SPLITS if Path(folder, f"{name}.csv").is_file()]
+    sets = {data_set.name: data_set for data_set in open_audio(data, caption_column).sets}
     stats: dict[str, SplitStats] = {}
-    clips: dict[str, list[Clip]] = {}
+    clips: list[_Labeled] = []
     words: set[str] = set()
-    for name in names or ["all"]:
-        with collecting() as headers:
-            split = read_split(folder, name) if names else read_folder(folder)
-        stats[name] = _split_stats(split, next(iter(headers.tables.values())), words)
-        clips[name] = split.clips
+    for data_set in sets.values():
+        several = len(sets) > 1
+        for name in _splits_of(data_set):
+            split = data_set.read(name, "skip")
+            label = f"{data_set.name.rstrip('/')}/{name}" if several else name
+            stats[label] = _split_stats(split, words)
+            files = (data_set.named(clip.file_name) if several else clip.file_name for clip in split.clips)
+            clips += map(_Labeled, itertools.repeat(label), files, split.clips)
     return FolderStats(stats, len(words), list(_all_duplicates(clips, progress)))
 
 
-def _split_stats(split: Split, headers: np.ndarray, all_words: set[str]) -> SplitStats:
+def folder_stats(folder: str | Path, *, progress: str | None = None) -> FolderStats:
+    """`data_stats` of a single data set."""
+    return data_stats(folder, progress=progress)
+
+
+def _splits_of(data_set: DataSet) -> list[str]:
+    names = in_order(data_set.splits())
+    return [name for name in names if name in SPLITS] if isinstance(data_set, Folder) else names
+
+
+def _split_stats(split: Split, all_words: set[str]) -> SplitStats:
     vocabulary: set[str] = set()
     lengths = []
     for clip in split.clips:
@@ -129,13 +152,18 @@ def _split_stats(split: Split, headers: np.ndarray, all_words: set[str]) -> Spli
             lengths.append(len(words))
             vocabulary.update(words)
     all_words |= vocabulary
+    rates: Counter[int] = Counter()
+    channels: Counter[int] = Counter()
+    for (rate, channel_count), clips in split.signals.items():
+        rates[rate] += clips
+        channels[channel_count] += clips
     return SplitStats(
         seconds=np.array([clip.seconds for clip in split.clips]),
         words=np.array(lengths, np.int64),
         captions_per_clip=np.array([len(clip.captions) for clip in split.clips], np.int64),
-        sample_rates=_counts(headers["rate"].tolist()),
-        channels=_counts(headers["channels"].tolist()),
-        formats=_counts(os.path.splitext(clip.file_name)[1].lower() for clip in split.clips),  # noqa: PTH122 (a string)
+        sample_rates=dict(rates.most_common()),
+        channels=dict(channels.most_common()),
+        formats=dict(Counter(PurePath(base_name(clip)).suffix.lower() for clip in split.clips).most_common()),
         vocabulary=len(vocabulary),
         skipped=len(split.skipped),
     )
@@ -143,10 +171,6 @@ def _split_stats(split: Split, headers: np.ndarray, all_words: set[str]) -> Spli
 
 def _words(caption: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(caption.casefold()))
-
-
-def _counts(values: Iterable[Any]) -> dict[Any, int]:
-    return dict(Counter(values).most_common())
 
 
 def _summary(values: np.ndarray) -> dict[str, float] | None:
@@ -157,16 +181,17 @@ def _summary(values: np.ndarray) -> dict[str, float] | None:
     return {name: round(float(value), 3) for name, value in summary.items()}
 
 
-def _all_duplicates(clips: dict[str, list[Clip]], progress: str | None) -> Iterator[Duplicates]:
-    files = [(split, clip) for split, listed in clips.items() for clip in listed]
-    names = ((Path(str(clip.path)).name, split, clip.file_name) for split, clip in files)
-    yield from _duplicates("name", names)
-    hashes = _content_keys([str(clip.path) for _, clip in files], progress)
-    contents = ((key, split, clip.file_name) for key, (split, clip) in zip(hashes, files, strict=True) if key)
-    yield from _duplicates("content", contents)
+def _all_duplicates(labeled: Sequence[_Labeled], progress: str | None) -> Iterator[Duplicates]:
+    clips = [one.clip for one in labeled]
+    for by, keys in (
+        ("name", map(base_name, clips)),
+        ("content", content_keys(clips, list(map_files(size_of, clips)), progress)),
+    ):
+        members = ((key, split, name) for key, (split, name, _) in zip(keys, labeled, strict=True) if key)
+        yield from _duplicates(by, members)
     captions = (
         (words, split, text)
-        for split, clip in files
+        for split, _, clip in labeled
         for words, text in {_words(caption): caption for caption in clip.captions}.items()
     )
     yield from _duplicates("caption", captions)
@@ -193,56 +218,6 @@ def _duplicates(by: str, members: Iterable[tuple[Hashable, str, str]]) -> Iterat
         yield Duplicates(by, splits, count, examples[splits])
 
 
-def _content_keys(paths: Sequence[str], progress: str | None) -> list[Hashable]:
-    """A key for each file, the same for equal contents only; None for unreadable files and those without an equal."""
-    keys: list[Hashable] = list(map_files(_size, paths))
-    for read in (_edges, _whole):
-        repeated = {key for key, count in Counter(keys).items() if key is not None and count > 1}
-        chosen = [index for index, key in enumerate(keys) if key in repeated]
-        digests = map_files(read, [paths[index] for index in chosen])
-        kept = dict(zip(chosen, _with_progress(digests, len(chosen), progress), strict=True))
-        keys = [(key, kept[index]) if kept.get(index) else None for index, key in enumerate(keys)]
-    return keys
-
-
-def _with_progress(items: Iterable[Any], count: int, label: str | None) -> Iterable[Any]:
-    with optional_imports:
-        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-    return tqdm(items, label, count, unit="file", leave=False, disable=None if label else True)
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (a third of the time)
-    except OSError:
-        return None
-
-
-def _edges(path: str) -> bytes | None:
-    """Digest of both ends of a file; None if it cannot be read."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 (a string)
-            digest = hashlib.blake2b(file.read(_EDGE_BYTES), digest_size=16)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _EDGE_BYTES))
-            digest.update(file.read(_EDGE_BYTES))
-    except OSError:
-        return None
-    return digest.digest()
-
-
-def _whole(path: str) -> bytes | None:
-    """Digest of a file; None if it cannot be read."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 (a string)
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.digest()
-
-
 def draw_stats(stats: FolderStats, path: str | Path) -> None:
     """Draw histograms of the lengths of clips and captions of each split.
 
@@ -257,17 +232,28 @@ def draw_stats(stats: FolderStats, path: str | Path) -> None:
     panels = [("length of clips (s)", {name: split.seconds for name, split in stats.splits.items()})]
     if any(len(split.words) for split in stats.splits.values()):
         panels.append(("length of captions (words)", {name: split.words for name, split in stats.splits.items()}))
-    figure = Figure(figsize=(5 * len(panels), 3.5), dpi=150, layout="constrained")
+    height = 3.5 + _LEGEND_ROW * len(stats.splits)
+    figure = Figure(figsize=(5 * len(panels), height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for index, (label, values) in enumerate(panels):
+    for index, (quantity, values) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         edges = _edges_of(np.concatenate(list(values.values())))
         for name, lengths in values.items():
-            axes.hist(lengths, edges, histtype="step", label=f"{name} ({len(lengths):,})")
-        axes.set_xlabel(label)
+            label = _label(name, stats.splits[name], 50 * len(panels)) if index == 0 else None
+            axes.hist(lengths, edges, histtype="step", label=label)
+        axes.set_xlabel(quantity)
         axes.set_ylabel("count")
-        axes.legend()
+    for text in figure.legend(loc="outside lower center").get_texts():
+        text.set_parse_math(False)
     figure.savefig(path, format="png")
+
+
+def _label(name: str, split: SplitStats, letters: int) -> str:
+    """A line of the legend; of a name that is too long, the end is shown."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if len(name) > letters:
+        name = f"...{name[-letters:]}"
+    return f"{name}: {len(split.seconds):,} clips" + (f", {len(split.words):,} captions" if len(split.words) else "")
 
 
 def _edges_of(values: np.ndarray) -> list[float]:

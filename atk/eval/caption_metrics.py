@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atk.eval.fluency import fense, fluency_factors
 from atk.eval.java import UnavailableError, find_jar, finish, run_java
 from atk.extras import install_command
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr")
+METRICS = (
+    "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr", "SPIDEr-FL", "FENSE",
+)  # fmt: skip
 
 _GET_LIBRARY = install_command("pycocoevalcap")
 _GET_JARS = "pip install --force-reinstall --no-deps pycocoevalcap"
@@ -28,7 +31,7 @@ class CaptionScores:
     """Scores of a set of captions.
 
     Args:
-        values: score of each of `METRICS` that could be computed, in that order. Scores are fractions as in the
+        values: score of each of `METRICS` that could be computed. Scores are fractions as in the
             literature (BLEU-4 of 1.0 is a perfect match); CIDEr goes up to 10.
         missing: for each other metric, what is missing and the command that installs it, or why the metric failed.
         tokenizer: name of the tokenizer; scores with different tokenizers can differ slightly.
@@ -42,13 +45,15 @@ class CaptionScores:
 def caption_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], *, time_limit: float = 600.0
 ) -> CaptionScores:
-    """BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, and SPIDEr of captions against the references of their clips.
+    """BLEU-1 to 4, METEOR, ROUGE-L, CIDEr, SPICE, SPIDEr, SPIDEr-FL, and FENSE of captions against their references.
 
     All metrics need pycocoevalcap; METEOR also needs Java, and SPICE needs Java and the models of Stanford CoreNLP.
-    `SPIDEr = (CIDEr + SPICE) / 2`. Nothing is downloaded: metrics that cannot be computed are listed in `missing`.
-    Captions are tokenized by the Penn Treebank tokenizer of the published code, or, without Java, by a Python tokenizer
-    with the same conventions (lowercase, contractions split, punctuation removed). CIDEr gives less weight to words
-    that more clips use, and none to words that all clips use, so it is 0 for a single clip.
+    `SPIDEr = (CIDEr + SPICE) / 2`. SPIDEr-FL and FENSE take off 90 % of the score of a caption that FENSE's detector
+    finds not fluent; they need its published models (see `atk.eval.fluency`). Nothing is downloaded: metrics that
+    cannot be computed are listed in `missing`. Captions are tokenized by the Penn Treebank tokenizer of the published
+    code, or, without Java, by a Python tokenizer with the same conventions (lowercase, contractions split, punctuation
+    removed); FENSE takes them as they are. CIDEr gives less weight to words that more clips use, and none to words that
+    all clips use, so it is 0 for a single clip.
 
     Args:
         candidates: one caption per clip, possibly empty.
@@ -60,16 +65,18 @@ def caption_metrics(
         ValueError: there is no clip, the lengths differ, or all references of a clip are blank.
     """
     _check(candidates, references)
+    given = [list(group) for group in references]
     try:
         from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
     except ImportError:
         return CaptionScores({}, dict.fromkeys(METRICS, f"pycocoevalcap is not installed; {_GET_LIBRARY}"), "none")
-    texts = [" ".join(text.split()) for text in (*candidates, *(text for group in references for text in group))]
+    texts = [" ".join(text.split()) for text in (*candidates, *(text for group in given for text in group))]
     tokenized, tokenizer = _tokenize(texts, frozenset(PUNCTUATIONS), time_limit)
     rest = iter(tokenized[len(candidates) :])
-    tokenized_references = [[next(rest) for _ in group] for group in references]
-    values, missing = _scores(tokenized[: len(candidates)], tokenized_references, time_limit)
-    return CaptionScores(values, missing, tokenizer)
+    tokenized_references = [[next(rest) for _ in group] for group in given]
+    scores = _scores(tokenized[: len(candidates)], tokenized_references, time_limit)
+    _add_fluency(scores, list(candidates), given)
+    return CaptionScores(scores.values, scores.missing, tokenizer)
 
 
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -90,32 +97,60 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> No
             raise ValueError(f"references[{clip}] must contain at least one caption, got {list(group)!r}")
 
 
-def _scores(
-    candidates: _Tokenized, references: list[_Tokenized], time_limit: float
-) -> tuple[dict[str, float], dict[str, str]]:
-    """`CaptionScores.values` and `CaptionScores.missing`."""
-    values: dict[str, float] = {}
-    missing: dict[str, str] = {}
+class _Scores:
+    """The scores so far: of the whole set, of each clip where the metric has them, and what is missing."""
 
-    def compute(names: Sequence[str], metric: Callable[..., list[float]], *options: float) -> None:
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.clips: dict[str, list[float]] = {}
+        self.missing: dict[str, str] = {}
+
+    def add(self, names: Sequence[str], metric: Callable[[], Sequence[float | Sequence[float]]]) -> None:
+        """Compute metrics. A metric with a score of each clip has their mean as its own."""
         try:
-            scores = metric(candidates, references, *options)
-            if not all(map(math.isfinite, scores)):
-                raise UnavailableError("the score is not a finite number")
-            values.update(zip(names, scores, strict=True))
+            for name, score in zip(names, metric(), strict=True):
+                if isinstance(score, float):
+                    value = score
+                else:
+                    self.clips[name] = list(map(float, score))
+                    value = sum(self.clips[name]) / len(score)
+                if not math.isfinite(value):
+                    raise UnavailableError("the score is not a finite number")
+                self.values[name] = value
         except UnavailableError as reason:
-            missing.update(dict.fromkeys(names, str(reason)))
+            self.missing.update(dict.fromkeys(names, str(reason)))
 
-    compute(METRICS[:4], _bleu)
-    compute(("METEOR",), _meteor, time_limit)
-    compute(("ROUGE-L",), _rouge)
-    compute(("CIDEr",), _cider)
-    compute(("SPICE",), _spice, time_limit)
-    if "CIDEr" in values and "SPICE" in values:
-        values["SPIDEr"] = (values["CIDEr"] + values["SPICE"]) / 2
-    else:
-        missing["SPIDEr"] = "needs " + " and ".join(name for name in ("CIDEr", "SPICE") if name in missing)
-    return values, missing
+    def needs(self, name: str, *others: str) -> bool:
+        """Whether all the others are there that a metric is computed from; otherwise, it is listed as missing."""
+        if absent := [other for other in others if other not in self.values]:
+            self.missing[name] = "needs " + " and ".join(absent)
+        return not absent
+
+
+def _scores(candidates: _Tokenized, references: list[_Tokenized], time_limit: float) -> _Scores:
+    """The metrics of tokenized captions."""
+    scores = _Scores()
+    scores.add(METRICS[:4], lambda: _bleu(candidates, references))
+    scores.add(("METEOR",), lambda: _meteor(candidates, references, time_limit))
+    scores.add(("ROUGE-L",), lambda: _rouge(candidates, references))
+    scores.add(("CIDEr",), lambda: [_cider(candidates, references)])
+    scores.add(("SPICE",), lambda: [_spice(candidates, references, time_limit)])
+    if scores.needs("SPIDEr", "CIDEr", "SPICE"):
+        scores.values["SPIDEr"] = (scores.values["CIDEr"] + scores.values["SPICE"]) / 2
+    return scores
+
+
+def _add_fluency(scores: _Scores, candidates: list[str], references: list[list[str]]) -> None:
+    """Add the metrics that depend on the fluency of captions, given as they were written."""
+    try:
+        factors = fluency_factors(candidates)
+    except UnavailableError as reason:
+        scores.missing |= dict.fromkeys(("SPIDEr-FL", "FENSE"), str(reason))
+        return
+    if scores.needs("SPIDEr-FL", "SPIDEr"):
+        parts = zip(scores.clips["CIDEr"], scores.clips["SPICE"], factors, strict=True)
+        scores.add(("SPIDEr-FL",), lambda: [[(cider + spice) / 2 * factor for cider, spice, factor in parts]])
+    scores.add(("FENSE",), lambda: [fense(candidates, references, factors)])
 
 
 def _by_clip(
@@ -138,11 +173,12 @@ def _rouge(candidates: _Tokenized, references: list[_Tokenized]) -> list[float]:
 
 
 def _cider(candidates: _Tokenized, references: list[_Tokenized]) -> list[float]:
+    """CIDEr of each clip."""
     from pycocoevalcap.cider.cider import Cider
 
     if not any(text for group in references for text in group):
         raise UnavailableError("no reference contains a word")
-    return [float(Cider().compute_score(*_by_clip(candidates, references))[0])]
+    return Cider().compute_score(*_by_clip(candidates, references))[1].tolist()
 
 
 def _meteor(candidates: _Tokenized, references: list[_Tokenized], time_limit: float) -> list[float]:
@@ -171,7 +207,7 @@ def _meteor(candidates: _Tokenized, references: list[_Tokenized], time_limit: fl
 
 
 def _spice(candidates: _Tokenized, references: list[_Tokenized], time_limit: float) -> list[float]:
-    """Mean F-score of SPICE 1.0 over clips."""
+    """F-score of SPICE 1.0 of each clip."""
     jar = find_jar("spice", "spice-1.0.jar", _GET_JARS)
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         find_jar("spice", f"lib/{name}", _GET_MODELS)
@@ -187,7 +223,7 @@ def _spice(candidates: _Tokenized, references: list[_Tokenized], time_limit: flo
         with run_java(arguments, time_limit) as process:
             finish(process)
             scores = [clip["scores"]["All"]["f"] for clip in json.loads(target.read_text(encoding="utf-8"))]
-            return [sum(map(float, scores)) / len(candidates)]
+            return [float(score) for score in scores]
 
 
 def _tokenize(texts: list[str], punctuation: frozenset[str], time_limit: float) -> tuple[_Tokenized, str]:

@@ -1,9 +1,7 @@
-"""Write captions for an audio file or for a held-out split, the latter with metrics and a listing."""
+"""Write captions for an audio file or for a held-out split, the latter with metrics."""
 
-import csv
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +11,17 @@ from torch import Tensor
 from atk.data import Clip, audio_info, one_pass, open_data, read_references
 from atk.data.captions import OnError
 from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
+from atk.data.progress import progress_bar
 from atk.data.references import ReferencePool
 from atk.data.sets import Data
 from atk.data.side_files import read_tags
+from atk.eval.caption_listing import SEPARATOR, Captions, class_mentions
 from atk.eval.caption_metrics import caption_metrics
 from atk.eval.caption_windows import caption_clip
-from atk.eval.embed import device_of, evaluating, progress_bar
+from atk.eval.embed import device_of, evaluating
 from atk.models.caption_model import CaptionModel
-from atk.soundscapes.phrases import CLAUSES, classes_named
-
-_MODES = ("input", "mix", "minus_added", "minus_input")  # the captions of a clip, fields of `Captions`
-_SEPARATOR = "; "  # between the names in `Captions.added`
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Captions of one clip by a model (thesis Table 4.3).
-
-    Args:
-        file_name: file name of the clip.
-        added: recordings mixed into the clip, joined by "; "; "" if nothing was mixed in. `mix`, `minus_added` and
-            `minus_input` are then "" too.
-        input: caption of the clip.
-        mix: caption of the mixture, without a reference.
-        minus_added: caption of `Diff(mix, added)`, which should describe the clip; "" without a Diff block.
-        minus_input: caption of `Diff(mix, clip)`, which should describe the added sound; "" without a Diff block.
-    """
-
-    file_name: str
-    added: str
-    input: str
-    mix: str = ""
-    minus_added: str = ""
-    minus_input: str = ""
+from atk.models.generation import GenerationConfig
+from atk.soundscapes.phrases import CLAUSES
 
 
 class CaptionSplit:
@@ -102,7 +78,13 @@ class CaptionSplit:
 
 
 def evaluate_captions(
-    model: CaptionModel, split: CaptionSplit, beams: int = 4, progress: str | None = None
+    model: CaptionModel,
+    split: CaptionSplit,
+    beams: int = 4,
+    progress: str | None = None,
+    *,
+    generation: GenerationConfig | None = None,
+    repeated: bool = False,
 ) -> tuple[dict[str, Any], list[Captions]]:
     """Caption a split four ways (thesis Table 4.3) and score the captions that should describe the clip.
 
@@ -111,6 +93,8 @@ def evaluate_captions(
         split: what to caption.
         beams: beam width.
         progress: label of a progress bar; None = no bar.
+        generation: further settings of the beam search; None = the defaults.
+        repeated: let a mask remove several references one after the other.
 
     Returns:
         The metrics and the captions. Metrics: `"input"` for all clips, `"mix"` and `"minus_added"` for the mixed clips,
@@ -129,11 +113,12 @@ def evaluate_captions(
     clips: list[int] = []  # index of each row's clip in the split
     skipped = list(split.skipped)
     with evaluating(model), torch.no_grad():
-        for batch in progress_bar(loader, progress):
+        for batch in progress_bar(loader, progress, unit="batch"):
             skipped += batch.skipped
             if batch.files:
                 assert isinstance(batch, MixtureBatch)  # collated by MixtureDataset
-                rows += _caption_batch(model, batch.to(device), beams)
+                options = {"beams": beams, "generation": generation, "repeated": repeated}
+                rows += _caption_batch(model, batch.to(device), options)
                 clips += batch.clips.tolist()
     if not rows:
         raise ValueError(f"{split.folder}: none of the {len(split.clips)} clips of the split can be decoded")
@@ -167,74 +152,17 @@ def _has_difference(model: CaptionModel) -> bool:
     return model.config.difference != "none"
 
 
-def _caption_batch(model: CaptionModel, batch: MixtureBatch, beams: int) -> list[Captions]:
+def _caption_batch(model: CaptionModel, batch: MixtureBatch, options: dict[str, Any]) -> list[Captions]:
     def generate(audio: Tensor, *references: Tensor) -> list[str]:
-        return model.generate(audio, batch.lengths, *references, beams=beams)
+        return model.generate(audio, batch.lengths, *references, **options)
 
-    added = [_SEPARATOR.join(names) for names in batch.added]
+    added = [SEPARATOR.join(names) for names in batch.added]
     columns = [batch.files, added, generate(batch.inputs), generate(batch.audio)]
     if _has_difference(model):
         columns.append(generate(batch.audio, batch.references, batch.reference_lengths))
         columns.append(generate(batch.audio, batch.inputs[:, None], batch.lengths[:, None]))
     rows = (Captions(*row) for row in zip(*columns, strict=True))
     return [row if row.added else Captions(row.file_name, "", row.input) for row in rows]
-
-
-def class_mentions(
-    rows: Sequence[Captions], classes: Sequence[frozenset[str]], pool: ReferencePool
-) -> dict[str, dict[str, float]]:
-    """How often captions mention the events of the clip and the added sounds.
-
-    Args:
-        rows: captions of soundscapes.
-        classes: event classes of each clip.
-        pool: recordings that were added, with their classes.
-
-    Returns:
-        For each mode of captions, in percent: `"target"`, events of the clips that are mentioned; `"added"`, added
-        recordings whose class is mentioned; `"target_alone"`, captions that mention an event of the clip and no
-        added sound.
-    """
-    class_of = {clip.file_name: name for clip, name in zip(pool.clips, pool.classes, strict=True)}
-    added_classes = [[class_of[name] for name in row.added.split(_SEPARATOR)] if row.added else [] for row in rows]
-    result = {}
-    for mode in _MODES:
-        if not any(getattr(row, mode) for row in rows):
-            continue
-        cases = [
-            (classes_named(getattr(row, mode)), target, added)
-            for row, target, added in zip(rows, classes, added_classes, strict=True)
-            if row.added or mode == "input"
-        ]
-        result[mode] = {
-            "target": _percent([name in named for named, target, _ in cases for name in target]),
-            "added": _percent([name in named for named, _, added in cases for name in added]),
-            "target_alone": _percent(
-                [bool(named & target) and not named & set(added) for named, target, added in cases]
-            ),
-        }
-    return result
-
-
-def _percent(hits: Sequence[bool]) -> float:
-    return round(100 * sum(hits) / max(1, len(hits)), 2)
-
-
-def write_captions(path: Path, rows: Sequence[Captions]) -> None:
-    """Write captions as CSV, with the fields of `Captions` as columns."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(field.name for field in fields(Captions))
-        table.writerows(astuple(row) for row in rows)
-
-
-def format_captions(rows: Sequence[Captions]) -> str:
-    """Format captions as text for the terminal."""
-    lines = []
-    for row in rows:
-        lines.append(f"{row.file_name} + {row.added}")
-        lines += [f"  {name:<12} {text}" for name, text in list(asdict(row).items())[2:] if text]
-    return "\n".join(lines)
 
 
 def caption_file(
@@ -244,6 +172,9 @@ def caption_file(
     *,
     clip_seconds: float = 30.0,
     beams: int = 4,
+    generation: GenerationConfig | None = None,
+    repeated: bool = False,
+    common: bool = False,
 ) -> list[tuple[float, float, str]]:
     """Caption an audio file, or what it contains that the reference files do not.
 
@@ -253,13 +184,26 @@ def caption_file(
         references: reference files. A mask sees all their windows, subtraction only those at the same time.
         clip_seconds: length of a window, in seconds.
         beams: beam width.
+        generation: further settings of the beam search; None = the defaults.
+        repeated: let a mask remove one file after the other instead of all at once.
+        common: describe what the file and all references have in common instead; for a mask only.
 
     Returns:
         (start, end, caption) of each window; times in seconds.
 
     Raises:
-        ValueError: references are given and the model has no Diff block.
+        ValueError: references are given and the model has no Diff block; or the model or the number of references does
+            not go with `common` or `repeated`; or, with `common`, a reference is silent.
         AudioError: a file cannot be read.
     """
     clip, *given = (Clip(str(path), Path(path), (), audio_info(path).seconds) for path in (audio, *references))
-    return caption_clip(model, clip, given, clip_seconds=clip_seconds, beams=beams)
+    return caption_clip(
+        model,
+        clip,
+        given,
+        clip_seconds=clip_seconds,
+        beams=beams,
+        generation=generation,
+        repeated=repeated,
+        common=common,
+    )

@@ -1,9 +1,9 @@
 """Embed clips and captions with a trained model, without gradients."""
 
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from atk.data import Batch, Clip, EvalDataset, Loader, eval_loader
 from atk.data.captions import OnError
+from atk.data.progress import progress_bar
 from atk.data.sets import read_all
-from atk.extras import optional_imports
 from atk.models.clap import AudioEmbedding, TextEmbedding
 from atk.ops.checks import at_least, strings
-
-with optional_imports:
-    from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-_T = TypeVar("_T")
 
 
 class EmbeddingModel(Protocol):
@@ -107,11 +102,6 @@ def device_of(model: EmbeddingModel | nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def progress_bar(batches: Iterable[_T], label: str | None) -> Iterable[_T]:
-    """Iterate over `batches` with a progress bar, if there is a label and stderr is a terminal."""
-    return tqdm(batches, label, unit="batch", leave=False, disable=None if label else True)
-
-
 def embed_clips(
     model: EmbeddingModel,
     loader: Loader,
@@ -149,7 +139,7 @@ def embed_clips(
             starts = [dataset.start(current, window) for window in range(len(windows))]
             yield dataset.clips[current], _join(windows, model.frame_seconds, starts)
 
-    for batch in progress_bar(loader, progress):
+    for batch in progress_bar(loader, progress, unit="batch"):
         skipped += [(name, reason) for name, reason in dict(batch.skipped).items() if name not in bad]
         bad |= {name for name, _ in batch.skipped}
         if not len(batch):

@@ -27,6 +27,7 @@ from atk.extras import optional_imports
 from atk.models import from_pretrained
 from atk.models.caption_model import CaptionModel
 from atk.models.clap import CLAP
+from atk.models.generation import GenerationConfig
 from atk.ops.checks import at_least
 
 with optional_imports:
@@ -164,6 +165,9 @@ class Embedder:
         *,
         references: Audio = (),
         beams: int = 4,
+        generation: GenerationConfig | None = None,
+        repeated: bool = False,
+        common: bool = False,
     ) -> list[tuple[float, float, str]]:
         """Describe a clip, or what it contains that reference clips do not. Needs a unified model.
 
@@ -172,6 +176,9 @@ class Embedder:
             sample_rate: as in `embed_audio`.
             references: clips whose sounds the captions leave out, each as in `embed_audio`.
             beams: width of the beam search.
+            generation: further settings of the search; None = the defaults.
+            repeated: let a mask remove one reference after the other instead of all at once.
+            common: describe what the clip and all references have in common instead; for a mask only.
 
         Returns:
             (start, end, caption) of each window of the clip; times in seconds.
@@ -185,7 +192,16 @@ class Embedder:
             raise ValueError("caption: this model has no decoder; a unified model is needed")
         rate = sample_rate or self.sample_rate
         clip, *given = (_clip(index, item, rate) for index, item in enumerate([audio, *_items(references)]))
-        return caption_clip(model, clip, given, clip_seconds=self.clip_seconds, beams=beams)
+        return caption_clip(
+            model,
+            clip,
+            given,
+            clip_seconds=self.clip_seconds,
+            beams=beams,
+            generation=generation,
+            repeated=repeated,
+            common=common,
+        )
 
     @overload
     def embed_text(
@@ -262,6 +278,7 @@ class _InMemory:
         content = io.BytesIO()
         soundfile.write(content, waveform, sample_rate, format="WAV", subtype="FLOAT")
         self.content = content.getvalue()
+        self.size = len(self.content)
 
     def __str__(self) -> str:
         return self.name

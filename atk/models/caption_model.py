@@ -1,31 +1,50 @@
 """What models with a caption decoder share: the Diff block, the cross-entropy of captions, and beam search."""
 
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atk.models.captioner_config import Difference
 from atk.models.decoder import CaptionDecoder
-from atk.models.layers import check_waveforms
+from atk.models.generation import GenerationConfig
+from atk.models.references import check_references, trim_silence
 
-Difference = Literal["mask", "subtraction", "none"]
-DIFFERENCES = get_args(Difference)
 _MAX_PADDING_RATIO = 1.25  # clips and references share a batch if padding makes it at most this many times as large
+
+_ModelT = TypeVar("_ModelT", bound="CaptionModel")
+
+
+class References(NamedTuple):
+    """The P references of a batch that the Diff block sees.
+
+    Attributes:
+        audio: waveforms `[P, S_ref]`, in order of clips.
+        lengths: valid samples of each of them `[P]`, int64; above 0.
+        present: which of the R references of each clip they are `[N, R]`, boolean.
+    """
+
+    audio: Tensor
+    lengths: Tensor
+    present: Tensor
 
 
 class CaptionModel(nn.Module):
     """A model that decodes the features of a clip, or what remains of them without those of reference clips, to text.
 
-    Subclasses define `encode` and `sample_rate`, and create the attributes.
+    Subclasses define `encode`, `sample_rate`, and `reconfigured`, and create the attributes.
 
     Attributes:
-        config: has the type of the Diff block, `difference`.
+        config: has the settings of the Diff block, `difference`, `heads`, and `trim_references`.
+        projection: from the width of the audio encoder to that of the decoder.
         difference_block: the Diff block; None if there is none.
         decoder: the caption decoder.
     """
 
     config: Any
+    projection: nn.Linear
     difference_block: nn.Module | None
     decoder: CaptionDecoder
 
@@ -38,7 +57,52 @@ class CaptionModel(nn.Module):
         """Features `Z [N, L, D]` (4.1) of waveforms `[N, S]` (valid samples `lengths [N]`), and their mask `[N, L]`."""
         raise NotImplementedError
 
-    def difference(self, z: Tensor, z_ref: Tensor, ref_mask: Tensor) -> Tensor:
+    def reconfigured(self, config: Any) -> Any:
+        """A new model with another configuration of the Diff block, and with the encoders and decoder of this one."""
+        raise NotImplementedError
+
+    def with_difference(
+        self: _ModelT, difference: Difference, heads: int, trim_references: bool | None = None
+    ) -> _ModelT:
+        """A model with another Diff block and with the encoders, projection, and decoder of this one.
+
+        Returns this model itself if its Diff block already matches. `trim_references` of None changes nothing.
+        """
+        trims = self.config.trim_references if trim_references is None else trim_references
+        config = replace(self.config, difference=difference, heads=heads, trim_references=trims)
+        if config == self.config:
+            return self
+        model = self.reconfigured(config)
+        model.projection = self.projection
+        if (difference, heads) == (self.config.difference, self.config.heads):
+            model.difference_block = self.difference_block
+        return model
+
+    def trim_references(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The references `[P, S]` with lengths `[P]` that the Diff block sees; length 0 = nothing to subtract."""
+        if self.config.difference == "mask" and self.config.trim_references:
+            return trim_silence(audio, lengths)
+        return audio, lengths
+
+    def present_references(self, references: Tensor, reference_lengths: Tensor) -> References | None:
+        """The references that the Diff block sees, of those in `cross_entropy`; None if there are none.
+
+        Raises:
+            ValueError: there are references, but the model has no Diff block.
+        """
+        present = reference_lengths > 0  # [N, R]
+        if not bool(present.any()):
+            return None
+        self._require_difference_block()
+        audio, lengths = self.trim_references(references[present], reference_lengths[present])
+        sounding = lengths > 0
+        if not bool(sounding.any()):
+            return None
+        return References(audio[sounding], lengths[sounding], present.masked_scatter(present, sounding))
+
+    def difference(
+        self, z: Tensor, z_ref: Tensor, ref_mask: Tensor, *, repeated: bool = False, common: bool | Tensor = False
+    ) -> Tensor:
         """`Z_diff = Diff(Z, Z_ref)` (4.7) `[N, L, D]`; a clip without a valid reference frame keeps its features.
 
         Args:
@@ -46,22 +110,30 @@ class CaptionModel(nn.Module):
             z_ref: features of R references per clip `[N, R, L_ref, D]`. The mask attends to their concatenation;
                 subtraction subtracts each of them frame by frame, truncated or zero-padded to L frames.
             ref_mask: valid frames of the references `[N, R, L_ref]`, boolean.
+            repeated: let the mask remove one reference after the other, `Diff(Diff(Z, Z_1), Z_2)`.
+            common: keep what clip and references have in common instead: for all clips, or where a boolean `[N]` is
+                True. Only the mask can do this.
 
         Raises:
-            ValueError: the model has no Diff block.
+            ValueError: the model has no Diff block, or `common` is asked of one that subtracts.
         """
         block = self._require_difference_block()
+        masks = self.config.difference == "mask"
+        asked = common if isinstance(common, Tensor) else torch.full(z.shape[:1], common, device=z.device)
+        any_common = bool(asked.any())
+        if any_common and not masks:
+            raise ValueError("common: only a mask keeps what clips have in common, and this model subtracts")
         rows = ref_mask.flatten(1).any(1).nonzero()[:, 0]
-        features = z[rows]
-        references = z_ref[rows]
-        valid = ref_mask[rows]
-        if self.config.difference == "mask":
-            features = block(features, references.flatten(1, 2), valid.flatten(1, 2))
-        else:
-            padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
-            for r in range(z_ref.shape[1]):
-                reference = F.pad(references[:, r], (0, 0, 0, padding))
-                features = block(features, reference, F.pad(valid[:, r], (0, padding)))
+        features, references, valid = z[rows], z_ref[rows], ref_mask[rows]
+        if masks and not repeated:
+            references, valid = references.flatten(1, 2)[:, None], valid.flatten(1, 2)[:, None]
+        padding = z.shape[1] - z_ref.shape[2]  # F.pad truncates if this is negative
+        for r in range(references.shape[1]):
+            reference, frames = references[:, r], valid[:, r]
+            if masks:
+                features = block(features, reference, frames, any_common and asked[rows] & frames.any(1))
+            else:
+                features = block(features, F.pad(reference, (0, 0, 0, padding)), F.pad(frames, (0, padding)))
         return z.index_copy(0, rows, features.to(z.dtype))
 
     def cross_entropy(
@@ -71,6 +143,7 @@ class CaptionModel(nn.Module):
         tokens: dict[str, Tensor],
         references: Tensor | None = None,
         reference_lengths: Tensor | None = None,
+        common: bool | Tensor = False,
     ) -> Tensor:
         """Cross-entropy of captions (4.3), or (4.9) for clips with references.
 
@@ -80,6 +153,7 @@ class CaptionModel(nn.Module):
             tokens: output of `decoder.tokenize` for N captions.
             references: waveforms to subtract `[N, R, S_ref]`, float32, or None.
             reference_lengths: valid samples of each reference `[N, R]`, int64; 0 = no reference.
+            common: as in `difference`.
 
         Returns:
             The mean over the tokens, a float32 scalar.
@@ -87,7 +161,8 @@ class CaptionModel(nn.Module):
         Raises:
             ValueError: shapes do not match, or references are given and the model has no Diff block.
         """
-        return self.decoder(*self._features(audio, lengths, references, reference_lengths), tokens)
+        features = self._features(audio, lengths, references, reference_lengths, common=common)
+        return self.decoder(*features, tokens)
 
     @torch.no_grad()
     def generate(
@@ -99,36 +174,50 @@ class CaptionModel(nn.Module):
         *,
         beams: int = 4,
         max_tokens: int | None = None,
+        generation: GenerationConfig | None = None,
+        repeated: bool = False,
+        common: bool = False,
     ) -> list[str]:
         """Caption N clips by beam search; a clip with a reference is described by what the reference does not contain.
 
         Args:
-            audio, lengths, references, reference_lengths: as in `forward`.
+            audio, lengths, references, reference_lengths: as in `cross_entropy`.
             beams: beam width; 1 = greedy search.
             max_tokens: maximum length of a caption in tokens; None = `decoder.max_tokens`.
+            generation: further settings of the search; None = the defaults.
+            repeated, common: as in `difference`.
 
         Raises:
-            ValueError: as in `forward`, or `beams` or `max_tokens` is out of range.
+            ValueError: as in `cross_entropy`, or `beams` or `max_tokens` is out of range.
         """
-        features = self._features(audio, lengths, references, reference_lengths)
-        return self.decoder.generate(*features, beams, max_tokens)
+        features = self._features(audio, lengths, references, reference_lengths, repeated=repeated, common=common)
+        return self.decoder.generate(*features, beams, max_tokens, generation)
 
     def _features(
-        self, audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None,
+        *, repeated: bool = False, common: bool | Tensor = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The features `[N, L, D]` that the decoder attends to, and their mask `[N, L]`."""
-        _check_audio(audio, lengths, references, reference_lengths)
+        check_references(audio, lengths, references, reference_lengths)
         if references is None or reference_lengths is None:
             return self.encode(audio, lengths)
-        present = reference_lengths > 0  # [N, R]
-        if not bool(present.any()):
+        seen = self.present_references(references, reference_lengths)
+        if seen is None:
             return self.encode(audio, lengths)
-        self._require_difference_block()
-        clips, given = self._encode_both(audio, lengths, references[present], reference_lengths[present])
+        clips, given = self._encode_both(audio, lengths, seen.audio, seen.lengths)
         z, mask = clips
-        return self.subtract(z, *given, present), mask
+        return self.subtract(z, *given, seen.present, repeated=repeated, common=common), mask
 
-    def subtract(self, z: Tensor, z_given: Tensor, given_mask: Tensor, present: Tensor) -> Tensor:
+    def subtract(
+        self,
+        z: Tensor,
+        z_given: Tensor,
+        given_mask: Tensor,
+        present: Tensor,
+        *,
+        repeated: bool = False,
+        common: bool | Tensor = False,
+    ) -> Tensor:
         """`difference` for the P references that are present, in order of clips.
 
         Args:
@@ -136,10 +225,11 @@ class CaptionModel(nn.Module):
             z_given: features of the references `[P, L_ref, D]`.
             given_mask: their valid frames `[P, L_ref]`, boolean.
             present: which of the R references of each clip is present `[N, R]`, boolean.
+            repeated, common: as in `difference`.
         """
         z_ref = z_given.new_zeros(*present.shape, *z_given.shape[1:]).index_put((present,), z_given)
         ref_mask = given_mask.new_zeros(*present.shape, z_given.shape[1]).index_put((present,), given_mask)
-        return self.difference(z, z_ref, ref_mask)
+        return self.difference(z, z_ref, ref_mask, repeated=repeated, common=common)
 
     def _require_difference_block(self) -> nn.Module:
         if self.difference_block is None:
@@ -180,16 +270,3 @@ def create_difference_block(config: Any, width: int) -> nn.Module | None:
     if width % config.heads:
         raise ValueError(f"heads must divide the decoder's width {width}, got {config.heads}")
     return CrossAttentionDifference(width, config.heads)
-
-
-def _check_audio(audio: Tensor, lengths: Tensor, references: Tensor | None, reference_lengths: Tensor | None) -> None:
-    check_waveforms(audio, lengths)
-    if references is None and reference_lengths is None:
-        return
-    if references is None or reference_lengths is None:
-        raise ValueError("references and reference_lengths must be given together")
-    if references.dim() != 3 or len(references) != len(audio):
-        raise ValueError(f"references must have shape [{len(audio)}, R, S_ref], got {list(references.shape)}")
-    if reference_lengths.shape != references.shape[:2]:
-        expected = list(references.shape[:2])
-        raise ValueError(f"reference_lengths must have shape {expected}, got {list(reference_lengths.shape)}")

@@ -1,51 +1,17 @@
 """A captioner that describes a clip, or what the clip contains that its reference clips do not (thesis ch. 4)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from atk.models.caption_model import DIFFERENCES, CaptionModel, Difference, create_difference_block
-from atk.models.cnn14 import FRAME_STRIDE, Cnn14, Cnn14Config
-from atk.models.decoder import CaptionDecoder, DecoderConfig
+from atk.models.caption_model import CaptionModel, create_difference_block
+from atk.models.captioner_config import CaptionerConfig
+from atk.models.cnn14 import FRAME_STRIDE, Cnn14
+from atk.models.decoder import CaptionDecoder
 from atk.models.saved import find_model, load_weights, naming_file, save_model
-from atk.ops.checks import one_of
 
 _DECODER = "decoder"
-
-
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """Audio encoder, Diff block, and decoder of a captioner.
-
-    Args:
-        difference: Diff block that removes the references from a clip: "mask" masks the clip's features by
-            cross-attention to the references, "subtraction" subtracts their features frame by frame, and "none" builds
-            a captioner without references.
-        heads: number of attention heads of the mask.
-        audio: audio encoder.
-        decoder: caption decoder.
-    """
-
-    difference: Difference = "mask"
-    heads: int = 4
-    audio: Cnn14Config = field(default_factory=Cnn14Config)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-
-    def __post_init__(self) -> None:
-        one_of("difference", self.difference, DIFFERENCES)
-        if self.heads < 1:
-            raise ValueError(f"heads must be at least 1, got {self.heads}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CaptionerConfig":
-        """Restore a configuration from the output of `dataclasses.asdict`."""
-        fields: dict[str, Any] = dict(values)
-        fields["audio"] = Cnn14Config(**values["audio"])
-        fields["decoder"] = DecoderConfig(**values["decoder"])
-        return cls(**fields)
 
 
 class Captioner(CaptionModel):
@@ -74,17 +40,9 @@ class Captioner(CaptionModel):
         """
         return cls(config, Cnn14.create(config.audio), CaptionDecoder.create(config.decoder, captions))
 
-    def with_difference(self, difference: Difference, heads: int) -> "Captioner":
-        """A captioner with another Diff block and with the encoder, projection, and decoder of this one.
-
-        Returns this captioner itself if its Diff block already matches.
-        """
-        config = replace(self.config, difference=difference, heads=heads)
-        if config == self.config:
-            return self
-        captioner = Captioner(config, self.audio_encoder, self.decoder)
-        captioner.projection = self.projection
-        return captioner
+    def reconfigured(self, config: CaptionerConfig) -> "Captioner":
+        """As in `CaptionModel`."""
+        return Captioner(config, self.audio_encoder, self.decoder)
 
     @property
     def sample_rate(self) -> int:
@@ -115,9 +73,10 @@ class Captioner(CaptionModel):
         tokens: dict[str, Tensor],
         references: Tensor | None = None,
         reference_lengths: Tensor | None = None,
+        common: bool | Tensor = False,
     ) -> Tensor:
         """`cross_entropy`, with the same arguments, result, and errors."""
-        return self.cross_entropy(audio, lengths, tokens, references, reference_lengths)
+        return self.cross_entropy(audio, lengths, tokens, references, reference_lengths, common)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""

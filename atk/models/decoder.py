@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.tokenizer import import_transformers, train_bpe
+from atk.models.generation import GenerationConfig
+from atk.models.tokenizer import import_transformers, load_tokenizer, special_ids, train_bpe
 from atk.ops.checks import at_least, strings
 
 if TYPE_CHECKING:
     from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
     from transformers.modeling_outputs import BaseModelOutput
 
+_FEATURE_POSITIONS = 1024  # as in BART
 # Spelled and ordered as in BART, so that they get BART's token ids.
 _SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -32,6 +34,11 @@ class DecoderConfig:
         dropout: dropout rate.
         vocabulary: maximum size of a tokenizer trained on the captions.
         max_tokens: longer captions are truncated to this many tokens, including the end token.
+        tokenizer: local folder or hub name of the tokenizer of a decoder that is trained from scratch, such as
+            `facebook/bart-base`; None = train one on the captions.
+        activation_dropout: dropout rate within the feed-forward layers.
+        feature_positions: add learned positions to the audio features, then apply LayerNorm and dropout, as BART's
+            encoder does before its first layer.
     """
 
     pretrained: str | None = None
@@ -41,13 +48,19 @@ class DecoderConfig:
     dropout: float = 0.1
     vocabulary: int = 4000
     max_tokens: int = 64
+    tokenizer: str | None = None
+    activation_dropout: float = 0.0
+    feature_positions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "vocabulary"):
             at_least(name, getattr(self, name), 1)
         at_least("max_tokens", self.max_tokens, 3)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.pretrained is not None and self.tokenizer is not None:
+            raise ValueError(f"tokenizer: a pretrained decoder brings its own, got {self.tokenizer!r}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
 
@@ -71,7 +84,11 @@ class CaptionDecoder(nn.Module):
         # Checkpoints may be in half precision; weights are trained in float32, with or without autocast.
         self.bart = bart.float()
         self.tokenizer = tokenizer
-        bart.model.encoder = None  # the features come from audio, so the encoder's weights would get no gradient
+        if config.feature_positions:  # the encoder without its layers
+            bart.model.encoder.layers = nn.ModuleList()
+            bart.config.encoder_layers = 0
+        else:  # the features come from audio, so the encoder's weights would get no gradient
+            bart.model.encoder = None
         assert bart.config.d_model is not None  # every BART configuration sets it
         self.width = bart.config.d_model
         self.max_positions = bart.config.max_position_embeddings
@@ -93,9 +110,11 @@ class CaptionDecoder(nn.Module):
         """
         if config.pretrained is not None:
             return cls(config, *_pretrained(config.pretrained))
+        if config.tokenizer is None:
+            tokenizer = train_bpe(captions, config.vocabulary, _SPECIAL_TOKENS, "$A </s>", padding_side="right")
+        else:
+            tokenizer = load_tokenizer(config.tokenizer)
         transformers = import_transformers()
-        # The decoder starts with <s>, so the target is the caption followed by </s>.
-        tokenizer = train_bpe(captions, config.vocabulary, _SPECIAL_TOKENS, "$A </s>", padding_side="right")
         bart = transformers.BartConfig(
             vocab_size=len(tokenizer),
             d_model=config.width,
@@ -107,12 +126,9 @@ class CaptionDecoder(nn.Module):
             decoder_ffn_dim=4 * config.width,
             dropout=config.dropout,
             attention_dropout=config.dropout,
-            max_position_embeddings=max(config.max_tokens, 128),
-            bos_token_id=tokenizer.bos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            forced_eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.bos_token_id,
+            activation_dropout=config.activation_dropout,
+            max_position_embeddings=max(config.max_tokens, _FEATURE_POSITIONS if config.feature_positions else 128),
+            **special_ids(tokenizer),
         )
         return cls(config, transformers.BartForConditionalGeneration(bart), tokenizer)
 
@@ -171,7 +187,7 @@ class CaptionDecoder(nn.Module):
         assert start_id is not None
         start = targets.new_full((len(targets), 1), start_id)
         logits = self.bart(
-            encoder_outputs=_encoder_output(features),
+            encoder_outputs=self._encoder_output(features, mask),
             attention_mask=mask.long(),
             decoder_input_ids=torch.cat([start, targets[:, :-1]], 1),
             use_cache=False,
@@ -179,7 +195,14 @@ class CaptionDecoder(nn.Module):
         return F.cross_entropy(logits[valid].float(), targets[valid])
 
     @torch.no_grad()
-    def generate(self, features: Tensor, mask: Tensor, beams: int, max_tokens: int | None) -> list[str]:
+    def generate(
+        self,
+        features: Tensor,
+        mask: Tensor,
+        beams: int,
+        max_tokens: int | None,
+        generation: GenerationConfig | None = None,
+    ) -> list[str]:
         """Caption features by beam search.
 
         Args:
@@ -187,24 +210,39 @@ class CaptionDecoder(nn.Module):
             mask: valid frames `[N, L]`, boolean.
             beams: beam width; 1 = greedy search.
             max_tokens: maximum length of a caption in tokens; None = `config.max_tokens`.
+            generation: further settings of the search; None = the defaults.
 
         Raises:
-            ValueError: `beams` or `max_tokens` is out of range.
+            ValueError: `beams`, `max_tokens`, or `generation.min_length` is out of range.
         """
         if beams < 1:
             raise ValueError(f"beams must be at least 1, got {beams}")
         max_tokens = self.config.max_tokens if max_tokens is None else max_tokens
         self._check_length(max_tokens)
+        generation = generation or GenerationConfig()
+        if generation.min_length > max_tokens:
+            raise ValueError(f"min_length must be at most max_tokens ({max_tokens}), got {generation.min_length}")
         generate: Any = self.bart.generate  # transformers annotates `self` with a protocol that BART does not match
         ids = generate(
-            encoder_outputs=_encoder_output(features),
+            encoder_outputs=self._encoder_output(features, mask),
             attention_mask=mask.long(),
-            num_beams=beams,
             max_new_tokens=max_tokens,
             do_sample=False,
+            **generation.options(beams),
         )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]
+
+    def _encoder_output(self, features: Tensor, mask: Tensor) -> "BaseModelOutput":
+        """What the decoder attends to `[N, L, width]`."""
+        if not self.config.feature_positions:
+            return import_transformers().modeling_outputs.BaseModelOutput(last_hidden_state=features)
+        if features.shape[1] > self.max_positions:
+            raise ValueError(
+                f"audio must have at most {self.max_positions} frames, the positions of audio features, got "
+                f"{features.shape[1]}; shorten clip_seconds"
+            )
+        return self.bart.model.encoder(inputs_embeds=features, attention_mask=mask.long())
 
     def _check_length(self, max_tokens: int) -> None:
         if not 1 <= max_tokens <= self.max_positions:
@@ -231,7 +269,3 @@ def _pretrained(name: str) -> "tuple[BartForConditionalGeneration, PreTrainedTok
             f"decoder.pretrained: {name!r} lacks weights ({len(missing)} in all; the first is {missing[0]})"
         )
     return bart, tokenizer
-
-
-def _encoder_output(features: Tensor) -> "BaseModelOutput":
-    return import_transformers().modeling_outputs.BaseModelOutput(last_hidden_state=features)

@@ -4,13 +4,13 @@ import contextlib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atk.extras import optional_imports
 from atk.ops.checks import strings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def train_bpe(
@@ -61,6 +61,43 @@ def train_bpe(
     return import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, add_prefix_space=True, **special_tokens, **options
     )
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a decoder from a local folder or the hub.
+
+    Raises:
+        ValueError: it cannot be loaded, or has no start, end, and padding tokens, or does not end texts with the end
+            token.
+    """
+    try:
+        tokenizer = import_transformers().AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"decoder.tokenizer: cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    ids = special_ids(tokenizer)
+    if missing := [key for key, value in ids.items() if value is None]:
+        raise ValueError(f"decoder.tokenizer: {name!r} has no {missing[0]}")
+    if (tokenizer("a")["input_ids"] or [None])[-1] != ids["eos_token_id"]:
+        raise ValueError(f"decoder.tokenizer: {name!r} does not end texts with its end token")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The special tokens of a decoder, as keyword arguments of `transformers.BartConfig`.
+
+    The decoder starts with the start token; if texts begin with that themselves, with the end token, as in BART.
+    """
+    bos = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    begins = (tokenizer("a")["input_ids"] or [None])[0] == bos
+    return {
+        "bos_token_id": bos,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": eos,
+        "forced_eos_token_id": eos,
+        "decoder_start_token_id": eos if begins else bos,
+    }
 
 
 def import_transformers() -> ModuleType:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from atk.models.caption_model import DIFFERENCES, CaptionModel, Difference, create_difference_block
+from atk.models.caption_model import CaptionModel, create_difference_block
+from atk.models.captioner_config import DIFFERENCES, Difference
 from atk.models.clap import CLAP, AudioEmbedding, ModelConfig
 from atk.models.decoder import CaptionDecoder, DecoderConfig
 from atk.models.saved import find_model, load_weights, naming_file
@@ -26,11 +27,13 @@ class UnifiedModelConfig(ModelConfig):
         heads: number of attention heads of the mask.
         decoder: caption decoder. It attends to the frames of the audio encoder's last layer, also if
             `audio.frame_layer` takes the frames of the shared space from a lower one.
+        trim_references: as in `atk.models.captioner_config.CaptionerConfig`.
     """
 
     difference: Difference = "mask"
     heads: int = 4
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    trim_references: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +44,8 @@ class UnifiedModelConfig(ModelConfig):
     def from_dict(cls, values: dict[str, Any]) -> "UnifiedModelConfig":
         """Restore a configuration from the output of `dataclasses.asdict`."""
         decoder = DecoderConfig(**values["decoder"])
-        added = cls(difference=values["difference"], heads=values["heads"], decoder=decoder)
+        trims = values.get("trim_references", False)
+        added = cls(difference=values["difference"], heads=values["heads"], decoder=decoder, trim_references=trims)
         return added.with_encoders(ModelConfig.from_dict(values))
 
     def with_encoders(self, other: ModelConfig) -> "UnifiedModelConfig":
@@ -105,6 +109,10 @@ class Unified(CLAP, CaptionModel):
         assert isinstance(config, UnifiedModelConfig)
         return cls(config, clap, CaptionDecoder.create(config.decoder, captions))
 
+    def reconfigured(self, config: UnifiedModelConfig) -> "Unified":
+        """As in `CaptionModel`."""
+        return Unified(config, self, self.decoder)
+
     def encode_clips(self, audio: Tensor, lengths: Tensor) -> ClipFeatures:
         """`encode_audio` and `encode` of the same waveforms, with one pass of the audio encoder."""
         pooled, frames, mask = self.audio_encoder(audio, lengths)
@@ -127,19 +135,21 @@ class Unified(CLAP, CaptionModel):
         given: tuple[Tensor, Tensor] | None,
         present: Tensor,
         tokens: dict[str, Tensor],
+        common: bool | Tensor = False,
     ) -> Tensor:
         """Cross-entropy of captions, as `cross_entropy` does from waveforms.
 
         Args:
             clips: features `[N, L, width]` and mask `[N, L]` of the clips.
-            given: the same of the P references; None if there are none, and then the weights of the Diff block get a
-                gradient of 0, because sharded ranks must agree on the weights that have one.
+            given: the same of the P references of `present_references`; None if there are none, and then the weights
+                of the Diff block get a gradient of 0, because sharded ranks must agree on the weights that have one.
             present: which of the R references of each clip is present `[N, R]`, boolean.
             tokens: output of `decoder.tokenize` for N captions.
+            common: as in `difference`.
         """
         z, mask = clips
         if given is not None:
-            z = self.subtract(z, *given, present)
+            z = self.subtract(z, *given, present, common=common)
         elif self.difference_block is not None:
             z = z + 0.0 * self.difference_block(z[:1], z[:1]).sum()
         return self.decoder(z, mask, tokens)

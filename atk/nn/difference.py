@@ -12,6 +12,8 @@ from atk.ops.cross_attention_op import zero_rows
 class CrossAttentionDifference(nn.Module):
     """`Z_diff = (1 - sigmoid(CrossAttention(Z, Z_ref))) * Z` (4.11), (4.12), including the attention's projections.
 
+    The same mask also gives what both have in common, `Z_common = sigmoid(CrossAttention(Z, Z_ref)) * Z = Z - Z_diff`.
+
     Parameters have the names, shapes, and initial values of `torch.nn.MultiheadAttention(dim, num_heads,
     batch_first=True)`, so either module loads the `state_dict` of the other.
 
@@ -45,19 +47,32 @@ class CrossAttentionDifference(nn.Module):
         input: Tensor,  # noqa: A002 as in torch.nn
         reference: Tensor | None = None,
         reference_mask: Tensor | None = None,
+        common: bool | Tensor = False,
     ) -> Tensor:
         """`Z_diff` `[N, L_a, D]` of the frames `input` `[N, L_a, D]` and `reference` `[N, L_ref, D]`.
 
         `reference_mask` is boolean `[N, L_ref]`, True = valid, None = all valid; padding may hold any values. Clips
         without a valid reference frame are returned unchanged, and so is the whole input if `reference` is None.
+        `common` asks for `Z_common` instead: of all clips, or of those where a boolean `[N]` is True. It is computed as
+        `Z - Z_diff`, so it is 0 for a clip without a valid reference frame.
 
         Raises:
             ValueError, TypeError: a shape, dtype, device, or mask is invalid; the message names the argument.
             RuntimeError: when a second derivative is taken, except with the backend `"reference"`.
         """
         checks.embeddings("input", input, "N, L_a, D", like=("in_proj_weight", self.in_proj_weight))
-        if reference is None:
-            return input
+        if isinstance(common, Tensor) and (common.dtype != torch.bool or common.shape != input.shape[:1]):
+            raise ValueError(
+                f"common must be True, False, or boolean with shape [{len(input)}], got {common.dtype} with shape "
+                f"{list(common.shape)}"
+            )
+        remaining = input if reference is None else self._difference(input, reference, reference_mask)
+        if isinstance(common, Tensor):
+            return torch.where(common[:, None, None], input - remaining, remaining)
+        return input - remaining if common else remaining
+
+    def _difference(self, input: Tensor, reference: Tensor, reference_mask: Tensor | None) -> Tensor:  # noqa: A002
+        """`Z_diff`; arguments and errors are as in `forward`."""
         _check_reference(input, reference, reference_mask)
         if reference_mask is not None:  # NaN padding would reach the gradient of in_proj_weight
             reference = zero_rows(reference, ~reference_mask)

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from atk.kernels import cpp
+
 BACKENDS = {  # by op, in the order in which "auto" prefers them
     "max_mean_similarity": ("triton", "cpp", "chunked", "reference"),
     "cross_attention_difference": ("triton", "sdpa", "reference"),
@@ -30,8 +32,6 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
     if backend == "cpp":
         if device.type != "cpu":
             return f"runs on CPU tensors, not on {device.type}"
-        from atk.kernels import cpp
-
         return cpp.unavailable()
     from atk.kernels import availability
 
@@ -82,18 +82,24 @@ def autocast_dtype(value: Tensor) -> torch.dtype:
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, op: str, check: bool) -> str:
-    # Triton's interpreter is for testing kernels, never a default.
-    preferred = [name for name in BACKENDS[op] if name != "triton" or device.type == _GPU]
-    chosen, *others = [name for name in preferred if unavailable(name, device, dtype) is None]
-    if chosen == "triton":
-        from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+    for name in BACKENDS[op]:
+        if name == "triton":
+            # Triton's interpreter is for testing kernels, never a default.
+            usable = device.type == _GPU and unavailable(name, device, dtype) is None
+            if usable and _trusted(op, device, dtype, check):
+                return name
+        elif unavailable(name, device, dtype) is None:
+            return name
+    raise AssertionError("the reference runs everywhere")
 
-        if check:
-            right = self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
-        else:
-            right = self_check.fault(op, device, dtype) is None
-        return chosen if right else others[0]
-    return chosen
+
+def _trusted(op: str, device: torch.device, dtype: torch.dtype, check: bool) -> bool:
+    """Whether the Triton kernels of `op` agree with the reference, as far as is known unless `check`."""
+    from atk.ops import self_check  # loads torch._dynamo, so not before it is used
+
+    if check:
+        return self_check.trusted(op, device, dtype, torch.compiler.is_compiling())
+    return self_check.fault(op, device, dtype) is None
 
 
 def backends(op: str = "max_mean_similarity") -> dict[str, dict[str, str]]:

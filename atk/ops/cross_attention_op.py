@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atk.ops import reference
-from atk.ops.custom_op import custom_op, register_autograd
+from atk.ops.custom_op import custom_op
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 TRIMMED_WORK = 1 << 22  # multiply-adds per clip; below this, one call per clip costs more than trimming saves
@@ -100,7 +100,7 @@ def _epilogue(
     return torch.mul(gate, source, out=out), gate
 
 
-@torch.library.register_fake(_epilogue)
+@_epilogue.register_fake
 def _empty_epilogue(
     attended: Tensor, out_weight: Tensor, out_bias: Tensor | None, source: Tensor, absent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ def _epilogue_backward(
     return grad_attended, grad_weight, grad_bias, torch.mul(grad, gate, out=torch.empty_like(gate))
 
 
-@torch.library.register_fake(_epilogue_backward)
+@_epilogue_backward.register_fake
 def _empty_epilogue_gradients(
     grad: Tensor, attended: Tensor, out_weight: Tensor, source: Tensor, gate: Tensor, absent: Tensor | None,
     has_bias: bool,
@@ -156,7 +156,7 @@ def _forward(
     return cross_attention.forward(source, q, k, v, out_weight, out_bias, key_mask, num_heads)
 
 
-@torch.library.register_fake(_forward)
+@_forward.register_fake
 def _empty_outputs(
     source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int,
@@ -184,7 +184,7 @@ def _backward(
     return grad_source, grad_q, grad_k, grad_v, grad_weight, grad_bias
 
 
-@torch.library.register_fake(_backward)
+@_backward.register_fake
 def _empty_gradients(
     grad: Tensor, source: Tensor, q: Tensor, k: Tensor, v: Tensor, out_weight: Tensor, out_bias: Tensor | None,
     key_mask: Tensor | None, num_heads: int, gate: Tensor, attended: Tensor, lse: Tensor,
@@ -227,7 +227,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | 
     return *grads, None if out_bias is None else grad_bias, None, None
 
 
-register_autograd(_epilogue, _differentiate_epilogue, _save_epilogue)
-register_autograd(_forward, _differentiate, _save_inputs)
-register_autograd(_epilogue_backward, raising_backward(_NO_SECOND_DERIVATIVE))
-register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))
+_epilogue.register_autograd(_differentiate_epilogue, _save_epilogue)
+_forward.register_autograd(_differentiate, _save_inputs)
+_epilogue_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

@@ -1,53 +1,111 @@
-"""Ops of PyTorch's dispatcher, as `torch.library.custom_op` defines them, for half of its host time per call.
+"""Ops of PyTorch's dispatcher, as `torch.library.custom_op` defines them, for a fraction of its host time per call.
 
 Small batches take no longer than the host needs to launch them. Left out are a check that results share no storage with
-arguments, which `torch.library.opcheck` makes in the tests, and a second look at the schema in every forward.
+arguments, which `torch.library.opcheck` makes in the tests, and a second look at the schema in every forward. A call
+that nothing but autograd watches does not pass through the dispatcher at all.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 _LIBRARY = torch.library.Library("atk", "FRAGMENT")
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def custom_op(name: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """Defines `torch.ops.atk.<name>` by a function that takes positional arguments and changes none of them."""
+class CustomOp:
+    """`torch.ops.atk.<name>`, to be called with positional arguments.
 
-    def define(implementation: Callable[..., Any]) -> OpOverload:
+    Attributes:
+        overload: the op as the dispatcher knows it.
+    """
+
+    def __init__(self, name: str, implementation: Callable[..., Any]):
         _LIBRARY.define(name + torch.library.infer_schema(implementation, mutates_args=()))
         _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-        return getattr(torch.ops.atk, name).default
+        self.overload: OpOverload = getattr(torch.ops.atk, name).default
+        self._implementation = implementation
+        arguments = self.overload._schema.arguments
+        self._tensors = [k for k, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
+        self._direct: type[torch.autograd.Function] | None = None
 
-    return define
+    def __call__(self, *inputs: Any) -> Any:
+        tensors = [inputs[k] for k in self._tensors if inputs[k] is not None]
+        if watched(*tensors):
+            return self.overload(*inputs)
+        if self._direct is not None and torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+            return self._direct.apply(*inputs)
+        return self._implementation(*inputs)
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Registers what shapes and dtypes the results have; usable as a decorator."""
+        return torch.library.register_fake(self.overload)(fake)
+
+    def register_autograd(
+        self,
+        backward: Callable[..., Any],
+        setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+    ) -> None:
+        """Makes the op differentiable, with the functions that `torch.library.register_autograd` takes."""
+
+        def below_autograd(*inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overload(*inputs)
+
+        def call(*inputs: Any) -> Any:
+            tensors = [inputs[k] for k in self._tensors]
+            if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors):
+                return dispatched.apply(*inputs)
+            return below_autograd(*inputs)
+
+        name = self.overload._schema.name.partition("::")[2]
+        dispatched = _differentiable(name, below_autograd, backward, setup_context)
+        self._direct = _differentiable(name, self._implementation, backward, setup_context)
+        _LIBRARY.impl(name, call, "Autograd")
 
 
-def register_autograd(
-    op: OpOverload,
+def custom_op(name: str) -> Callable[[Callable[..., Any]], CustomOp]:
+    """Defines `torch.ops.atk.<name>` by a function that takes positional arguments and changes none of them."""
+    return lambda implementation: CustomOp(name, implementation)
+
+
+def _differentiable(
+    name: str,
+    run: Callable[..., Any],
     backward: Callable[..., Any],
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
-) -> None:
-    """Makes `op` differentiable, with the functions that `torch.library.register_autograd` takes."""
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None,
+) -> Any:
+    """The autograd function of an op whose results `run` computes."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*inputs)
+        output = run(*inputs)
         if setup_context is not None:
             setup_context(ctx, inputs, output)
         return output
 
-    name = op._schema.name.partition("::")[2]
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    differentiable: Any = type(name, (torch.autograd.Function,), methods)  # profilers show the name
+    return type(name, (torch.autograd.Function,), methods)  # profilers show the name
 
-    tensors = [k for k, argument in enumerate(op._schema.arguments) if "Tensor" in str(argument.type)]
 
-    def call(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(inputs[k] is not None and inputs[k].requires_grad for k in tensors):
-            return differentiable.apply(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
+def watched(*tensors: Tensor) -> bool:
+    """Whether a call must pass through the dispatcher: for a mode, a transform, a trace, a profile, or a subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or any(type(value) not in _PLAIN_TYPES or not (value.is_cpu or value.is_cuda) for value in tensors)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.autograd._profiler_enabled()
+    )
 
-    _LIBRARY.impl(name, call, "Autograd")
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast on this type of device, which costs nothing if there is none."""
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()

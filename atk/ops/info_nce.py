@@ -71,9 +71,10 @@ def info_nce(
         positive = torch.arange(len(audio), device=audio.device)
     row_lse, column_lse, positive_logits = dispatch(audio, text, logit_scale, positive, symmetric, backend)
     assert positive_logits is not None
-    loss = (row_lse - positive_logits).mean()
+    losses = row_lse - positive_logits
     if column_lse is not None:
-        loss = loss + (column_lse - positive_logits).mean()
+        losses = losses + (column_lse - positive_logits)
+    loss = losses.mean()
     return loss if reduction == "sum" else loss / 2
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import info_nce_chunked, reference
-from atk.ops.custom_op import custom_op, register_autograd
+from atk.ops.custom_op import custom_op, without_autocast
 from atk.ops.once_differentiable import raising_backward
 
 LOGIT_BUDGET = 256 << 20  # bytes; the chunked backend keeps the logits for the backward if they take no more
@@ -59,7 +59,7 @@ def as_scalar(value: Tensor | float, audio: Tensor) -> Tensor:
 def keeps_logits(audio: Tensor, text: Tensor, *scalars: Tensor) -> bool:
     """Whether the chunked backends keep the logits: if there will be a backward, and they are within the budget."""
     differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in (audio, text, *scalars))
-    return differentiable and len(audio) * len(text) * scalars[0].dtype.itemsize <= LOGIT_BUDGET
+    return differentiable and audio.shape[0] * text.shape[0] * scalars[0].dtype.itemsize <= LOGIT_BUDGET
 
 
 @custom_op("info_nce_forward")
@@ -71,11 +71,11 @@ def _forward(
     Results that are not requested have no elements.
     """
     outputs = _empty_outputs(audio, text, scale, positive, columns, backend, keep)
-    if len(audio) == 0 or len(text) == 0:
+    if audio.shape[0] == 0 or text.shape[0] == 0:
         for output in outputs:
             output.fill_(-torch.inf)
         return outputs
-    with torch.autocast(audio.device.type, enabled=False):
+    with without_autocast(audio.device.type):
         if backend == "triton":
             from atk.kernels import info_nce
 
@@ -92,14 +92,14 @@ def _forward(
     )
 
 
-@torch.library.register_fake(_forward)
+@_forward.register_fake
 def _empty_outputs(
     audio: Tensor, text: Tensor, scale: Tensor, positive: Tensor | None, columns: bool, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    row_lse = scale.new_empty(len(audio))
-    column_lse = scale.new_empty(len(text) if columns else 0)
-    positive_logits = scale.new_empty(0 if positive is None else len(audio))
-    logits = scale.new_empty((len(audio), len(text)) if keep else (0, 0))
+    row_lse = scale.new_empty(audio.shape[0])
+    column_lse = scale.new_empty(text.shape[0] if columns else 0)
+    positive_logits = scale.new_empty(0 if positive is None else audio.shape[0])
+    logits = scale.new_empty((audio.shape[0], text.shape[0]) if keep else (0, 0))
     return row_lse, column_lse, positive_logits, logits
 
 
@@ -116,13 +116,13 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of audio, text, and scale. `logits` None: the forward kept none."""
-    if len(audio) == 0 or len(text) == 0:
+    if audio.shape[0] == 0 or text.shape[0] == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale)
     arguments = (
         audio.contiguous(), text.contiguous(), scale, rows.contiguous(), _contiguous(columns), grad_rows.contiguous(),
         _contiguous(grad_columns), _contiguous(positive), _contiguous(grad_positive),
     )  # fmt: skip
-    with torch.autocast(audio.device.type, enabled=False):
+    with without_autocast(audio.device.type):
         if backend == "triton":
             from atk.kernels import info_nce
 
@@ -134,7 +134,7 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
-@torch.library.register_fake(_backward)
+@_backward.register_fake
 def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(())
 
@@ -164,5 +164,5 @@ def _differentiate(
     return *grads, None, None, None, None
 
 
-register_autograd(_forward, _differentiate, _save)
-register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))
+_forward.register_autograd(_differentiate, _save)
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

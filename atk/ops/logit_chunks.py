@@ -28,12 +28,14 @@ class Logits:
         kept: memory for all logits [N_a, N_t], or None: chunks are computed whenever they are visited.
 
     Attributes:
+        factor: the value of `scale`.
         in_bfloat16: whether the products are those of bfloat16.
     """
 
     def __init__(self, audio: Tensor, text: Tensor, scale: Tensor, kept: Tensor | None):
         self.in_bfloat16 = audio.dtype == torch.bfloat16 and audio.device.type == "cpu" and cpp.multiplies_bfloat16()
-        if self.in_bfloat16 and scale == 0:
+        self.factor = scale.item()
+        if self.factor == 0:
             self.in_bfloat16 = False  # `Gradients` divides by the scale
         dtype = torch.bfloat16 if self.in_bfloat16 else scale.dtype
         self.audio, self.text, self.scale = audio.contiguous().to(dtype), text.contiguous().to(dtype), scale
@@ -49,23 +51,24 @@ class Logits:
             For each chunk of rows, its slice, and an iterator over chunks of columns. That one yields their slice, the
             logits, and a buffer of the same shape: the same memory, unless the logits are kept or `in_bfloat16`.
         """
-        height = min(len(self.audio), max(CHUNK_ROWS, CHUNK_ELEMENTS // len(self.text)))
-        width = min(len(self.text), CHUNK_ELEMENTS // height)
+        rows, columns = self.audio.shape[0], self.text.shape[0]
+        height = min(rows, max(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
+        width = min(columns, CHUNK_ELEMENTS // height)
         buffer = self.scale.new_empty(height * width)
         unkept = torch.empty_like(buffer) if self.in_bfloat16 and self.kept is None else buffer
-        for i in _slices(len(self.audio), height):
+        for i in _slices(rows, height):
             yield i, self._columns(i, width, buffer, unkept, write or self.kept is None)
 
     def _columns(self, i: slice, width: int, buffer: Tensor, unkept: Tensor, compute: bool) -> Columns:
-        clips, factor = self.audio[i], self.scale.item()
-        for j in _slices(len(self.text), width):
-            size = len(clips) * (j.stop - j.start)
-            scratch = buffer[:size].view(len(clips), -1)
+        clips, rows = self.audio[i], i.stop - i.start
+        for j in _slices(self.text.shape[0], width):
+            size = rows * (j.stop - j.start)
+            scratch = buffer[:size].view(rows, -1)
             logits = unkept[:size].view_as(scratch) if self.kept is None else self.kept[i, j]
             if compute and self.in_bfloat16:
-                cpp.bfloat16_product(clips, self.text[j], factor, logits)
+                cpp.bfloat16_product(clips, self.text[j], self.factor, logits)
             elif compute:
-                torch.addmm(logits, clips, self.text[j].T, beta=0, alpha=factor, out=logits)
+                torch.addmm(logits, clips, self.text[j].T, beta=0, alpha=self.factor, out=logits)
             yield j, logits, scratch
 
 
@@ -82,14 +85,14 @@ class Gradients:
         self.audio, self.text = (torch.empty_like(rows, dtype=dtype) for rows in (logits.audio, logits.text))
         self.scale = torch.zeros((), dtype=torch.float64, device=logits.scale.device)
 
-    def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor) -> None:
-        """Add the share of rows i and columns j of dS, and of S unless they share their memory.
+    def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor, product_sum: float | None = None) -> None:
+        """Add the share of rows i and columns j of dS, given with S unless they share their memory.
 
-        If `grad` is in bfloat16, `sum dS * S` has been added to `scale` before it was rounded.
+        `product_sum` is `sum dS * S` before dS was rounded to bfloat16; None: dS was not rounded.
         """
         audio, text = self.logits.audio[i], self.logits.text[j]
-        if self.logits.in_bfloat16 and grad.dtype != torch.bfloat16:
-            self.scale += torch.dot(grad.flatten(), chunk.flatten())
+        if self.logits.in_bfloat16:
+            self.scale += torch.dot(grad.flatten(), chunk.flatten()) if product_sum is None else product_sum
             grad = grad.bfloat16()
         _add_product(self.audio[i], grad, text, first=j.start == 0)
         _add_product(self.text[j], grad.T, audio, first=i.start == 0)

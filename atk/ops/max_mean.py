@@ -11,7 +11,8 @@ from torch import Tensor
 from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
 from atk.ops.backend import autocast_dtype, choose
-from atk.ops.max_mean_op import normalize_rows, one_token_score, score
+from atk.ops.custom_op import watched
+from atk.ops.max_mean_op import normalize_rows, one_token_score, padded_score, score
 
 Direction = Literal["audio", "text", "both"]
 DIRECTIONS = get_args(Direction)
@@ -62,8 +63,24 @@ def max_mean_similarity(
         RuntimeError: when a second derivative is taken.
     """
     checks.padded(audio, text, audio_mask, text_mask)
+    plain = audio_mask is None and text_mask is None and not normalize and direction == "audio"
+    if plain and _scored_as_padded(audio, text, backend):
+        return padded_score(audio, text, save_index)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
     return similarity(clips, captions, normalize, direction, save_index, backend, padded=True)
+
+
+def _scored_as_padded(audio: Tensor, text: Tensor, backend: str) -> bool:
+    """Whether `padded_score` takes these embeddings."""
+    return (
+        not watched(audio, text)
+        and audio.is_cpu
+        and audio.dtype == text.dtype == autocast_dtype(audio)
+        and text.shape[1] > 1  # `one_token_score` is faster
+        and audio.numel() > 0
+        and text.shape[0] > 0
+        and choose(backend, audio.device, audio.dtype) == "cpp"
+    )
 
 
 def max_mean_similarity_pairs(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atk.kernels.sequences import Packed, Sequences, empty_packed, index_columns, index_dtype
+from atk.kernels import cpp
+from atk.kernels.sequences import Packed, Sequences, empty_packed, from_padded, index_columns, index_dtype
 from atk.ops import checks, max_mean_chunked, reference
-from atk.ops.custom_op import custom_op, register_autograd
+from atk.ops.custom_op import custom_op
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
@@ -27,12 +28,60 @@ def score(
     """`sim` `[N_a, N_t]` (3.6), or `[N]` for `pairs`, in float32 at least."""
     if backend == "reference":
         return _reference_score(audio, text, pairs)
-    if save_index is None:
-        entries = (1 if pairs else text.num_sequences) * audio.rows.shape[0]
-        save_index = entries * index_dtype(text.longest).itemsize <= INDEX_BUDGET
-    with_index = save_index and torch.is_grad_enabled() and (audio.rows.requires_grad or text.rows.requires_grad)
+    entries = (1 if pairs else text.num_sequences) * audio.rows.shape[0]
+    with_index = _keeps_index(save_index, entries, text.longest, audio.rows, text.rows)
     unchecked = torch.compiler.is_compiling()  # the public functions check values only when they are not compiled
     return _forward(*audio, *text, pairs, sparse, backend, with_index, unchecked)[0]
+
+
+def _keeps_index(save_index: bool | None, entries: int, longest: int, *rows: Tensor) -> bool:
+    """Whether the forward keeps the winning tokens: for a backward, within the budget unless `save_index` is given."""
+    if save_index is None:
+        save_index = entries * index_dtype(longest).itemsize <= INDEX_BUDGET
+    return save_index and torch.is_grad_enabled() and any(value.requires_grad for value in rows)
+
+
+def padded_score(audio: Tensor, text: Tensor, save_index: bool | None) -> Tensor:
+    """`score` on backend `"cpp"` for padded embeddings without masks, in half the time where there is little to do.
+
+    `audio` [N_a, L_a, D] and `text` [N_t, L_t, D] have elements, and are not `custom_op.watched`.
+    """
+    entries = text.shape[0] * audio.shape[0] * audio.shape[1]
+    with_index = _keeps_index(save_index, entries, text.shape[1], audio, text)
+    if torch.is_grad_enabled() and (audio.requires_grad or text.requires_grad):
+        return _PaddedScore.apply(audio, text, with_index)
+    return _padded_forward(audio, text, with_index)[0]
+
+
+def _padded_forward(audio: Tensor, text: Tensor, with_index: bool) -> tuple[Tensor, Tensor | None]:
+    sim = audio.new_empty((audio.shape[0], text.shape[0]), dtype=torch.float32)
+    index = None
+    if with_index:
+        columns = audio.shape[0] * audio.shape[1]
+        index = audio.new_empty((text.shape[0], columns), dtype=index_dtype(text.shape[1]))
+    cpp.max_mean_padded(audio.contiguous(), text.contiguous(), sim, index)
+    return sim, index
+
+
+class _PaddedScore(torch.autograd.Function):
+    """The forward that `padded_score` describes, with the backward of `score`."""
+
+    @staticmethod
+    def forward(ctx: Any, audio: Tensor, text: Tensor, with_index: bool) -> Tensor:
+        sim, index = _padded_forward(audio, text, with_index)
+        ctx.save_for_backward(audio, text, index)
+        return sim
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        audio, text, index = ctx.saved_tensors
+        clips, captions = from_padded(audio, None), from_padded(text, None)
+        none = grad.new_empty(0)
+        winners = none if index is None else index
+        options = False, False, "cpp", index is not None  # pairs, sparse, backend, with_index
+        grad_audio, grad_text = _backward(grad, winners, none, none, none, *clips, *captions, *options)
+        return grad_audio.view(audio.shape), grad_text.view(text.shape), None
 
 
 def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
@@ -90,10 +139,10 @@ def _launchers(backend: str) -> ModuleType:
     if backend == "chunked":
         return max_mean_chunked
     if backend == "cpp":
-        from atk.kernels import cpp as launchers
-    else:
-        from atk.kernels import max_mean as launchers
-    return launchers
+        return cpp
+    from atk.kernels import max_mean
+
+    return max_mean
 
 
 def _sequences(rows: Tensor, cu_seqlens: Tensor, mask: Tensor | None, longest: int) -> Sequences:
@@ -129,7 +178,7 @@ def _forward(
     return sim, index, *packed
 
 
-@torch.library.register_fake(_forward)
+@_forward.register_fake
 def _empty_outputs(
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
     text: Tensor, cu_text: Tensor, text_mask: Tensor | None, longest_text: int,
@@ -168,7 +217,7 @@ def _backward(
     return grad_audio, grad_text
 
 
-@torch.library.register_fake(_backward)
+@_backward.register_fake
 def _empty_gradients(
     grad: Tensor, index: Tensor, tables: Tensor, tokens: Tensor, frames: Tensor,
     audio: Tensor, cu_audio: Tensor, audio_mask: Tensor | None, longest_audio: int,
@@ -187,7 +236,7 @@ def _normalize(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor,
     return unit, inverse_norm
 
 
-@torch.library.register_fake(_normalize)
+@_normalize.register_fake
 def _empty_unit(rows: Tensor, mask: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=torch.float32)
 
@@ -201,7 +250,7 @@ def _normalize_backward(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backen
     return grad_rows
 
 
-@torch.library.register_fake(_normalize_backward)
+@_normalize_backward.register_fake
 def _empty_like_unit(grad: Tensor, unit: Tensor, inverse_norm: Tensor, backend: str) -> Tensor:
     return torch.empty_like(unit)
 
@@ -234,7 +283,7 @@ def _differentiate_norms(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tens
     return _normalize_backward(grad, unit, inverse_norm, ctx.backend), None, None
 
 
-register_autograd(_forward, _differentiate_scores, _save_scores)
-register_autograd(_normalize, _differentiate_norms, _save_norms)
-register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))
-register_autograd(_normalize_backward, raising_backward(_NO_SECOND_DERIVATIVE))
+_forward.register_autograd(_differentiate_scores, _save_scores)
+_normalize.register_autograd(_differentiate_norms, _save_norms)
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+_normalize_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

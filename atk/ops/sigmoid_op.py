@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atk.ops import reference, sigmoid_chunked
-from atk.ops.custom_op import custom_op, register_autograd
+from atk.ops.custom_op import custom_op, without_autocast
 from atk.ops.info_nce_op import as_scalar, keeps_logits
 from atk.ops.once_differentiable import raising_backward
 
@@ -51,9 +51,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The summed loss of each clip [N_a], and the logits without the bias [N_a, N_t] ([0, 0] unless `keep`)."""
     losses, logits = _empty_outputs(audio, text, scale, bias, positive, backend, keep)
-    if len(audio) == 0 or len(text) == 0:
+    if audio.shape[0] == 0 or text.shape[0] == 0:
         return losses.zero_(), logits
-    with torch.autocast(audio.device.type, enabled=False):
+    with without_autocast(audio.device.type):
         if backend == "triton":
             from atk.kernels import sigmoid
 
@@ -63,11 +63,11 @@ def _forward(
     return losses, logits
 
 
-@torch.library.register_fake(_forward)
+@_forward.register_fake
 def _empty_outputs(
     audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: Tensor | None, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    return scale.new_empty(len(audio)), scale.new_empty((len(audio), len(text)) if keep else (0, 0))
+    return scale.new_empty(audio.shape[0]), scale.new_empty((audio.shape[0], text.shape[0]) if keep else (0, 0))
 
 
 @custom_op("sigmoid_loss_backward")
@@ -76,10 +76,10 @@ def _backward(
     grad_losses: Tensor, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of audio, text, scale and bias. `logits` None: the forward kept none."""
-    if len(audio) == 0 or len(text) == 0:
+    if audio.shape[0] == 0 or text.shape[0] == 0:
         return torch.zeros_like(audio), torch.zeros_like(text), torch.zeros_like(scale), torch.zeros_like(bias)
     arguments = audio.contiguous(), text.contiguous(), scale, bias, _contiguous(positive), grad_losses.contiguous()
-    with torch.autocast(audio.device.type, enabled=False):
+    with without_autocast(audio.device.type):
         if backend == "triton":
             from atk.kernels import sigmoid
 
@@ -91,7 +91,7 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
-@torch.library.register_fake(_backward)
+@_backward.register_fake
 def _empty_gradients(audio: Tensor, text: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return audio.new_empty(audio.shape), text.new_empty(text.shape), scale.new_empty(()), scale.new_empty(())
 
@@ -109,5 +109,5 @@ def _differentiate(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tenso
     return *_backward(*ctx.saved_tensors, grad_losses, ctx.backend), None, None, None
 
 
-register_autograd(_forward, _differentiate, _save)
-register_autograd(_backward, raising_backward(_NO_SECOND_DERIVATIVE))
+_forward.register_autograd(_differentiate, _save)
+_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))

@@ -8,7 +8,6 @@ from typing import Any
 
 from atk.soundscapes.events import MAX_CLASSES
 
-SPLITS = ("train", "val", "test")
 BACKGROUNDS = ("white", "pink", "brown", "hum", "babble")
 MAX_CAPTIONS = 5
 SIMULATED = "simulated"

@@ -11,16 +11,14 @@ import numpy as np
 
 from atk.data import AudioError, DataWarning, describe_skipped, load_audio, read_folder
 from atk.data.audio import decode_audio
-from atk.extras import optional_imports
+from atk.data.captions import SPLITS
+from atk.data.progress import progress_bar
 from atk.soundscapes.class_phrases import class_forms
-from atk.soundscapes.config import BACKGROUNDS, SIMULATED, SPLITS, SoundscapeConfig
+from atk.soundscapes.config import BACKGROUNDS, SIMULATED, SoundscapeConfig
 from atk.soundscapes.parallel import map_in_order
 from atk.soundscapes.recordings import EventFile, Recorded, assign_splits, read_event_files, trimmed
 from atk.soundscapes.rooms import RecordedRooms, Rooms, SimulatedRooms
 from atk.soundscapes.sounds import Sounds, Synthesized
-
-with optional_imports:
-    from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def _read_events(config: SoundscapeConfig, progress: bool, processes: int | None
     wordings = class_forms(sorted({file.event for file in candidates}), folder / "phrases.csv")
     files: dict[bytes, EventFile] = {}
     with closing(map_in_order(candidates, partial(trimmed, rate=config.sample_rate), processes)) as results:
-        bar = tqdm(results, "recordings", len(candidates), unit="file", disable=not progress)
+        bar = progress_bar(results, "recordings" if progress else None, len(candidates))
         for candidate, (file, note) in zip(candidates, bar, strict=True):
             if file is None:
                 skipped.append((candidate.name, note))
@@ -96,7 +94,7 @@ def _read_backgrounds(folder: str, progress: bool, processes: int | None) -> tup
     skipped = list(split.skipped)
     usable = []
     with closing(map_in_order(paths, _decoding_error, processes)) as results:
-        bar = tqdm(results, "backgrounds", len(paths), unit="file", disable=not progress)
+        bar = progress_bar(results, "backgrounds" if progress else None, len(paths))
         for clip, path, reason in zip(split.clips, paths, bar, strict=True):
             if reason:
                 skipped.append((clip.file_name, reason))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
+from atk.data.captions import SPLITS
 from atk.soundscapes.captions import draw_style, name_event
-from atk.soundscapes.config import MAX_POOL, POOL_FOLDS, SPLITS, SoundscapeConfig
+from atk.soundscapes.config import MAX_POOL, POOL_FOLDS, SoundscapeConfig
 from atk.soundscapes.events import class_names
 from atk.soundscapes.materials import SYNTHETIC
 from atk.soundscapes.scenes import event_sound

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
+from atk.data.captions import SPLITS
 from atk.soundscapes.backgrounds import background, recorded_background
-from atk.soundscapes.config import SPLITS, SoundscapeConfig
+from atk.soundscapes.config import SoundscapeConfig
 from atk.soundscapes.materials import SYNTHETIC, Materials
 from atk.soundscapes.rooms import Respond, reverberate
 from atk.soundscapes.sounds import Event

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from atk.data.captions import SPLITS
+from atk.data.progress import progress_bar
 from atk.extras import optional_imports
 from atk.soundscapes.captions import describe
-from atk.soundscapes.config import SPLITS, SoundscapeConfig
+from atk.soundscapes.config import SoundscapeConfig
 from atk.soundscapes.materials import Materials, read_materials
 from atk.soundscapes.parallel import map_in_order
 from atk.soundscapes.pool import ESC50_COLUMNS, Recording, plan_pool, render_recording
@@ -24,7 +26,6 @@ from atk.soundscapes.scenes import Placed, Scene, plan, render
 with optional_imports:
     import soundfile
     import yaml
-    from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
 
 FORMAT = 1  # incremented whenever the same settings produce different bytes
 
@@ -87,7 +88,7 @@ def write_soundscapes(
         write_scene = partial(_write_scene, root=partial_out, config=config, materials=materials)
         # The workers stop before the folder is removed, so none of them can still be writing to it.
         with closing(map_in_order(all_scenes, write_scene, processes)) as results:
-            written = list(tqdm(results, "soundscapes", len(all_scenes), unit="scene", disable=not progress))
+            written = list(progress_bar(results, "soundscapes" if progress else None, len(all_scenes), "scene"))
         _write_tables(partial_out, written, config, materials.events.names(config))
         if config.pool:
             _write_pool(partial_out / "pool", config, progress, processes)
@@ -133,7 +134,8 @@ def _write_scene(scene: Scene, root: Path, config: SoundscapeConfig, materials: 
 
 def _write_audio(path: Path, audio: np.ndarray, config: SoundscapeConfig) -> None:
     samples = np.round(audio * 32767).astype(np.int16)
-    soundfile.write(path, samples, config.sample_rate, subtype="PCM_16")
+    with path.open("wb") as file:  # soundfile takes only names in UTF-8
+        soundfile.write(file, samples, config.sample_rate, format="WAV", subtype="PCM_16")
 
 
 def _write_tables(root: Path, written: list[_WrittenScene], config: SoundscapeConfig, names: Sequence[str]) -> None:
@@ -166,7 +168,7 @@ def _write_pool(root: Path, config: SoundscapeConfig, progress: bool, processes:
     (root / "audio").mkdir(parents=True)
     (root / "meta").mkdir()
     with closing(map_in_order(recordings, partial(_write_recording, root=root, config=config), processes)) as results:
-        phrases = list(tqdm(results, "pool", len(recordings), unit="recording", disable=not progress))
+        phrases = list(progress_bar(results, "pool" if progress else None, len(recordings), "recording"))
     _write_csv(root / "meta" / "esc50.csv", ESC50_COLUMNS, (recording.esc50_row for recording in recordings))
     names = (recording.file_name for recording in recordings)
     _write_csv(root / "train.csv", ("file_name", "caption"), zip(names, phrases, strict=True))

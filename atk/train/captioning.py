@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +21,41 @@ from atk.data import (
 )
 from atk.data.captions import OnError
 from atk.distributed import total
-from atk.eval.captioning import CaptionSplit, evaluate_captions, write_captions
+from atk.eval.caption_listing import write_captions
+from atk.eval.captioning import CaptionSplit, evaluate_captions
 from atk.eval.embed import device_of, evaluating
 from atk.models.caption_model import CaptionModel
+from atk.models.generation import GenerationConfig
+from atk.ops.checks import one_of
+from atk.train.config import TrainConfig, fields_at_least
+
+
+@dataclass(frozen=True)
+class CaptioningConfig(TrainConfig):
+    """Settings of the methods that learn to caption.
+
+    Args:
+        beams: width of the beam search that writes captions, `num_beams` in transformers.
+        generation: further settings of that search.
+        epoch_over: "clips", with one caption of each, drawn at random; or "captions", so that a clip with five
+            captions occurs five times in an epoch.
+        mix: what is mixed into the clips that are captioned, and which references are subtracted.
+    """
+
+    beams: int = 4
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    epoch_over: Literal["clips", "captions"] = "clips"
+    mix: MixConfig = field(default_factory=MixConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("epoch_over", self.epoch_over, ("clips", "captions"))
+        fields_at_least(self, 1, "beams")
+
+    @property
+    def passes_over_captions(self) -> bool:
+        """As in `TrainConfig`."""
+        return self.epoch_over == "captions"
 
 
 def reference_pool(mix: MixConfig, clips: Sequence[Clip], on_error: OnError) -> ReferencePool:
@@ -38,7 +71,9 @@ def reference_pool(mix: MixConfig, clips: Sequence[Clip], on_error: OnError) -> 
 def cross_entropy(model: CaptionModel, batch: MixtureBatch) -> tuple[Tensor, int]:
     """The mean cross-entropy over the tokens of the captions of a batch, and the number of tokens."""
     tokens = model.decoder.tokenize(batch.captions)
-    loss = model.cross_entropy(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths)
+    loss = model.cross_entropy(
+        batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths, batch.common
+    )
     return loss, int(tokens["attention_mask"].sum())
 
 
@@ -81,9 +116,11 @@ def log_likelihood(model: CaptionModel, dataset: MixtureDataset, *, name: str, *
 
 
 def evaluate_captioning(
-    model: CaptionModel, split: CaptionSplit, split_name: str | None, beams: int, out: str
+    model: CaptionModel, split: CaptionSplit, split_name: str | None, config: CaptioningConfig
 ) -> dict[str, Any]:
-    """Captioning metrics of a model on a split; the captions go to `captions_<split_name>.csv` in `out`."""
-    result, captions = evaluate_captions(model, split, beams, progress=f"evaluate {split_name}")
-    write_captions(Path(out) / f"captions_{split_name}.csv", captions)
+    """Captioning metrics of a model on a split; the captions go to `captions_<split_name>.csv` in the run folder."""
+    result, captions = evaluate_captions(
+        model, split, config.beams, f"evaluate {split_name}", generation=config.generation
+    )
+    write_captions(Path(config.out) / f"captions_{split_name}.csv", captions)
     return result

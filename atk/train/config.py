@@ -187,6 +187,11 @@ class TrainConfig:
             if getattr(self, name) and self.optim.name != "adam":
                 raise ValueError(f"{name}: needs optim.name 'adam', got {self.optim.name!r}")
 
+    @property
+    def passes_over_captions(self) -> bool:
+        """Whether an epoch has each clip once per caption."""
+        return False
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of optimizer steps of the run."""
         return self.steps or math.ceil(self.epochs * steps_per_epoch)

@@ -8,14 +8,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atk.data import MixConfig, MixtureBatch, MixtureDataset, ReferencePool
+from atk.data import MixtureBatch, MixtureDataset, ReferencePool
 from atk.distributed import total
 from atk.eval.captioning import CaptionSplit
-from atk.models.captioner import Captioner, CaptionerConfig, Difference
+from atk.models.captioner import Captioner
+from atk.models.captioner_config import CaptionerConfig, Difference
 from atk.nn import CrossAttentionDifference
 from atk.ops.checks import one_of
-from atk.train.captioning import cross_entropy, evaluate_captioning, log_likelihood, reference_pool, share_of_tokens
-from atk.train.config import TrainConfig, fields_at_least
+from atk.train.captioning import (
+    CaptioningConfig,
+    cross_entropy,
+    evaluate_captioning,
+    log_likelihood,
+    reference_pool,
+    share_of_tokens,
+)
 from atk.train.grad_cache import Embeddings
 from atk.train.run import checkpoint_to_resume, run
 from atk.train.task import CaptionedTask
@@ -31,7 +38,7 @@ _BLOCKS: dict[Objective, Difference] = {
 
 
 @dataclass(frozen=True)
-class DifferenceConfig(TrainConfig):
+class DifferenceConfig(CaptioningConfig):
     """Captioning and audio difference learning.
 
     Args:
@@ -41,8 +48,6 @@ class DifferenceConfig(TrainConfig):
         init: run folder or model folder of a captioner to start from; encoder and decoder settings are then taken from
             it.
         clip_seconds: length of the random crops in training; in evaluation, longer clips are cut to it.
-        beams: width of the beam search that writes captions.
-        mix: what is mixed into the clips, and which references are subtracted.
         model: encoder, Diff block, and decoder; `model.difference` follows from `objective`.
     """
 
@@ -50,8 +55,6 @@ class DifferenceConfig(TrainConfig):
     init: str | None = None
     backend: Literal["auto", "triton", "sdpa", "reference"] = "auto"
     clip_seconds: float = 30.0
-    beams: int = 4
-    mix: MixConfig = field(default_factory=MixConfig)
     model: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
@@ -59,7 +62,8 @@ class DifferenceConfig(TrainConfig):
         one_of("objective", self.objective, get_args(Objective))
         if self.shard:  # the number of layer calls depends on the clips of a rank, but sharded ranks must agree on it
             raise ValueError("shard: captioners cannot be sharded")
-        fields_at_least(self, 1, "beams")
+        if self.mix.common and self.objective != "mask":
+            raise ValueError(f"mix.common: needs objective 'mask', got {self.objective!r}")
         block = _BLOCKS[self.objective]
         if self.model.difference not in (CaptionerConfig.difference, block):
             raise ValueError(
@@ -108,7 +112,8 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
             return Captioner.from_pretrained(checkpoint)
         if config.init is not None:
             model = Captioner.from_pretrained(config.init)
-            return model.with_difference(config.model.difference, config.model.heads)
+            block = config.model
+            return model.with_difference(block.difference, block.heads, block.trim_references)
         return Captioner.create(config.model, self.captions)
 
     def _dataset(self) -> MixtureDataset:
@@ -129,7 +134,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         if config.objective == "plain":
             return None
         mix = replace(config.mix, references=None) if config.objective == "pairmix" else config.mix
-        return reference_pool(mix, self.clips, config.on_error)
+        return reference_pool(mix, self.recordings, config.on_error)
 
     def encode(self, batch: MixtureBatch) -> Embeddings:
         """Cross-entropy of the captions: (4.9), or (4.3) for clips without a reference.
@@ -172,15 +177,19 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         """Captioning metrics of a saved model on the held-out split; the captions are written to a CSV file."""
         assert self.evaluation is not None
         model = Captioner.from_pretrained(checkpoint).to(self.device)
-        return evaluate_captioning(model, self.evaluation, self.held_out, self.config.beams, self.config.out)
+        return evaluate_captioning(model, self.evaluation, self.held_out, self.config)
 
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train a captioner by `config.objective`; arguments, result, and errors: see `atk.train.run.run`."""
     last = checkpoint_to_resume(config, resume)
+    if last is not None:  # runs that were started before this setting go on without it
+        trims = Captioner.saved_config(last).trim_references
+        config = replace(config, model=replace(config.model, trim_references=trims))
     if config.init is not None:
         saved = Captioner.saved_config(last or config.init)
-        model = replace(saved, difference=config.model.difference, heads=config.model.heads)
+        block = config.model
+        model = replace(saved, difference=block.difference, heads=block.heads, trim_references=block.trim_references)
         config = replace(config, model=model)
     if last is None:
         start = config.init is not None

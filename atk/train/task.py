@@ -122,6 +122,9 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         self.workers = default_workers(device) if config.workers is None else config.workers
         self.data = open_data(config.data, config.caption_column)
         train = self.data.read("train", config.on_error)
+        self.recordings = train.clips
+        if config.passes_over_captions:
+            train = train.by_caption()
         self.clips = train.clips
         self.sets: SetWeights | None = None
         if config.data_weights is not None:

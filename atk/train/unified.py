@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from atk.data import MixtureBatch, MixtureDataset
 from atk.eval.captioning import CaptionSplit
 from atk.eval.retrieval import evaluate_retrieval
 from atk.models import from_pretrained
+from atk.models.caption_model import References
 from atk.models.clap import CLAP, AudioEmbedding
 from atk.models.unified import ClipFeatures, Unified, starting_config
 from atk.nn import AlignedContrastiveLoss, CrossAttentionDifference
@@ -21,6 +23,7 @@ from atk.train.aligned import pair_embeddings
 from atk.train.captioning import evaluate_captioning, log_likelihood, reference_pool, share_of_tokens
 from atk.train.contrastive import readings_of, train_contrastive
 from atk.train.grad_cache import Embeddings
+from atk.train.run import checkpoint_to_resume
 from atk.train.semisupervised import UnlabeledTask
 from atk.train.semisupervised_batch import SemiSupervisedBatch, mixture
 from atk.train.semisupervised_criterion import SemiSupervisedCriterion
@@ -67,7 +70,7 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
         block = self.model.difference_block
         if isinstance(block, CrossAttentionDifference) and config.backend in BACKENDS["cross_attention_difference"]:
             block.backend = config.backend
-        pool = None if block is None else reference_pool(config.mix, self.clips, config.on_error)
+        pool = None if block is None else reference_pool(config.mix, self.recordings, config.on_error)
         options = (self.model.sample_rate, config.clip_seconds, config.seed)
         self.dataset = MixtureDataset(self.clips, *options, mix=config.mix, pool=pool, keep_inputs=True)
         if self.held_out:  # read now, so that errors in it show up before training and not after it
@@ -118,7 +121,10 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
         """
         labeled = batch.labeled
         rows = self._captioned_rows(labeled)
-        encoded = self._encode_audio(self._waveforms(batch, rows))
+        references = None
+        if rows and isinstance(labeled, MixtureBatch):
+            references = self.model.present_references(labeled.references, labeled.reference_lengths)
+        encoded = self._encode_audio(self._waveforms(batch, rows, references))
         captions = self.model.tokenize(labeled.captions, self.criterion.pseudo_tokens) if labeled.files else {}
         embeddings: Embeddings = {}
         if self._contrasts_pairs and labeled.files:
@@ -130,7 +136,7 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
             embeddings |= self.unlabeled_terms(captions, unlabeled, mixed, "unlabeled" in self.weights)
         if "caption" in self.weights and labeled.files:
             assert isinstance(labeled, MixtureBatch)
-            embeddings |= self._caption_loss(labeled, encoded, rows)
+            embeddings |= self._caption_loss(labeled, encoded, rows, references)
         return embeddings
 
     @property
@@ -143,16 +149,17 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
             return []
         return [row for row, added in enumerate(labeled.added) if added or not self._contrasts_pairs]
 
-    def _waveforms(self, batch: SemiSupervisedBatch, rows: list[int]) -> dict[str, Waveforms]:
+    def _waveforms(
+        self, batch: SemiSupervisedBatch, rows: list[int], references: References | None
+    ) -> dict[str, Waveforms]:
         """The audio to encode by name, without empty parts."""
         labeled, unlabeled = batch.labeled, batch.unlabeled
         audio: dict[str, Waveforms] = {}
         if isinstance(labeled, MixtureBatch):
-            given = labeled.reference_lengths > 0
             if rows:
                 audio["captioned"] = labeled.audio[rows], labeled.lengths[rows]
-            if rows and bool(given.any()):
-                audio["references"] = labeled.references[given], labeled.reference_lengths[given]
+            if references is not None:
+                audio["references"] = references.audio, references.lengths
             labeled = labeled.unmixed()
         if self._contrasts_pairs and labeled.files:
             audio["clips"] = labeled.audio, labeled.lengths
@@ -178,16 +185,24 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
             for name, (*shared, decoder_features) in zip(audio, parts, strict=True)
         }
 
-    def _caption_loss(self, labeled: MixtureBatch, encoded: Mapping[str, ClipFeatures], rows: list[int]) -> Embeddings:
+    def _caption_loss(
+        self,
+        labeled: MixtureBatch,
+        encoded: Mapping[str, ClipFeatures],
+        rows: list[int],
+        references: References | None,
+    ) -> Embeddings:
         """Cross-entropy as in `DifferenceTask`: (4.9), or (4.3) for clips without a reference."""
         if "clips" in encoded and "captioned" in encoded:
             z, mask = encoded["clips"].decoder_input
             z = z.index_copy(0, torch.tensor(rows, device=z.device), encoded["captioned"].features)
         else:
             z, mask = encoded["captioned" if rows else "clips"].decoder_input
-        given = encoded["references"].decoder_input if "references" in encoded else None
+        given, present = None, labeled.reference_lengths > 0
+        if references is not None:
+            given, present = encoded["references"].decoder_input, references.present
         tokens = self.model.decoder.tokenize(labeled.captions)
-        loss = self.model.decode_loss((z, mask), given, labeled.reference_lengths > 0, tokens)
+        loss = self.model.decode_loss((z, mask), given, present, tokens, labeled.common)
         count = torch.tensor([int(tokens["attention_mask"].sum())], device=self.device)
         return {"caption loss": loss[None], "caption tokens": count}
 
@@ -250,12 +265,14 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
         if self.config.retrieves:
             result = evaluate_retrieval(model, self.evaluation.embed(model, f"evaluate {self.held_out}"))
         if self.caption_evaluation is not None:
-            result["captioning"] = evaluate_captioning(
-                model, self.caption_evaluation, self.held_out, self.config.beams, self.config.out
-            )
+            result["captioning"] = evaluate_captioning(model, self.caption_evaluation, self.held_out, self.config)
         return result
 
 
 def train(config: UnifiedConfig, resume: bool = False) -> dict[str, Any] | None:
     """Train one model by all methods; arguments, result, and errors: see `atk.train.run.run`."""
+    last = checkpoint_to_resume(config, resume)
+    if last is not None:  # runs that were started before this setting go on without it
+        trims = Unified.saved_config(last).trim_references
+        config = replace(config, model=replace(config.model, trim_references=trims))
     return train_contrastive(UnifiedTask, config, resume, lambda name: starting_config(name, config.model))

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from atk.data import MixConfig
 from atk.models.unified import UnifiedModelConfig
 from atk.ops.checks import one_of
 from atk.train.aligned import LossConfig
+from atk.train.captioning import CaptioningConfig
 from atk.train.config import fields_at_least
 from atk.train.semisupervised import UnlabeledConfig, UnlabeledLossConfig
 
@@ -91,12 +91,10 @@ def checked_schedule(name: str, schedule: Sequence[Sequence[float]]) -> Schedule
 
 
 @dataclass(frozen=True)
-class UnifiedConfig(UnlabeledConfig):
+class UnifiedConfig(CaptioningConfig, UnlabeledConfig):
     """One model for retrieval, captioning, and audio difference, from captioned clips, unlabeled audio, and references.
 
     Args:
-        mix: what is mixed into the clips that are captioned, and which references are subtracted.
-        beams: width of the beam search that writes captions.
         monitor: validation metric that selects the best checkpoint: "mAP@10" of text-to-audio retrieval,
             "log_likelihood" of captions, or "score", the mean of mAP@10 and of the likelihood per token in percent, or
             the one of them that is trained.
@@ -105,15 +103,14 @@ class UnifiedConfig(UnlabeledConfig):
     """
 
     backend: Literal["auto", "triton", "cpp", "chunked", "reference"] = "auto"
-    mix: MixConfig = field(default_factory=MixConfig)
-    beams: int = 4
     monitor: Monitor = "score"
     loss: UnifiedLossConfig = field(default_factory=UnifiedLossConfig)
     model: UnifiedModelConfig = field(default_factory=UnifiedModelConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields_at_least(self, 1, "beams")
+        if self.mix.common and self.model.difference != "mask":
+            raise ValueError(f"mix.common: needs model.difference 'mask', got {self.model.difference!r}")
         one_of("monitor", self.monitor, get_args(Monitor))
         needed = {"mAP@10": self.retrieves, "log_likelihood": self.captions, "score": True}
         if not needed[self.monitor]:

@@ -167,7 +167,7 @@ def test_lengths_are_cached_until_the_table_changes(tmp_path, monkeypatch):
         assert [clip.seconds for clip in clips_of(folder)] == first
     with monkeypatch.context() as patch:  # installing PyAV may make more rows readable
         patch.setattr("atk.data.codecs.has_av", lambda: None)
-        patch.setattr("atk.data.hub._header", lambda column, row: _Header(7.0, "", ""))
+        patch.setattr("atk.data.hub._header", lambda column, row: _Header("", 7.0))
         assert [clip.seconds for clip in clips_of(folder)] == [7.0] * 4
     with monkeypatch.context() as patch:
         patch.setenv("ATK_CACHE", str(file))
@@ -192,6 +192,7 @@ def test_lengths_are_cached_until_the_table_changes(tmp_path, monkeypatch):
             lambda folder: parquet(folder, train=pa.table({"caption": ["x"]})),
             "no column with audio; its columns are",
         ),
+        (lambda folder: parquet(folder, train=table([b"x"])), r"no usable clip; skipped 1: train/0 \(not readable as"),
         (lambda folder: (parquet(folder) / "data" / "train.parquet").write_bytes(b"x"), "d: cannot be loaded .*"),
         (lambda folder: (parquet(folder) / "state.json").write_bytes(b"{}"), "d: cannot be loaded .*"),
     ],

@@ -9,16 +9,9 @@ import torch
 import torch.nn.functional as F
 from support.clips import RATE, write_clip
 
-from atk.data import (
-    AudioError,
-    Clip,
-    MixConfig,
-    MixtureDataset,
-    ReferencePool,
-    batches_of,
-    one_pass,
-)
-from atk.data.mixtures import snr_gain
+from atk.data import AudioError, Clip, MixConfig, MixtureDataset, ReferencePool, batches_of, one_pass
+from atk.data.audio import load_audio
+from atk.data.levels import snr_gain
 
 
 @pytest.fixture
@@ -51,6 +44,35 @@ def test_the_added_sound_has_the_requested_signal_to_noise_ratio(clips, pool):
     sound = item["references"][0]
     power = sound.square().sum() / sound.count_nonzero()
     assert 10 * torch.log10(item["input"].square().mean() / power).item() == pytest.approx(6.0, abs=0.05)
+
+
+@pytest.mark.parametrize("condition", ["same/same", "same/diff", "multi/same"])
+def test_without_levels_a_mixture_is_the_plain_sum(tmp_path, condition):
+    loud = [write_clip(tmp_path / "loud.wav", 100, level=0.9)]
+    recordings = [write_clip(tmp_path / f"ref{n}.wav", 300, 0.3, 0.5 + 0.1 * n) for n in range(2)]
+    item = make(loud, ReferencePool(recordings, ["", ""], []), condition=condition, snr_db=None)[0, 0]
+    original = make(loud, None)[0, 0]["audio"]
+    assert torch.equal(item["input"], original) and item["audio"].abs().max() > 1
+    files = {recording.file_name: load_audio(recording.path, RATE) for recording in recordings}
+    for name, reference in zip(item["added"], item["references"], strict=True):
+        assert torch.equal(reference[reference != 0], files[name][files[name] != 0])
+    if condition.endswith("same"):
+        torch.testing.assert_close(item["audio"], original + sum(item["references"]), rtol=0, atol=1e-6)
+
+
+def test_what_is_common_to_input_and_reference_is_the_clip(clips, pool):
+    dataset = make(clips, pool, evaluate=False, rate=1.0, common=1.0, snr_db=None)
+    pitches = {recording.file_name: 300 + 20 * n for n, recording in enumerate(pool.clips)}
+    for index in range(len(clips)):
+        item = dataset[index, 0]
+        assert item["caption"] == f"tone {index}" and len(item["added"]) == 1
+        (reference,) = item["references"]
+        clip = make(clips, None)[index, 0]["audio"]
+        heard = [int(torch.fft.rfft(mixture - clip).abs().argmax()) for mixture in (item["audio"], reference)]
+        assert abs(heard[0] - pitches[item["added"][0]]) < 5 and abs(heard[0] - heard[1]) > 10
+    half, evaluation = make(clips, pool, evaluate=False, rate=1.0, common=0.5), make(clips, pool, common=1.0)
+    assert 15 < half.collate([half[index, epoch] for index in range(6) for epoch in range(10)]).common.sum() < 45
+    assert not evaluation.collate([evaluation[0, 0]]).common.any()
 
 
 @pytest.mark.parametrize("condition", ["same/diff", "multi/diff"])
@@ -263,6 +285,7 @@ def test_one_pass_gives_every_clip_once_and_names_a_bad_reference(tmp_path, clip
     [
         ({"condition": "other"}, "condition must be one of"),
         ({"rate": 1.5}, r"rate must be in \[0, 1\]"),
+        ({"common": -0.5}, r"common must be in \[0, 1\]"),
         ({"snr_db": (5.0, 1.0)}, "snr_db must be"),
         ({"sources": 1}, "sources must be at least 2"),
     ],

@@ -147,6 +147,16 @@ def test_a_name_that_repeats_is_another_pair(tmp_path):
     assert clips[1].path.read() == audio_bytes(1)
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_audio_in_several_formats_is_one_clip(tmp_path, order):
+    members = [("a.mp4", b"a video"), ("a.flac", audio_bytes(1, "FLAC")), ("a.json", b'{"text": "x"}')]
+    clips = read(tar(tmp_path / "0.tar", [members[index] for index in order]), on_error="raise").clips
+    assert [(clip.path.name, clip.captions) for clip in clips] == [("a.flac", ("x",))]
+    members[0] = ("a.wav", WAV)
+    shard = tar(tmp_path / "1.tar", [members[index] for index in order])
+    assert [clip.path.name for clip in read(shard).clips] == [["a.wav", "a.flac"][order.index(0) > order.index(1)]]
+
+
 def test_a_damaged_shard_gives_its_intact_pairs_and_is_not_cached(tmp_path):
     shard = tar(tmp_path / "0.tar", [("a.wav", WAV), ("a.txt", b"x"), ("b.wav", WAV), ("b.txt", b"y")])
     shard.write_bytes(shard.read_bytes()[: len(WAV) + 4000])

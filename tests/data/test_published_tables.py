@@ -5,7 +5,12 @@ import pickle
 
 import pytest
 from support.published import sounds, text
-from support.published_captions import make_castella, make_wavcaps
+from support.published_captions import (
+    make_castella,
+    make_castella_of_lighthouse,
+    make_clotho,
+    make_wavcaps,
+)
 from support.published_events import make_audioset
 from support.published_labels import make_ecals, make_esc50, make_fsd50k, make_magnatagatune, make_vggsound
 
@@ -69,6 +74,7 @@ def root(tmp_path):
             "not a list of tracks",
         ),
         (make_magnatagatune, "magnatagatune", "train.npy", "junk", "not a list of text"),
+        (make_magnatagatune, "magnatagatune", "test_list_pub.cP", "(dp1\n.", "not a pickled list of text .is a dict"),
         (make_castella, "castella", "json/en/train.json", "null", r"train\.json: not a list of clips"),
         (
             make_audioset,
@@ -85,6 +91,57 @@ def test_malformed_tables_are_named(maker, name, file, content, message, root, t
     with pytest.raises(ValueError, match=message):
         import_set(name, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_clips_that_other_tables_lack_are_counted(root, tmp_path):
+    make_ecals(root)
+    text(root, "ecals_annotation/annotation.json", '{"TRAAAAA1": {"tag": ["rock"]}}')
+    left_out = import_set("ecals", root, tmp_path / "out")["left_out"]["no entry in annotation.json"]
+    assert sorted(left_out["names"]) == ["TRAAAAA2", "TRAAAAA3", "TRAAAAA4"]
+    assert left_out["splits"] == {"test": 2, "train": 1, "multiquery": 1}
+    make_magnatagatune(root)
+    table = root / "annotations_final.csv"
+    table.write_text(table.read_text() + "9\t1\t0\t0\tx/y.mp3\n")
+    sounds(root, "mp3/x/y.mp3")
+    left_out = import_set("magnatagatune", root, tmp_path / "music")["left_out"]["in no split"]
+    assert left_out == {"count": 1, "splits": {}, "names": ["x/y.mp3"]}
+
+
+@pytest.mark.parametrize(
+    ("maker", "name", "missing", "replacement", "message"),
+    [
+        (make_fsd50k, "fsd50k", "FSD50K.ground_truth/vocabulary.csv", None, "has no vocabulary.csv"),
+        (make_audioset, "audioset", "metadata/class_labels_indices.csv", None, "has no class_labels_indices.csv"),
+        (
+            make_audioset,
+            "audioset",
+            "metadata/class_labels_indices.csv",
+            ("ontology.json", '[{"id": "/m/1"}]'),
+            r"ontology\.json: not a list of objects with id and name",
+        ),
+        (
+            make_castella_of_lighthouse,
+            "castella",
+            "castella_test_release.jsonl",
+            ("castella_test_release.jsonl", '\n{"vid": "ab"}\n'),
+            "line 2: not a query with qid, vid, and query",
+        ),
+    ],
+)
+def test_tables_that_stand_for_others(maker, name, missing, replacement, message, root, tmp_path):
+    maker(root)
+    (root / missing).unlink()
+    if replacement is not None:
+        text(root, *replacement)
+    with pytest.raises(ValueError, match=message):
+        import_set(name, root, tmp_path / "out")
+
+
+def test_captions_that_name_no_clips_are_noted(root, tmp_path):
+    make_clotho(root)
+    text(root, "retrieval_captions.csv", "caption\na dog\n")
+    (note,) = import_set("clotho", root, tmp_path / "out")["notes"]
+    assert note.startswith("retrieval_captions.csv does not name the clips of its captions")
 
 
 def test_tables_that_an_import_wrote_are_not_those_of_the_set(root):

@@ -1,22 +1,26 @@
 """`atk data stats` counts what a data folder contains, and finds what it contains twice."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import soundfile
+from support.pair_shards import shards_of
 
 from atk.cli.main import main
-from atk.data import stats as stats_module
-from atk.data.stats import folder_stats
+from atk.data import Clip, contents, read_split
+from atk.data.check import check_data
+from atk.data.published import import_set
+from atk.data.stats import data_stats, draw_stats, folder_stats
 
 RATE = 8000
 
 
 def sound(path, seconds, seed, channels=1, rate=RATE):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(seed).normal(0, 0.1, (round(seconds * rate), channels))
-    soundfile.write(path, samples, rate)
+    soundfile.write(os.fsencode(path), samples, rate)
 
 
 @pytest.fixture
@@ -61,15 +65,14 @@ def test_duplicates_within_and_across_splits(folder):
 
 
 def test_contents_that_differ_only_in_the_middle_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(stats_module, "_EDGE_BYTES", 100)
-    contents = [b"x" * 500 + middle + b"x" * 500 for middle in (b"1", b"2", b"1")]
+    monkeypatch.setattr(contents, "_EDGE_BYTES", 100)
     paths = [tmp_path / f"{index}" for index in range(3)]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    first, second, third = stats_module._content_keys([str(path) for path in paths], None)
-    assert first == third and first != second
-    unlike = stats_module._content_keys([str(paths[0]), str(tmp_path / "none"), str(tmp_path)], None)
-    assert unlike == [None] * 3
+    for path, middle in zip(paths, (b"1", b"2", b"1"), strict=True):
+        path.write_bytes(b"x" * 500 + middle + b"x" * 500)
+    clips = [Clip(path.name, path, (), 1.0) for path in (*paths, tmp_path / "none", tmp_path)]
+    first, second, third, *unreadable = contents.content_keys(clips, [1] * len(clips))
+    assert first == third and first != second and unreadable == [None] * 2
+    assert contents.size_of(clips[0]) == 1001 and contents.size_of(clips[3]) is None
 
 
 def test_the_command_prints_tables_or_json_and_draws(folder, capsys):
@@ -78,7 +81,7 @@ def test_the_command_prints_tables_or_json_and_draws(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["split", "clips", "hours"] and lines[1].split()[:4] == ["train", "4", "0.00", "1.0"]
     assert "train: 3 x 8000 Hz, 1 x 44100 Hz, 3 x 1 channels, 1 x 2 channels, 3 x .wav, 1 x .flac; 1 skipped" in lines
-    assert "1 duplicates by content in train and test; first: a.wav = test/again.wav" in lines
+    assert "1 duplicate by content in train and test; first: a.wav = test/again.wav" in lines
     assert out.read_bytes().startswith(b"\x89PNG")
     main(["data", "stats", str(folder), "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(folder_stats(folder).to_dict()))
@@ -97,3 +100,132 @@ def test_a_folder_without_splits(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["data", "stats", str(folder)])
         assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """Two splits with one caption per clip, which every layout can hold; a training clip is in test, too."""
+    monkeypatch.setenv("ATK_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "plain"
+    for index, name in enumerate(("a", "b", "c", "d")):
+        sound(root / f"{name}.wav", 1.0, seed=index, channels=1 + (name == "d"), rate=RATE * (1 + (name == "a")))
+    (root / "sub").mkdir()
+    (root / "sub" / "b.wav").write_bytes((root / "b.wav").read_bytes())
+    (root / "train.csv").write_text("file_name,caption\na.wav,A dog\nb.wav,rain falls\nc.wav,rain  falls\n")
+    (root / "val.csv").write_text("file_name,caption\nd.wav,a bell\n")
+    (root / "test.csv").write_text("file_name,caption\nsub/b.wav,a dog\n")
+    return root
+
+
+def as_shards(plain, out, monkeypatch):
+    return shards_of(plain, out)
+
+
+def as_remote_shards(plain, out, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").put(str(shards_of(plain, out)), "/stats", recursive=True)
+    return "memory://stats"
+
+
+def as_audiofolder(plain, out, monkeypatch):
+    for split in ("train", "val", "test"):
+        for clip in read_split(plain, split).clips:
+            (out / split / clip.path.name).parent.mkdir(parents=True, exist_ok=True)
+            (out / split / clip.path.name).write_bytes(clip.path.read_bytes())
+            with (out / split / "metadata.jsonl").open("a") as file:
+                file.write(json.dumps({"file_name": clip.path.name, "text": clip.captions[0]}) + "\n")
+    return out
+
+
+def hub_tables(plain, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", plain.parent / "hub")
+    monkeypatch.setattr(datasets.builder.config, "HF_DATASETS_CACHE", plain.parent / "hub")
+    tables = {}
+    for split in ("train", "val", "test"):
+        clips = read_split(plain, split).clips
+        audio = [{"bytes": clip.path.read_bytes(), "path": clip.path.name} for clip in clips]
+        tables[split] = datasets.Dataset.from_dict({"audio": audio, "text": [clip.captions[0] for clip in clips]})
+    return datasets, datasets.DatasetDict(tables)
+
+
+def as_saved(plain, out, monkeypatch):
+    hub_tables(plain, monkeypatch)[1].save_to_disk(str(out))
+    return out
+
+
+def as_parquet(plain, out, monkeypatch):
+    for split, table in hub_tables(plain, monkeypatch)[1].items():
+        table.to_parquet(str(out / "data" / f"{split}-00000-of-00001.parquet"))
+    return out
+
+
+def on_the_hub(plain, out, monkeypatch):
+    datasets, tables = hub_tables(plain, monkeypatch)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: tables)
+    return "hf://datasets/me/sounds"
+
+
+LAYOUTS = (as_shards, as_remote_shards, as_audiofolder, as_saved, as_parquet, on_the_hub)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_the_numbers_of_a_folder(plain, tmp_path, monkeypatch, layout):
+    data = layout(plain, tmp_path / "other", monkeypatch)
+    expected, stats = folder_stats(plain), data_stats(data, "text")
+    assert stats.to_dict()["splits"] == expected.to_dict()["splits"] and stats.vocabulary == expected.vocabulary == 5
+    assert list(stats.splits) == ["train", "val", "test"] and stats.splits["train"].sample_rates == {RATE: 2, 16000: 1}
+    duplicates = [(one.by, one.splits, one.count) for one in stats.duplicates]
+    assert duplicates == [(one.by, one.splits, one.count) for one in expected.duplicates]
+    assert ("content", ("train", "test"), 1) in duplicates and ("name", ("train", "test"), 1) in duplicates
+    notes = {problem.reason for problem in check_data([str(data)]).problems}
+    assert notes == {"in train and test"}  # in a folder, only one and the same file is in two splits
+
+
+def test_tables_may_lack_the_names_of_files(plain, tmp_path, monkeypatch, capsys):
+    _, tables = hub_tables(plain, monkeypatch)
+    unnamed = tables.map(lambda row: {"audio": row["audio"]["bytes"]})
+    unnamed.save_to_disk(str(tmp_path / "saved"))
+    main(["data", "stats", str(tmp_path / "saved")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "train: 2 x 8000 Hz, 1 x 16000 Hz, 3 x 1 channels, 3 x without a file name" in lines
+    assert "1 duplicate by content in train and test; first: train/1 = test/0" in lines
+    assert not [line for line in lines if "by name" in line]
+    assert [one.name for one in check_data([str(tmp_path / "saved")]).problems] == ["train/1"]
+
+
+def test_several_data_sets_are_compared(plain, tmp_path, capsys):
+    shards = shards_of(plain, tmp_path / "shards", count=1)
+    main(["data", "stats", str(plain), f"{shards}/train/{{0..0}}.tar", str(plain)])
+    lines = capsys.readouterr().out.splitlines()
+    splits = [f"{plain}/train", f"{plain}/val", f"{plain}/test", f"{shards}/train/{{0..0}}.tar/train"]
+    assert [line.split()[0] for line in lines[1:5]] == splits
+    example = f"{plain}/a.wav = {shards}/train/0.tar:data/set/a.wav"
+    assert f"3 duplicates by content in {splits[0]} and {splits[3]}; first: {example}" in lines
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "stats", str(plain), "--caption-column", "text"])
+    assert stop.value.code == 2 and "caption_column is for shards" in capsys.readouterr().err
+
+
+def test_names_that_are_hard_to_draw(plain, tmp_path):
+    odd = tmp_path / "o$d\udcff$" / ("long" * 40)
+    sound(odd / "e.wav", 2.0, seed=9)
+    stats = data_stats([plain, odd])
+    assert list(stats.splits)[-1] == f"{odd}/all"
+    draw_stats(stats, tmp_path / "stats.png")  # without a warning
+    assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_imported_folder(tmp_path):
+    for split, seed in (("development", 1), ("evaluation", 2)):
+        sound(tmp_path / "set" / split / "x.wav", 1.0, seed=seed)
+        row = ",".join(["x.wav", *(f"caption {index}" for index in range(5))])
+        header = ",".join(["file_name", *(f"caption_{index}" for index in range(1, 6))])
+        (tmp_path / "set" / f"clotho_captions_{split}.csv").write_text(f"{header}\n{row}\n")
+    import_set("clotho", tmp_path / "set", tmp_path / "out")
+    stats = data_stats(tmp_path / "out")
+    assert {name: len(split.words) for name, split in stats.splits.items()} == {"train": 5, "test": 5}
+    assert [(one.by, one.count) for one in stats.duplicates] == [("name", 1), ("caption", 5)]
+    place = tmp_path / "set"  # absolute names are not put below the name of the data set
+    examples = data_stats([tmp_path / "out", place / "development"]).duplicates[0].examples
+    assert examples == [f"{place}/development/x.wav = {place}/evaluation/x.wav"]

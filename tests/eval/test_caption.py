@@ -1,5 +1,7 @@
 """Captioning of held-out splits and of single files."""
 
+import csv
+
 import pytest
 import soundfile
 import torch
@@ -7,9 +9,11 @@ from support.clips import write_clip
 from support.tiny_captioner import tiny
 
 import atk.eval.captioning
-from atk.data import Clip, MixConfig, ReferencePool
+from atk.data import Clip, MixConfig, MixtureDataset, ReferencePool
+from atk.eval.caption_listing import Captions, class_mentions, format_captions, write_captions
 from atk.eval.caption_metrics import CaptionScores
-from atk.eval.captioning import Captions, CaptionSplit, caption_file, class_mentions, evaluate_captions
+from atk.eval.caption_windows import encode_windows
+from atk.eval.captioning import CaptionSplit, caption_file, evaluate_captions
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,77 @@ def test_caption_file_matches_generate_on_its_window(model, tmp_path, difference
     assert [text] == captioner.generate(waves[:1], lengths, waves[None, 1:], torch.full((1, 2), rate), beams=1)
     torch.testing.assert_close(seen[0][0], seen[1][0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(seen[0][0], captioner.encode(waves[:1], lengths)[0], atol=1e-3)
+
+
+def features_given(captioner, monkeypatch, *arguments, **options):
+    """The features that `caption_file` decodes, and its captions."""
+    seen = []
+    decode = captioner.decoder.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(captioner.decoder, "generate", lambda *args: seen.append(args[0]) or decode(*args))
+        captions = caption_file(captioner, *arguments, clip_seconds=1.0, beams=1, **options)
+    return torch.cat(seen, 1), captions
+
+
+def test_training_and_files_give_the_same_reference(model, tmp_path, monkeypatch):
+    """A sound in a longer track, as in training, is the same reference as the sound in its file, padded or not."""
+    rate = model.sample_rate
+    sound = 0.1 * torch.randn(rate // 2)
+    for name, before in (("sound", 0), ("padded", rate // 3)):
+        wave = torch.nn.functional.pad(sound, (before, before // 2))
+        soundfile.write(tmp_path / f"{name}.wav", wave.numpy(), rate, subtype="FLOAT")
+    recording = Clip("sound.wav", tmp_path / "sound.wav", (), 0.5)
+    clip = write_clip(tmp_path / "clip.wav", 100)
+    mix = MixConfig(snr_db=None, rate=1.0)
+    dataset = MixtureDataset([clip], rate, 1.0, mix=mix, pool=ReferencePool([recording], [""], []))
+    item = dataset[0, 0]
+    (track,) = item["references"]
+    assert len(track) == len(item["audio"]) == rate and not track[0]
+    soundfile.write(tmp_path / "mix.wav", item["audio"].numpy(), rate, subtype="FLOAT")
+    lengths = torch.tensor([rate])
+    expected, _ = model._features(item["audio"][None], lengths, track[None, None], lengths[None])
+    for name in ("sound", "padded"):
+        features, _ = features_given(model, monkeypatch, tmp_path / "mix.wav", [tmp_path / f"{name}.wav"])
+        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+    soundfile.write(tmp_path / "silent.wav", torch.zeros(rate).numpy(), rate)
+    alone, _ = features_given(model, monkeypatch, tmp_path / "mix.wav", [tmp_path / "silent.wav"])
+    torch.testing.assert_close(alone, model.encode(item["audio"][None], lengths)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_files_are_subtracted_repeatedly_or_compared(model, tmp_path, monkeypatch):
+    a, b, c = (write_clip(tmp_path / f"{n}.wav", 100 + 100 * n, seconds=2.0).path for n in range(3))
+    block = model.difference_block
+    encoded = [encode_windows(model, Clip("x", path, (), 2.0), 1.0, path != a) for path in (a, b, c)]
+    z, z_b, z_c = (torch.cat([window for window, _ in windows])[None] for windows in encoded)
+    windows = z.split(z.shape[1] // 2, 1)
+    for options, expected in (
+        ({"repeated": True}, [block(block(window, z_b), z_c) for window in windows]),
+        ({"common": True}, [block(block(window, z_b, common=True), z_c, common=True) for window in windows]),
+        ({}, [block(window, torch.cat([z_b, z_c], 1)) for window in windows]),
+    ):
+        features, captions = features_given(model, monkeypatch, a, [b, c], **options)
+        torch.testing.assert_close(features, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+        assert len(captions) == 2
+    silent = write_clip(tmp_path / "silent.wav", 100, level=0.0).path
+    with pytest.raises(ValueError, match=r"common: silent\.wav is silent"):
+        caption_file(model, a, [b, silent], common=True)
+    subtracts = model.with_difference("subtraction", 2).eval()
+    for captioner, references in ((subtracts, [b]), (model, [])):
+        for name in ("repeated", "common"):
+            with pytest.raises(ValueError, match=f"{name}: needs references, and a model with a mask"):
+                caption_file(captioner, a, references, **{name: True})
+
+
+def test_the_listing_has_the_captions_of_a_baseline(tmp_path):
+    rows = [Captions("0", "a.wav", "dog", "dog and rain", "dog", "rain"), Captions("1", "", "wind")]
+    baseline = [Captions("0", "a.wav", "cat", "cat and rain", "cat", "tone"), Captions("1", "", "bell")]
+    write_captions(tmp_path / "captions.csv", rows, baseline)
+    with (tmp_path / "captions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["baseline_mix"] for row in table] == ["cat and rain", ""] and table[1]["baseline_input"] == "bell"
+    assert list(table[0])[-1] == "baseline_minus_input"
+    text = format_captions(rows[:1], baseline).splitlines()
+    assert [line.split() for line in text[3:5]] == [["mix", "dog", "and", "rain"], ["baseline", "cat", "and", "rain"]]
 
 
 def test_without_references_a_file_is_captioned_alone(model, tmp_path):

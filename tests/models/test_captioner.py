@@ -10,6 +10,7 @@ from atk.models import from_pretrained
 from atk.models.captioner import Captioner, CaptionerConfig
 from atk.models.clap import CLAP, ModelConfig
 from atk.models.decoder import DecoderConfig
+from atk.models.generation import GenerationConfig
 
 
 def test_frames_and_their_mask():
@@ -34,38 +35,6 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_token():
         terms += [-logits[i].log_softmax(0)[ids[i + 1]] for i in range(len(ids) - 1)]
     assert loss.dtype == torch.float32 and loss.shape == ()
     torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_the_mask_attends_to_the_concatenated_references_of_a_clip():
-    model = tiny()
-    audio, lengths = clips(LENGTHS[:2]), LENGTHS[:2]
-    reference_lengths = torch.tensor([[32000, 11000, 0], [0, 0, 25000]])
-    references = clips(reference_lengths)
-    z, mask = model._features(audio, lengths, references, reference_lengths)
-    for n, tracks in enumerate([[0, 1], [2]]):
-        clip, _ = model.encode(audio[n : n + 1, : lengths[n]], lengths[n : n + 1])
-        encoded = [
-            model.encode(references[n : n + 1, k, : reference_lengths[n, k]], reference_lengths[n : n + 1, k])[0]
-            for k in tracks
-        ]
-        reference = torch.cat(encoded, 1)
-        expected = model.difference_block(clip, reference, torch.ones(1, reference.shape[1], dtype=torch.bool))
-        torch.testing.assert_close(z[n, mask[n]], expected[0], rtol=1e-3, atol=1e-5)
-        assert not torch.allclose(expected, clip, atol=1e-2)
-
-
-@pytest.mark.parametrize("samples", [16000, 32000, 60000])
-def test_subtraction_is_frame_by_frame(samples):
-    model = tiny(difference="subtraction")
-    lengths = torch.tensor([32000])
-    audio, references = clips(lengths), torch.randn(1, 2, samples)
-    reference_lengths = torch.full((1, 2), samples)
-    z, _ = model._features(audio, lengths, references, reference_lengths)
-    expected = model.encode(audio, lengths)[0].clone()
-    for k in range(2):
-        reference = model.encode(references[:, k], reference_lengths[:, k])[0][:, : z.shape[1]]
-        expected[:, : reference.shape[1]] -= reference
-    torch.testing.assert_close(z, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("difference", ["mask", "subtraction"])
@@ -242,6 +211,22 @@ TWO = torch.tensor([16000, 16000])
             r"reference_lengths must have shape \[2, 1\], got \[2\]",
         ),
         (lambda: tiny(difference="none")(AUDIO, TWO, TOKENS, AUDIO[:, None], TWO[:, None]), "has no Diff block"),
+        (
+            lambda: tiny(difference="subtraction").generate(
+                torch.randn(2, 16000), TWO, AUDIO[:, None], TWO[:, None], common=True
+            ),
+            "common: only a mask keeps what clips have in common",
+        ),
+        (
+            lambda: tiny().generate(AUDIO, TWO, generation=GenerationConfig(min_length=30)),
+            r"min_length must be at most max_tokens \(20\), got 30",
+        ),
+        (lambda: GenerationConfig(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be at least 0, got -1"),
+        (lambda: DecoderConfig(activation_dropout=1.0), r"activation_dropout must be in \[0, 1\), got 1.0"),
+        (
+            lambda: DecoderConfig(pretrained="a", tokenizer="b"),
+            "tokenizer: a pretrained decoder brings its own, got 'b'",
+        ),
         (lambda: tiny().generate(AUDIO, TWO, beams=0), "beams must be at least 1, got 0"),
         (lambda: tiny().generate(AUDIO, TWO, max_tokens=500), "max_tokens must be between 1 and 128, .* got 500"),
     ],

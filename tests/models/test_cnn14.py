@@ -226,3 +226,10 @@ def test_a_file_that_is_not_a_checkpoint(tmp_path):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_any_sample_rate_and_window_can_be_trained_from_scratch():
+    """DCASE's front end: 44.1 kHz, 40 ms windows every 20 ms, 64 bands; a frame covers 32 hops."""
+    config = Cnn14Config(44100, 64, 1764, 882, 0.0, 22050.0, channels=(4, 4, 4, 4, 4, 8))
+    features, mask = Cnn14(config).eval()(torch.randn(1, 10 * 44100), torch.tensor([10 * 44100]))
+    assert features.shape == (1, 15, 8) and mask.all() and features.isfinite().all()

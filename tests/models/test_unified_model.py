@@ -55,6 +55,14 @@ def test_the_decoder_sees_the_last_layer_and_embeddings_are_those_of_the_encoder
         again = from_pretrained(tmp_path / "saved")
         assert isinstance(again, Unified) and again.config == model.config
         assert torch.equal(again.encode(*clips())[0], features)
+        sound = 0.1 * torch.randn(2, 1, RATE // 3)
+        sound[1, :, 1:] = 0  # a single sample sounds
+        tokens = model.decoder.tokenize(CAPTIONS)
+        tracks = (sound, torch.nn.functional.pad(sound, (RATE // 3, RATE // 5)))
+        losses = [
+            model.cross_entropy(clips()[0][:2], LENGTHS[:2], tokens, x, torch.full((2, 1), x.shape[2])) for x in tracks
+        ]
+        torch.testing.assert_close(*losses)
         part = CLAP.from_pretrained(tmp_path / "saved")
         assert type(part) is CLAP and torch.equal(part.embed_audio(*clips()).pooled, model.embed_audio(*clips()).pooled)
 

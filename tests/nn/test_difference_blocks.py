@@ -83,6 +83,35 @@ def test_subtraction_is_frame_by_frame():
     assert torch.equal(reference.grad, -mask[..., None].float().expand_as(reference))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_what_clips_have_in_common_is_the_rest_of_the_input(backend):
+    """`sigmoid(CrossAttention(Z, Z_ref)) * Z` in float64, with gradients; 0 without a reference."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    block = atk.nn.CrossAttentionDifference.from_multihead_attention(attention, backend)
+    frames = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(3, 7, 12, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(3, 7) > 0.4
+    mask[0] = False
+    common = block(frames, reference, mask, common=True)
+    attended = attention(frames[1:], reference[1:], reference[1:], key_padding_mask=~mask[1:])[0]
+    expected = attended.sigmoid() * frames[1:]
+    torch.testing.assert_close(common[1:], expected)
+    assert not common[0].any() and torch.equal(block(frames, None, common=True), torch.zeros_like(frames))
+    weights = torch.randn_like(expected)
+    inputs = (frames, reference)
+    got = torch.autograd.grad((common[1:] * weights).sum(), (*inputs, *block.parameters()), retain_graph=True)
+    wanted = torch.autograd.grad((expected * weights).sum(), (*inputs, *attention.parameters()))
+    for value, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, other)
+    assert torch.autograd.gradcheck(lambda *x: block(*x, mask, common=True), inputs)
+    some = torch.tensor([False, True, False])
+    mixed = block(frames, reference, mask, common=some)
+    assert torch.equal(mixed[1], common[1]) and torch.equal(mixed[2], block(frames, reference, mask)[2])
+    with pytest.raises(ValueError, match=r"common must be True, False, or boolean with shape \[3\], got torch.bool"):
+        block(frames, reference, mask, common=some[:2])
+
+
 @pytest.mark.parametrize("block", [atk.nn.CrossAttentionDifference(12, 3), atk.nn.SubtractionDifference()], ids=str)
 @pytest.mark.parametrize(
     ("frames", "reference", "mask", "error", "message"),

@@ -85,7 +85,7 @@ def test_opcheck(fake_kernels, bias):
     calls[cross_attention_op._backward] = [(out.detach(), *fixed, mask, 3, *saved)]
     for custom_op, argument_lists in calls.items():
         for arguments in argument_lists:
-            torch.library.opcheck(custom_op, arguments)
+            torch.library.opcheck(custom_op.overload, arguments)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -30,7 +30,7 @@ def test_opcheck(columns, positive, dtype, keep):
     scale = torch.tensor(2.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     inputs = audio, text, scale.clone().requires_grad_(), positive, columns, "chunked", keep
-    torch.library.opcheck(info_nce_op._forward, inputs, test_utils=tests)
+    torch.library.opcheck(info_nce_op._forward.overload, inputs, test_utils=tests)
     with torch.no_grad():
         row_lse, column_lse, positive_logits, logits = info_nce_op._forward(*inputs)
     lses = row_lse, column_lse if columns else None
@@ -38,7 +38,7 @@ def test_opcheck(columns, positive, dtype, keep):
     grad_positive = None if positive is None else torch.ones_like(positive_logits)
     inputs = audio.detach(), text.detach(), scale, *lses, *grads, positive, grad_positive
     inputs = *inputs, logits if keep else None, "chunked"
-    torch.library.opcheck(info_nce_op._backward, inputs, test_utils=tests)
+    torch.library.opcheck(info_nce_op._backward.overload, inputs, test_utils=tests)
 
 
 @pytest.mark.parametrize("which", range(3))

@@ -161,11 +161,13 @@ def test_opcheck(positive, dtype, keep):
     vectors = [torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3)]
     factors = [value.requires_grad_() for value in scalars(dtype=dtype if dtype == torch.float64 else torch.float32)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(sigmoid_op._forward, (*vectors, *factors, positive, "chunked", keep), test_utils=tests)
+    torch.library.opcheck(
+        sigmoid_op._forward.overload, (*vectors, *factors, positive, "chunked", keep), test_utils=tests
+    )
     vectors, factors = ([value.detach() for value in values] for values in (vectors, factors))
     logits = sigmoid_op._forward(*vectors, *factors, positive, "chunked", keep)[1] if keep else None
     inputs = *vectors, *factors, positive, logits, torch.ones_like(factors[0]).repeat(4), "chunked"
-    torch.library.opcheck(sigmoid_op._backward, inputs, test_utils=tests)
+    torch.library.opcheck(sigmoid_op._backward.overload, inputs, test_utils=tests)
 
 
 @pytest.mark.parametrize("which", range(4))

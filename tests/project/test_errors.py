@@ -23,7 +23,7 @@ LISTED = [
     *("eval/figures", "eval/outputs", "eval/protocols", "eval/search", "models/saved", "models/text_pretrained"),
     *("soundscapes/class_phrases", "soundscapes/materials", "soundscapes/recordings"),
     *("train/checkpoint", "train/contrastive", "train/ranks", "train/run"),
-    *("cli/commands", "cli/model_arguments", "cli/model_commands", "cli/output"),
+    *("cli/caption_commands", "cli/commands", "cli/model_arguments", "cli/model_commands", "cli/output"),
     *("eval/publish", "eval/sources", "eval/tables", "models/export", "models/htsat", "models/published"),
 ]
 EXPECTED = ("ValueError", "OSError", "FileNotFoundError", "AudioError", "Unusable", "ForeignTableError", "RankLost")

@@ -1,5 +1,6 @@
 """Scenes made of recordings: splits, true times, twins, wording, backgrounds, and what is reported or refused."""
 
+import dataclasses
 import itertools
 import shutil
 import sys
@@ -10,6 +11,7 @@ import soundfile
 from support.recorded_events import recorded, write_classes, write_tones
 from support.soundscape_cases import contents, rows
 
+from atk.cli.main import main
 from atk.data import DataWarning, read_split
 from atk.soundscapes import SoundscapeConfig, parallel, write_soundscapes
 from atk.soundscapes.captions import describe
@@ -187,10 +189,13 @@ def test_backgrounds_that_cannot_be_decoded_are_left_out_at_the_start(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_names_of_recordings_need_not_be_utf8(tmp_path):
+def test_names_of_folders_and_recordings_need_not_be_utf8(tmp_path):
     folder = write_classes(tmp_path / "events", ("bark", "rain", "siren"), count=2)
     (folder / "siren").rename(folder / "siren\udce9")
-    out = write(tmp_path / "out", recorded(folder, val=0, events=(2, 3)))
+    config = recorded(folder, val=0, events=(2, 3), backgrounds=str(folder.rename(tmp_path / "events\udce9")))
+    config = dataclasses.replace(config, recordings=config.backgrounds[0])
+    out = write(tmp_path / "out\udce9", config)
+    assert write(out, config) == out  # its settings are recognized
     events = rows(out / "events.csv")
     assert {row["event"] for row in events} == {"bark", "rain", r"siren\udce9"}
     assert all(row["recording"].startswith(row["event"]) for row in events)
@@ -217,3 +222,22 @@ def test_a_missing_folder_ends_early(tmp_path):
         with pytest.raises(FileNotFoundError, match="no such folder"):
             write(tmp_path / "out", SoundscapeConfig(train=1, test=0, **{setting: str(tmp_path / "missing")}))
     assert not list(tmp_path.iterdir())
+
+
+def test_events_may_name_the_folder_of_recordings(events, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(events, "recordings")
+    sizes = ["--train", "4", "--test", "2", "--preset", "easy"]
+    for flag, out in (("--events", "a"), ("--recordings", "b")):
+        main(["soundscapes", out, flag, "recordings", *sizes])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "recording" in rows(tmp_path / "b" / "events.csv")[0]
+    main(["soundscapes", "c", "--events", "[2, 2]", *sizes])
+    assert len(rows(tmp_path / "c" / "events.csv")) == 12
+    for words, message in (
+        (["--events", "nowhere"], "--events must be a pair such as '[1, 3]' (events per scene) or a folder of rec"),
+        (["--events", ".", "--recordings", "b"], "--events . is the same setting as --recordings b; give one"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["soundscapes", "d", *words])
+        assert stop.value.code == 2 and message in capsys.readouterr().err

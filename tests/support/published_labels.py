@@ -158,6 +158,8 @@ def make_magnatagatune(root: Path) -> Expected:
     )
     for name, lines in (("train", ["0\t1/b-2-y-0-29.mp3"]), ("valid", []), ("test", ["0\t0/b-2-y-30-59.mp3"])):
         np.save(root / f"{name}.npy", np.array(lines, dtype="U"))
+    for name, file in (("train", "1/b-2-y-0-29.npy"), ("valid", "f/a-1-x-0-29.npy")):  # as Python 2 wrote them
+        text(root, f"{name}_list_pub.cP", f"(lp1\nS'{file}'\np2\na.")
     files = ["f/a-1-x-0-29.mp3", "0/b-2-y-30-59.mp3", "1/b-2-y-0-29.mp3", "c/untagged.mp3"]
     sounds(root, *(f"mp3/{name}" for name in [*files, "0/broken.mp3"]))
     first, second, third, untagged = (f"mp3/{name}" for name in files)
@@ -168,6 +170,8 @@ def make_magnatagatune(root: Path) -> Expected:
             "test": {first: captions[first]},
             "won_train": {third: captions[third]},
             "won_test": {second: captions[second]},
+            "lee_train": {third: captions[third]},
+            "lee_val": {first: captions[first]},
         },
         tags={first: ["guitar"], second: ["no voice", "slow"], third: ["slow"], untagged: []},
         vocabularies={

@@ -24,3 +24,11 @@ def scenes(tmp_path_factory):
     settings = {"train": 12, "val": 4, "test": 6, "pool": 10, "classes": 4, "events": (1, 2), "seconds": (1.8, 2.0)}
     config = SoundscapeConfig.preset("easy", captions_per_clip=2, rephrase=True, **settings)
     return write_soundscapes(tmp_path_factory.mktemp("scenes") / "data", config, progress=False, processes=1)
+
+
+@pytest.fixture(scope="module")
+def no_java():
+    """Hide java, as METEOR takes seconds per call; tests/eval/test_caption_metrics.py runs METEOR."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        yield

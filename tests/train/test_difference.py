@@ -6,42 +6,21 @@ import os
 import random
 import shutil
 import signal
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.runs import SMALL_CAPTIONER, difference_arguments, kill_at_a_random_moment, rows, weights
+from support.runs import difference_arguments, kill_at_a_random_moment, rows, weights
 
 import atk.eval.captioning
 from atk.cli.main import main
-from atk.data import AudioError
-from atk.eval.embed import evaluating
-from atk.models.captioner import CaptionerConfig
-from atk.models.cnn14 import Cnn14Config
-from atk.models.decoder import DecoderConfig
-from atk.train.difference import DifferenceConfig, DifferenceTask
+from atk.train.difference import DifferenceTask
 
-SMALL_MODEL = {
-    "clip_seconds": 2.0,
-    "model": CaptionerConfig(
-        audio=Cnn14Config(channels=(4, 4, 8, 8, 8, 8), mel_bins=32),
-        decoder=DecoderConfig(width=16, layers=1, heads=2, vocabulary=300),
-        heads=2,
-    ),
-}
 MODES = {"input", "mix", "minus_added"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_java():
-    """Hide java, as METEOR takes seconds per call; tests/eval/test_caption_metrics.py runs METEOR."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        yield
+pytestmark = pytest.mark.usefixtures("no_java")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +39,7 @@ def test_run_folder_is_complete(mask_run):
     assert summary["method"] == "difference" and summary["steps"] == 12 and summary["backend"] == "sdpa"
     assert set(summary["metrics"]) == {*MODES, "named", "missing", "tokenizer", "clips", "skipped", "unmixed"}
     assert set(summary["metrics"]["input"]) | set(summary["metrics"]["missing"]) == {
-        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr",
+        "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "SPIDEr", "SPIDEr-FL", "FENSE",
     }  # fmt: skip
     assert [row["step"] for row in rows(mask_run) if "val/log_likelihood" in row] == [4, 8, 12]
     config = yaml.safe_load((mask_run / "config.yaml").read_text())
@@ -148,6 +127,20 @@ def test_a_run_resumes_without_the_run_that_it_started_from(mask_run, scenes, tm
 
 
 @pytest.mark.slow
+def test_runs_from_before_references_were_trimmed_go_on_without(mask_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(mask_run, out, symlinks=True)
+    saved = json.loads((out / "checkpoints" / "last" / "config.json").read_text())
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved.pop("trim_references") and settings["model"].pop("trim_references")
+    (out / "checkpoints" / "last" / "config.json").write_text(json.dumps(saved))  # as they were written then
+    (out / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["train", "difference", "--out", str(out), "--resume", "--steps", "13"])
+    assert yaml.safe_load((out / "config.yaml").read_text())["model"]["trim_references"] is False
+    assert rows(out)[-2]["step"] == 13 and len(weights(out)) == len(weights(mask_run))
+
+
+@pytest.mark.slow
 def test_number_of_workers_changes_nothing(mask_run, scenes, tmp_path):
     main(difference_arguments(scenes, tmp_path / "run", "--workers", 2))
     assert same_weights(tmp_path / "run", mask_run)
@@ -193,9 +186,31 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
     assert len(lines) == 4 and lines[1].startswith("0.5-1.0 s  ")
 
 
+def test_caption_takes_the_settings_of_the_search_and_the_modes_of_the_mask(mask_run, scenes, capsys):
+    audio, *others = (str(scenes / "audio" / "test" / f"0000{n}.wav") for n in range(3))
+    references = [word for other in others for word in ("--reference", other)]
+    for options in (["--common"], ["--repeated"], ["--min-length", "6", "--no-repeat-ngram-size", "1"]):
+        main(["caption", str(mask_run), audio, *references, *options])
+        assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_evaluate_lists_the_captions_of_a_baseline(mask_run, scenes, tmp_path, capsys):
+    main(difference_arguments(scenes, tmp_path / "plain", "--objective", "plain", "--steps", 1))
+    capsys.readouterr()
+    command = ["evaluate", str(mask_run), "--data", str(scenes), "--split", "val", "--workers", "0", "--beams", "1"]
+    main([*command, "--repeated", "--baseline", str(tmp_path / "plain"), "--out", str(tmp_path / "captions.csv")])
+    result, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    assert set(result["baseline"]) > MODES  # without a Diff block, it subtracts features
+    with (tmp_path / "captions.csv").open() as file:
+        assert {f"baseline_{mode}" for mode in (*MODES, "minus_input")} < set(next(csv.DictReader(file)))
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["caption", "RUN", "AUDIO", "--common"], "common: needs references, and a model with a mask"),
+        (["caption", "RUN", "AUDIO", "--min-length", "-1"], "min_length must be at least 0, got -1"),
         (["caption", "RUN", "missing.wav"], "missing.wav: no such file"),
         (["align", "RUN", "missing.wav", "a dog"], "this command needs a CLAP"),
         (["evaluate", "RUN", "--data", "SCENES", "--condition", "other"], "--condition must be one of 'same/same', "),
@@ -207,69 +222,11 @@ def test_caption_describes_a_file_and_a_difference(mask_run, scenes, capsys, mon
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(mask_run, scenes, capsys, command, message):
-    places = {"RUN": str(mask_run), "SCENES": str(scenes)}
+    places = {"RUN": str(mask_run), "SCENES": str(scenes), "AUDIO": str(scenes / "audio" / "test" / "00000.wav")}
     with pytest.raises(SystemExit) as stop:
         main([places.get(word, word) for word in command])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--mix.references", "POOL", "--mix.test_folds", "[7]"], "no recording in the requested folds; its folds are"),
-        (["--objective", "plain", "--mix.condition", "diff/diff"], "the folder has no classes"),
-        (["--objective", "plain"], "references: none of 1 can be mixed into audio/test/00000.wav"),
-        (["--objective", "mask", "--model.difference", "subtraction"], "model.difference must be 'mask' for objective"),
-        (["--mix.references", "POOL", "--model.decoder.layers", "0"], "layers must be at least 1, got 0"),
-    ],
-)
-def test_errors_in_the_held_out_split_are_reported_before_training(scenes, tmp_path, capsys, options, message):
-    data = shutil.copytree(scenes, tmp_path / "data")
-    (data / "test.csv").write_text("".join((data / "test.csv").read_text().splitlines(keepends=True)[:2]))
-    options = [str(data / "pool") if word == "POOL" else word for word in options]
-    with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "train",
-                "difference",
-                "--data",
-                str(data),
-                "--out",
-                str(tmp_path / "run"),
-                *SMALL_CAPTIONER.split(),
-                *options,
-            ]
-        )
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_validation_weights_all_tokens_equally(scenes, tmp_path):
-    config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
-    task = DifferenceTask(config, torch.device("cpu"))
-    losses, counts = [], []
-    with torch.no_grad(), evaluating(task.model):
-        for item in (task.validation[index, 0] for index in range(len(task.validation))):
-            batch = task.validation.collate([item])
-            losses.append(float(task.loss_of(task.encode(batch))[0]))
-            counts.append(int(task.model.tokenize(batch.captions)["attention_mask"].sum()))
-    assert len(set(counts)) > 1
-    expected = -sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    assert task.validate()["log_likelihood"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_validation_names_clips_that_cannot_be_decoded(scenes, tmp_path):
-    bad = shutil.copytree(scenes, tmp_path / "data") / "audio" / "val" / "00001.wav"
-    soundfile.write(bad, np.full(8000, np.nan), 16000, subtype="FLOAT")
-    config = DifferenceConfig(str(tmp_path / "data"), str(tmp_path), objective="plain", workers=0, **SMALL_MODEL)
-    with pytest.raises(AudioError, match=r"00001\.wav: contains NaN"):
-        DifferenceTask(replace(config, on_error="raise"), torch.device("cpu")).validate()
-    for path in set(bad.parent.iterdir()) - {bad}:
-        shutil.copy(bad, path)
-    with pytest.raises(ValueError, match=r"none of the 4 validation clips can be decoded"):
-        DifferenceTask(config, torch.device("cpu")).validate()
 
 
 @pytest.mark.slow

@@ -1,28 +1,14 @@
-"""One model by all methods: terms equal those of each method, exact resume, and every command on the run folder."""
+"""One model by all methods: terms and gradients equal those of each method, schedules, and mistakes."""
 
-import json
-import random
-import shutil
 from dataclasses import fields, replace
 
 import pytest
-import soundfile
 import torch
-import yaml
-from support.runs import (
-    kill_at_a_random_moment,
-    parsed_config,
-    rows,
-    training_state,
-    unified_arguments,
-    weights,
-)
+from support.runs import parsed_config, unified_arguments
 
 import atk
 from atk.cli.main import main
 from atk.data import MixtureBatch, TrainDataset
-from atk.models import from_pretrained
-from atk.models.clap import CLAP
 from atk.train import grad_cache
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
@@ -33,21 +19,6 @@ from atk.train.unified import UnifiedTask
 from atk.train.unified_config import TERMS, UnifiedConfig, UnifiedLossConfig
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_java():
-    """Hide java, as METEOR takes seconds per call."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished_run(scenes, noises, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unified") / "run"
-    main(unified_arguments(scenes, noises, out))
-    return out
 
 
 def make_task(scenes, noises, out, *more):
@@ -66,12 +37,17 @@ def only(*terms):
     return [word for term in TERMS if term not in terms for word in (f"--loss.{term}_weight", "0")]
 
 
+def kinds(batch):
+    """What occurs in a batch: clips alone (0), differences (1), and what clips have in common (2)."""
+    return {int(bool(added)) + int(common) for added, common in zip(batch.added, batch.common, strict=True)}
+
+
 def test_terms_equal_those_of_each_method(scenes, noises, tmp_path):
-    task = make_task(scenes, noises, tmp_path / "run", "--mix.condition", "multi/same", "--mapper.noise", "0")
+    mix = ("--mix.condition", "multi/same", "--mix.common", "0.5", "--mix.rate", "0.8")
+    task = make_task(scenes, noises, tmp_path / "run", *mix, "--mapper.noise", "0")
     for module in (task.model, task.criterion):
         module.double().eval()
-    batch = next(task.batches(0))
-    assert any(batch.labeled.added) and not all(batch.labeled.added)
+    batch = next(batch for batch in task.batches(0) if len(kinds(batch.labeled)) == 3)
     loss, terms = task.loss_of(task.encode(batch))
     assert set(terms) == set(TERMS)
     torch.testing.assert_close(loss, sum(terms.values()))
@@ -164,6 +140,14 @@ def test_weights_that_no_term_trains_at_a_step_stay_as_they_are(scenes, noises, 
     assert all(map(torch.equal, mapper, task.criterion.mapper.parameters()))
 
 
+def test_an_epoch_over_captions_mixes_in_each_clip_once(scenes, noises, tmp_path):
+    task = make_task(scenes, noises, tmp_path / "run", "--epoch-over", "captions", "--mix.references", "null")
+    assert len(task.recordings) == len(task.dataset.pool.clips) == 12
+    captions = [caption for clip in task.recordings for caption in clip.captions]
+    assert [clip.captions for clip in task.clips] == [(caption,) for caption in captions] and len(captions) > 12
+    assert task.steps_per_epoch == len(captions) // 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -174,6 +158,8 @@ def test_weights_that_no_term_trains_at_a_step_stay_as_they_are(scenes, noises, 
         (["--loss.caption_weight", "-1"], "caption_weight must be at least 0"),
         ([*only("caption"), "--monitor", "mAP@10"], "monitor: no term of the loss that mAP@10 needs"),
         (["--model.difference", "add"], "difference must be one of"),
+        (["--mix.common", "0.5", "--model.difference", "subtraction"], "mix.common: needs model.difference 'mask'"),
+        (["--epoch-over", "files"], "--epoch-over must be one of"),
         (["--mix.test_folds", "[7]"], "no recording in the requested folds"),
         (["--mapper.noise", "-1"], "noise must be at least 0"),
     ],
@@ -183,97 +169,3 @@ def test_mistakes_end_with_one_line_and_code_2(scenes, noises, tmp_path, capsys,
         main(unified_arguments(scenes, noises, tmp_path / "run", *options))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error.splitlines()[-1] and not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_run_folder_is_complete(finished_run):
-    summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary["method"] == "unified" and summary["steps"] == 6
-    assert {"text_to_audio", "audio_to_text", "captioning"} <= set(summary["metrics"])
-    assert {"input", "mix", "minus_added"} <= set(summary["metrics"]["captioning"])
-    assert (finished_run / "captions_test.csv").is_file()
-    training = [row for row in rows(finished_run) if "loss" in row]
-    assert all(row["loss"] == pytest.approx(sum(row[term] for term in TERMS), rel=1e-5) for row in training)
-    (first, *_) = [row for row in rows(finished_run) if "val/score" in row]
-    likelihood = torch.tensor(first["val/log_likelihood"]).exp()
-    assert first["val/score"] == pytest.approx((first["val/mAP@10"] + 100 * float(likelihood)) / 2, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_every_command_takes_the_run_folder(finished_run, scenes, tmp_path, capsys):
-    run, audio, other = (str(path) for path in (finished_run, *sorted((scenes / "audio" / "test").iterdir())[:2]))
-    summary = json.loads((finished_run / "summary.json").read_text())["metrics"]
-    main(["evaluate", run, "--data", str(scenes), "--workers", "0", "--examples", "2"])
-    printed = capsys.readouterr().out
-    result, end = json.JSONDecoder().raw_decode(printed)
-    assert result["text_to_audio"] == pytest.approx(summary["text_to_audio"])
-    assert result["captioning"]["input"] == pytest.approx(summary["captioning"]["input"])
-    assert printed[end:].count("minus_input") == 2
-    main(["caption", run, audio])
-    main(["caption", run, audio, "--reference", other])
-    alone, difference = capsys.readouterr().out.splitlines()
-    main(["embed", run, str(scenes), "--out", str(tmp_path / "vectors.npy")])
-    main(["search", run, str(scenes / "audio" / "test"), "a dog"])
-    main(["align", run, audio, "a dog", "--out", str(tmp_path / "align.png")])
-    assert "00000.wav" in capsys.readouterr().out and (tmp_path / "align.png").is_file()
-    model = atk.load(run, device="cpu")
-    assert model.embed_audio([audio, other]).shape == (2, 16) and model.embed_text("a dog").shape == (1, 16)
-    (start, end, text), *_ = model.caption(audio, beams=2)
-    assert (start, text) == (0.0, alone) and end <= 2.0
-    waveform, rate = soundfile.read(other, dtype="float32")
-    assert model.caption(audio, rate, references=[torch.from_numpy(waveform)], beams=2)[0][2] == difference
-
-
-@pytest.mark.slow
-def test_a_contrastive_run_gets_a_decoder_and_a_unified_run_goes_on(finished_run, scenes, noises, tmp_path):
-    unified = from_pretrained(finished_run)
-    clap = CLAP.from_pretrained(finished_run)
-    assert type(clap) is CLAP
-    clap.save_pretrained(tmp_path / "clap")
-    more = ("--steps", "1", "--optim.lr", "1e-9", "--eval-every", "0")
-    for source, width in ((finished_run, 16), (tmp_path / "clap", 8)):
-        out = tmp_path / str(width)
-        main(unified_arguments(scenes, noises, out, "--init", source, *more, "--model.decoder.width", "8"))
-        after = weights(out)
-        assert yaml.safe_load((out / "config.yaml").read_text())["model"]["decoder"]["width"] == width
-        kept = unified if width == 16 else clap
-        expected = kept.state_dict()  # has both names of weights that are shared
-        assert {name.split(".")[0] for name in after.keys() & expected} == {name for name, _ in kept.named_children()}
-        for name in after.keys() & expected:
-            torch.testing.assert_close(after[name], expected[name], rtol=0, atol=1e-6)
-    shutil.rmtree(tmp_path / "clap")
-    main(["train", "unified", "--out", str(tmp_path / "8"), "--resume", "--steps", "2"])
-    assert json.loads((tmp_path / "8" / "summary.json").read_text())["steps"] == 2
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(scenes, noises, tmp_path):
-    more = ("--steps", "10", "--loss.aligned_schedule", "[[0.3,0],[0.6,1]]", "--micro-batch", "3")
-    main(unified_arguments(scenes, noises, tmp_path / "whole", *more))
-    out = tmp_path / "killed"
-    kill_at_a_random_moment(unified_arguments(scenes, noises, out, *more), out, random.Random(3))
-    assert not (out / "summary.json").exists()
-    main(["train", "unified", "--out", str(out), "--resume"])
-    expected = weights(tmp_path / "whole")
-    assert {name for name, value in weights(out).items() if not torch.equal(value, expected[name])} == set()
-    resumed, whole = (training_state(run)["criterion"] for run in (out, tmp_path / "whole"))
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items()) and len(whole) > 10
-    assert [row.get("loss") for row in rows(out)] == [row.get("loss") for row in rows(tmp_path / "whole")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--model.difference", "subtraction", "--mix.condition", "multi/diff"),
-        ("--model.difference", "none", "--model.audio.type", "cnn14", "--model.audio.frame_layer", "null",
-         "--model.audio.channels", "[4,4,4,4,8,8]", "--model.audio.mel_bins", "32"),
-        ("--activation-checkpointing", "true", "--loss.kind", "sigmoid"),
-        ("--tune.lora.rank", "2", "--ema", "0.9", "--spec-augment.time-masks", "2"),
-    ],
-)  # fmt: skip
-def test_other_settings_train(scenes, noises, tmp_path, more):
-    if "--tune.lora.rank" in more:
-        pytest.importorskip("peft")
-    main(unified_arguments(scenes, noises, tmp_path / "run", *more, "--steps", "2"))
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["captioning"]["clips"] == 6

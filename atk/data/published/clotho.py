@@ -18,7 +18,7 @@ def read_clotho(source: Source) -> Contents:
     """
     tables = source.split_tables({split: (f"clotho_captions_{folder}.csv",) for split, folder in _FOLDERS.items()})
     if source.tree.table("retrieval_captions.csv"):
-        source.notes.append("retrieval_captions.csv names no clips, so its queries are left out")
+        source.notes.append("retrieval_captions.csv does not name the clips of its captions; give them to atk search")
     excluded = read_exclusions(source).get("FreeSound", frozenset())
     return Contents(_clips(source, tables, excluded))
 

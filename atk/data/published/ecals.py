@@ -1,19 +1,14 @@
 """ECALS in the layout of TTMR (music-text-representation): tags of the Million Song Dataset, audio as NumPy files."""
 
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from atk.data.published.clips import Contents, PublishedClip, Source, label_caption, read_json
+from atk.data.published.pickles import read_pickle
 
 # Keys of ecals_track_split.json; "extra" tracks are trained on.
 _SPLITS = {"train_track": "train", "extra_track": "train", "valid_track": "val", "test_track": "test"}
-# What unpickling of damaged files raises.
-_DAMAGED = (
-    *(pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, MemoryError),
-    *(OverflowError, TypeError),
-)
 _IDENTIFIERS = ("MSD_id_to_7D_id.pkl", "7D_id_to_path.pkl")
 TABLES = ("annotation.json", "ecals_tags.json", "ecals_track_split.json", "multiquery_samples.json", *_IDENTIFIERS)
 # The tags that TTMR calls MSD-50, a part of those of ECALS.
@@ -83,15 +78,4 @@ def _read_mapping(source: Source, path: Path | None, name: str) -> Mapping[Any, 
     if path is None:
         source.notes.append(f"no {name}, so that audio is looked for by the identifiers of the tracks")
         return {}
-    try:
-        with path.open("rb") as file:
-            return _mapping(path, _PlainUnpickler(file, encoding="latin1").load())
-    except _DAMAGED as error:
-        raise ValueError(f"{path}: not a pickled mapping of text ({error})") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads only text, numbers, and containers, because other pickles can run any code."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"contains {module}.{name}")
+    return read_pickle(path, dict, "mapping of text")

@@ -1,10 +1,9 @@
 """Import a published data set: find its audio, write a data folder that names it, and report what is missing."""
 
+import contextlib
 import json
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 
 import atk
-from atk.data.published.clips import NAMES_KEPT, PublishedClip, Source
+from atk.data.progress import progress_bar
+from atk.data.published.clips import NAMES_KEPT, Source
 from atk.data.published.folder import FolderWriter
 from atk.data.published.registry import SETS
+from atk.data.published.replacing import files_in, finish_import, has_other_files, put_in_place, staging_folder
 from atk.data.published.tree import REPORT, Tree
-from atk.extras import optional_imports
 from atk.ops.checks import one_of
 
 
@@ -55,21 +55,21 @@ def import_set(
     """
     one_of("set", name, tuple(SETS))
     published = SETS[name]
-    for folder in (source, *([] if tables is None else [tables])):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder")
+    for place in (source, *([] if tables is None else [tables])):
+        if not Path(place).is_dir():
+            raise FileNotFoundError(f"{place}: no such folder")
     if exclude and not published.exclusion_lists:
         lists = ", ".join(key for key, entry in SETS.items() if entry.exclusion_lists)
         raise ValueError(f"exclude: {name} has no exclusion lists; sets with lists: {lists}")
     out = Path(out)
+    finish_import(out)  # one that was interrupted
     earlier = _files_of_earlier_import(out)
     tree = Tree(source, published.tables, tables=tables, audio_suffixes=published.audio_suffixes)
     content = Source(tree, published.audio, exclude)
     contents = published.read(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        with FolderWriter(Path(scratch), contents.vocabularies, content) as writer:
-            for clip in _with_progress(contents.clips, progress):
+    with staging_folder(out) as folder:
+        with FolderWriter(folder, contents.vocabularies, content) as writer:
+            for clip in progress_bar(contents.clips, progress, unit="clip"):
                 writer.add(clip)
         if not writer.splits:
             raise ValueError(_nothing_usable(content))
@@ -89,8 +89,8 @@ def import_set(
             "notes": content.notes + _notes_on(tree),
             "files": sorted(writer.files),
         }
-        (Path(scratch) / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _replace(out, earlier, Path(scratch), [*report["files"], REPORT])
+        (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        put_in_place(folder, out, earlier)
     return report
 
 
@@ -109,26 +109,12 @@ def _files_of_earlier_import(out: Path) -> list[str]:
     Raises:
         ValueError: `out` has files, and no import wrote them.
     """
-    try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        files = [str(name) for name in report["files"]]
-        if report["set"] in SETS:
-            return [name for name in files if ".." not in Path(name).parts and not Path(name).is_absolute()]
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if imported_set(out) is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+            return files_in(out)
+    if has_other_files(out):
         raise ValueError(f"out: {out} has files and no {REPORT} of an earlier import; choose another folder")
     return []
-
-
-def _with_progress(clips: Iterable[PublishedClip], label: str | None) -> Iterable[PublishedClip]:
-    if label is None:
-        return clips
-    with optional_imports:
-        from tqdm import tqdm  # pyrefly: ignore[untyped-import]  # its stubs are a separate package
-
-    bar: Any = tqdm(clips, label, unit="clip", leave=False, disable=None)
-    return bar
 
 
 def _nothing_usable(source: Source) -> str:
@@ -161,21 +147,3 @@ def _notes_on(tree: Tree) -> list[str]:
     if tree.unreadable:
         notes.append(f"{len(tree.unreadable)} folders that cannot be listed: {', '.join(tree.unreadable[:NAMES_KEPT])}")
     return notes
-
-
-def _replace(out: Path, earlier: Sequence[str], scratch: Path, files: Sequence[str]) -> None:
-    """Move the new files to `out`, in place of those of an earlier import.
-
-    Raises:
-        ValueError: another file has the name of a new one.
-    """
-    foreign = [name for name in files if name not in (*earlier, REPORT) and (out / name).exists()]
-    if foreign:
-        raise ValueError(f"out: {out / foreign[0]} exists, and no earlier import wrote it; choose another folder")
-    for name in earlier:
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(exist_ok=True)
-    if (scratch / "vocabularies").is_dir():
-        (out / "vocabularies").mkdir(exist_ok=True)
-    for name in files:
-        shutil.move(scratch / name, out / name)

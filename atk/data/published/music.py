@@ -10,11 +10,14 @@ from tokenize import TokenError
 import numpy as np
 
 from atk.data.published.clips import Contents, PublishedClip, Source, label_caption, read_text, to_number
+from atk.data.published.pickles import read_pickle
 from atk.data.published.youtube import youtube_names
 from atk.data.tables import Table
 
 _GTZAN_NAME = re.compile(r"([a-z]+)\.\d{5}")
 _LISTS = {"train": "train", "val": "valid", "test": "test"}  # what the lists of a split are called
+_WON, _LEE = ".npy", "_list_pub.cP"  # ends of their lists
+MTAT_TABLES = ("annotations_final.csv", *(f"{name}{end}" for end in (_WON, _LEE) for name in _LISTS.values()))
 _MTAT_DAMAGED = ("35644", "55753", "57881")
 _MTAT_FOLDERS = {**dict.fromkeys("0123456789ab", "train"), "c": "val", **dict.fromkeys("def", "test")}
 
@@ -94,7 +97,8 @@ def read_magnatagatune(source: Source) -> Contents:
     """Read MagnaTagATune: `annotations_final.csv`.
 
     Folders 0 to b are the training split, c the validation split, and d to f the test split. The lists `train.npy`,
-    `valid.npy`, and `test.npy` of Won et al. become `won_train.csv` and so on.
+    `valid.npy`, and `test.npy` of Won et al. become `won_train.csv` and so on, and `train_list_pub.cP` and so on of Lee
+    et al. `lee_train.csv` and so on.
     """
     path = source.tree.table("annotations_final.csv")
     if path is None:
@@ -106,7 +110,8 @@ def read_magnatagatune(source: Source) -> Contents:
         counts.update(_mtat_tags(row, vocabulary))
     frequent = {tag for tag, _ in counts.most_common(50)}
     vocabularies = {"magnatagatune": vocabulary, "magnatagatune_top50": [tag for tag in vocabulary if tag in frequent]}
-    return Contents(_mtat_clips(source, table, vocabulary, _won_splits(source)), vocabularies)
+    lists = (_won_splits(source), _lee_splits(source))
+    return Contents(_mtat_clips(source, table, vocabulary, lists), vocabularies)
 
 
 def _mtat_tags(row: Mapping[str, str], vocabulary: Sequence[str]) -> list[str]:
@@ -114,13 +119,14 @@ def _mtat_tags(row: Mapping[str, str], vocabulary: Sequence[str]) -> list[str]:
 
 
 def _mtat_clips(
-    source: Source, table: Table, vocabulary: Sequence[str], won: Mapping[str, str]
+    source: Source, table: Table, vocabulary: Sequence[str], lists: Sequence[Mapping[str, str]]
 ) -> Iterator[PublishedClip]:
     for _, row in table.records():
         name = row["mp3_path"].strip()
         folder = name.partition("/")[0]
         splits = [_MTAT_FOLDERS[folder]] if folder in _MTAT_FOLDERS else []
-        splits += [won[name]] if name in won else []
+        stem = name.rpartition(".")[0]
+        splits += [split_of[stem] for split_of in lists if stem in split_of]
         if row["clip_id"].strip() in _MTAT_DAMAGED:
             source.leave_out("known to be damaged", name, splits)
             continue
@@ -130,15 +136,26 @@ def _mtat_clips(
 
 
 def _won_splits(source: Source) -> dict[str, str]:
-    """The split of each file in the lists of Won et al., whose lines are an index, a tab, and the path."""
+    """The split of each file, without its suffix, in the lists of Won et al.: an index, a tab, and the path."""
     splits = {}
     for split, file in _LISTS.items():
-        path = source.tree.table(f"{file}.npy")
+        path = source.tree.table(f"{file}{_WON}")
         if path is None:
             continue
         try:
             lines = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError, SyntaxError, TokenError, MemoryError) as error:
             raise ValueError(f"{path}: not a list of text ({error})") from None
-        splits.update({str(line).rpartition("\t")[2].strip(): f"won_{split}" for line in lines.ravel()})
+        names = (str(line).rpartition("\t")[2].strip() for line in lines.ravel())
+        splits.update({name.rpartition(".")[0]: f"won_{split}" for name in names})
+    return splits
+
+
+def _lee_splits(source: Source) -> dict[str, str]:
+    """The split of each file, without its suffix, in the lists of Lee et al.: paths, which may end in `.npy`."""
+    splits = {}
+    for split, file in _LISTS.items():
+        path = source.tree.table(f"{file}{_LEE}")
+        names = [] if path is None else read_pickle(path, list, "list of text")
+        splits.update({str(name).rpartition(".")[0]: f"lee_{split}" for name in names})
     return splits

@@ -161,9 +161,9 @@ SETS = {
     ),
     "magnatagatune": PublishedSet(
         music.read_magnatagatune,
-        ("annotations_final.csv", "train.npy", "valid.npy", "test.npy"),
+        music.MTAT_TABLES,
         "names of the table",
-        "folders 0-b, c, and d-f are train, val, and test; won_*.csv by the lists of Won et al.; 188 and 50 tags",
+        "folders 0-b, c, and d-f are train, val, and test; won_*.csv and lee_*.csv by their lists; 188 and 50 tags",
         "https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset",
         evaluation=("tagging",),
     ),
