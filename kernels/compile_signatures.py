@@ -10,16 +10,13 @@ import torch
 from atk.kernels.launch import (
     UNFUSED,
     Device,
-    cross_attention_launch,
     gathers_winners,
-    head_channels,
     info_nce_launch,
-    key_end_launch,
     max_mean_launch,
     merge_launch,
-    pointwise_launch,
     sigmoid_launch,
 )
+from atk.kernels.launch_attention import cross_attention_launch, head_channels, key_end_launch, pointwise_launch
 from atk.kernels.sequences import frame_sizes, packed_width, tile_width
 
 # Kernels with matrix products, by operation.
@@ -122,7 +119,7 @@ def find_kernel(name: str) -> Any:
 def _meta(case: Case, capability: Capability) -> _Meta:
     """The compile-time arguments of a case, including options of the compiler."""
     from atk.kernels.normalize import normalize_launch
-    from atk.kernels.pack import gather_block
+    from atk.kernels.pack import gather_block, place_launch
     from atk.kernels.sum_parts import sum_parts_launch
 
     device = Device(capability, _MULTIPROCESSORS)
@@ -150,7 +147,8 @@ def _meta(case: Case, capability: Capability) -> _Meta:
     if case.kernel == "sum_parts":
         return {**sum_parts_launch(packed_width(case.D))}
     small, large = frame_sizes(case.dtype)
-    return {**meta, "SMALL": small, "LARGE": large, "BLOCK_D": gather_block(case.D)}
+    options = place_launch(device) if case.kernel == "place" else {}
+    return {**meta, "SMALL": small, "LARGE": large, "BLOCK_D": gather_block(case.D), **options}
 
 
 def _absent(case: Case) -> set[str]:

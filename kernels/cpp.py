@@ -13,15 +13,16 @@ from torch import Tensor
 
 from atk.kernels.sequences import Sequences, index_dtype
 
+_PACKAGE = __name__.partition(".")[0]
 _C: Any = None  # the extension
 _IMPORT_ERROR = ""
 try:
-    _C = importlib.import_module("atk._C")
+    _C = importlib.import_module(f"{_PACKAGE}._C")
 except ImportError as error:
     _IMPORT_ERROR = str(error)
 
 WORKSPACE_BYTES = 64 << 20  # for the winner indices that are recomputed at a time; exceeded if one caption needs more
-_BUILD_ERROR = importlib.resources.files("atk") / "_build_error.txt"  # written by setup.py
+_BUILD_ERROR = importlib.resources.files(_PACKAGE) / "_build_error.txt"  # written by setup.py
 _REBUILD = "install a C++17 compiler (or point CXX at one) and reinstall audio-text-kernels"
 
 

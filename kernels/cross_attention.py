@@ -9,15 +9,12 @@ from torch import Tensor
 from atk.kernels.availability import unavailable
 from atk.kernels.cross_attention_gate import gate_backward_kernel, gate_kernel
 from atk.kernels.cross_attention_kernels import attend_kernel, grad_key_kernel, grad_query_kernel, key_end_kernel
-from atk.kernels.launch import (
+from atk.kernels.launch import UNFUSED, Device, cdiv, on_device
+from atk.kernels.launch_attention import (
     MAX_HEAD_WIDTH,
-    UNFUSED,
-    Device,
-    cdiv,
     cross_attention_launch,
     head_channels,
     key_end_launch,
-    on_device,
     pointwise_launch,
 )
 from atk.kernels.pack import as_bytes

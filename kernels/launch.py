@@ -8,13 +8,10 @@ configuration serves every version of Triton; some versions need more registers 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import TypeAlias
 
 import torch
 
 from atk.kernels import launch_table
-
-MAX_HEAD_WIDTH = 256  # channels of an attention head; wider accumulators leave no registers
 
 # For kernels that raise e to a product minus a rounded log-sum-exp: in a multiply-add the product would be exact, and
 # its rounding error would no longer cancel with that of the log-sum-exp. Also for kernels in which several lanes
@@ -53,6 +50,11 @@ class Device:
     def has_tensor_memory(self) -> bool:
         """Data center Blackwell: products accumulate in a memory of their own."""
         return self.has_wgmma and self.capability[0] == 10
+
+    @property
+    def is_desktop_blackwell(self) -> bool:
+        """GeForce and RTX PRO Blackwell: the instructions of Ampere."""
+        return self.capability[0] == 12
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class TileLaunch:
 
     A program works on `rows` rows in tiles of `columns` columns, which are output channels for `gate`. The kernels of
     the gate and of the logits' gradient compute one tile per program. Products take `channels` channels at a time.
+    `registers`: see `Launch`.
     """
 
     rows: int
@@ -100,33 +103,13 @@ class TileLaunch:
     channels: int
     warps: int
     stages: int
+    registers: int | None = None
 
     def meta(self) -> dict[str, int]:
         """The compile-time arguments of the kernel, including the options of the compiler."""
         tile = {"ROWS": self.rows, "COLUMNS": self.columns, "CHANNELS": self.channels}
-        return tile | _options(self.warps, self.stages)
-
-
-# {kernel: {largest head width: (rows, columns, warps, stages)}}: the largest tiles that do not spill, with or without a
-# mask. With four warps two or three programs share a multiprocessor, and the softmax of one overlaps with the products
-# of another.
-_AttentionTiles: TypeAlias = dict[str, dict[int, tuple[int, int, int, int]]]
-_ATTENTION_HOPPER: _AttentionTiles = {
-    "attend": {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 8, 3)},
-    "grad_query": {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
-    "grad_key": {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
-}
-# Also used with 99 KiB of shared memory: compute capabilities 8.6, 8.9 and 12.
-_ATTENTION_AMPERE: _AttentionTiles = {
-    "attend": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "grad_query": {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
-    "grad_key": {32: (64, 64, 4, 3), 64: (128, 32, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
-}
-_ATTENTION_FLOAT32: _AttentionTiles = {
-    "attend": {256: (32, 32, 8, 2)},
-    "grad_query": {128: (32, 32, 8, 2), 256: (32, 16, 8, 2)},
-    "grad_key": {32: (16, 16, 8, 2), 64: (64, 16, 8, 2), 256: (16, 16, 8, 2)},
-}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return tile | _options(self.warps, self.stages) | limit
 
 
 def max_mean_launch(
@@ -190,6 +173,9 @@ def _forward_heuristic(
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
         # 128 registers and spills. Three stages spill without winners (Triton 3.4 and 3.6), two otherwise.
+        if device.is_desktop_blackwell or (device.has_tensor_memory and tokens > 32):
+            # Four warps spill with Triton 3.5, 3.6, or 3.7, at any number of registers.
+            return Launch(64, 16, warps=8, stages=3, stationary=False, registers=128)
         stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
         return Launch(64, 16, warps=4, stages=stages, stationary=False)
     registers = 255 if device.has_tensor_memory else None
@@ -213,36 +199,6 @@ def gathers_winners(dtype: torch.dtype, tokens: int, device: Device) -> bool:
     return tokens >= 16 if dtype == torch.float32 else tokens >= 64 and not device.has_wgmma
 
 
-def head_channels(width: int) -> int:
-    """Channels that an attention head of `width` channels is padded to."""
-    return max(16, next_power_of_two(width))
-
-
-def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, device: Device) -> TileLaunch:
-    """The launch configuration of "attend", "grad_query", "grad_key" or "gate" for D channels in `heads` heads."""
-    half = dtype != torch.float32
-    if kernel == "gate":
-        if half and D % 16 == 0:
-            return TileLaunch(128, 128, 64, warps=8, stages=3)
-        # Unaligned rows need an address per element. For float32 see `_forward_heuristic`.
-        return TileLaunch(64, 64, 32, warps=8, stages=3) if half else TileLaunch(64, 64, 16, warps=4, stages=3)
-    head = head_channels(D // heads)
-    table = _ATTENTION_FLOAT32 if not half else _ATTENTION_HOPPER if device.has_wgmma else _ATTENTION_AMPERE
-    rows, columns, warps, stages = next(tile for limit, tile in table[kernel].items() if head <= limit)
-    # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
-    return TileLaunch(rows, columns, head if half else 16, warps, stages)
-
-
-def key_end_launch() -> dict[str, int]:
-    """Compile-time arguments of `key_end_kernel`."""
-    return {"SIZE": 1024}
-
-
-def pointwise_launch() -> dict[str, int]:
-    """Compile-time arguments of `gate_backward_kernel`: in half precision, 16 bytes per thread and tensor."""
-    return {"SIZE": 1024}
-
-
 def sigmoid_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
     """The launch configuration of `sigmoid_loss_kernel` and `sigmoid_grad_kernel` for packed rows of D channels."""
     if dtype == torch.float32:
@@ -256,6 +212,8 @@ def info_nce_launch(dtype: torch.dtype, D: int, device: Device) -> TileLaunch:
     # Tiles twice as wide spill: the sums in both directions need as many registers as the products do. From tensor
     # memory a thread gets one row, and spills if it also holds the values of 64 columns.
     launch = sigmoid_launch(dtype, D, device)
+    if dtype == torch.float32 and device.is_desktop_blackwell:
+        return replace(launch, registers=255)  # without a limit ptxas of Triton 3.7 aims at 128, and spills
     return replace(launch, columns=64) if dtype != torch.float32 and device.has_tensor_memory else launch
 
 

@@ -62,7 +62,7 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
     text_row = tl.load(slots + SLOT_FIRST_ROW * N_t + slot0).to(tl.int64)
     stationary_tokens = None
     if STATIONARY:
-        stationary_tokens = tl.trans(load_rows(text + text_row * D, None, 0, D, C * LT, BLOCK_D))  # [BLOCK_D, W]
+        stationary_tokens = load_rows(text + text_row * D, None, 0, D, C * LT, BLOCK_D)  # [W, BLOCK_D]
     ONE_CHUNK: tl.constexpr = C > 1 or STATIONARY
     chunks = 1
     if not ONE_CHUNK:
@@ -95,7 +95,7 @@ def forward_kernel(  # noqa: C901 - most branches are resolved at compile time
             for chunk in range(chunks):
                 if STATIONARY:
                     frames = load_rows(audio + row.to(tl.int64) * D, lane < rows, 0, D, BLOCK_A, BLOCK_D)
-                    scores = tl.dot(frames, stationary_tokens, input_precision="ieee")  # [BLOCK_A, W]
+                    scores = tl.dot(frames, tl.trans(stationary_tokens), input_precision="ieee")  # [BLOCK_A, W]
                 else:
                     scores = tl.zeros((BLOCK_A, C * LT), tl.float32)
                     chunk_text = text + (text_row + chunk * LT) * D

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atk.kernels.launch import cdiv, next_power_of_two
+from atk.kernels.launch import Device, cdiv, next_power_of_two
 from atk.kernels.pack_kernels import GATHER_ROWS, PLAN_BLOCK, count_kernel, gather_kernel, place_kernel, plan_kernel
 from atk.kernels.sequences import Packed, Sequences, frame_sizes, packed_rows, table_sections, tile_width
 from atk.kernels.tiles import COLUMN_MULTIPLE, LAST_OF_CLIP, TILE_FIELDS
@@ -187,7 +187,7 @@ def _fill(
         audio_mask, text_mask, audio.cu_seqlens, text.cu_seqlens, frames.length, tables["column"],
         first[0], tables["tiles_small"], first[1], tables["tiles_large"],
         frames.source_row, captions.slots, captions.bounds, captions.source_row, captions.tiles, N_a, N_t,
-        len(captions.classes), **sizes,
+        len(captions.classes), **sizes, **place_launch(Device.of(text.rows.device)),
     )  # fmt: skip
     audio_programs = cdiv(frames.rows.shape[0], GATHER_ROWS) if moved else 0
     D, D_out = text.rows.shape[1], captions.rows.shape[1]
@@ -221,3 +221,9 @@ def as_bytes(mask: Tensor) -> Tensor:
 def gather_block(D: int) -> int:
     """Channels that `gather_kernel` copies at a time."""
     return min(128, next_power_of_two(D))
+
+
+def place_launch(device: Device) -> dict[str, int]:
+    """Options of the compiler for `place_kernel`."""
+    # Without a limit ptxas of Triton 3.8 aims at 40 registers and spills one.
+    return {"maxnreg": 64} if device.is_desktop_blackwell else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Older versions print how an instruction is scheduled on sm_120 after a question mark.
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?(\w+)\s+)?([A-Z][^\s;?]*)\s*([^;?\n]*?)\s*(?:\?[^;\n]*)?;")
-_MATRIX = {"HGMMA", "HMMA"}
+_MATRIX = {"HGMMA", "HMMA", "UTCHMMA"}
 _SIZE = 16  # bytes of an instruction
 _UNUSUAL = 10**6  # more than the instructions of any kernel
 
@@ -60,22 +60,37 @@ class MachineCode:
 
 def disassemble(cubin: bytes) -> MachineCode:
     """Disassembles a compiled kernel with the tools in Triton's wheel."""
+    registers, reserved = _resources(cubin)
+    instructions = parse(_cuobjdump(cubin, "-sass"))
+    return MachineCode(instructions, registers, reserved if _accesses_local_memory(instructions) else 0)
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory per thread, as in `MachineCode`; disassembles only if the stack is used."""
+    registers, reserved = _resources(cubin)
+    return registers, disassemble(cubin).local_bytes if reserved else 0
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory that ptxas reserves, whether or not an instruction accesses them."""
+    usage = _cuobjdump(cubin, "--dump-resource-usage")
+    match = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    if match is None:
+        raise RuntimeError(f"cannot read the resource usage that cuobjdump reports: {usage!r}")
+    return int(match[1]), int(match[2]) + int(match[3])
+
+
+def _accesses_local_memory(instructions: Sequence[Instruction]) -> bool:
+    return any(one.name in ("LDL", "STL") for one in instructions)
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        usage, sass = (
-            subprocess.check_output([knobs.nvidia.cuobjdump.path, option, path], text=True, stderr=subprocess.PIPE)
-            for option in ("--dump-resource-usage", "-sass")
-        )
-    match = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-    if match is None:
-        raise RuntimeError(f"cannot read the resource usage that cuobjdump reports: {usage!r}")
-    registers, stack, local = map(int, match.groups())
-    instructions = parse(sass)
-    accessed = any(one.name in ("LDL", "STL") for one in instructions)
-    return MachineCode(instructions, registers, stack + local if accessed else 0)
+        return subprocess.check_output([knobs.nvidia.cuobjdump.path, option, path], text=True, stderr=subprocess.PIPE)
 
 
 def parse(sass: str) -> list[Instruction]:

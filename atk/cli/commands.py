@@ -87,7 +87,9 @@ def _commands() -> dict[str, Command]:
             "Describe an audio file, or what it contains that a reference does not.", "caption", "caption_commands"
         ),
         "align": _model_command("Draw which words match which moments of an audio file.", "align"),
-        "search": _model_command("Rank the audio files of a folder by text queries.", "search", "embed_commands"),
+        "search": _model_command(
+            "Rank the audio files of a folder, or moments in them, by text queries.", "search", "search_command"
+        ),
         "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),
         "export": _model_command("Write a model for use without atk.", "export", "embed_commands"),
         "data": Command(

@@ -1,6 +1,5 @@
-"""The commands that search audio, and that write embeddings and models: their arguments, and what they do."""
+"""The commands that write embeddings and models: their arguments, and what they do."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,55 +10,10 @@ from atk.cli.model_arguments import (
     add_long_clips,
     add_reading_arguments,
     add_run_arguments,
-    add_score,
     load,
     reading_arguments,
 )
 from atk.cli.output import print_result
-
-
-def add_search(parser: ArgumentParser) -> None:
-    """Add the arguments of `atk search`."""
-    add_run_arguments(parser)
-    add_reading_arguments(parser)
-    parser.add_argument("folder", type=str, help="folder of audio files, searched recursively, or any other data set")
-    parser.add_argument("query", type=str, nargs="+", help="text to look for; several are ranked one after the other")
-    parser.add_argument("--top", type=int, default=10, help="number of files to print for each query")
-    add_score(parser)
-    add_long_clips(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, with the files that could not be read")
-
-
-def run_search(arguments: Namespace) -> None:
-    """Run `atk search`."""
-    from atk.data.captions import describe_skipped
-    from atk.eval.outputs import on_one_line
-    from atk.eval.search import search_all
-    from atk.models.clap import CLAP
-
-    model = load(arguments, CLAP)
-    result = search_all(
-        model,
-        arguments.folder,
-        arguments.query,
-        score=arguments.score,
-        progress="search",
-        **reading_arguments(arguments),
-    )
-    if result.skipped:
-        sys.stderr.write(describe_skipped(result.skipped) + "\n")
-    ranked = [hits[: arguments.top] for hits in result.hits]
-    if arguments.json:
-        queries = [
-            {"query": query, "hits": [{"score": score, "file": str(path)} for score, path in hits]}
-            for query, hits in zip(arguments.query, ranked, strict=True)
-        ]
-        print_result(json.dumps({"queries": queries, "skipped": result.skipped}, indent=2))
-        return
-    blocks = ["\n".join(f"{score:.3f}  {on_one_line(str(path))}" for score, path in hits) for hits in ranked]
-    if len(blocks) > 1:
-        blocks = [f"{on_one_line(query)}\n{block}" for query, block in zip(arguments.query, blocks, strict=True)]
-    print_result("\n\n".join(blocks))
 
 
 def add_embed(parser: ArgumentParser) -> None:
@@ -116,12 +70,14 @@ def run_export(arguments: Namespace) -> None:
     from atk.eval.publish import check_folder, upload
     from atk.models.clap import CLAP
     from atk.models.export import export_model
+    from atk.train.saved_loss import saved_pair_loss
 
     folder = check_folder(arguments.out)
     model = CLAP.from_pretrained(arguments.run, arguments.tokenizer)
     words = ["atk", "export", arguments.run, arguments.out, "--format", arguments.format]
     card = model_card(model, arguments.run, arguments.format, shlex.join(words))
-    error = export_model(model, folder, arguments.format)
+    logit_scale, _ = saved_pair_loss(Path(arguments.run))
+    error = export_model(model, folder, arguments.format, logit_scale)
     (folder / "README.md").write_text(card, encoding="utf-8")
     print_result(f"{folder}: largest difference from the model {error:.1e}")
     if arguments.push is not None:

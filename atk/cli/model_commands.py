@@ -21,7 +21,7 @@ from atk.cli.output import print_result
 if TYPE_CHECKING:
     from atk.models.clap import CLAP
 
-_CLAP_OPTIONS = ("tags", "zero_shot", "protocol", "prompts")  # of `atk evaluate`
+_CLAP_OPTIONS = ("tags", "zero_shot", "protocol", "prompts", "calibrate")  # of `atk evaluate`
 _CAPTIONER_OPTIONS = ("references", "condition", "baseline", "repeated", "out", *GENERATION)  # of `atk evaluate`
 
 
@@ -63,6 +63,12 @@ def add_evaluate(parser: ArgumentParser) -> None:
     )
     add_score(parser)
     add_long_clips(parser)
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="choose the threshold and the smoothing of moments on --split (val by default) and store them in the "
+        "run; computes nothing else",
+    )
     parser.add_argument("--tags", action="store_true", help="also score retrieval by tag, from the folder's tags.csv")
     parser.add_argument("--zero_shot", action="store_true", help="also classify the clips that have exactly one tag")
     add_captioner_arguments(parser)
@@ -97,7 +103,9 @@ def run_evaluate(arguments: Namespace) -> None:
     if unsupported := [name for name, wanted in needed.items() if not isinstance(model, wanted)]:
         raise ValueError(f"{unsupported[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
     retrieval = partial(_evaluate_clap, arguments, model) if isinstance(model, CLAP) else dict
-    if isinstance(model, CaptionModel):
+    if isinstance(model, CLAP) and arguments.calibrate:
+        _calibrate(arguments, model)
+    elif isinstance(model, CaptionModel):
         evaluate_captioner(arguments, model, retrieval)
     else:
         print_result(json.dumps(retrieval(), indent=2))
@@ -105,6 +113,7 @@ def run_evaluate(arguments: Namespace) -> None:
 
 def _evaluate_clap(arguments: Namespace, model: "CLAP") -> dict[str, Any]:
     from atk.data import open_data
+    from atk.eval.moment_settings import saved_moments
     from atk.eval.protocols import check_protocols, evaluate_protocols, protocol_split
     from atk.eval.retrieval import embed_split, evaluate_retrieval, evaluate_tags, zero_shot
 
@@ -138,9 +147,21 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> dict[str, Any]:
             split=arguments.split,
             prompts=arguments.prompts,
             embedded=split,
+            spans=saved_moments(arguments.run),
             **reading,
         )
     return result
+
+
+def _calibrate(arguments: Namespace, model: "CLAP") -> None:
+    from atk.eval.moment_settings import save_moments, saved_moments
+    from atk.eval.timed_protocols import choose_settings
+
+    config = saved_moments(arguments.run)
+    reading = reading_arguments(arguments) | {"progress": "calibrate"}
+    result = choose_settings(model, arguments.data, arguments.split or "val", config, **reading)
+    path = save_moments(arguments.run, result.pop("config"))
+    print_result(json.dumps(result, indent=2) + f"\n{path}")
 
 
 def run_align(arguments: Namespace) -> None:

@@ -1,5 +1,6 @@
 """Training crops and evaluation windows of clips, and batches of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -105,27 +106,39 @@ class EvalDataset(_Clips):
     """Evaluation dataset: `dataset[i]` is window i of all clips in order. Windows of a clip are consecutive.
 
     The last window of a clip is the remainder; it is dropped if it is shorter than a tenth of a window and not the
-    only one. Windows bound the memory of a batch that contains hours-long files. With `chunks`, windows overlap
-    instead: window k of K starts at `k / K` of the time that the clip exceeds a window by.
+    only one. Windows bound the memory of a batch that contains hours-long files. Windows overlap with `chunks`, where
+    window k of K starts at `k / K` of the time that the clip exceeds a window by, and with `stride`, where window k
+    starts at `k * stride` and no remainder is dropped.
 
     Args:
         clips: clips from `read_split` or `read_folder`.
         sample_rate: sample rate of the waveforms, in Hz.
         clip_seconds: length of a window; None uses each whole clip as one window.
         chunks: number of windows of each clip that is longer than one; None = consecutive windows.
+        stride: time from one window to the next, in seconds; None = consecutive windows.
 
     Attributes:
         ends: running total of windows, int64 `[clips]`; clip c ends with window `ends[c] - 1`.
     """
 
-    def __init__(self, clips: Sequence[Clip], sample_rate: int, clip_seconds: float | None, chunks: int | None = None):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        sample_rate: int,
+        clip_seconds: float | None,
+        chunks: int | None = None,
+        stride: float | None = None,
+    ):
         super().__init__(clips, sample_rate)
         if clip_seconds is not None and not clip_seconds > 0:
             raise ValueError(f"clip_seconds must be above 0, got {clip_seconds}")
         if chunks is not None and (chunks < 1 or clip_seconds is None):
             raise ValueError(f"chunks must be at least 1 and needs clip_seconds, got {chunks} and {clip_seconds}")
+        if stride is not None and (chunks is not None or clip_seconds is None or not 0 < stride <= clip_seconds):
+            raise ValueError(f"stride must be in (0, clip_seconds], without chunks, got {stride} and {clip_seconds}")
         self.clip_seconds = clip_seconds
         self.chunks = chunks
+        self.stride = stride
         counts = np.array([self._count(clip.seconds) for clip in self.clips], dtype=np.int64)
         self.ends = np.cumsum(counts)
 
@@ -134,6 +147,8 @@ class EvalDataset(_Clips):
             return 1
         if self.chunks is not None:
             return self.chunks if seconds > self.clip_seconds else 1
+        if self.stride is not None:
+            return 1 + max(0, math.ceil((seconds - self.clip_seconds) / self.stride))
         full, rest = divmod(seconds, self.clip_seconds)
         return max(1, int(full) + (rest >= _SHORTEST_WINDOW * self.clip_seconds))
 
@@ -142,7 +157,7 @@ class EvalDataset(_Clips):
         if self.clip_seconds is None:
             return 0.0
         if self.chunks is None:
-            return window * self.clip_seconds
+            return window * (self.stride or self.clip_seconds)
         return window * max(0.0, self.clips[clip].seconds - self.clip_seconds) / self.chunks
 
     def __len__(self) -> int:
@@ -155,6 +170,10 @@ class EvalDataset(_Clips):
         row = int(np.searchsorted(self.ends, index, side="right"))
         window = index - (int(self.ends[row - 1]) if row else 0)  # within its clip
         return self._item(row, self.start(row, window), self.clip_seconds, "")
+
+    def windows(self, clip: int) -> int:
+        """Number of windows of a clip."""
+        return int(self.ends[clip] - (self.ends[clip - 1] if clip else 0))
 
 
 @dataclass

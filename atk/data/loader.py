@@ -157,6 +157,7 @@ def eval_loader(
     pin_memory: bool = False,
     on_error: str = "skip",
     chunks: int | None = None,
+    stride: float | None = None,
 ) -> Loader:
     """One pass over the windows of all clips, in order (see `EvalDataset`).
 
@@ -169,11 +170,12 @@ def eval_loader(
             validation doesn't restart them.
         pin_memory, on_error: as in `batches_of`.
         chunks: number of overlapping windows of each clip that is longer than one; None = consecutive windows.
+        stride: time from one window to the next, in seconds; None = consecutive windows.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    dataset = EvalDataset(clips, sample_rate, clip_seconds, chunks)
+    dataset = EvalDataset(clips, sample_rate, clip_seconds, chunks, stride)
     return _loader(dataset, on_error, workers, pin_memory, batch_size=batch_size, persistent_workers=workers > 0)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atk.data import hub
-from atk.data.captions import ON_ERROR, SPLITS, Split, read_folder
+from atk.data.captions import ON_ERROR, SPLITS, Split, checked_clips, read_folder
 from atk.data.layouts import AudioFolder, DataSet, Folder, named_shards, remote_shards, shards_in
 from atk.data.listing import list_folder, not_listed
 from atk.data.metadata import metadata_folder
@@ -130,9 +130,13 @@ def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column:
 def read_all(name: str | Path, on_error: str = "skip") -> Split:
     """Every audio file below a folder, without captions; of data sets in other layouts also the clips of all splits.
 
+    A single audio file is a folder of one.
+
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
     """
+    if Path(name).is_file() and not str(name).lower().endswith((SHARD_SUFFIX, *COMPRESSED_SUFFIXES)):
+        return checked_clips([(Path(name).name, name, ())], [], on_error, Path(name), Path(name).parent)
     data_set = _open_audio(str(name), None)
     if isinstance(data_set, (Folder, AudioFolder)):
         return read_folder(name, on_error)

@@ -22,7 +22,7 @@ def caption_clip(
     references: Sequence[Clip] = (),
     *,
     clip_seconds: float | None,
-    beams: int,
+    beams: int = 4,
     generation: GenerationConfig | None = None,
     repeated: bool = False,
     common: bool = False,

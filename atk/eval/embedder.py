@@ -1,15 +1,13 @@
 """A model to use: audio and text of any form embedded and compared."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from atk.data import Clip, audio_info, eval_loader
+from atk.data import eval_loader
 from atk.device import pick_device
 from atk.eval.caption_windows import caption_clip
 from atk.eval.embed import (
@@ -21,20 +19,14 @@ from atk.eval.embed import (
     embed_tokens,
     evaluating,
 )
+from atk.eval.inputs import Audio, Waveform, as_clip, as_list
+from atk.eval.long_audio import Frames, FrameStream, joined
 from atk.eval.scores import Score, similarities
 from atk.eval.sources import LongClips, window_seconds
-from atk.extras import optional_imports
 from atk.models import from_pretrained
 from atk.models.caption_model import CaptionModel
 from atk.models.clap import CLAP
-from atk.models.generation import GenerationConfig
 from atk.ops.checks import at_least
-
-with optional_imports:
-    import soundfile
-
-Waveform = Tensor | np.ndarray
-Audio = str | Path | Waveform | Sequence[str | Path | Waveform]
 
 
 class Embedder:
@@ -136,18 +128,18 @@ class Embedder:
             TypeError, ValueError: an argument has the wrong type, shape, or range; there is no clip; or frames are
                 asked for although the model was loaded with `long_clips` other than "windows".
         """
-        if frames and getattr(self.model.audio_encoder, "long_clips", "start") != "start":
-            raise ValueError("frames: they have times only if long clips are embedded in windows; load with long_clips")
+        if frames:
+            self._check_windows()
         embedded = self._embed(audio, sample_rate, frames, batch_size, workers, progress)
         return embedded if frames else torch.stack([clip.pooled for clip in embedded])
 
     def _embed(
         self, audio: Audio, sample_rate: int | None, frames: bool, batch_size: int, workers: int, progress: str | None
     ) -> list[ClipEmbedding]:
-        items = _items(audio)
+        items = as_list(audio)
         at_least("the number of clips", len(items), 1)
         loader = eval_loader(
-            [_clip(index, item, sample_rate or self.sample_rate) for index, item in enumerate(items)],
+            [as_clip(index, item, sample_rate or self.sample_rate) for index, item in enumerate(items)],
             sample_rate=self.sample_rate,
             clip_seconds=self.clip_seconds,
             batch_size=batch_size,
@@ -158,27 +150,57 @@ class Embedder:
             embedded = embed_clips(self.model, loader, [], ALL_FILES if frames else (), progress)
             return [clip for _, clip in embedded]
 
-    def caption(
+    def _check_windows(self) -> None:
+        if getattr(self.model.audio_encoder, "long_clips", "start") != "start":
+            raise ValueError("frames: they have times only if long clips are embedded in windows; load with long_clips")
+
+    def frames(self, audio: str | Path | Waveform, sample_rate: int | None = None, **options: Any) -> Frames:
+        """Embed the frames of a recording of any length: `iter_frames`, joined.
+
+        Returns:
+            `frames [T, D]` of unit length, float32, and `times [T]`, their centers in seconds, float64; on the CPU.
+        """
+        return joined(list(self.iter_frames(audio, sample_rate, **options)))
+
+    def iter_frames(
         self,
         audio: str | Path | Waveform,
         sample_rate: int | None = None,
         *,
-        references: Audio = (),
-        beams: int = 4,
-        generation: GenerationConfig | None = None,
-        repeated: bool = False,
-        common: bool = False,
+        context_seconds: float | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        progress: str | None = None,
+    ) -> Iterator[Frames]:
+        """Embed the frames of a recording of any length, part by part, in memory that does not grow with the length.
+
+        Args:
+            audio, sample_rate: one recording, as in `embed_audio`. Files are read window by window.
+            context_seconds: as in `atk.eval.long_audio.FrameStream`.
+            batch_size, workers, progress: as in `embed_audio`.
+
+        Yields:
+            The next frames, as `frames` returns them.
+
+        Raises:
+            AudioError, TypeError, ValueError: as for `embed_audio`, or there is too much context for a window.
+        """
+        self._check_windows()
+        clip = as_clip(0, audio, sample_rate or self.sample_rate)
+        seconds = self.clip_seconds or clip.seconds
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": "raise"}
+        for _, part in FrameStream(self.model, [clip], seconds, context_seconds, **options).parts(progress):
+            yield part
+
+    def caption(
+        self, audio: str | Path | Waveform, sample_rate: int | None = None, *, references: Audio = (), **options: Any
     ) -> list[tuple[float, float, str]]:
         """Describe a clip, or what it contains that reference clips do not. Needs a unified model.
 
         Args:
-            audio: path of an audio file, or a waveform `[S]`, as in `embed_audio`.
-            sample_rate: as in `embed_audio`.
+            audio, sample_rate: one recording, as in `embed_audio`.
             references: clips whose sounds the captions leave out, each as in `embed_audio`.
-            beams: width of the beam search.
-            generation: further settings of the search; None = the defaults.
-            repeated: let a mask remove one reference after the other instead of all at once.
-            common: describe what the clip and all references have in common instead; for a mask only.
+            options: `beams`, `generation`, `repeated`, and `common` of `atk.eval.captioning.caption_file`.
 
         Returns:
             (start, end, caption) of each window of the clip; times in seconds.
@@ -191,17 +213,8 @@ class Embedder:
         if not isinstance(model, CaptionModel):
             raise ValueError("caption: this model has no decoder; a unified model is needed")
         rate = sample_rate or self.sample_rate
-        clip, *given = (_clip(index, item, rate) for index, item in enumerate([audio, *_items(references)]))
-        return caption_clip(
-            model,
-            clip,
-            given,
-            clip_seconds=self.clip_seconds,
-            beams=beams,
-            generation=generation,
-            repeated=repeated,
-            common=common,
-        )
+        clip, *given = (as_clip(index, item, rate) for index, item in enumerate([audio, *as_list(references)]))
+        return caption_clip(model, clip, given, clip_seconds=self.clip_seconds, **options)
 
     @overload
     def embed_text(
@@ -268,45 +281,6 @@ class Embedder:
         else:
             captions = self.embed_text(cast("Sequence[str]", text), tokens=True)
         return similarities(clips, captions, score)
-
-
-class _InMemory:
-    """A waveform that is read like a file, and so cut, resampled, and checked like one."""
-
-    def __init__(self, name: str, waveform: np.ndarray, sample_rate: int):
-        self.name = name
-        content = io.BytesIO()
-        soundfile.write(content, waveform, sample_rate, format="WAV", subtype="FLOAT")
-        self.content = content.getvalue()
-        self.size = len(self.content)
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        return self.content
-
-
-def _clip(index: int, item: Any, sample_rate: int) -> Clip:
-    """A clip for the loader, from a path or a waveform `[S]`."""
-    if isinstance(item, (str, Path)):
-        return Clip(str(item), Path(item), (), audio_info(item).seconds)
-    name = f"audio[{index}]"
-    if not isinstance(item, (Tensor, np.ndarray)):
-        raise TypeError(f"{name} must be a path or a waveform, got {type(item).__name__}")
-    values = item.detach().float().cpu().numpy() if isinstance(item, Tensor) and item.is_floating_point() else item
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        raise TypeError(f"{name} must be floating-point with full scale +-1, got {item.dtype}")
-    if values.ndim != 1:
-        raise ValueError(f"{name} must be a waveform of shape [S], got {list(values.shape)}")
-    recording = _InMemory(name, values, sample_rate)
-    return Clip(name, recording, (), audio_info(recording).seconds)
-
-
-def _items(audio: Any) -> list[Any]:
-    """The clips of what `embed_audio` takes: one path or waveform, or several."""
-    single = isinstance(audio, (str, Path)) or getattr(audio, "ndim", None) == 1
-    return [audio] if single else list(audio)
 
 
 def _all_of(values: Any, kept: type) -> bool:

@@ -19,6 +19,7 @@ from atk.extras import optional_imports
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
 
 _COLORS = ("#ff7f0e", "#e6194b", "#f032e6", "#4aa8ff", "#a0522d", "#808080")  # all contrast with the heat map
 
@@ -47,14 +48,9 @@ def align_figure(
     Returns:
         The path of the CSV.
     """
-    with optional_imports:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
     phrases = list(dict.fromkeys(event.phrase for event in events))
     heights = [0.25 * len(phrases)] * bool(phrases) + [2.2, 0.3 * max(len(alignment.words), 2)]
-    figure = Figure(figsize=(10, sum(heights) + 1.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, sum(heights) + 1.0)
     grid = figure.add_gridspec(len(heights), 2, width_ratios=(1, 0.015), height_ratios=heights)
     heat = figure.add_subplot(grid[-1, 0])
     spectrogram = figure.add_subplot(grid[-2, 0], sharex=heat)
@@ -74,11 +70,27 @@ def align_figure(
     for axes in {top, spectrogram}:
         axes.tick_params(bottom=False, labelbottom=False, left=axes is spectrogram)
     heat.set_xlim(0, seconds)
-    figure.suptitle(textwrap.fill(title, 110), fontsize="medium", parse_math=False)
+    figure.suptitle(picture_title(title), fontsize="medium", parse_math=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return _write_csv(path.with_suffix(".csv"), alignment)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of a size in inches, which needs no display."""
+    with optional_imports:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def picture_title(text: str) -> str:
+    """A title in lines that fit a figure, on which file names that are not UTF-8 can be drawn."""
+    return textwrap.fill(in_unicode(text), 110)
 
 
 def _draw_heat_map(axes: "Axes", alignment: AlignmentMap) -> "QuadMesh":

@@ -21,6 +21,7 @@ from atk.eval.embed import (
     embed_tokens,
     evaluating,
 )
+from atk.eval.frames import with_frames_on_disk
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
 from atk.eval.scores import SCORES, Score, similarities
 from atk.eval.tags import TagScores, prompts_from, tag_scores
@@ -28,6 +29,7 @@ from atk.eval.twins import score_twins
 from atk.ops.checks import one_of
 
 TEMPLATE = "the sound of {tag}"
+_TEXTS = 1024  # whose tokens are kept at a time
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class EvalSplit:
         on_error: "skip" skips and lists bad files and rows; "raise" stops at the first one.
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
         chunks: average this many overlapping windows instead (see `atk.data.eval_loader`).
-        frames: keep the frames of all clips, which scores other than "global" need.
+        frames: keep the frames of all clips, which scores other than "global" need, in a temporary file.
 
     Raises:
         FileNotFoundError, ValueError: as for `atk.data.read_data`, `read_twins`, and `read_events`.
@@ -129,7 +131,8 @@ class EvalSplit:
         with_frames = ALL_FILES if self.frames else named
         skipped = list(self.skipped)
         with evaluating(model):
-            embedded = list(embed_clips(model, self.loader, skipped, with_frames, progress))
+            clips_embedded = embed_clips(model, self.loader, skipped, with_frames, progress)
+            embedded = with_frames_on_disk(clips_embedded) if self.frames else list(clips_embedded)
         if not embedded:
             raise ValueError(f"{self.folder}: none of the {len(self.clips)} clips of the split can be decoded")
         clips = {clip.file_name: embedding for clip, embedding in embedded if clip.file_name in with_frames}
@@ -244,7 +247,8 @@ def text_similarity(model: EmbeddingModel, split: SplitEmbedding, texts: list[st
         clips = [split.clips[name] for name in split.files if name in split.clips]
         if len(clips) < len(split.files):
             raise ValueError(f"score: {score!r} needs a split embedded with frames=True")
-        return similarities(clips, embed_tokens(model, texts), score)
+        parts = [texts[first : first + _TEXTS] for first in range(0, len(texts), _TEXTS)]
+        return torch.cat([similarities(clips, embed_tokens(model, part), score) for part in parts], 1)
 
 
 def evaluate_tags(

@@ -1,6 +1,6 @@
 """The similarity of clips and captions: of their global vectors, of their frames and tokens, or both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from atk.ops.max_mean import max_mean_similarity_varlen
 
 Score = Literal["global", "max_mean", "both"]
 SCORES = get_args(Score)
+_FRAMES = 1 << 16  # to compare at a time
 
 
 def similarities(clips: Sequence[ClipEmbedding], captions: Sequence[CaptionEmbedding], score: Score) -> Tensor:
@@ -34,10 +35,26 @@ def similarities(clips: Sequence[ClipEmbedding], captions: Sequence[CaptionEmbed
     if score != "max_mean":
         scores.append(torch.stack([clip.pooled for clip in clips]) @ torch.stack([text.pooled for text in captions]).T)
     if score != "global":
-        frames, cu_frames = _packed([clip.frames for clip in clips])
         tokens, cu_tokens = _packed([text.tokens for text in captions])
-        scores.append(max_mean_similarity_varlen(frames, tokens, cu_frames, cu_tokens))
+        blocks = []
+        for block in _blocks([clip.frames for clip in clips]):
+            frames, cu_frames = _packed(block)
+            blocks.append(max_mean_similarity_varlen(frames, tokens, cu_frames, cu_tokens))
+        scores.append(torch.cat(blocks))
     return torch.stack(scores).mean(0)
+
+
+def _blocks(sequences: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Sequences in blocks of at most `_FRAMES` rows or one sequence, which bounds the memory."""
+    block: list[Tensor] = []
+    rows = 0
+    for sequence in sequences:
+        if block and rows + len(sequence) > _FRAMES:
+            yield block
+            block, rows = [], 0
+        block.append(sequence)
+        rows += len(sequence)
+    yield block
 
 
 def _packed(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

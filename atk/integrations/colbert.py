@@ -13,6 +13,8 @@ from atk.integrations.maxsim import maxsim, maxsim_pairs
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.ops.max_mean import max_mean_similarity_varlen
 
+__all__ = ["install", "uninstall"]
+
 VERSIONS = ("0.2.22",)
 EMPTY_TOKEN = -9999.0  # the library's best similarity of a query token in a document without a valid token
 

@@ -10,6 +10,8 @@ from atk.integrations.maxsim import maxsim, maxsim_candidates
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.ops.checks import DTYPES
 
+__all__ = ["install", "uninstall"]
+
 VERSIONS = ("0.3.17", "0.3.18")
 
 

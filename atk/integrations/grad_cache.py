@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from atk.nn import AlignedContrastiveLoss
 
+__all__ = ["AlignedLoss", "joined"]
+
 
 def joined(pooled: Tensor, sequence: Tensor) -> Tensor:
     """`[N, 1 + L, D]`: global vectors `[N, D]` as row 0, then frames or tokens `[N, L, D]`."""

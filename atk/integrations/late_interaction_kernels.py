@@ -9,6 +9,8 @@ from torch.nn.functional import normalize as unit_vectors
 from atk.integrations.maxsim import maxsim
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 
+__all__ = ["install", "uninstall"]
+
 VERSIONS = ("0.4.0", "0.4.1", "0.4.2", "0.4.3", "0.4.4", "0.4.5")
 
 

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from atk.ops.max_mean import max_mean_similarity, max_mean_similarity_pairs
 
+__all__ = ["boolean", "maxsim", "maxsim_candidates", "maxsim_pairs", "zeroed"]
+
 
 def maxsim(
     queries: Tensor, documents: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None

@@ -18,6 +18,8 @@ from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.models.clap import CLAP
 from atk.ops.max_mean import max_mean_similarity, max_mean_similarity_pairs
 
+__all__ = ["AlignedEncoder", "install", "max_sim", "pairwise_max_sim", "uninstall"]  # noqa: F822 (one is defined on first use)
+
 VERSIONS = ("2.26.24",)
 Items = Sequence[Tensor | np.ndarray] | np.ndarray | Tensor
 
@@ -79,6 +81,10 @@ class _Alignment:
         self.clap = model
         self.direction = direction
         self.audio_first = True  # in `similarity`; without queries, as in zero-shot classification, it is
+        metadata = import_library("mteb.models.model_meta").ModelMeta
+        # Tasks with audio are refused if a model does not say that it takes it.
+        described = {"name": "atk/aligned", "modalities": ["audio", "text"], "embed_dim": model.dim}
+        self.mteb_model_meta = metadata.create_empty(described)
 
     @torch.no_grad()
     def encode(

@@ -11,6 +11,8 @@ from torch import Tensor
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.ops.info_nce import info_nce
 
+__all__ = ["ClipLoss", "install", "uninstall"]  # noqa: F822 (one is defined on first use)
+
 VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 
 

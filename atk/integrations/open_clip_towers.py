@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from atk.distributed import aligned_info_nce, ddp_factor
 from atk.integrations import open_clip
 
+__all__ = ["AlignedClipLoss", "Towers"]
+
 HTSAT_REPEAT = 32  # HTS-AT repeats each of its frames this many times, to match the rate of the spectrogram
 
 

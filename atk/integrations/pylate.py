@@ -14,6 +14,8 @@ from atk.integrations.maxsim import boolean, maxsim, maxsim_candidates, maxsim_p
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 from atk.ops.checks import DTYPES
 
+__all__ = ["colbert_kd_scores", "colbert_scores", "install", "uninstall"]
+
 VERSIONS = ("1.6.0",)
 
 

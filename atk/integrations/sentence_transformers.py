@@ -17,6 +17,17 @@ from atk.integrations.maxsim import maxsim as all_pairs
 from atk.integrations.maxsim import maxsim_pairs as matching_pairs
 from atk.integrations.rebinding import Rebinding, Replacements, import_library
 
+__all__ = [
+    "VERSIONS",
+    "colbert_kd_scores",
+    "colbert_scores",
+    "colbert_scores_pairwise",
+    "install",
+    "maxsim",
+    "maxsim_pairwise",
+    "uninstall",
+]
+
 VERSIONS = ("6.0.0", "6.0.1", "6.1.0", "6.2.0")
 EMPTY_DOCUMENT = -1e9  # the library's score of a document without a valid token
 Items = Sequence[Tensor | np.ndarray] | np.ndarray | Tensor

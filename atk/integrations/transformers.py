@@ -19,6 +19,8 @@ from atk.integrations.rebinding import import_library
 from atk.nn import AlignedContrastiveLoss
 from atk.ops.checks import strings
 
+__all__ = ["AlignedClap", "AlignedTrainer", "ClapCollator"]  # noqa: F822 (one is defined on first use)
+
 
 class AlignedClap(nn.Module):
     """A `transformers.ClapModel` with the aligned loss (3.7) on its global vectors, frames, and tokens.

@@ -9,7 +9,7 @@ from atk.models.caption_model import CaptionModel, create_difference_block
 from atk.models.captioner_config import CaptionerConfig
 from atk.models.cnn14 import FRAME_STRIDE, Cnn14
 from atk.models.decoder import CaptionDecoder
-from atk.models.saved import find_model, load_weights, naming_file, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
 
 _DECODER = "decoder"
 
@@ -80,7 +80,12 @@ class Captioner(CaptionModel):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        self.decoder.save(save_model(self, self.config, folder) / _DECODER)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        self.decoder.save(save_config(self.config, folder) / _DECODER)
 
     @staticmethod
     def _find(name: str | Path) -> tuple[Path, CaptionerConfig]:

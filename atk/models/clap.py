@@ -16,7 +16,7 @@ from atk.models.clap_transformers import ClapConfig
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.published import layout_of
-from atk.models.saved import find_model, load_weights, naming_file, save_model
+from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
 from atk.models.text import TextEncoder, TextEncoderConfig
 
 # Subfolders of a saved model.
@@ -225,7 +225,12 @@ class CLAP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save configuration, tokenizer, and weights (safetensors) to `folder`."""
-        folder = save_model(self, self.config, folder)
+        self.save_settings(folder)
+        save_weights(self, folder)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizer."""
+        folder = save_config(self.config, folder)
         audio: Any = self.audio_encoder
         if self.config.clap.enabled:
             clap_transformers.save_encoders(audio, self.text_encoder, folder / _CLAP)

@@ -1,6 +1,7 @@
 """The encoders of a `transformers.ClapModel` (HTS-AT and RoBERTa, width 512) for `atk.models.clap.CLAP`."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -75,8 +76,11 @@ def create_encoders(
     clap, extractor = _model(transformers, config)
     tokenizer = _tokenizer(transformers, config, clap.text_model.config, text.vocabulary, captions)
     encoder = TextEncoder(replace(text, pooling="pooler"), clap.text_model, tokenizer)
-    scale = None if config.random_init else float(clap.logit_scale_a.detach().exp())
-    return HTSAT(clap.audio_model, extractor, logit_scale=scale), encoder, clap.audio_projection, clap.text_projection
+    scales = (None, None)
+    if not config.random_init:
+        scales = float(clap.logit_scale_a.detach().exp()), float(clap.logit_scale_t.detach().exp())
+    audio = HTSAT(clap.audio_model, extractor, None, *scales)
+    return audio, encoder, clap.audio_projection, clap.text_projection
 
 
 def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
@@ -87,9 +91,20 @@ def save_encoders(audio: HTSAT, text: TextEncoder, folder: Path) -> None:
 
 
 def save_clap_model(
-    audio: nn.Module, text: TextEncoder, audio_projection: nn.Module, text_projection: nn.Module, folder: Path
+    audio: nn.Module,
+    text: TextEncoder,
+    audio_projection: nn.Module,
+    text_projection: nn.Module,
+    folder: Path,
+    logit_scale: float | None = None,
 ) -> None:
-    """Save a `transformers.ClapModel` with these parts, and its processor. It scales logits as a new ClapModel does.
+    """Save a `transformers.ClapModel` with these parts, and its processor.
+
+    Args:
+        audio, text, audio_projection, text_projection: the parts.
+        folder: folder to write to.
+        logit_scale: inverse of the temperature of the loss; None keeps the scales of the published checkpoint that the
+            audio encoder is from, or else takes those of a new ClapModel.
 
     Raises:
         ValueError: the parts are not those of a ClapModel.
@@ -109,6 +124,10 @@ def save_clap_model(
     }
     for name, part in parts.items():
         getattr(clap, name).load_state_dict(part.state_dict())
+    scales = (audio.logit_scale, audio.text_logit_scale) if logit_scale is None else (logit_scale, logit_scale)
+    for parameter, scale in zip((clap.logit_scale_a, clap.logit_scale_t), scales, strict=True):
+        if scale is not None:
+            parameter.data.fill_(math.log(scale))
     clap.save_pretrained(folder)
     transformers.ClapProcessor(audio.features.extractor, text.tokenizer).save_pretrained(folder)
 

@@ -60,7 +60,12 @@ class TextTower(nn.Module):
         return F.normalize(pooled.float(), dim=-1), F.normalize(tokens.float(), dim=-1), mask, offsets
 
 
-def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # noqa: A002 (the name of the option)
+def export_model(
+    model: CLAP,
+    folder: str | Path,
+    format: Format,  # noqa: A002 (the name of the option)
+    logit_scale: float | None = None,
+) -> float:
     """Write a model and its tokenizer to a folder, and compare what was written with the model.
 
     Args:
@@ -69,6 +74,8 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
         format: "transformers" writes a ClapModel and its processor. "torch-export" writes `audio.pt2` and `text.pt2`,
             which need only torch: see `AudioTower` and `TextTower`. "onnx" writes `audio.onnx` and `text.onnx` with the
             same inputs and outputs, checked with onnxruntime.
+        logit_scale: inverse of the temperature that the model was trained with, which a ClapModel also holds; None =
+            that of the published checkpoint that the model is, or else the default of ClapModel.
 
     Returns:
         The largest difference between a component of an embedding and that of the model.
@@ -81,7 +88,7 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
     one_of("format", format, FORMATS)
     folder = Path(folder)
     if format == "transformers":
-        error = _write_clap_model(model, folder)
+        error = _write_clap_model(model, folder, logit_scale)
     else:
         model = _without_branches(model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,9 +100,9 @@ def export_model(model: CLAP, folder: str | Path, format: Format) -> float:  # n
 
 
 @torch.no_grad()
-def _write_clap_model(model: CLAP, folder: Path) -> float:
+def _write_clap_model(model: CLAP, folder: Path, logit_scale: float | None) -> float:
     clap_transformers.save_clap_model(
-        model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection, folder
+        model.audio_encoder, model.text_encoder, model.audio_projection, model.text_projection, folder, logit_scale
     )
     again = CLAP.from_pretrained(folder)
     audio, lengths = _clips(model, 2, 1.0)

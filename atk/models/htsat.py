@@ -22,6 +22,7 @@ class HTSAT(nn.Module):
         extractor: the `ClapFeatureExtractor` that goes with it.
         filters: mel filters of a checkpoint; see `ClapFeatures`.
         logit_scale: inverse of the temperature that the checkpoint was trained with, if known.
+        text_logit_scale: that of the text side, where a ClapModel has one of its own.
         long_clips: what is used of clips longer than the input; see `use_long_clips`.
     """
 
@@ -34,10 +35,12 @@ class HTSAT(nn.Module):
         extractor: "ClapFeatureExtractor",
         filters: Tensor | None = None,
         logit_scale: float | None = None,
+        text_logit_scale: float | None = None,
     ):
         super().__init__()
         self.model = model
         self.logit_scale = logit_scale
+        self.text_logit_scale = text_logit_scale
         self.augment: SpecAugment | None = None
         self.features = ClapFeatures(extractor, 4 if model.config.enable_fusion else 1, filters)
         self.frames = _frame_count(model.config)

@@ -1,6 +1,7 @@
 """Saving and loading models: a folder with `config.json` and `model.safetensors`, a run folder, or a hub repository."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,20 +17,25 @@ from atk.extras import optional_imports
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
+SHARDS = "shards"
 _CONFIG = "config.json"
 
 
-def save_model(model: nn.Module, config: "DataclassInstance", folder: str | Path) -> Path:
-    """Save `config` and the weights of `model` to `folder`, which is created if needed. Returns the folder."""
-    with optional_imports:
-        from safetensors.torch import save_model as save_weights
-
+def save_config(config: "DataclassInstance", folder: str | Path) -> Path:
+    """Save the configuration of a model to `folder`, which is created if needed. Returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-    save_weights(model, str(folder / _WEIGHTS))
     return folder
+
+
+def save_weights(model: nn.Module, folder: str | Path) -> None:
+    """Save the weights of a model to `folder`."""
+    with optional_imports:
+        from safetensors.torch import save_model
+
+    save_model(model, str(Path(folder) / WEIGHTS))
 
 
 def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -45,8 +51,8 @@ def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = model_folder(Path(name))
     if not folder.is_dir():
         folder = _download(str(name))
-    if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no model: expected {_CONFIG} and {_WEIGHTS} there")
+    if not (folder / _CONFIG).is_file() or not ((folder / WEIGHTS).is_file() or (folder / SHARDS).is_dir()):
+        raise ValueError(f"{folder} holds no model: expected {_CONFIG} and {WEIGHTS} there")
     try:
         values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -57,7 +63,7 @@ def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_weights(model: nn.Module, folder: Path, others: tuple[str, ...] = ()) -> None:
-    """Load the weights saved by `save_model` into `model`.
+    """Load the weights of a saved model, or of a checkpoint that has them only in shards, into `model`.
 
     Args:
         model: the model.
@@ -71,15 +77,34 @@ def load_weights(model: nn.Module, folder: Path, others: tuple[str, ...] = ()) -
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
+    if not (folder / WEIGHTS).is_file():
+        _load_shards(model, folder / SHARDS)
+        return
     try:
-        missing, unexpected = load_model(model, folder / _WEIGHTS, strict=not others)
+        missing, unexpected = load_model(model, folder / WEIGHTS, strict=not others)
         if strangers := [*missing, *(name for name in unexpected if not name.startswith(others))]:
             raise RuntimeError(f"missing or unexpected: {', '.join(sorted(strangers))}")
     except SafetensorError as error:
-        raise ValueError(f"{folder / _WEIGHTS}: damaged or cut short ({error})") from None
+        raise ValueError(f"{folder / WEIGHTS}: damaged or cut short ({error})") from None
     except RuntimeError as error:  # names or shapes differ
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / _WEIGHTS}: not the weights of the model in {_CONFIG} ({reason[:200]})") from None
+        raise ValueError(f"{folder / WEIGHTS}: not the weights of the model in {_CONFIG} ({reason[:200]})") from None
+
+
+def _load_shards(model: nn.Module, folder: Path) -> None:
+    """Load the whole weights that the ranks of a run have each saved a part of."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # there is no process group, as intended
+            dcp.load(weights, checkpoint_id=folder, no_dist=True)  # into the model
+    except (CheckpointException, Exception) as error:  # noqa: BLE001 (of many types, depending on what is damaged)
+        failures = getattr(error, "failures", None)  # of each rank: (error, traceback)
+        reason = " ".join(str(next(iter(failures.values()))[0] if failures else error).split())[:200]
+        raise ValueError(f"{folder}: not the weights of the model in {_CONFIG} ({reason})") from None
 
 
 @contextmanager
@@ -117,15 +142,21 @@ def best_or_last(run: Path) -> Path:
     raise FileNotFoundError(f"{run} holds no checkpoint: expected {run / 'checkpoints' / 'last'}, written by atk train")
 
 
+def run_folder(source: str | Path) -> Path | None:
+    """The run folder, or the one that a checkpoint belongs to; None for other sources."""
+    path = Path(source)
+    run = path.resolve().parent.parent if path.parent.name == "checkpoints" else path
+    return run if (run / "config.yaml").is_file() else None
+
+
 def run_settings(source: str | Path) -> dict[str, Any]:
     """The settings of the run that a run folder, or a checkpoint in one, belongs to; empty for other sources.
 
     Raises:
         ValueError: its `config.yaml` is damaged.
     """
-    path = Path(source)
-    run = path.resolve().parent.parent if path.parent.name == "checkpoints" else path
-    return load_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    run = run_folder(source)
+    return {} if run is None else load_yaml(run / "config.yaml")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -154,9 +154,9 @@ class Unified(CLAP, CaptionModel):
             z = z + 0.0 * self.difference_block(z[:1], z[:1]).sum()
         return self.decoder(z, mask, tokens)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Save configuration, tokenizers, and weights (safetensors) to `folder`."""
-        super().save_pretrained(folder)
+    def save_settings(self, folder: str | Path) -> None:
+        """Save everything but the weights to `folder`: configuration and tokenizers."""
+        super().save_settings(folder)
         self.decoder.save(Path(folder) / _DECODER)
 
     @classmethod

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-_LIBRARY = torch.library.Library("atk", "FRAGMENT")
+# The package's name, so that copies under other names, from the Hugging Face hub, can be loaded beside it.
+_NAMESPACE = __name__.partition(".")[0]
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -27,7 +29,7 @@ class CustomOp:
     def __init__(self, name: str, implementation: Callable[..., Any]):
         _LIBRARY.define(name + torch.library.infer_schema(implementation, mutates_args=()))
         _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-        self.overload: OpOverload = getattr(torch.ops.atk, name).default
+        self.overload: OpOverload = getattr(getattr(torch.ops, _NAMESPACE), name).default
         self._implementation = implementation
         arguments = self.overload._schema.arguments
         self._tensors = [k for k, argument in enumerate(arguments) if "Tensor" in str(argument.type)]

@@ -45,7 +45,7 @@ class Gpu(NamedTuple):
 
         properties = torch.cuda.get_device_properties(index)
         capability = f"{properties.major}.{properties.minor}"
-        own_version = sys.modules["atk"].__version__  # this layer must not import it
+        own_version = sys.modules[__name__.partition(".")[0]].__version__  # this layer must not import it
         return cls(properties.name, capability, triton.__version__, torch.__version__, own_version)
 
     def key(self, op: str, dtype: torch.dtype) -> str:

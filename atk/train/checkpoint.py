@@ -4,7 +4,8 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,9 @@ import torch
 from torch import Tensor
 
 from atk.extras import optional_imports
-from atk.models.saved import damaged_file, find_checkpoint, step_folders
+from atk.models.saved import SHARDS, damaged_file, find_checkpoint, step_folders
 from atk.train.shards import load_shards
 
-SHARDS = "shards"
 _STATE = "training.pt"
 
 
@@ -31,7 +31,9 @@ def partial_folder(folder: Path, step: int) -> Path:
     return folder / f".partial-{step:08d}"
 
 
-def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, Any], best: bool) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, model: Saveable | None, state: dict[str, Any], best: bool, begun: bool = False
+) -> Path:
     """Write `folder/step-<step>`: the model by `save_pretrained`, everything else to training.pt.
 
     Then name it `folder/last`, and `folder/best` too if `best`, and remove the checkpoints without a name. A name is a
@@ -40,10 +42,10 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     Args:
         folder: the checkpoints of a run.
         step: number of steps done.
-        model: the model.
-        state: everything else that resuming needs. If it is "sharded", the ranks have already written their shards to
-            the `partial_folder`.
+        model: the model; None if it has been written.
+        state: everything else that resuming needs.
         best: whether this is the best checkpoint so far.
+        begun: whether a part of the checkpoint is already in the `partial_folder`.
 
     Returns:
         The folder of the checkpoint.
@@ -54,7 +56,10 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     partial = partial_folder(folder, step)
-    _write(partial, target, model, state)
+    if not begun:
+        shutil.rmtree(partial, ignore_errors=True)
+    with reporting_failure(folder, step):
+        _write(partial, model, state)
     earlier = find_checkpoint(folder, "best")
     steps = step_folders(folder)
     if earlier is None and len(steps) == 1 and state.get("best", -math.inf) > -math.inf:
@@ -77,23 +82,31 @@ def save_checkpoint(folder: Path, step: int, model: Saveable, state: dict[str, A
     return target
 
 
-def _write(partial: Path, target: Path, model: Saveable, state: dict[str, Any]) -> None:
-    """Write a checkpoint to the folder `partial`, which will become `target`; errors are as in `save_checkpoint`."""
+def _write(partial: Path, model: Saveable | None, state: dict[str, Any]) -> None:
+    if model is not None:
+        model.save_pretrained(partial)
+    torch.save(state, partial / _STATE)
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
+
+
+@contextmanager
+def reporting_failure(folder: Path, step: int) -> Generator[None, None, None]:
+    """A context that writes a part of the checkpoint of a step; if that fails, its partial folder is removed.
+
+    Raises:
+        OSError: the part cannot be written; the message names the checkpoints that are left.
+    """
     with optional_imports:
         from safetensors import SafetensorError
 
-    if not state.get("sharded"):
-        shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
-        torch.save(state, partial / _STATE)
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder(folder, step), ignore_errors=True)
         reason = " ".join(str(error).split())
-        left = ", ".join(path.name for path in step_folders(target.parent)) or "none"
-        raise OSError(f"{target}: cannot be saved ({reason}); checkpoints left: {left}") from error
+        left = ", ".join(path.name for path in step_folders(folder)) or "none"
+        raise OSError(f"{folder / f'step-{step:08d}'}: cannot be saved ({reason}); checkpoints left: {left}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -112,6 +112,7 @@ class TrainConfig:
         loggers: where these rows go as well: "tensorboard", "wandb", "mlflow", "trackio". The last three need their
             packages, and work offline unless their environment variables name a server.
         save_every: steps between checkpoints.
+        async_save: write checkpoints in the background, from a copy in main memory, while training continues.
         eval_every: steps between validations if there is a split to validate on; 0 validates only at the end.
         patience: end training after so many validations in a row without a better one; null never does.
         ema: decay of an exponential moving average of the weights, such as 0.999, which is then validated and saved in
@@ -142,6 +143,7 @@ class TrainConfig:
     log_every: int = 10
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     save_every: int = 200
+    async_save: bool = False
     eval_every: int = 200
     patience: int | None = None
     ema: float = 0.0

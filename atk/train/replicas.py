@@ -2,11 +2,9 @@
 
 import contextlib
 import copy
-import shutil
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +14,8 @@ from torch import Tensor, nn
 from atk.distributed.collectives import world_size
 from atk.models.layers import innermost_layers
 from atk.train import grad_cache, ranks
-from atk.train.checkpoint import SHARDS
 from atk.train.grad_cache import CachedTask, Embeddings, EncodeLast
 from atk.train.optimizer import load_ordered_state, ordered_state, parameter_groups
-from atk.train.shards import save_shards, take_shards
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -38,6 +34,8 @@ class Replicas:
     Args:
         task: the task whose model and criterion are trained.
     """
+
+    sharded = False  # whether each rank has only a part of the weights
 
     def __init__(self, task: CachedTask):
         self.task = task
@@ -78,10 +76,6 @@ class Replicas:
         """This rank's shares of `values`, which are like `parameters`."""
         return list(values)
 
-    def write_shards(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-        """Write what all ranks have to write to a new checkpoint `folder`; returns what remains for the first one."""
-        return state
-
 
 class Shards(Replicas):
     """Every rank keeps a shard of each weight, gradient, and optimizer state; layers are gathered when they are used.
@@ -92,6 +86,8 @@ class Shards(Replicas):
         task: the task whose model is sharded in place.
     """
 
+    sharded = True
+
     def __init__(self, task: CachedTask):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -100,7 +96,7 @@ class Shards(Replicas):
         self.task = task
         self.encode_last = None
         self.device = next(model.parameters()).device
-        self.cpu_copy = _copy_on_cpu(model) if ranks.is_first() else None
+        self.skeleton = _skeleton(model) if ranks.is_first() else None
         mesh = init_device_mesh(self.device.type, (world_size(),))
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # nothing changes the outputs of layers in place
         for layer in (*innermost_layers(model), model):
@@ -126,22 +122,22 @@ class Shards(Replicas):
 
     @contextmanager
     def full_model(self, device: torch.device) -> Generator[None, None, None]:
-        """As in `Replicas`; on the first rank, the model of the task is a copy with all weights."""
+        """As in `Replicas`; on the first rank, the model of the task is a copy with all weights, freed at the end."""
         sharded = self.task.model
-        full_state = {} if self.cpu_copy is None else self.cpu_copy.state_dict()
+        wanted = {} if self.skeleton is None else self.skeleton.state_dict(keep_vars=True)
+        whole: dict[int, Any] = {}
         for name, value in sharded.state_dict().items():  # gathered one at a time, by all ranks
             gathered = full_tensor(value)
-            if name in full_state:
-                full_state[name].copy_(gathered)
-        if self.cpu_copy is None:
+            if name in wanted and id(wanted[name]) not in whole:
+                whole[id(wanted[name])] = _like(wanted[name], gathered.to(device))
+        if self.skeleton is None:
             yield
             return
-        self.task.model = self.cpu_copy.to(device)
+        self.task.model = copy.deepcopy(self.skeleton, whole).to(device)
         try:
             yield
         finally:
             self.task.model = sharded
-            self.cpu_copy.cpu()
 
     def clip_gradients(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         """As in `Replicas`; the norm is over all shards."""
@@ -166,16 +162,6 @@ class Shards(Replicas):
     def shares(self, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
         """As in `Replicas`."""
         return [_sharded_like(*pair) for pair in zip(parameters, values, strict=True)]
-
-    def write_shards(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-        """As in `Replicas`: every rank writes its shards of the optimizer state and of the weights."""
-        rest, tensors = take_shards(state)
-        if ranks.is_first():
-            shutil.rmtree(folder, ignore_errors=True)
-            (folder / SHARDS).mkdir(parents=True)
-        dist.barrier()
-        save_shards(folder / SHARDS, tensors)
-        return rest
 
 
 class _Encode(nn.Module):
@@ -208,14 +194,19 @@ class _Touch(torch.autograd.Function):
         return (None,) * ctx.weights
 
 
-def _copy_on_cpu(model: nn.Module) -> nn.Module:
-    """A copy of the model on the CPU, made without memory on its device."""
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the model whose weights take no memory; its buffers are on the CPU."""
     copies: dict[int, Any] = {}
     for weight in model.parameters():
-        copies[id(weight)] = nn.Parameter(weight.detach().cpu().clone(), weight.requires_grad)
+        copies[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
     for buffer in model.buffers():
         copies[id(buffer)] = buffer.cpu().clone()
     return copy.deepcopy(model, copies)
+
+
+def _like(wanted: Tensor, values: Tensor) -> Tensor:
+    """`values` as a weight or a buffer, as `wanted` is."""
+    return nn.Parameter(values, wanted.requires_grad) if isinstance(wanted, nn.Parameter) else values.clone()
 
 
 def _as_dtensor(value: Any) -> "DTensor | None":

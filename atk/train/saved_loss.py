@@ -25,7 +25,7 @@ def saved_pair_loss(start: Path) -> tuple[float | None, float | None]:
     try:
         criterion = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["criterion"]
     except Exception as error:  # noqa: BLE001 (of many types, depending on what is damaged)
-        raise ValueError(f"init: {file} is damaged or cut short ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{file}: damaged or cut short ({' '.join(str(error).split())[:200]})") from None
     values = {name.rpartition(".")[2]: value for name, value in criterion.items()}
     scale, bias = values.get("log_logit_scale"), values.get("logit_bias")
     return None if scale is None else float(scale.exp()), None if bias is None else float(bias)

@@ -1,19 +1,23 @@
-"""The part of a checkpoint that every rank writes for itself: its shards of the optimizer state and of weights.
+"""The part of a checkpoint that every rank writes for itself: its shards of weights and of the optimizer state.
 
 The format is that of `torch.distributed.checkpoint`. Any number of ranks can read it, also into weights that are not
 sharded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+_MODEL = "model"
 _LISTS = ("trained", "average")  # lists of one tensor per trained weight
 
 
@@ -28,14 +32,45 @@ def take_shards(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
     return state | dict.fromkeys(_LISTS) | {"optimizer": optimizer | {"state": {}}, "sharded": True}, tensors
 
 
+def model_shards(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model under the names that `atk.models.saved.load_weights` reads, such as "model.NAME"."""
+    return {f"{_MODEL}.{name}": value for name, value in weights.items()}
+
+
 def save_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write the shards of all ranks to `folder`; every rank calls this.
 
     Raises:
         OSError: a rank cannot write.
     """
-    try:
+    with _reporting_failure(folder):
         dcp.save(tensors, checkpoint_id=folder)
+
+
+def start_saving_shards(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup) -> Future:
+    """Copy the shards of this rank to main memory, and write those of all ranks in another thread.
+
+    Args:
+        folder, tensors: as in `save_shards`.
+        group: a group for these messages alone, which is not blocked by those of training.
+
+    Returns:
+        What `finish_saving_shards` waits for.
+    """
+    future = dcp.async_save(tensors, checkpoint_id=folder, process_group=group)
+    return future if isinstance(future, Future) else future.upload_completion
+
+
+def finish_saving_shards(folder: Path, future: Future) -> None:
+    """Wait for what `start_saving_shards` has started; errors are as in `save_shards`."""
+    with _reporting_failure(folder):
+        future.result()
+
+
+@contextmanager
+def _reporting_failure(folder: Path) -> Generator[None, None, None]:
+    try:
+        yield
     except CheckpointException as error:
         raise OSError(f"{folder}: cannot be saved ({_reason(error)})") from None
 
@@ -53,7 +88,11 @@ def load_shards(folder: Path, state: dict[str, Any], parameters: Sequence[Tensor
     """
     try:
         stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-        tensors = {name: _like(value, _weight(name, parameters)) for name, value in stored.items()}
+        tensors = {
+            name: _like(value, _weight(name, parameters))
+            for name, value in stored.items()
+            if not name.startswith(f"{_MODEL}.")
+        }
         dcp.load(tensors, checkpoint_id=folder)
     except (CheckpointException, Exception) as error:  # noqa: BLE001 (of many types, depending on what is damaged)
         raise ValueError(f"{folder}: cannot be read ({_reason(error)})") from None

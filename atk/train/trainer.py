@@ -17,7 +17,7 @@ from atk.device import multiplies_bf16
 from atk.distributed import ddp_factor, total
 from atk.train import grad_cache, ranks
 from atk.train.averages import MovingAverage, copy_weights, evaluation_weights
-from atk.train.checkpoint import load_state, partial_folder, save_checkpoint
+from atk.train.checkpoint import load_state
 from atk.train.config import TrainConfig
 from atk.train.interrupts import interrupts
 from atk.train.log import RunLog, peak_memory_mib, progress_bar
@@ -25,6 +25,7 @@ from atk.train.loggers import require_loggers
 from atk.train.lora import merged
 from atk.train.optimizer import learning_rate, make_optimizer, set_learning_rate, without_decay
 from atk.train.replicas import replicate_or_shard
+from atk.train.saving import CheckpointWriter
 from atk.train.task import Task
 from atk.train.tuning import drop_locked_gradients, lr_factors, prepare, set_augmentation_key, train_mode
 
@@ -66,6 +67,7 @@ class Trainer:
         self.out = Path(config.out)
         self.steps = config.total_steps(task.steps_per_epoch)
         self.bf16 = multiplies_bf16(device) if config.precision == "auto" else config.precision == "bf16"
+        self._adapted = config.tune.lora.rank > 0
         self.paces = prepare(task.model, config, resume)
         self.replicas = replicate_or_shard(task, config.shard)
         modules = (task.model, task.criterion)
@@ -74,6 +76,7 @@ class Trainer:
         groups = self.replicas.groups(self.parameters, undecayed, lr_factors(task.model, self.paces))
         self.optimizer = make_optimizer(groups, config.optim, self.steps)
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
+        self.writer = CheckpointWriter(config, self.replicas.sharded)
         self.step = 0
         self.seconds = 0.0
         self.best = -math.inf
@@ -107,12 +110,16 @@ class Trainer:
             TrainingError: the loss or the gradient is not finite.
             Interrupted: SIGINT or SIGTERM was received; the state was saved first.
             RankLost: another rank ended or stopped.
+            OSError: a checkpoint cannot be written.
         """
         if self.done:
             return
         train_mode(self.task.model)
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(self._open_log()) if ranks.is_first() else None
+            stack.enter_context(self.writer)
+            log = None
+            if ranks.is_first():
+                log = stack.enter_context(RunLog(self.out, self.step, self.config.loggers, asdict(self.config)))
             bar = stack.enter_context(progress_bar(self.steps, self.step, ranks.is_first()))
             interrupt = stack.enter_context(interrupts())
             step_started = time.perf_counter()
@@ -130,9 +137,6 @@ class Trainer:
                 if self.done:
                     return
                 step_started = time.perf_counter()
-
-    def _open_log(self) -> RunLog:
-        return RunLog(self.out, self.step, self.config.loggers, asdict(self.config))
 
     @property
     def done(self) -> bool:
@@ -156,11 +160,12 @@ class Trainer:
         config = self.config
         due = self.step == self.steps or bool(config.eval_every and self.step % config.eval_every == 0)
         is_best = self._validate(log) if due else False
+        self.writer.check()
         best, stop = (bool(flag) for flag in ranks.all_reduce_max(is_best, interrupted))
         if due and self.task.validation is not None:
             self.stale = 0 if best else self.stale + 1
         if best or stop or self.done or self.step % config.save_every == 0:
-            self._save(best)
+            self._save(best, stop or self.done)
         return stop
 
     def update(self, batch: Any) -> dict[str, float]:
@@ -255,11 +260,10 @@ class Trainer:
         Yields:
             The weights being trained, if that model doesn't hold them.
         """
-        adapted = self.config.tune.lora.rank > 0
         weights = evaluation_weights(self.optimizer, self.parameters, self.average)
         with weights as trained, self.replicas.full_model(device):
-            if not adapted or not ranks.is_first():
-                yield self.parameters if adapted and trained is None else trained
+            if not self._adapted or not ranks.is_first():
+                yield self.parameters if self._adapted and trained is None else trained
                 return
             model = self.task.model
             self.task.model = merged(model)
@@ -268,11 +272,10 @@ class Trainer:
             finally:
                 self.task.model = model
 
-    def _save(self, best: bool) -> None:
+    def _save(self, best: bool, final: bool) -> None:
         self.task.skipped |= ranks.merge_dicts(self.task.skipped)
-        folder = self.out / "checkpoints"
         optimizer_state = self.replicas.optimizer_state(self.optimizer, self.parameters)
-        with self._evaluation_model(torch.device("cpu")) as trained:
+        with self._saved_model() as (model, trained):
             state = {
                 "optimizer": optimizer_state,
                 "criterion": self.task.criterion.state_dict(),
@@ -282,8 +285,18 @@ class Trainer:
                 "seconds": self.seconds,
                 "best": self.best,
                 "stale": self.stale,
-                "skipped": self.task.skipped,
+                "skipped": dict(self.task.skipped),
             }
-            state = self.replicas.write_shards(partial_folder(folder, self.step), state)
-            if ranks.is_first():
-                save_checkpoint(folder, self.step, self.task.model, state, best)
+            self.writer.save(model, self.step, state, best, whole=best or final or self._adapted)
+        if final:
+            self.writer.wait()
+
+    @contextmanager
+    def _saved_model(self) -> Generator[tuple[Any, list[Tensor] | None], None, None]:
+        """A context that yields the model for `CheckpointWriter.save`, and the weights as in `_evaluation_model`."""
+        if self.replicas.sharded and not self._adapted:
+            with evaluation_weights(self.optimizer, self.parameters, self.average) as trained:
+                yield self.task.model, trained
+            return
+        with self._evaluation_model(torch.device("cpu")) as trained:
+            yield self.task.model if ranks.is_first() else None, trained

@@ -9,6 +9,7 @@ import pytest
 import aligned_vs_global
 import difference_captioning
 import experiments
+import fine_tuning
 import unified
 
 
@@ -87,3 +88,17 @@ def test_unified_training_is_compared_seed_by_seed_with_the_best_other_arm(tmp_p
     (line,) = [line for line in lines if line.startswith("| CIDEr")]
     assert line.startswith("| CIDEr, clip alone | 57.0 ± 76.2 |  |  | 55.0 ± 63.5 |")
     assert lines[-1] == "| steps | 7 | 7 | 7 | 7 | |"
+
+
+def test_gains_of_fine_tuning_are_paired_by_seed():
+    columns = [f"{group} {name}" for group, name in fine_tuning.COLUMNS]
+    before = [{"arm": fine_tuning.BEFORE, "seed": seed, **dict.fromkeys(columns, 10.0 * seed)} for seed in range(3)]
+    after = [
+        {"arm": arm, "seed": seed, **dict.fromkeys(columns, 10.0 * seed + gain)}
+        for arm in fine_tuning.ARMS
+        for seed, gain in ((2, 3.0), (0, 1.0), (1, 2.0))
+    ]
+    lines = fine_tuning.table(before + after).splitlines()
+    assert lines[2].startswith("| not fine-tuned | 10.0 ± 24.8 |")
+    assert [line.split(" | ")[-1] for line in lines[3:]] == ["2.0 ± 2.5 |"] * len(fine_tuning.ARMS)
+    assert fine_tuning.interval([1.25]) == "1.2"

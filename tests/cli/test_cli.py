@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,3 +231,42 @@ def test_import_is_light():
         "if name in sys.modules and name not in before])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_moments_are_searched_calibrated_and_evaluated(tiny_run, tiny_data, tmp_path, capsys):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_data, folder)
+    shutil.copytree(tiny_run, run, symlinks=True)
+    rows = [f"{split} {index}.wav,tone,a tone,0.1,0.3\n" for split in ("val", "test") for index in range(4)]
+    (folder / "events.csv").write_text("file_name,event,phrase,start,end\n" + "".join(rows))
+    options = ["--data", str(folder), "--workers", "0"]
+    result = json.loads(printed(capsys, "evaluate", str(run), *options, "--calibrate").rsplit("\n", 2)[0])
+    assert result["queries"] == 4 and json.loads((run / "moments.json").read_text()) == result["settings"]
+    result = json.loads(printed(capsys, "evaluate", str(run), *options, "--protocol", "moments"))
+    result = result["protocols"]["moments"]
+    assert result["queries"] == 4 and result["settings"]["threshold"] is not None
+    recording = str(folder / "test 0.wav")
+    search = ["search", str(run), recording, "a high tone, then a low tone", "a tone", "--moments", "--workers", "0"]
+    result = json.loads(printed(capsys, *search, "--json", "--figures", str(tmp_path / "p"), "--threshold", "-1"))
+    sequence, single = result["queries"]
+    assert sequence["phrases"] == ["a high tone", "a low tone"] and single["phrases"] == ["a tone"]
+    [hit] = single["hits"]
+    assert hit["file"] == recording and hit["start"] == 0 and Path(hit["picture"]).is_file()
+    text = printed(capsys, *search, "--threshold", "2")
+    assert text.count("nothing found") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--figures", "p"], "figures: only moments have it; add --moments"),
+        (["--moments", "--score", "both"], "without --long-clips and --score"),
+        (["--moments", "--smooth", "-1"], "smooth must be at least 0"),
+        (["--top", "0"], "top must be at least 1"),
+    ],
+)
+def test_options_of_moments_are_checked(options, message, tiny_run, tiny_data, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", str(tiny_run), str(tiny_data), "a tone", *options])
+    assert message in capsys.readouterr().err

@@ -100,4 +100,5 @@ def test_each_extra_installs_its_packages():
 
     for extra, names in EXTRAS.items():
         assert set(names) <= packages(extra), extra
-    assert {name for names in EXTRAS.values() for name in names} <= packages("all")
+    compatible = set(EXTRAS) - {"psds"}  # it needs older versions of what others need
+    assert {name for extra in compatible for name in EXTRAS[extra]} <= packages("all")

@@ -125,8 +125,8 @@ def test_methods_and_presets_are_literals(capsys):
         ),
         (["evaluate", "R", "--data", "D", "--condition", "x"], "--condition must be one of 'same/same', 'same/diff', "),
         (
-            ["evaluate", "R", "--data", "D", "--protocol", "tagging", "psds"],
-            "--protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', got 'psds'",
+            ["evaluate", "R", "--data", "D", "--protocol", "tagging", "er"],
+            "--protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', 'moments', 'psds', got 'er'",
         ),
         (["evaluate", "R", "--data", "D", "--prompts", "mine"], "--prompts must be one of 'laion', 'msclap', "),
         (["search", "R", "D"], "atk search: missing arguments: query"),

@@ -204,7 +204,11 @@ def test_splits_are_embedded_once(tmp_path):
     [
         (["retrieval"], {"folder": "0.tar"}, r"protocols need a data folder, got 0\.tar"),
         (["zero-shot"], {}, r"protocol zero-shot needs .*tags\.csv, which is missing"),
-        (["psds"], {}, "protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', got 'psds'"),
+        (
+            ["er"],
+            {},
+            "protocol must be one of 'retrieval', 'zero-shot', 'tagging', 'multi-query', 'moments', 'psds', got",
+        ),
         (["retrieval"], {"prompts": ["laion"]}, "prompts are for the protocol zero-shot"),
         (["multi-query"], {"split": "test"}, r"one caption per clip, got several for a\.wav"),
         (["tagging", "multi-query"], {}, r"protocol tagging needs .*tags\.csv"),

@@ -94,3 +94,49 @@ def aligned(frames, tokens):
     """Equation (3.6) of one clip and all captions, in a loop."""
     rows = zip(tokens.tokens, tokens.mask, strict=True)
     return torch.stack([(frames @ caption[mask].T).amax(1).mean() for caption, mask in rows])
+
+
+def made_up_task(clips, captions, rate, audio_queries):
+    """A retrieval task of mteb, in which clip i belongs to caption i."""
+    retrieval = library("mteb.abstasks.retrieval")
+    Dataset = library("datasets").Dataset
+    directions = ("a2t", ["audio", "text"]) if audio_queries else ("t2a", ["text", "audio"])
+    audio = [{"id": str(i), "audio": {"array": clip, "sampling_rate": rate}} for i, clip in enumerate(clips)]
+    text = [{"id": str(i), "text": caption} for i, caption in enumerate(captions)]
+
+    class MadeUp(retrieval.AbsTaskRetrieval):
+        metadata = library("mteb.abstasks.task_metadata").TaskMetadata(
+            name=f"MadeUp{directions[0].upper()}", description="made up", dataset={"path": "made/up", "revision": "1"},
+            type="Any2AnyRetrieval", category=directions[0], modalities=directions[1], eval_splits=["test"],
+            eval_langs=["eng-Latn"], main_score="hit_rate_at_1",
+        )  # fmt: skip
+
+        def load_data(self, *_, **__):
+            queries, corpus = (audio, text) if audio_queries else (text, audio)
+            relevant = {str(i): {str(i): 1} for i in range(len(clips))}
+            split = {"queries": Dataset.from_list(queries), "corpus": Dataset.from_list(corpus)}
+            self.dataset = {"default": {"test": split | {"relevant_docs": relevant, "top_ranked": None}}}
+            self.data_loaded = True
+
+    return MadeUp()
+
+
+@pytest.mark.parametrize("audio_queries", [True, False], ids=["a2t", "t2a"])
+def test_a_whole_evaluation(functions, audio_queries):
+    evaluate = library("mteb").evaluate
+    clap = tiny_clap()
+    draw = np.random.default_rng(0)
+    clips = [draw.standard_normal(length).astype(np.float32) for length in (4000, 9000, 6000, 7000)]
+    captions = ["a dog barks", "rain falls", "a bell rings", "a dog rings a bell"]
+    with torch.no_grad():
+        tokens = clap.embed_text(captions)
+        scores = torch.stack([aligned(clip, tokens) for clip in encode_all(clap, clips)])
+    scores = scores if audio_queries else scores.T
+    expected = (scores.argmax(1) == torch.arange(4)).float().mean().item()
+    task = made_up_task(clips, captions, clap.sample_rate, audio_queries)
+    with our_ops_run():
+        result = evaluate(adapter.AlignedEncoder(clap), task, cache=None, co2_tracker=False, show_progress_bar=False)
+    (scored,) = result.task_results[0].scores["test"]
+    assert scored["main_score"] == scored["hit_rate_at_1"] == pytest.approx(expected)
+    ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
+    assert scored["mrr_at_10"] == pytest.approx((1 / ranks).mean().item(), abs=1e-4)

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from atk.kernels.compile import SHARED_MEMORY, Row, compile_case, compile_report, format_table
+from atk.kernels.compile import SHARED_MEMORY, Row, compile_case, compile_report, compile_usage, format_table
 from atk.kernels.compile_cases import DTYPES, every_case, representative_cases
 from atk.kernels.compile_signatures import (
     ATTENTION_KERNELS,
@@ -17,7 +17,8 @@ from atk.kernels.compile_signatures import (
     SMALL_KERNELS,
     Case,
 )
-from atk.kernels.launch import Device, cross_attention_launch, gathers_winners
+from atk.kernels.launch import Device, gathers_winners
+from atk.kernels.launch_attention import cross_attention_launch
 from atk.kernels.pipes import Clocks
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -83,7 +84,34 @@ def test_kernels_that_reduce_a_product_to_a_scalar_compile_for_tensor_memory(ker
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     case = Case(kernel, BF16) if kernel in MAX_MEAN_KERNELS else Case(kernel, BF16, 0, 512)
     (row,) = compile_report("sm_100", [case])
-    assert row.spills == 0 and row.shared_bytes <= SHARED_MEMORY["sm_100"], format_table([row])
+    assert row.spills == 0 and row.shared_bytes <= SHARED_MEMORY["sm_100"] and row.ahead == 1, format_table([row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "case"),
+    [
+        *((arch, Case("forward", BF16, 128)) for arch in ("sm_86", "sm_120")),
+        ("sm_120", Case("grad_key", FP32, 0, 768, heads=12)),
+        ("sm_100", Case("forward", FP32, 64)),
+        ("sm_120", Case("forward", FP32, 8)),
+        ("sm_120", Case("lse", FP32, 0, 512)),
+        ("sm_120", Case("attend", FP32, 0, 768, heads=12, masks=False)),
+    ],
+)
+def test_what_a_version_of_triton_once_spilled_or_did_not_fit(arch, case, tmp_path, monkeypatch):
+    """`make triton` compiles with all versions; the launches that others need are in `test_launch_triton.py`."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    registers, spills, shared = compile_usage(case, (int(arch[3:-1]), int(arch[-1])))
+    assert registers > 0 and spills == 0 and shared <= SHARED_MEMORY[arch]
+
+
+@pytest.mark.slow
+def test_usage_is_that_of_the_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    case = Case("grad_text", FP32)
+    (row,) = compile_report("sm_80", [case])
+    assert compile_usage(case, (8, 0)) == (row.registers, row.spills, row.shared_bytes)
 
 
 @pytest.mark.slow

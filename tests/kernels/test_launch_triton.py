@@ -12,6 +12,8 @@ from support.triton_cases import DEVICE, needs_gpu_or_interpreter
 
 from atk.kernels import availability
 from atk.kernels.launch import Device, Launch, max_mean_launch
+from atk.kernels.launch_attention import cross_attention_launch
+from atk.kernels.pack import place_launch
 from atk.kernels.sequences import frame_sizes
 
 pytestmark = pytest.mark.triton
@@ -57,7 +59,7 @@ def test_a_limit_on_registers_is_optional(tmp_path, monkeypatch):
         ({"launch": {}}, r"entry 1: must have exactly the keys frames, .*; got \{\}"),
         ({"launch": ENTRY["launch"] | {"warps": 5}}, r"entry 1: warps must be one of 1, 2, .*; got 5"),
         ({"launch": ENTRY["launch"] | {"frames": 256}}, r"entry 1: frames must be one of 16, 32, 64, 128; got 256"),
-        ({"launch": ENTRY["launch"] | {"registers": 100}}, r"entry 1: registers must be one of 255; got 100"),
+        ({"launch": ENTRY["launch"] | {"registers": 100}}, r"entry 1: registers must be one of 128, 255; got 100"),
         ({"D": 64}, r"entry 1: channels must divide D = 64; got 128"),
         ({"launch": ENTRY["launch"] | {"channels": 64}}, r"entry 1: stationary needs captions that fit one tile"),
         ({"chunked": True}, r"entry 1: stationary needs captions that fit one tile"),
@@ -113,6 +115,22 @@ def test_the_tables_of_frame_tiles_that_are_prepared_serve_every_launch(dtype, d
         for tokens in (8, 16, 32, 64):
             for D in (32, 64, 128, 192, 256, 768):
                 assert max_mean_launch(kernel, dtype, tokens, False, D, device).frames in frame_sizes(dtype)
+
+
+def test_launches_without_spills_for_the_versions_of_triton_that_are_not_installed():
+    """`make triton` compiles with all of them."""
+    ampere, blackwell, desktop_blackwell = (Device(capability, 100) for capability in ((8, 6), (10, 0), (12, 0)))
+    for device, tokens in ((blackwell, 64), (desktop_blackwell, 8), (desktop_blackwell, 64)):
+        assert max_mean_launch("forward", torch.float32, tokens, False, 128, device).registers == 128  # 3.5 to 3.7
+    assert max_mean_launch("forward", torch.float32, 32, False, 128, blackwell).registers is None
+    assert place_launch(desktop_blackwell) == {"maxnreg": 64} and not place_launch(ampere)  # 3.8
+    for dtype in (torch.bfloat16, torch.float16):
+        tiles = {
+            device: cross_attention_launch("grad_query", dtype, 768, 12, device)
+            for device in (ampere, desktop_blackwell)
+        }
+        assert tiles[desktop_blackwell].rows == 128 and tiles[ampere].rows == 64  # 3.4
+    assert cross_attention_launch("grad_key", torch.float32, 768, 12, desktop_blackwell).rows == 32  # 3.4, 3.6
 
 
 @needs_gpu_or_interpreter

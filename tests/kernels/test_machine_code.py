@@ -38,19 +38,18 @@ BUDGETS = {  # matrix, fma, alu, special, shared, l2, issue
     ("sm_80", "sigmoid_loss"): (8192, 3806, 2455, 1054, 9212, 5695, 5662),
     ("sm_80", "sigmoid_grad"): (512, 0, 119, 0, 552, 356, 177),
 }
-CAPABILITIES = {"sm_90": (9, 0), "sm_80": (8, 0)}
+CAPABILITIES = {"sm_100": (10, 0), "sm_90": (9, 0), "sm_80": (8, 0)}
 exhaustive = pytest.mark.exhaustive
-TARGETS = pytest.mark.parametrize(
-    "compiled",
-    [
-        ("sm_90", torch.bfloat16),
-        pytest.param(("sm_90", torch.float16), marks=exhaustive),
-        pytest.param(("sm_80", torch.bfloat16), marks=exhaustive),
-        pytest.param(("sm_80", torch.float16), marks=exhaustive),
-    ],
-    indirect=True,
-    ids=lambda target: f"{target[0]}-{target[1]}",
-)
+WITH_BUDGETS = [
+    ("sm_90", torch.bfloat16),
+    pytest.param(("sm_90", torch.float16), marks=exhaustive),
+    pytest.param(("sm_80", torch.bfloat16), marks=exhaustive),
+    pytest.param(("sm_80", torch.float16), marks=exhaustive),
+]
+
+
+def targets(*params):
+    return pytest.mark.parametrize("compiled", params, indirect=True, ids=lambda target: f"{target[0]}-{target[1]}")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def compiled(request):
 
 
 @pytest.mark.slow
-@TARGETS
+@targets(*WITH_BUDGETS, pytest.param(("sm_100", torch.bfloat16), marks=exhaustive))
 def test_copies_run_ahead_of_the_product(compiled):
     """A wait that leaves no copy under way would let the product wait for the copies of each tile."""
     _, kernels = compiled
@@ -73,7 +72,7 @@ def test_copies_run_ahead_of_the_product(compiled):
 
 
 @pytest.mark.slow
-@TARGETS
+@targets(*WITH_BUDGETS)
 def test_every_opcode_belongs_to_a_pipe(compiled):
     _, kernels = compiled
     assert {row.kernel: unknown_opcodes(code.instructions) for row, code in kernels} == {
@@ -82,7 +81,7 @@ def test_every_opcode_belongs_to_a_pipe(compiled):
 
 
 @pytest.mark.slow
-@TARGETS
+@targets(*WITH_BUDGETS)
 def test_a_tile_keeps_to_its_budget_of_clocks(compiled):
     arch, kernels = compiled
     rows = [row for row, _ in kernels]
@@ -116,7 +115,7 @@ def test_a_gather_keeps_to_its_budget_of_clocks(arch, dtype, tokens, budget):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", [("sm_90", torch.bfloat16)], indirect=True, ids=str)
+@targets(("sm_90", torch.bfloat16))
 def test_the_page_on_kernels_quotes_the_clocks(compiled):
     page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text().replace("**", "")
     for row, _ in compiled[1]:

@@ -61,6 +61,12 @@ def test_the_main_loop_is_the_first_innermost_one_with_products():
     assert main_loop(code)[0].address == 0x40
 
 
+def test_products_in_tensor_memory_are_products():
+    matrix = "UTCHMMA gdesc[UR12], gdesc[UR20], tmem[UR7], tmem[UR22], idesc[UR23], UPT"
+    code = listing("sums: FFMA R1, R2, R3, R1", "@P0 BRA {sums}", f"product: {matrix}", "@P1 BRA {product}")
+    assert names(main_loop(code)) == ["UTCHMMA", "BRA"]
+
+
 def test_multiply_adds_count_as_products_only_without_matrix_instructions():
     adds = ["adds: FFMA R0, R1, R2, R0", "@P0 BRA {adds}"]
     assert main_loop(listing(*adds, f"product: {HMMA}", "@P1 BRA {product}"))[0].name == "HMMA"

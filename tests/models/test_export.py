@@ -1,6 +1,7 @@
 """Exported models give the embeddings of the original, and loading them again does, too."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -43,6 +44,25 @@ def test_laion_clap_survives_every_hop(tmp_path, fusion):
     ):
         torch.testing.assert_close(F.normalize(hop, dim=-1), ours, rtol=0, atol=1e-5)
         torch.testing.assert_close(last, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_clap_model_folder_keeps_the_logit_scales(tmp_path, trained):
+    transformers = import_transformers()
+    source, _ = SOURCES["clap_model"](tmp_path)
+    clap = transformers.ClapModel.from_pretrained(source)
+    expected = (math.log(20), math.log(40))
+    clap.logit_scale_a.data.fill_(expected[0])
+    clap.logit_scale_t.data.fill_(expected[1])
+    clap.save_pretrained(source)
+    if trained:
+        checkpoint = tmp_path / "run" / "checkpoints" / "last"
+        from_pretrained(source).save_pretrained(checkpoint)
+        torch.save({"criterion": {"log_logit_scale": torch.tensor(math.log(33))}}, checkpoint / "training.pt")
+        source, expected = tmp_path / "run", (math.log(33), math.log(33))
+    main(["export", str(source), str(tmp_path / "out")])
+    clap = transformers.ClapModel.from_pretrained(tmp_path / "out")
+    assert (clap.logit_scale_a.item(), clap.logit_scale_t.item()) == pytest.approx(expected)
 
 
 @torch.no_grad()

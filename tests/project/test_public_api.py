@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 LISTED = Path(__file__).with_name("public_api.txt")
-MODULES = ("atk", "atk.nn", "atk.data", "atk.distributed", "atk.soundscapes", "atk.plan")
+INTEGRATIONS = sorted(
+    f"atk.integrations.{path.stem}"
+    for path in (Path(__file__).parents[2] / "atk" / "integrations").glob("*.py")
+    if path.stem not in ("__init__", "rebinding")
+)
+MODULES = ("atk", "atk.nn", "atk.data", "atk.distributed", "atk.soundscapes", "atk.plan", *INTEGRATIONS)
 DUNDERS = ("__call__", "__getitem__", "__iter__", "__len__")
 ADVICE = """
 If the change is intended, name it in CHANGELOG.md and update the list:
@@ -48,6 +53,9 @@ def interface(module: str) -> list[str]:
     lines = []
     for attribute in sorted(importlib.import_module(module).__all__):
         name = f"{module}.{attribute}"
+        if attribute not in vars(importlib.import_module(module)):
+            lines.append(f"{name}  # defined when the library is imported")
+            continue
         value = getattr(importlib.import_module(module), attribute)
         if inspect.ismodule(value):
             lines.append(f"{name}  # module")

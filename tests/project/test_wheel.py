@@ -1,6 +1,8 @@
 """Which wheels .ci/wheel.py rejects; `make wheel` builds a real one and tests it in a clean environment."""
 
+import fnmatch
 import importlib.util
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -52,3 +54,17 @@ def test_a_module_with_paths_of_the_build_machine_is_rejected(ci, check):
     for folder in (tempfile.gettempdir(), str(ROOT)):
         with pytest.raises(SystemExit, match="the compiled module contains the path"):
             check(*ci.expected_files(), MODULE, binary=f"{folder}/pybind11.h".encode())
+
+
+def test_the_workflow_builds_wheels_for_every_declared_python():
+    pyproject = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
+    declared = re.findall(r"Python :: 3\.(\d+)", " ".join(pyproject["project"]["classifiers"]))
+    settings = pyproject["tool"]["cibuildwheel"]
+    built = [minor for minor in range(8, 20) if fnmatch.fnmatch(f"cp3{minor}-manylinux_x86_64", settings["build"])]
+    assert built == [int(minor) for minor in declared]
+    assert fnmatch.fnmatch("cp314-manylinux_aarch64", settings["build"])
+    assert not fnmatch.fnmatch("cp314t-manylinux_x86_64", settings["build"])
+    (script,) = re.findall(r"\{project\}/(\S+)", settings["test-command"])
+    assert (ROOT / script).is_file()
+    workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
+    assert "pypa/cibuildwheel@" in workflow and "id-token: write" in workflow

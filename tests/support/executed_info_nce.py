@@ -1,4 +1,4 @@
-"""Cases of InfoNCE for ptx_machine."""
+"""Cases of InfoNCE and the sigmoid loss for ptx_machine."""
 
 import torch
 from support.executed_case import Case, Inputs, random
@@ -26,6 +26,10 @@ def loss(backend, audio, text, scale, positive=None):
     return atk.info_nce(audio, text, scale, positive=positive, backend=backend)
 
 
+def sigmoid(backend, audio, text, scale, positive=None):
+    return atk.sigmoid_loss(audio, text, scale, 0.5 - scale.detach(), positive=positive, backend=backend)
+
+
 def logsumexp(backend, audio, text, scale):
     return torch.cat(atk.pairwise_logsumexp(audio, text, scale, backend=backend))
 
@@ -44,5 +48,7 @@ INFO_NCE = [
     Case("log-sum-exp, 130 x 300", logsumexp, vectors(130, 300, 64, 3.0, unit=False), LEAVES),
     Case("log-sum-exp of rows, 200 x 40", row_logsumexp, vectors(200, 40, 64, 3.0, unit=False), LEAVES),
     Case("log-sum-exp, 1 x 9", logsumexp, vectors(1, 9, 3, 2.0), LEAVES),
+    Case("sigmoid loss, 140 pairs, 33 channels", sigmoid, vectors(140, 140, 33, 10.0), LEAVES, everywhere=True),
+    Case("sigmoid loss, 70 of 200 captions", sigmoid, vectors(70, 200, 64, 20.0, positives=True), LEAVES),
     Case(HUGE, loss, vectors(150, 150, 32, 30.0, unit=False, size=10.0), LEAVES, everywhere=True),
 ]

@@ -18,6 +18,8 @@ from support.runs import semisupervised_arguments as semi_arguments
 from support.training_ranks import BATCH
 
 from atk.cli.main import main
+from atk.models.clap import CLAP
+from atk.models.saved import best_or_last
 from atk.train import ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
@@ -83,24 +85,39 @@ def curve(out):
     return [row["loss"] for row in rows(out) if "loss" in row]
 
 
+SHARDS = ("--shard", "true")
+BACKGROUND = ("--async-save", "true")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shard", "shard_after"), [("false", "true"), pytest.param("true", "false", marks=pytest.mark.exhaustive)]
+    ("options", "shard_after"),
+    [
+        (("--shard", "false"), "true"),
+        ((*SHARDS, *BACKGROUND), "true"),
+        pytest.param(SHARDS, "false", marks=pytest.mark.exhaustive),
+        pytest.param(BACKGROUND, "true", marks=pytest.mark.exhaustive),
+    ],
 )
-def test_a_run_killed_on_two_ranks_resumes_on_four_like_one_process(tiny_data, tmp_path, shard, shard_after):
-    same = (*NO_DROPOUT, "--batch-size", "6", "--optim.weight-decay", "0.1")
-    more = (*same, "--micro-batch", "2", "--shard", shard)
+def test_a_run_killed_on_two_ranks_resumes_on_four_like_one_process(tiny_data, tmp_path, options, shard_after):
+    same = (*NO_DROPOUT, "--batch-size", "6", "--optim.weight-decay", "0.1", "--eval-every", "0", "--ema", "0.5")
+    more = (*same, "--micro-batch", "2", *options)
     main(arguments(tiny_data, tmp_path / "whole", *same))
     out = tmp_path / "run"
     job = start(2, arguments(tiny_data, out, *more))
     wait_for_step(job, out, 5)
     job.kill()
     assert job.wait() == -signal.SIGKILL and not (out / "summary.json").exists()
+    last = best_or_last(out)
+    # Until the end, the weights of a sharded run are only in the shards, which one process can read, too.
+    assert (last / "model.safetensors").exists() == (options[:2] != SHARDS)
+    CLAP.from_pretrained(out)
     job = start(4, ["train", "aligned", "--out", str(out), "--resume", "--shard", shard_after])
     assert job.wait() == 0, job.output
     assert curve(out) == pytest.approx(curve(tmp_path / "whole"), rel=1e-3)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["ranks"] == 4 and summary["steps"] == 12
+    assert (out / "checkpoints" / "last" / "model.safetensors").exists()
 
 
 @pytest.mark.exhaustive

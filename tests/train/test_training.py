@@ -55,10 +55,10 @@ def test_learning_lowers_the_loss(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, seed):
+@pytest.mark.parametrize(("seed", "options"), [(1, ()), (2, ("--async-save", "true"))])
+def test_a_killed_run_resumes_to_the_same_bits(tiny_run, tiny_data, tmp_path, seed, options):
     out = tmp_path / "killed"
-    kill_at_a_random_moment(arguments(tiny_data, out), out, random.Random(seed))
+    kill_at_a_random_moment(arguments(tiny_data, out, *options), out, random.Random(seed))
     assert not (out / "summary.json").exists() and (out / "checkpoints" / "last").is_dir()
     main(["train", "aligned", "--out", str(out), "--resume"])
     assert {name for name, value in weights(out).items() if not torch.equal(value, weights(tiny_run)[name])} == set()

@@ -79,7 +79,7 @@ SETS = {
         "names of the table",
         "development is train; weak captions are captions, strong captions events",
         "https://zenodo.org/records/15379789",
-        evaluation=("retrieval",),
+        evaluation=("retrieval", "moments"),
     ),
     "castella": PublishedSet(
         timed.read_castella,
@@ -87,7 +87,7 @@ SETS = {
         "ID",
         "train, val, and test; global captions are captions, moments events named ID_N",
         "https://github.com/line/CASTELLA",
-        evaluation=("retrieval",),
+        evaluation=("retrieval", "moments"),
     ),
     "audioset": PublishedSet(
         audioset.read_audioset,
@@ -110,6 +110,7 @@ SETS = {
         "names of the tables",
         "tables below train, validation, and eval are train, val, and test; events and tags",
         "https://github.com/turpaultn/DESED",
+        evaluation=("psds",),
     ),
     "esc50": PublishedSet(
         labeled.read_esc50,

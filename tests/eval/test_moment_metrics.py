@@ -1,0 +1,160 @@
+"""Metrics of moments, compared with a literal implementation of the published definition, and the timed protocols."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+from support.fake_model import RATE, FakeModel, sound
+
+from atk.data.side_files import Event
+from atk.eval.moment_metrics import THRESHOLDS, average_precision, detection_f1, moment_metrics
+from atk.eval.moments import Span
+from atk.eval.protocols import check_protocols, evaluate_protocols
+from atk.eval.timed_protocols import class_phrases
+
+
+def iou(a, b):
+    inter = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = (a[1] - a[0]) + (b[1] - b[0]) - inter
+    return inter / union if union else 0.0
+
+
+def literal(predicted, truth):
+    """R1 and mAP step by step: for AP, a precision-recall curve, made monotone and summed over changes of recall."""
+    aps, firsts = [], []
+    for spans, windows in zip(predicted, truth, strict=True):
+        firsts.append(max((iou(spans[0], window) for window in windows), default=0.0) if spans else 0.0)
+        row = []
+        for step in range(10):
+            threshold = round(0.5 + 0.05 * step, 2)
+            used: set[int] = set()
+            hits = []
+            for span in sorted(spans[:10], key=lambda span: span.score, reverse=True):
+                order = sorted(range(len(windows)), key=lambda index: iou(span, windows[index]), reverse=True)
+                hit = next((i for i in order if i not in used and iou(span, windows[i]) >= threshold), None)
+                used |= set() if hit is None else {hit}
+                hits.append(hit is not None)
+            recall, precision = [0.0], [0.0]
+            for count in range(1, len(hits) + 1):
+                recall.append(sum(hits[:count]) / len(windows))
+                precision.append(sum(hits[:count]) / count)
+            recall.append(1.0)
+            precision.append(0.0)
+            ceiling = [max(precision[index:]) for index in range(len(precision))]
+            steps = range(1, len(recall))
+            row.append(sum((recall[i] - recall[i - 1]) * ceiling[i] for i in steps))
+        aps.append(row)
+    mean = np.mean(aps, axis=0)
+    return {
+        "R1@0.5": 100 * np.mean([first >= 0.5 for first in firsts]),
+        "R1@0.7": 100 * np.mean([first >= 0.7 for first in firsts]),
+        "mAP@0.5": 100 * mean[0],
+        "mAP@0.75": 100 * mean[5],
+        "mAP": 100 * mean.mean(),
+    }
+
+
+def test_the_published_example():
+    spans = [Span(11, 20, 0.9), Span(41, 45, 0.8), Span(40, 50, 0.7)]
+    metrics = moment_metrics([spans], [[(10, 20), (40, 50)]])
+    assert {name: round(value, 2) for name, value in metrics.items()} == {
+        "R1@0.5": 100,
+        "R1@0.7": 100,
+        "mAP@0.5": 83.33,
+        "mAP@0.75": 83.33,
+        "mAP": 76.67,
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_spans(seed):
+    """Times on a grid make ties and exact thresholds; scores tie, too; some queries have more than 10 spans."""
+    draw = np.random.default_rng(seed)
+
+    def windows(count):
+        pairs = draw.integers((0, 1), (20, 8), (count, 2)).tolist()
+        return [(float(start), float(start + length)) for start, length in pairs]
+
+    truth = [windows(draw.integers(1, 4)) for _ in range(12)]
+    predicted = [[Span(*window, float(draw.integers(1, 6))) for window in windows(draw.integers(0, 15))] for _ in truth]
+    assert moment_metrics(predicted, truth) == pytest.approx(literal(predicted, truth))
+
+
+def test_the_first_listed_span_counts_for_r1_and_the_first_ten_for_map():
+    right, wrong = Span(0, 1, 0.1), Span(5, 6, 0.9)
+    assert moment_metrics([[wrong, right]], [[(0, 1)]])["R1@0.5"] == 0
+    assert moment_metrics([[wrong] * 10 + [right]], [[(0, 1)]])["mAP"] == 0
+    assert average_precision([right, wrong], [(0, 1)], 0.5) == 0.5  # sorted by score
+    with pytest.raises(ValueError, match="every query needs true windows"):
+        moment_metrics([[right]], [[]])
+    assert THRESHOLDS[0] == 0.5 and THRESHOLDS[-1] == 0.95
+
+
+def test_f1_counts_spans_of_phrases_that_sound_nowhere():
+    span = Span(0, 1, 1)
+    assert detection_f1([[span]], [[(0, 1)]]) == 100
+    assert detection_f1([[span], [span]], [[(0, 1)], []]) == pytest.approx(100 * 2 / 3)
+    assert detection_f1([[], []], [[], []]) == 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three clips with known events; the last one is longer than three windows."""
+    clips = {
+        "a.wav": [("dog", 3, 6)],
+        "b.wav": [("bell", 0, 5), ("dog", 6, 9)],
+        "c.wav": [("engine", 20, 31), ("engine", 36, 40)],
+    }
+    rows = []
+    for name, events in clips.items():
+        names = [""] * (44 if name == "c.wav" else 10)
+        for event, first, end in events:
+            names[first:end] = [event] * (end - first)
+            rows.append((name, event, event, first / 10, end / 10))
+        soundfile.write(tmp_path / name, sound(*names), RATE)
+    for table, header, lines in (
+        ("test.csv", ("file_name", "caption"), [(name, "x") for name in clips]),
+        ("events.csv", Event._fields, rows),
+    ):
+        with (tmp_path / table).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *lines])
+    return tmp_path
+
+
+def test_moments_of_a_model_that_knows_the_sounds(folder):
+    options = {"clip_seconds": 1.0, "batch_size": 2}
+    result = evaluate_protocols(FakeModel(), folder, ["moments"], **options)["moments"]
+    assert (result["queries"], result["clips"], result["skipped"], result["left_out"]) == (4, 3, [], [])
+    assert result["settings"]["smooth"] == 0.3 and result["split"] == "test"
+    assert result["metrics"]["R1@0.5"] == result["metrics"]["mAP@0.5"] == 100
+    (folder / "b.wav").write_bytes((folder / "b.wav").read_bytes()[:5000])
+    result = evaluate_protocols(FakeModel(), folder, ["moments"], **options)["moments"]
+    assert result["queries"] == 2 and [name for name, _ in result["skipped"]] == ["b.wav"]
+
+
+def test_timed_protocols_name_what_is_missing(folder):
+    with pytest.raises(ValueError, match="protocol moments needs clip_seconds, got null"):
+        check_protocols(["moments"], folder, clip_seconds=None)
+    (folder / "events.csv").write_text("file_name,event,phrase,start,end\nz.wav,dog,dog,0,1\n")
+    with pytest.raises(ValueError, match=r"events\.csv lists no event of the 3 clips of test\.csv"):
+        evaluate_protocols(FakeModel(), folder, ["moments"])
+    (folder / "events.csv").unlink()
+    with pytest.raises(ValueError, match=r"protocol moments needs .*events\.csv, which is missing"):
+        check_protocols(["moments"], folder)
+
+
+def test_psds_of_a_model_that_knows_the_sounds(folder):
+    pytest.importorskip("sed_scores_eval", exc_type=ImportError, reason="needs the extra psds")
+    result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
+    assert result["metrics"] == pytest.approx({"PSDS1": 100, "PSDS2": 100})
+    assert (result["classes"], result["events"]) == (3, 5)
+
+
+def test_the_phrases_of_a_class():
+    counts = {"f": 1, "b": 2, "a": 1, "c": 1, "d": 1, "e": 1}
+    events = [Event("a.wav", "dog", phrase, 0, 1) for phrase, count in counts.items() for _ in range(count)]
+    assert class_phrases([*events, Event("a.wav", "bell", "ding", 0, 1)]) == {
+        "bell": ["ding"],
+        "dog": ["b", "a", "c", "d", "e"],
+    }
