@@ -61,7 +61,7 @@ def load(
         clip_seconds: length of the windows; None = that of the run, or else the length of the model's input.
 
     Returns:
-        An `atk.eval.embedder.Embedder`.
+        An `atk.eval.embedder.Embedder`. With a unified model, it also captions.
 
     Raises:
         ValueError: `source` holds no such model, or an argument does not fit it.

@@ -15,6 +15,8 @@ import yaml
 
 from atk.bench import environment
 
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 %, for 1 to 9 degrees of freedom
+
 
 def run_atk(*arguments: object, threads: int | None = None) -> None:
     """Run the `atk` command; `threads` limits its CPU threads."""
@@ -81,6 +83,16 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
     values = list(values)
     spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def mean_and_interval(values: Iterable[float], digits: int = 1) -> str:
+    """Mean over the seeds, and half the width of its 95 % interval (Student's t) if there are two to ten."""
+    values = list(values)
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if not 2 <= len(values) <= len(_T_QUANTILES) + 1:
+        return mean
+    half = _T_QUANTILES[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean} ± {half:.{digits}f}"
 
 
 def write_results(

@@ -48,17 +48,19 @@ DIRECTIONS = ("text_to_audio", "audio_to_text")
 COLUMNS = [f"{direction} {name}" for direction in DIRECTIONS for name in ("R@1", "R@5", "R@10", "mAP@10")]
 
 
-def split(folder: Path) -> tuple[Path, Path]:
-    """Create a folder with the captioned clips, and one with the audio of all other clips."""
+def split(
+    folder: Path, captioned: float = CAPTIONED, links: tuple[str, ...] = ("val.csv", "test.csv", "audio")
+) -> tuple[Path, Path]:
+    """Create a folder with the captioned clips and links to other files, and one with the audio of all other clips."""
     data, labeled, unlabeled = folder / "data", folder / "labeled", folder / "unlabeled"
     with (data / "train.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    kept = round(CAPTIONED * len(rows))
+    kept = round(captioned * len(rows))
     for target in (labeled, unlabeled):
         target.mkdir(exist_ok=True)
     with (labeled / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows[:kept]])
-    for name in ("val.csv", "test.csv", "audio"):
+    for name in links:
         _link(labeled / name, data / name)
     for name, *_ in rows[kept:]:
         _link(unlabeled / Path(name).name, data / name)

@@ -1,6 +1,7 @@
 """What the commands that use a captioner do, and their arguments."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from atk.models.saved import run_settings
 
 if TYPE_CHECKING:
     from atk.eval.caption_listing import Captions
-    from atk.models.captioner import Captioner
+    from atk.models.caption_model import CaptionModel
 
 _SEARCH: dict[str, tuple[Any, str]] = {  # settings of the beam search besides its width
     "min_length": (int, "minimum length of a caption in tokens"),
@@ -97,24 +98,27 @@ def add_caption(parser: ArgumentParser) -> None:
 def _search(arguments: Namespace) -> dict[str, Any]:
     """The settings of the beam search from the command line, else the run's."""
     from atk.models.generation import GenerationConfig
-    from atk.train.difference import DifferenceConfig
+    from atk.train.captioning import CaptioningConfig
 
     run = run_settings(arguments.run)
     given = {name: arguments[name] for name in _SEARCH if arguments[name] is not None}
-    beams = run.get("beams", DifferenceConfig.beams) if arguments.beams is None else arguments.beams
+    beams = run.get("beams", CaptioningConfig.beams) if arguments.beams is None else arguments.beams
     return {"beams": beams, "generation": GenerationConfig(**{**(run.get("generation") or {}), **given})}
 
 
-def _baseline(name: str, model: "Captioner") -> "Captioner":
+def _baseline(name: str, model: "CaptionModel") -> "CaptionModel":
     """The captioner to compare with, on the device of `model`; without a Diff block, it gets one that subtracts.
 
     Raises:
         ValueError: `name` holds no captioner, or one for another sample rate.
     """
     from atk.eval.embed import device_of
-    from atk.models.captioner import Captioner
+    from atk.models import from_pretrained
+    from atk.models.caption_model import CaptionModel
 
-    baseline = Captioner.from_pretrained(name)
+    baseline = from_pretrained(name)
+    if not isinstance(baseline, CaptionModel):
+        raise ValueError(f"baseline: {name} holds a {type(baseline).__name__}, which writes no captions")
     if baseline.sample_rate != model.sample_rate:
         raise ValueError(
             f"baseline: must take audio at {model.sample_rate} Hz, as the model, got {baseline.sample_rate} Hz"
@@ -124,8 +128,14 @@ def _baseline(name: str, model: "Captioner") -> "Captioner":
     return baseline.to(device_of(model)).eval()
 
 
-def evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
-    """Run `atk evaluate` with a captioner."""
+def evaluate_captioner(arguments: Namespace, model: "CaptionModel", retrieval: Callable[[], dict[str, Any]]) -> None:
+    """Run `atk evaluate` with a captioner.
+
+    Args:
+        arguments: those of the command.
+        model: the captioner.
+        retrieval: returns the metrics of what else the model does, if anything; those of captions then are one of them.
+    """
     from atk.data import MixConfig, open_data
     from atk.eval.caption_listing import format_captions, write_captions
     from atk.eval.captioning import CaptionSplit, evaluate_captions
@@ -143,17 +153,18 @@ def evaluate_captioner(arguments: Namespace, model: "Captioner") -> None:
         **reading_arguments(arguments),
     )
     baseline = None if arguments.baseline is None else _baseline(arguments.baseline, model)
+    others = retrieval()
     options = _search(arguments) | {"repeated": arguments.repeated}
     result, captions = evaluate_captions(model, split, progress="evaluate", **options)
-    others: list[Captions] = []
+    listed: list[Captions] = []
     if baseline is not None:
-        result["baseline"], others = evaluate_captions(baseline, split, progress="baseline", **options)
+        result["baseline"], listed = evaluate_captions(baseline, split, progress="baseline", **options)
     try:
-        print_result(json.dumps(result, indent=2))
-        print_result(format_captions(captions[: arguments.examples], others))
+        print_result(json.dumps(others | {"captioning": result} if others else result, indent=2))
+        print_result(format_captions(captions[: arguments.examples], listed))
     finally:
         if arguments.out is not None:
-            write_captions(Path(arguments.out), captions, others)
+            write_captions(Path(arguments.out), captions, listed)
     if arguments.out is not None:
         print_result(arguments.out)
 
@@ -162,9 +173,10 @@ def run_caption(arguments: Namespace) -> None:
     """Run `atk caption`."""
     from atk.eval.captioning import caption_file
     from atk.models.captioner import Captioner
+    from atk.models.unified import Unified
 
     captions = caption_file(
-        load(arguments, Captioner),
+        load(arguments, Captioner, Unified),
         arguments.audio,
         arguments.reference,
         clip_seconds=arguments.clip_seconds,

@@ -1,8 +1,9 @@
 """The commands that evaluate a model and draw alignments: their arguments, and what they do."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -98,24 +99,26 @@ def add_align(parser: ArgumentParser) -> None:
 
 def run_evaluate(arguments: Namespace) -> None:
     """Run `atk evaluate`."""
+    from atk.models.caption_model import CaptionModel
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
 
     given = [name for name in (*_CLAP_OPTIONS, *_CAPTIONER_OPTIONS) if arguments[name] not in (None, False, [])]
     given += ["score"] * (arguments.score != "global")
     model = load(arguments, CLAP, Captioner)
-    is_captioner = isinstance(model, Captioner)
-    if unsupported := [name for name in given if (name in _CAPTIONER_OPTIONS) != is_captioner]:
+    needed = {name: CaptionModel if name in _CAPTIONER_OPTIONS else CLAP for name in given}
+    if unsupported := [name for name, wanted in needed.items() if not isinstance(model, wanted)]:
         raise ValueError(f"{unsupported[0]}: {arguments.run} holds a {type(model).__name__}, which has no such option")
-    if isinstance(model, Captioner):
-        evaluate_captioner(arguments, model)
-    elif arguments.calibrate:
+    retrieval = partial(_evaluate_clap, arguments, model) if isinstance(model, CLAP) else dict
+    if isinstance(model, CLAP) and arguments.calibrate:
         _calibrate(arguments, model)
+    elif isinstance(model, CaptionModel):
+        evaluate_captioner(arguments, model, retrieval)
     else:
-        _evaluate_clap(arguments, model)
+        print_result(json.dumps(retrieval(), indent=2))
 
 
-def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
+def _evaluate_clap(arguments: Namespace, model: "CLAP") -> dict[str, Any]:
     from atk.data import open_data
     from atk.eval.moment_settings import saved_moments
     from atk.eval.protocols import check_protocols, evaluate_protocols, protocol_split
@@ -154,7 +157,7 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> None:
             spans=saved_moments(arguments.run),
             **reading,
         )
-    print_result(json.dumps(result, indent=2))
+    return result
 
 
 def _calibrate(arguments: Namespace, model: "CLAP") -> None:

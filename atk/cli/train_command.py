@@ -19,7 +19,7 @@ class _Method(NamedTuple):
 
 
 def _methods() -> dict[str, _Method]:
-    from atk.train import aligned, difference, semisupervised
+    from atk.train import aligned, difference, semisupervised, unified, unified_config
 
     return {
         "aligned": _Method(
@@ -36,6 +36,11 @@ def _methods() -> dict[str, _Method]:
             "Contrastive learning from captioned clips and uncaptioned audio.",
             semisupervised.SemiSupervisedConfig,
             semisupervised.train,
+        ),
+        "unified": _Method(
+            "One model for retrieval and captioning, by all of these at once.",
+            unified_config.UnifiedConfig,
+            unified.train,
         ),
     }
 
@@ -55,7 +60,7 @@ def add_train(parser: ArgumentParser, argv: list[str]) -> None:
         _add_lists(method)
         names = {field.name for field in fields(config)}
         method.add_class_arguments(config, skip={"data", "data_weights", "unlabeled", "loggers"} & names)
-        if name == "semisupervised":  # FOLDER [FOLDER...] instead of a list in brackets
+        if "unlabeled" in names:  # FOLDER [FOLDER...] instead of a list in brackets
             method.add_argument(
                 "--unlabeled",
                 nargs="+",

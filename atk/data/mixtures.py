@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -75,7 +75,7 @@ class MixtureBatch(Batch):
     Attributes:
         references: waveforms to subtract `[N, R, S_ref]`, float32, zero-padded; R is 0 if no clip has a reference.
         reference_lengths: valid samples of each reference `[N, R]`, int64; 0 where a clip has fewer than R references.
-        inputs: clips before mixing `[N, S]`, float32; `[N, 0]` in training.
+        inputs: clips before mixing `[N, S]`, float32; `[N, 0]` unless the dataset keeps them.
         added: names of the recordings mixed into each clip; empty if nothing was mixed in.
         common: whether the caption describes what clip and reference have in common `[N]`, boolean.
     """
@@ -85,6 +85,11 @@ class MixtureBatch(Batch):
     inputs: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     added: list[tuple[str, ...]] = field(default_factory=list)
     common: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+    def unmixed(self) -> Batch:
+        """The batch with the clips before mixing."""
+        values = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        return Batch(**values | {"audio": self.inputs[:, : self.audio.shape[1]]})
 
 
 class _Placed(NamedTuple):
@@ -105,7 +110,9 @@ class MixtureDataset(TrainDataset):
         mix: mixing settings.
         pool: recordings to mix in; None leaves every clip unchanged.
         pairs: use PairMix instead: mix with another clip, join the captions with "and", and give no reference.
-        evaluate: start every clip at 0, mix every clip for which the pool has a recording, and keep each original.
+        evaluate: start every clip at 0, mix every clip for which the pool has a recording, and keep each original at
+            its level in the mixture.
+        keep_inputs: keep each original as it was read.
         avoid: for each clip, the classes that are not mixed into it.
 
     Raises:
@@ -124,6 +131,7 @@ class MixtureDataset(TrainDataset):
         pool: ReferencePool | None,
         pairs: bool = False,
         evaluate: bool = False,
+        keep_inputs: bool = False,
         avoid: Sequence[Collection[str]] | None = None,
     ):
         super().__init__(clips, sample_rate, clip_seconds, seed)
@@ -131,6 +139,7 @@ class MixtureDataset(TrainDataset):
         self.pool = pool
         self.pairs = pairs
         self.evaluate = evaluate
+        self.keep_inputs = evaluate or keep_inputs
         self.avoid = avoid
         if pool is not None and mix.condition == "diff/diff":
             pool.check_classes()
@@ -148,12 +157,10 @@ class MixtureDataset(TrainDataset):
         return self.clips[row], self.avoid[row] if self.avoid else frozenset(), least
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Load the item of `TrainDataset` plus "references", "added", and in evaluation "input"; raises AudioError."""
+        """Load the item of `TrainDataset` plus "references", "added", and "input"; raises AudioError."""
         row, epoch = index
         item = self._item(row, 0.0, self.clip_seconds, "") if self.evaluate else super().__getitem__(index)
-        item |= {"references": [], "added": ()}
-        if self.evaluate:
-            item["input"] = item["audio"]
+        item |= {"references": [], "added": (), "input": item["audio"]}
         random = random_stream(3, self.seed, epoch, row)
         if self.pool is None or random.random() >= (1.0 if self.evaluate else self.mix.rate):
             return item
@@ -165,7 +172,8 @@ class MixtureDataset(TrainDataset):
 
     def silence(self) -> dict[str, Any]:
         """A silent placeholder item without references."""
-        return super().silence() | {"references": [], "added": ()}
+        item = super().silence()
+        return item | {"references": [], "added": (), "input": item["audio"]}
 
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> MixtureBatch:
         """Pad items to a batch; errors among the items go to `skipped`."""
@@ -175,12 +183,12 @@ class MixtureDataset(TrainDataset):
         longest = max((len(track) for item in good for track in item["references"]), default=0)
         references = torch.zeros(len(good), count, longest)
         lengths = torch.zeros(len(good), count, dtype=torch.int64)
-        inputs = torch.zeros(len(good), batch.audio.shape[1] if self.evaluate else 0)
+        inputs = torch.zeros(len(good), batch.audio.shape[1] if self.keep_inputs else 0)
         for row, item in enumerate(good):
             for column, track in enumerate(item["references"]):
                 references[row, column, : len(track)] = track
                 lengths[row, column] = len(track)
-            if self.evaluate:
+            if self.keep_inputs:
                 inputs[row, : len(item["input"])] = item["input"]
         return MixtureBatch(
             **vars(batch),

@@ -1,15 +1,14 @@
 """Write captions for an audio file or for a held-out split, the latter with metrics."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from atk.data import Clip, audio_info, eval_loader, one_pass, open_data, read_references
+from atk.data import Clip, audio_info, one_pass, open_data, read_references
 from atk.data.captions import OnError
 from atk.data.mixtures import MixConfig, MixtureBatch, MixtureDataset
 from atk.data.progress import progress_bar
@@ -18,12 +17,11 @@ from atk.data.sets import Data
 from atk.data.side_files import read_tags
 from atk.eval.caption_listing import SEPARATOR, Captions, class_mentions
 from atk.eval.caption_metrics import caption_metrics
+from atk.eval.caption_windows import caption_clip
 from atk.eval.embed import device_of, evaluating
-from atk.models.captioner import Captioner
+from atk.models.caption_model import CaptionModel
 from atk.models.generation import GenerationConfig
 from atk.soundscapes.phrases import CLAUSES
-
-_WINDOWS = 8  # windows of a file to encode at a time
 
 
 class CaptionSplit:
@@ -80,7 +78,7 @@ class CaptionSplit:
 
 
 def evaluate_captions(
-    model: Captioner,
+    model: CaptionModel,
     split: CaptionSplit,
     beams: int = 4,
     progress: str | None = None,
@@ -150,11 +148,11 @@ def _scores(rows: Sequence[Captions], references: Sequence[Sequence[str]], modes
     return result | {"missing": missing, "tokenizer": "; ".join(dict.fromkeys(tokenizers))}
 
 
-def _has_difference(model: Captioner) -> bool:
+def _has_difference(model: CaptionModel) -> bool:
     return model.config.difference != "none"
 
 
-def _caption_batch(model: Captioner, batch: MixtureBatch, options: dict[str, Any]) -> list[Captions]:
+def _caption_batch(model: CaptionModel, batch: MixtureBatch, options: dict[str, Any]) -> list[Captions]:
     def generate(audio: Tensor, *references: Tensor) -> list[str]:
         return model.generate(audio, batch.lengths, *references, **options)
 
@@ -168,7 +166,7 @@ def _caption_batch(model: Captioner, batch: MixtureBatch, options: dict[str, Any
 
 
 def caption_file(
-    model: Captioner,
+    model: CaptionModel,
     audio: str | Path,
     references: Sequence[str | Path] = (),
     *,
@@ -198,52 +196,14 @@ def caption_file(
             not go with `common` or `repeated`; or, with `common`, a reference is silent.
         AudioError: a file cannot be read.
     """
-    if references and not _has_difference(model):
-        raise ValueError("reference: this model was trained without a Diff block and takes no references")
-    for name, asked in (("repeated", repeated), ("common", common)):
-        if asked and (not references or model.config.difference != "mask"):
-            raise ValueError(f"{name}: needs references, and a model with a mask; see --reference and --objective")
-    options: dict[str, Any] = {"repeated": repeated or common, "common": common}
-    with evaluating(model), torch.no_grad():
-        files = [[z for z, _ in _encode_windows(model, name, clip_seconds, True)] for name in references]
-        silent = [name for name, file in zip(references, files, strict=True) if not sum(map(len, file))]
-        if common and silent:
-            raise ValueError(f"common: {Path(silent[0]).name} is silent, so nothing is in common with it")
-        captions = []
-        for i, (z, seconds) in enumerate(_encode_windows(model, audio, clip_seconds)):
-            if model.config.difference == "subtraction":
-                tracks = [file[i] for file in files if i < len(file)]
-            else:
-                tracks = [torch.cat(file) for file in files]
-            features = _difference(model, z, tracks, options)
-            text = model.decoder.generate(*features, beams, None, generation)[0]
-            captions.append((i * clip_seconds, i * clip_seconds + seconds, text))
-    return captions
-
-
-def _difference(model: Captioner, z: Tensor, tracks: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """`Diff(z, tracks)` `[1, L, D]` of features `z [L, D]` and references `[L_ref, D]`, and its mask `[1, L]`."""
-    mask = z.new_ones(1, len(z), dtype=torch.bool)
-    if not tracks:
-        return z[None], mask
-    valid = pad_sequence([track.new_ones(len(track), dtype=torch.bool) for track in tracks], batch_first=True)
-    return model.difference(z[None], pad_sequence(tracks, batch_first=True)[None], valid[None], **options), mask
-
-
-def _encode_windows(
-    model: Captioner, path: str | Path, seconds: float, reference: bool = False
-) -> Iterator[tuple[Tensor, float]]:
-    """Features `[L, D]` of each window of a file, and the length of the window in seconds; L is 0 without a sound."""
-    clip = Clip(str(path), Path(path), (), audio_info(path).seconds)
-    loader = eval_loader(
-        [clip], sample_rate=model.sample_rate, clip_seconds=seconds, batch_size=_WINDOWS, on_error="raise"
+    clip, *given = (Clip(str(path), Path(path), (), audio_info(path).seconds) for path in (audio, *references))
+    return caption_clip(
+        model,
+        clip,
+        given,
+        clip_seconds=clip_seconds,
+        beams=beams,
+        generation=generation,
+        repeated=repeated,
+        common=common,
     )
-    device = device_of(model)
-    for batch in loader:
-        audio, lengths = batch.audio.to(device), batch.lengths.to(device)
-        if reference:
-            audio, lengths = model.trim_references(audio, lengths)
-        features, mask = model.encode(audio, lengths)
-        mask &= (lengths > 0)[:, None]
-        for z, valid, length in zip(features, mask, batch.lengths.tolist(), strict=True):
-            yield z[valid], length / model.sample_rate

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atk.data import eval_loader
 from atk.device import pick_device
+from atk.eval.caption_windows import caption_clip
 from atk.eval.embed import (
     ALL_FILES,
     CaptionEmbedding,
@@ -23,6 +24,7 @@ from atk.eval.long_audio import Frames, FrameStream, joined
 from atk.eval.scores import Score, similarities
 from atk.eval.sources import LongClips, window_seconds
 from atk.models import from_pretrained
+from atk.models.caption_model import CaptionModel
 from atk.models.clap import CLAP
 from atk.ops.checks import at_least
 
@@ -189,6 +191,30 @@ class Embedder:
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": "raise"}
         for _, part in FrameStream(self.model, [clip], seconds, context_seconds, **options).parts(progress):
             yield part
+
+    def caption(
+        self, audio: str | Path | Waveform, sample_rate: int | None = None, *, references: Audio = (), **options: Any
+    ) -> list[tuple[float, float, str]]:
+        """Describe a clip, or what it contains that reference clips do not. Needs a unified model.
+
+        Args:
+            audio, sample_rate: one recording, as in `embed_audio`.
+            references: clips whose sounds the captions leave out, each as in `embed_audio`.
+            options: `beams`, `generation`, `repeated`, and `common` of `atk.eval.captioning.caption_file`.
+
+        Returns:
+            (start, end, caption) of each window of the clip; times in seconds.
+
+        Raises:
+            AudioError: a file or waveform cannot be used.
+            TypeError, ValueError: an argument has the wrong type, shape, or range, or the model cannot caption.
+        """
+        model = self.model
+        if not isinstance(model, CaptionModel):
+            raise ValueError("caption: this model has no decoder; a unified model is needed")
+        rate = sample_rate or self.sample_rate
+        clip, *given = (as_clip(index, item, rate) for index, item in enumerate([audio, *as_list(references)]))
+        return caption_clip(model, clip, given, clip_seconds=self.clip_seconds, **options)
 
     @overload
     def embed_text(

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def from_pretrained(name: str | Path, tokenizer: str | None = None) -> "CLAP | Captioner":
-    """Load a saved `CLAP` or `Captioner`, whichever `name` holds.
+    """Load a saved `CLAP`, `Captioner`, or `Unified` (which is a CLAP), whichever `name` holds.
 
     Args:
         name: a run folder (its best checkpoint); a local folder or hub repository that was written by
@@ -25,8 +25,11 @@ def from_pretrained(name: str | Path, tokenizer: str | None = None) -> "CLAP | C
     from atk.models.captioner import Captioner
     from atk.models.clap import CLAP
     from atk.models.saved import find_model
+    from atk.models.unified import Unified, is_unified
 
     if Path(name).is_file():
         return CLAP.from_pretrained(name, tokenizer)
     folder, values = find_model(name)
+    if is_unified(values):
+        return Unified.from_pretrained(folder)
     return (Captioner if "decoder" in values else CLAP).from_pretrained(folder)

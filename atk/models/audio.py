@@ -138,6 +138,7 @@ class AudioEncoder(nn.Module):
         self.width = config.width
         self.log_mel = self.spectrogram(config)
         self.augment: SpecAugment | None = None
+        self.append_last = False  # append the features of the last layer to those of `frame_layer`, `[.., 2 * width]`
         sizes = [1, *config.channels]
         self.convs = nn.ModuleList(
             self.block(sizes[i], sizes[i + 1], config.mel_bins >> i, pool) for i, pool in enumerate(self.time_pool)
@@ -199,7 +200,10 @@ class AudioEncoder(nn.Module):
             outputs.append(layer(outputs[-1], src_key_padding_mask=padding))
         norm = self.transformer.norm
         assert norm is not None  # __init__ passes one
-        return norm(outputs[-1][:, 0]), norm(outputs[self.frame_layer][:, 1:]), mask
+        frames = norm(outputs[self.frame_layer][:, 1:])
+        if self.append_last:
+            frames = torch.cat([frames, norm(outputs[-1][:, 1:])], 2)
+        return norm(outputs[-1][:, 0]), frames, mask
 
     def local_features(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions on spectrograms `[N, T, mel_bins, 1]`: `[N, L_a, mel, C]`, and the mask `[N, L_a]`."""

@@ -39,6 +39,7 @@ class PretrainedAudio(Float32Features):
         self.model = model.float()
         self.extractor = extractor
         self.frame_layer = frame_layer
+        self.append_last = False  # as in `AudioEncoder`
         self.width: int = model.config.hidden_size
 
     @property
@@ -72,7 +73,9 @@ class PretrainedAudio(Float32Features):
         """The outputs of the encoder, and its features from `frame_layer`."""
         lower = self.frame_layer is not None
         outputs = self.model(features, output_hidden_states=lower, **options)
-        return outputs, outputs.hidden_states[self.frame_layer] if lower else outputs.last_hidden_state
+        last = outputs.last_hidden_state
+        features = outputs.hidden_states[self.frame_layer] if lower else last
+        return outputs, torch.cat([features, last], -1) if self.append_last else features
 
 
 class _Spectrograms(PretrainedAudio):
@@ -227,12 +230,12 @@ class Waveforms(PretrainedAudio):
         encoded: list[Tensor] = []
         for length in lengths.unique().tolist():
             members = (lengths == length).nonzero()[:, 0]
-            both = torch.stack(self._encoded(audio[members, :length]))
-            encoded.append(F.pad(both, (0, 0, 0, longest - both.shape[2])))
+            both = torch.cat(self._encoded(audio[members, :length]), 2)
+            encoded.append(F.pad(both, (0, 0, 0, longest - both.shape[1])))
             rows.append(members)
         order = torch.cat(rows).argsort()
-        last, features = torch.cat(encoded, 1)[:, order]
-        return last, features
+        both = torch.cat(encoded)[order]
+        return both[..., : self.width], both[..., self.width :]
 
     def _encoded(self, audio: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         outputs, features = self._run(audio.to(self.model.dtype), attention_mask=valid)

@@ -26,6 +26,7 @@ _AUDIO = "audio"
 _TEXT = "text"
 _CLAP = "clap"
 _MSCLAP = "msclap"
+CAPTIONING = ("decoder.", "projection.", "difference_block.")  # names of the weights that a unified model adds
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class CLAP(nn.Module):
 
     audio_encoder: AudioTower
     text_encoder: TextTower
-    encoders = ("encode_audio", "encode_text")  # methods that training calls in place of `forward`
+    encoders: tuple[str, ...] = ("encode_audio", "encode_text")  # methods that training calls in place of `forward`
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class CLAP(nn.Module):
         folder, values = find_model(name)
         if values.get("model_type") == "clap":
             return folder, ModelConfig(clap=ClapConfig(str(folder))), True
-        if "decoder" in values or "text" not in values:
+        if "text" not in values:
             raise ValueError(f"{folder} holds no contrastive audio-text model: its configuration names no text encoder")
         with naming_file(folder / "config.json"):
             return folder, ModelConfig.from_dict(values), False
@@ -253,7 +254,8 @@ class CLAP(nn.Module):
 
         Args:
             name: a run folder (its best checkpoint); another local folder, or a hub repository, with what
-                `save_pretrained` or a `transformers.ClapModel` has saved; or a file of LAION-CLAP or MS-CLAP 2023.
+                `save_pretrained` or a `transformers.ClapModel` has saved; or a file of LAION-CLAP or MS-CLAP 2023. Of
+                a unified model, the part that embeds is loaded.
             tokenizer: local folder or hub name of the tokenizer that goes with a file, which holds none; None =
                 roberta-base for LAION-CLAP, gpt2 for MS-CLAP.
 
@@ -264,15 +266,19 @@ class CLAP(nn.Module):
         if is_published:
             return cls.create(config, []).eval()
         with naming_file(folder):
-            if config.clap.enabled:
-                model = cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
-            elif config.msclap.enabled:
-                model = cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
-            else:
-                text = text_tower(config.text).load(config.text, folder / _TEXT)
-                model = cls._assemble(config, load_audio_encoder(config.audio, folder / _AUDIO), text)
-            load_weights(model, folder)
+            model = cls.without_weights(config, folder)
+            load_weights(model, folder, CAPTIONING)
         return model.eval()
+
+    @classmethod
+    def without_weights(cls, config: ModelConfig, folder: Path) -> "CLAP":
+        """The model saved in `folder`, with weights still to be loaded."""
+        if config.clap.enabled:
+            return cls(config, *clap_transformers.load_encoders(folder / _CLAP, config.text))
+        if config.msclap.enabled:
+            return cls(config, *msclap.load_encoders(folder / _MSCLAP, config.text))
+        text = text_tower(config.text).load(config.text, folder / _TEXT)
+        return cls._assemble(config, load_audio_encoder(config.audio, folder / _AUDIO), text)
 
 
 def _config_of_file(path: Path, tokenizer: str | None) -> ModelConfig:

@@ -62,8 +62,13 @@ def find_model(name: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, values
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, others: tuple[str, ...] = ()) -> None:
     """Load the weights of a saved model, or of a checkpoint that has them only in shards, into `model`.
+
+    Args:
+        model: the model.
+        folder: where its weights are.
+        others: first parts of the names of weights that may be there without belonging to `model`.
 
     Raises:
         ValueError: the file is damaged, or holds the weights of another model.
@@ -76,7 +81,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         _load_shards(model, folder / SHARDS)
         return
     try:
-        load_model(model, folder / WEIGHTS)
+        missing, unexpected = load_model(model, folder / WEIGHTS, strict=not others)
+        if strangers := [*missing, *(name for name in unexpected if not name.startswith(others))]:
+            raise RuntimeError(f"missing or unexpected: {', '.join(sorted(strangers))}")
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS}: damaged or cut short ({error})") from None
     except RuntimeError as error:  # names or shapes differ

@@ -228,38 +228,49 @@ class AlignedContrastiveLoss(_ContrastiveLoss):
 
         Raises: as in `atk.info_nce` and `atk.aligned_info_nce`.
         """
-        terms = {}
-        scale = self.logit_scale
         if self.loss == "info_nce":
             self._warn_of_one_pair(len(audio))
+        terms = {}
         if self.global_weight:
-            check_vectors(audio, text, scale)
-            backend = self.backend if self.backend in BACKENDS["info_nce"] else "auto"
-            vectors = normalize(audio), normalize(text)
-            if self.loss == "sigmoid":
-                terms["global"] = sigmoid_loss(*vectors, scale, self.logit_bias, gather=self.gather, backend=backend)
-            else:
-                terms["global"] = info_nce(
-                    *vectors, scale, gather=self.gather, reduction=self.reduction, backend=backend
-                )
+            terms["global"] = self.global_term(audio, text)
         if self.aligned_weight:
-            frames = checks.embeddings("frames", frames, "N, L_a, D")
-            tokens = checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
-            checks.mask("frame_mask", frame_mask, "frames", frames)
-            checks.mask("token_mask", token_mask, "tokens", tokens)
-            masks = frame_mask, token_mask
-            options = {
-                "gather": self.gather,
-                "normalize": True,
-                "direction": self.direction,
-                "skip_below": self.skip_below,
-                "backend": self.backend,
-            }
-            if self.loss == "sigmoid":
-                terms["aligned"] = aligned_sigmoid_loss(frames, tokens, scale, self.logit_bias, *masks, **options)
-            else:
-                terms["aligned"] = aligned_info_nce(frames, tokens, scale, *masks, reduction=self.reduction, **options)
+            terms["aligned"] = self.aligned_term(frames, tokens, frame_mask, token_mask)
         return terms
+
+    def global_term(self, audio: Tensor, text: Tensor) -> Tensor:
+        """The unweighted loss on the cosine of global vectors `[N, D]`; arguments and errors are those of `terms`."""
+        scale = self.logit_scale
+        check_vectors(audio, text, scale)
+        backend = self.backend if self.backend in BACKENDS["info_nce"] else "auto"
+        vectors = normalize(audio), normalize(text)
+        if self.loss == "sigmoid":
+            return sigmoid_loss(*vectors, scale, self.logit_bias, gather=self.gather, backend=backend)
+        return info_nce(*vectors, scale, gather=self.gather, reduction=self.reduction, backend=backend)
+
+    def aligned_term(
+        self,
+        frames: Tensor | None,
+        tokens: Tensor | None,
+        frame_mask: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The unweighted loss on the max-mean similarity; arguments and errors are those of `terms`."""
+        scale = self.logit_scale
+        frames = checks.embeddings("frames", frames, "N, L_a, D")
+        tokens = checks.embeddings("tokens", tokens, "N, L_t, D", like=("frames", frames))
+        checks.mask("frame_mask", frame_mask, "frames", frames)
+        checks.mask("token_mask", token_mask, "tokens", tokens)
+        masks = frame_mask, token_mask
+        options = {
+            "gather": self.gather,
+            "normalize": True,
+            "direction": self.direction,
+            "skip_below": self.skip_below,
+            "backend": self.backend,
+        }
+        if self.loss == "sigmoid":
+            return aligned_sigmoid_loss(frames, tokens, scale, self.logit_bias, *masks, **options)
+        return aligned_info_nce(frames, tokens, scale, *masks, reduction=self.reduction, **options)
 
 
 def check_reduction(loss: str, reduction: str) -> None:

@@ -24,7 +24,7 @@ _UNITS = {"matmul_tflops": 1e12, "bandwidth_gb": 1e9, "interconnect_gb": 1e9}
 def add_arguments(parser: ArgumentParser, method: str) -> None:
     """Add the arguments of `atk plan`, and those of `atk train` for this method."""
     if method not in _CONFIGS:
-        reason = "; only contrastive losses can be planned" if method == "difference" else ""
+        reason = "; only contrastive losses can be planned" if method in ("difference", "unified") else ""
         parser.error(f"--method must be one of {', '.join(map(repr, get_args(Method)))}, got {method!r}{reason}")
     parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml")
     parser.add_argument("--method", type=Method, default="aligned", help="training method to plan for")

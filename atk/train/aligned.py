@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atk.data.dataset import Batch
+from atk.models.clap import AudioEmbedding, TextEmbedding
 from atk.nn import AlignedContrastiveLoss, TripletLoss
 from atk.nn.timed import TimedLoss
 from atk.ops.checks import at_least, one_of
@@ -143,16 +144,14 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss | Triple
         texts = [caption.text for timed in batch.timed for caption in timed.captions] if self.timed else []
         text = self.model.encode_text(self.model.tokenize([*batch.captions, *texts]))
         count = len(batch.captions)
-        embeddings = {"audio": audio.pooled, "text": text.pooled[:count]}
-        if self.config.loss.aligned_weight or self.timed:
-            embeddings |= {"frames": audio.frames, "frame_mask": audio.mask}
-        if self.config.loss.aligned_weight:
-            embeddings |= {"tokens": text.tokens[:count], "token_mask": text.mask[:count]}
+        captions = TextEmbedding(text.pooled[:count], text.tokens[:count], text.mask[:count], text.offsets)
+        embeddings = pair_embeddings(audio, captions, self.config.loss.aligned_weight > 0)
         if self.timed:
+            embeddings |= {"frames": audio.frames, "frame_mask": audio.mask}
             embeddings |= timed_embeddings(text.tokens[count:], text.mask[count:], batch, self.model.frame_seconds)
         if self.config.loss.kind == "triplet":
-            captions = torch.tensor([_fingerprint(caption) for caption in batch.captions], dtype=torch.int64)
-            embeddings["captions"] = captions.to(self.device)
+            fingerprints = torch.tensor([_fingerprint(caption) for caption in batch.captions], dtype=torch.int64)
+            embeddings["captions"] = fingerprints.to(self.device)
         return embeddings
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -181,6 +180,19 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss | Triple
 def _fingerprint(caption: str) -> int:
     """An integer of 48 bits, equal for equal captions."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=6).digest(), "big")
+
+
+def pair_embeddings(audio: AudioEmbedding, text: TextEmbedding, aligned: bool) -> Embeddings:
+    """What `AlignedContrastiveLoss.terms` takes; frames, tokens, and their masks only if `aligned`."""
+    embeddings = {"audio": audio.pooled, "text": text.pooled}
+    if aligned:
+        embeddings |= {
+            "frames": audio.frames,
+            "tokens": text.tokens,
+            "frame_mask": audio.mask,
+            "token_mask": text.mask,
+        }
+    return embeddings
 
 
 def train(config: AlignedConfig, resume: bool = False) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Configuration of a training run: dataclasses filled from a YAML file and command-line flags."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -187,6 +188,15 @@ class TrainConfig:
         for name in ("ema", "shard"):
             if getattr(self, name) and self.optim.name != "adam":
                 raise ValueError(f"{name}: needs optim.name 'adam', got {self.optim.name!r}")
+
+    @property
+    def passes_over_captions(self) -> bool:
+        """Whether an epoch has each clip once per caption."""
+        return False
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps of the run."""
+        return self.steps or math.ceil(self.epochs * steps_per_epoch)
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML; training with it repeats the run."""

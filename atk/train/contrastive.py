@@ -1,6 +1,7 @@
 """What the contrastive methods share: a model with two encoders, and retrieval to validate and evaluate it."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
@@ -161,8 +162,7 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
             raise ValueError(f"data: train.csv must list at least 2 usable clips to contrast, got {len(self.clips)}")
         if checkpoint is None and config.init is not None:
             checkpoint = Path(config.init)
-        new = checkpoint is None
-        model = CLAP.create(config.model, self.captions) if new else CLAP.from_pretrained(checkpoint)
+        model = self.load_model(checkpoint)
         self.model = model.to(device)
         self.learned = (model.logit_scale, None)
         if config.init is not None and model.logit_scale is None:
@@ -181,6 +181,10 @@ class ContrastiveTask(CaptionedTask[ConfigT, CLAP], Generic[ConfigT, CriterionT]
         self.validation = self._split("val", side_files=False) if self.has("val") else None
         # Read the held-out split now, so that errors in it show up before training and not after it.
         self.evaluation = self._split(self.held_out, side_files=True) if self.held_out else None
+
+    def load_model(self, checkpoint: Path | None) -> CLAP:
+        """The saved model to start from, or a new one."""
+        return CLAP.create(self.config.model, self.captions) if checkpoint is None else CLAP.from_pretrained(checkpoint)
 
     @property
     def starting_point(self) -> StartingPoint:
@@ -228,11 +232,16 @@ def readings_of(loss: AlignedContrastiveLoss | InfoNCELoss | SigmoidLoss) -> dic
     return scale | {"logit_bias": loss.logit_bias} if loss.loss == "sigmoid" else scale
 
 
-def train_contrastive(make_task: MakeTask[ConfigT], config: ConfigT, resume: bool) -> dict[str, Any] | None:
-    """Train by a contrastive method; with `config.init`, its model replaces `config.model`."""
+def train_contrastive(
+    make_task: MakeTask[ConfigT],
+    config: ConfigT,
+    resume: bool,
+    saved_config: Callable[[str | Path], ModelConfig] = CLAP.saved_config,
+) -> dict[str, Any] | None:
+    """Train by a contrastive method; with `config.init`, `saved_config` of it replaces `config.model`."""
     last = checkpoint_to_resume(config, resume)
     if config.init is not None:
-        config = replace(config, model=CLAP.saved_config(last or config.init))
+        config = replace(config, model=saved_config(last or config.init))
     if last is None:
         config = _safe_defaults(config)
     return run(make_task, config, resume)

@@ -1,6 +1,5 @@
 """Audio difference learning (thesis ch. 4): the caption of `x` from `Diff(x + x_ref, x_ref)` (4.9)."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,25 +8,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atk.data import (
-    MixConfig,
-    MixtureBatch,
-    MixtureDataset,
-    ReferencePool,
-    describe_skipped,
-    one_pass,
-    read_references,
-)
-from atk.data.captions import Clip, Split
+from atk.data import MixtureBatch, MixtureDataset, ReferencePool
 from atk.distributed import total
-from atk.eval.caption_listing import write_captions
-from atk.eval.captioning import CaptionSplit, evaluate_captions
-from atk.eval.embed import evaluating
-from atk.models.captioner import Captioner, CaptionerConfig, Difference
-from atk.models.generation import GenerationConfig
+from atk.eval.captioning import CaptionSplit
+from atk.models.captioner import Captioner
+from atk.models.captioner_config import CaptionerConfig, Difference
 from atk.nn import CrossAttentionDifference
 from atk.ops.checks import one_of
-from atk.train.config import TrainConfig, fields_at_least
+from atk.train.captioning import (
+    CaptioningConfig,
+    cross_entropy,
+    evaluate_captioning,
+    log_likelihood,
+    reference_pool,
+    share_of_tokens,
+)
 from atk.train.grad_cache import Embeddings
 from atk.train.run import checkpoint_to_resume, run
 from atk.train.task import CaptionedTask
@@ -43,7 +38,7 @@ _BLOCKS: dict[Objective, Difference] = {
 
 
 @dataclass(frozen=True)
-class DifferenceConfig(TrainConfig):
+class DifferenceConfig(CaptioningConfig):
     """Captioning and audio difference learning.
 
     Args:
@@ -53,11 +48,6 @@ class DifferenceConfig(TrainConfig):
         init: run folder or model folder of a captioner to start from; encoder and decoder settings are then taken from
             it.
         clip_seconds: length of the random crops in training; in evaluation, longer clips are cut to it.
-        epoch_over: "clips", with one caption of each, drawn at random; or "captions", so that a clip with five
-            captions occurs five times in an epoch.
-        beams: width of the beam search that writes captions, `num_beams` in transformers.
-        generation: further settings of that search.
-        mix: what is mixed into the clips, and which references are subtracted.
         model: encoder, Diff block, and decoder; `model.difference` follows from `objective`.
     """
 
@@ -65,10 +55,6 @@ class DifferenceConfig(TrainConfig):
     init: str | None = None
     backend: Literal["auto", "triton", "sdpa", "reference"] = "auto"
     clip_seconds: float = 30.0
-    beams: int = 4
-    epoch_over: Literal["clips", "captions"] = "clips"
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    mix: MixConfig = field(default_factory=MixConfig)
     model: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
@@ -76,8 +62,6 @@ class DifferenceConfig(TrainConfig):
         one_of("objective", self.objective, get_args(Objective))
         if self.shard:  # the number of layer calls depends on the clips of a rank, but sharded ranks must agree on it
             raise ValueError("shard: captioners cannot be sharded")
-        one_of("epoch_over", self.epoch_over, ("clips", "captions"))
-        fields_at_least(self, 1, "beams")
         if self.mix.common and self.objective != "mask":
             raise ValueError(f"mix.common: needs objective 'mask', got {self.objective!r}")
         block = _BLOCKS[self.objective]
@@ -102,7 +86,6 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
     """
 
     method = "difference"
-    recordings: list[Clip]  # each training clip once
     monitor = "log_likelihood"
     op = "cross_attention_difference"
 
@@ -123,12 +106,6 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
             self.validation = MixtureDataset(
                 clips, self.model.sample_rate, config.clip_seconds, config.seed, mix=config.mix, pool=None
             )
-
-    def training_split(self) -> Split:
-        """The clips that an epoch passes over; with `epoch_over="captions"`, each clip once per caption."""
-        split = super().training_split()
-        self.recordings = split.clips
-        return split.by_caption() if self.config.epoch_over == "captions" else split
 
     def _load_model(self, checkpoint: Path | None) -> Captioner:
         config = self.config
@@ -157,12 +134,8 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         config = self.config
         if config.objective == "plain":
             return None
-        if config.objective == "pairmix" or config.mix.references is None:
-            return ReferencePool(self.recordings, [""] * len(self.recordings), [])
-        pool = read_references(config.mix.references, config.on_error, held_out=config.mix.test_folds)
-        if pool.skipped:
-            print(f"references: {describe_skipped(pool.skipped)}", file=sys.stderr)
-        return pool
+        mix = replace(config.mix, references=None) if config.objective == "pairmix" else config.mix
+        return reference_pool(mix, self.recordings, config.on_error)
 
     def encode(self, batch: MixtureBatch) -> Embeddings:
         """Cross-entropy of the captions: (4.9), or (4.3) for clips without a reference.
@@ -170,7 +143,7 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
         Returns:
             "loss": mean over the tokens of the captions `[1]`; "tokens": the number of tokens `[1]`.
         """
-        loss, tokens = self._cross_entropy(batch)
+        loss, tokens = cross_entropy(self.model, batch)
         return {"loss": loss[None], "tokens": torch.tensor([tokens], device=self.device)}
 
     def shares(self, parts: Sequence[MixtureBatch | None]) -> list[Tensor]:
@@ -184,18 +157,11 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's share of the mean over the tokens of all ranks; no further terms."""
-        tokens = embeddings["tokens"]
-        return (embeddings["loss"] * tokens).sum() / total(tokens.sum()), {}
+        return share_of_tokens(embeddings["loss"], embeddings["tokens"]), {}
 
     def readings(self) -> dict[str, Tensor]:
         """No values besides the loss."""
         return {}
-
-    def _cross_entropy(self, batch: MixtureBatch) -> tuple[Tensor, int]:
-        """The mean over the tokens of the captions, and the number of tokens."""
-        tokens = self.model.tokenize(batch.captions)
-        loss = self.model(batch.audio, batch.lengths, tokens, batch.references, batch.reference_lengths, batch.common)
-        return loss, int(tokens["attention_mask"].sum())
 
     def validate(self) -> dict[str, float]:
         """Mean log-likelihood per token of one caption for each validation clip, given the clip alone.
@@ -205,35 +171,14 @@ class DifferenceTask(CaptionedTask[DifferenceConfig, Captioner]):
             AudioError: with `on_error="raise"`, a clip cannot be decoded.
         """
         assert self.validation is not None
-        config = self.config
-        loader = one_pass(self.validation, batch_size=config.batch_size, workers=self.workers, on_error=config.on_error)
-        loss_sum = 0.0
-        tokens = 0
-        with torch.no_grad(), evaluating(self.model):
-            for batch in loader:
-                assert isinstance(batch, MixtureBatch)
-                if batch.files:
-                    loss, count = self._cross_entropy(batch.to(self.device))
-                    loss_sum += float(loss) * count
-                    tokens += count
-        if not tokens:
-            name = self.data.first_with("val").name
-            raise ValueError(f"{name}: none of the {len(self.validation)} validation clips can be decoded")
-        return {"log_likelihood": -loss_sum / tokens}
+        name = self.data.first_with("val").name
+        return {"log_likelihood": log_likelihood(self.model, self.validation, name=name, **self.pass_options())}
 
     def evaluate(self, checkpoint: Path) -> dict[str, Any]:
         """Captioning metrics of a saved model on the held-out split; the captions are written to a CSV file."""
         assert self.evaluation is not None
         model = Captioner.from_pretrained(checkpoint).to(self.device)
-        result, captions = evaluate_captions(
-            model,
-            self.evaluation,
-            self.config.beams,
-            f"evaluate {self.held_out}",
-            generation=self.config.generation,
-        )
-        write_captions(Path(self.config.out) / f"captions_{self.held_out}.csv", captions)
-        return result
+        return evaluate_captioning(model, self.evaluation, self.held_out, self.config)
 
 
 def train(config: DifferenceConfig, resume: bool = False) -> dict[str, Any] | None:

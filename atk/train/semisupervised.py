@@ -1,13 +1,13 @@
 """Semi-supervised training (thesis ch. 5): `L_total = L_labeled + L_mix + L_unlabeled` (5.16)."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atk.data import Loader, UnlabeledAudio, unlabeled_loader
 from atk.distributed.collectives import world_size
@@ -20,6 +20,7 @@ from atk.train.contrastive import ContrastiveConfig, ContrastiveTask, PairLossCo
 from atk.train.grad_cache import Embeddings
 from atk.train.run import checkpoint_to_resume
 from atk.train.semisupervised_batch import SemiSupervisedBatch, mixture
+from atk.train.semisupervised_criterion import SemiSupervisedCriterion
 
 MapperKind = Literal["mlp", "transformer"]
 MapperFrames = Literal["encoder", "projected"]
@@ -62,47 +63,58 @@ class MapperConfig:
 
 
 @dataclass(frozen=True)
-class SemiSupervisedLossConfig(PairLossConfig):
-    """Loss: InfoNCE or the sigmoid loss on captioned clips, on mixtures, and on unlabeled clips.
+class UnlabeledLossConfig(PairLossConfig):
+    """Weights of the terms that use unlabeled audio.
 
     Args:
-        labeled_weight: weight of the loss between clips and their captions.
         mix_weight: weight of the loss between mixtures of a captioned and an unlabeled clip, and captions with the
             pseudo-tokens of the unlabeled clip; 0 disables it.
         unlabeled_weight: weight of the loss between unlabeled clips and the prompt with their pseudo-tokens; 0
             disables it.
     """
 
-    labeled_weight: float = 1.0
     mix_weight: float = 1.0
     unlabeled_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind == "triplet":
-            raise ValueError("kind must be 'info_nce' or 'sigmoid' for semi-supervised training, got 'triplet'")
-        fields_at_least(self, 0, "labeled_weight", "mix_weight", "unlabeled_weight")
+            raise ValueError("kind must be 'info_nce' or 'sigmoid' to learn from unlabeled audio, got 'triplet'")
+        fields_at_least(self, 0, "mix_weight", "unlabeled_weight")
+
+
+@dataclass(frozen=True)
+class SemiSupervisedLossConfig(UnlabeledLossConfig):
+    """Loss: InfoNCE or the sigmoid loss on captioned clips, on mixtures, and on unlabeled clips.
+
+    Args:
+        labeled_weight: weight of the loss between clips and their captions.
+    """
+
+    labeled_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields_at_least(self, 0, "labeled_weight")
         if self.labeled_weight + self.mix_weight + self.unlabeled_weight == 0:
             raise ValueError("labeled_weight, mix_weight and unlabeled_weight must not all be 0")
 
 
 @dataclass(frozen=True)
-class SemiSupervisedConfig(ContrastiveConfig):
-    """Contrastive learning from captioned clips and unlabeled audio.
+class UnlabeledConfig(ContrastiveConfig):
+    """Settings of the methods that also learn from unlabeled audio.
 
     Args:
         unlabeled: folders of audio, tar shards, or folders of tar shards; may be empty if no loss term uses unlabeled
             audio.
         prompt: text that precedes the pseudo-tokens of an unlabeled clip.
         mapper: audio to pseudo-tokens.
-        loss: weights of the three terms.
     """
 
-    backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
     unlabeled: list[str] = field(default_factory=list)
     prompt: str = "A sound of"
     mapper: MapperConfig = field(default_factory=MapperConfig)
-    loss: SemiSupervisedLossConfig = field(default_factory=SemiSupervisedLossConfig)
+    loss: UnlabeledLossConfig = field(default_factory=UnlabeledLossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,39 +138,23 @@ class SemiSupervisedConfig(ContrastiveConfig):
         return self.loss.mix_weight > 0 or self.loss.unlabeled_weight > 0
 
 
-class SemiSupervisedCriterion(nn.Module):
-    """The loss of pairs, and the mapper that is trained along with it.
+@dataclass(frozen=True)
+class SemiSupervisedConfig(UnlabeledConfig):
+    """Contrastive learning from captioned clips and unlabeled audio.
 
     Args:
-        pair_loss: the loss of all terms; checkpoints know it as `info_nce`.
-        mapper: audio to pseudo-tokens; None if no term of the loss needs them.
+        loss: weights of the three terms.
     """
 
-    def __init__(self, pair_loss: InfoNCELoss | SigmoidLoss, mapper: MLPMapper | TransformerMapper | None):
-        super().__init__()
-        self.info_nce = pair_loss
-        self.mapper = mapper
-
-    @property
-    def pair_loss(self) -> InfoNCELoss | SigmoidLoss:
-        """The loss of all terms."""
-        return self.info_nce
-
-    @property
-    def pseudo_tokens(self) -> int:
-        """The number of pseudo-tokens per clip, `L_un`."""
-        return 0 if self.mapper is None else self.mapper.tokens
-
-    def map_audio(self, audio: AudioEmbedding) -> Tensor:
-        """The pseudo-tokens `Xhat_un` (5.8) of N clips, `[N, L_un, D_T]`."""
-        assert self.mapper is not None
-        if isinstance(self.mapper, MLPMapper):
-            return self.mapper(audio.pooled)
-        return self.mapper(audio.frames, audio.mask)
+    backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
+    loss: SemiSupervisedLossConfig = field(default_factory=SemiSupervisedLossConfig)
 
 
-class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCriterion]):
-    """Contrastive learning from captioned clips and unlabeled audio, for `atk.train.trainer.Trainer`.
+ConfigT = TypeVar("ConfigT", bound=UnlabeledConfig)
+
+
+class UnlabeledTask(ContrastiveTask[ConfigT, SemiSupervisedCriterion], Generic[ConfigT]):
+    """Batches of captioned and of unlabeled clips, and the terms of a loss that use the latter.
 
     Args:
         config: the run.
@@ -166,14 +162,12 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         checkpoint: saved model to resume from; None starts a new run.
 
     Raises:
-        ValueError, FileNotFoundError, AudioError, BackendError: as for `ContrastiveTask` and `UnlabeledAudio.scan`.
+        ValueError, FileNotFoundError, AudioError: as for `ContrastiveTask` and `UnlabeledAudio.scan`.
     """
 
-    method = "semisupervised"
-    op = "info_nce"
-
-    def __init__(self, config: SemiSupervisedConfig, device: torch.device, checkpoint: Path | None = None):
+    def __init__(self, config: ConfigT, device: torch.device, checkpoint: Path | None = None):
         super().__init__(config, device, checkpoint)
+        self.prepare()  # errors come before the listing is written
         if not config.uses_unlabeled:
             return
         self.pool = UnlabeledAudio.scan(config.unlabeled, Path(config.out) / _LISTING, config.on_error)
@@ -186,18 +180,11 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
         print(f"unlabeled: {len(self.pool)} clips{note}", file=sys.stderr)
         self.report(self.pool.skipped)
 
-    def make_criterion(self) -> SemiSupervisedCriterion:
-        """The configured loss, and the mapper that is trained along with it."""
-        loss = self.config.loss
-        start = self.starting_point
-        options: dict[str, Any] = {"backend": self.config.backend, "gather": self.config.gather}
-        if loss.kind == "sigmoid":
-            criterion = SigmoidLoss(start.temperature, start.bias, loss.learns, **options)
-        else:
-            criterion = InfoNCELoss(start.temperature, loss.learns, loss.reduction, **options)
-        return SemiSupervisedCriterion(criterion, self._mapper() if self.config.uses_unlabeled else None)
+    def prepare(self) -> None:
+        """Read and set up what a method needs besides captioned and unlabeled clips."""
 
-    def _mapper(self) -> MLPMapper | TransformerMapper:
+    def make_mapper(self) -> MLPMapper | TransformerMapper:
+        """A new mapper, as configured."""
         config = self.config.mapper
         dim, token_width = self.model.dim, self.model.token_width
         if config.kind == "mlp":
@@ -240,14 +227,59 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
             **self.loading_options(start_step),
         )
 
+    def unlabeled_terms(
+        self,
+        captions: dict[str, Tensor],
+        unlabeled: AudioEmbedding,
+        mixed: Callable[[], Tensor] | None,
+        unlabeled_alone: bool,
+    ) -> Embeddings:
+        """Global vectors `[N, D]` of the audio and of the text of the terms that use unlabeled audio.
+
+        Args:
+            captions: tokenized captions of the captioned clips, with space for pseudo-tokens.
+            unlabeled: the unlabeled clips.
+            mixed: returns the global vectors of the mixtures of the first captioned and unlabeled clips; None leaves
+                out `L_mix`.
+            unlabeled_alone: whether `L_unlabeled` is needed.
+        """
+        embeddings = {}
+        pseudo_tokens = self.criterion.map_audio(unlabeled)
+        if mixed is not None:
+            audio = embeddings["mix audio"] = mixed()
+            first_captions = {name: value[: len(audio)] for name, value in captions.items()}
+            embeddings["mix text"] = self.model.encode_text(first_captions, pseudo_tokens[: len(audio)]).pooled
+        if unlabeled_alone:
+            prompt = self.model.tokenize([self.config.prompt] * len(pseudo_tokens), self.criterion.pseudo_tokens)
+            embeddings["unlabeled audio"] = unlabeled.pooled
+            embeddings["unlabeled text"] = self.model.encode_text(prompt, pseudo_tokens).pooled
+        return embeddings
+
+
+class SemiSupervisedTask(UnlabeledTask[SemiSupervisedConfig]):
+    """Contrastive learning from captioned clips and unlabeled audio, for `atk.train.trainer.Trainer`."""
+
+    method = "semisupervised"
+    op = "info_nce"
+
+    def make_criterion(self) -> SemiSupervisedCriterion:
+        """The configured loss, and the mapper that is trained along with it."""
+        loss = self.config.loss
+        start = self.starting_point
+        options: dict[str, Any] = {"backend": self.config.backend, "gather": self.config.gather}
+        if loss.kind == "sigmoid":
+            criterion = SigmoidLoss(start.temperature, start.bias, loss.learns, **options)
+        else:
+            criterion = InfoNCELoss(start.temperature, loss.learns, loss.reduction, **options)
+        return SemiSupervisedCriterion(criterion, self.make_mapper() if self.config.uses_unlabeled else None)
+
     def encode(self, batch: SemiSupervisedBatch) -> Embeddings:
         """Global vectors `[N, D]` of the audio and of the text of each term of the loss."""
         weights = self.config.loss
         model = self.model
-        reserve = self.criterion.pseudo_tokens
         labeled, unlabeled = batch.labeled, batch.unlabeled
         embeddings = {}
-        captions = model.tokenize(labeled.captions, reserve=reserve) if labeled.files else {}
+        captions = model.tokenize(labeled.captions, self.criterion.pseudo_tokens) if labeled.files else {}
         if weights.labeled_weight and labeled.files:
             embeddings["labeled audio"] = model.encode_audio(labeled.audio, labeled.lengths).pooled
             embeddings["labeled text"] = model.encode_text(captions).pooled
@@ -255,18 +287,15 @@ class SemiSupervisedTask(ContrastiveTask[SemiSupervisedConfig, SemiSupervisedCri
             return embeddings
         project_frames = self.config.mapper.frames != "encoder"
         audio = model.encode_audio(unlabeled.audio, unlabeled.lengths, project_frames)
-        pseudo_tokens = self.criterion.map_audio(audio)
         pairs = min(len(labeled), len(unlabeled))  # either batch may lack unreadable files
-        if weights.mix_weight and pairs:
-            mixed = model.encode_audio(*mixture(labeled, unlabeled, pairs))
-            first_captions = {name: value[:pairs] for name, value in captions.items()}
-            embeddings["mix audio"] = mixed.pooled
-            embeddings["mix text"] = model.encode_text(first_captions, pseudo_tokens[:pairs]).pooled
-        if weights.unlabeled_weight:
-            prompt = model.tokenize([self.config.prompt] * len(unlabeled), reserve=reserve)
-            embeddings["unlabeled audio"] = audio.pooled
-            embeddings["unlabeled text"] = model.encode_text(prompt, pseudo_tokens).pooled
-        return embeddings
+
+        def mixed() -> Tensor:
+            return model.encode_audio(*mixture(labeled, unlabeled, pairs)).pooled
+
+        has_mix = bool(weights.mix_weight and pairs)
+        return embeddings | self.unlabeled_terms(
+            captions, audio, mixed if has_mix else None, weights.unlabeled_weight > 0
+        )
 
     def loss_of(self, embeddings: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """`L_total` (5.16) of a batch, and its terms (3.5), (5.10), (5.15)."""

@@ -1,15 +1,15 @@
 """A training method as the trainer sees it, and what methods that learn from captioned clips share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atk.data import SetWeights, TrainBatches, TrainDataset, batches_of, describe_skipped, open_data
-from atk.data.captions import OnError, Split
+from atk.data.captions import OnError
 from atk.device import default_workers
 from atk.distributed.collectives import world_size
 from atk.models.captioner import Captioner
@@ -53,6 +53,10 @@ class Task(CachedTask, Protocol):
         """Values to log, the same on every rank."""
         ...
 
+    def idle(self) -> Iterable[nn.Module]:
+        """Modules that the loss at this step does not use; their weights stay as they are."""
+        ...
+
     def validate(self) -> dict[str, float]:
         """Validation metrics; raises ValueError if no file could be read."""
         ...
@@ -67,6 +71,14 @@ class ReadingOptions(TypedDict):
 
     sample_rate: int
     clip_seconds: float
+    batch_size: int
+    workers: int
+    on_error: OnError
+
+
+class PassOptions(TypedDict):
+    """How one pass over the clips of a split is loaded."""
+
     batch_size: int
     workers: int
     on_error: OnError
@@ -109,7 +121,10 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         _ = self.backend  # raises an error now if it cannot run
         self.workers = default_workers(device) if config.workers is None else config.workers
         self.data = open_data(config.data, config.caption_column)
-        train = self.training_split()
+        train = self.data.read("train", config.on_error)
+        self.recordings = train.clips
+        if config.passes_over_captions:
+            train = train.by_caption()
         self.clips = train.clips
         self.sets: SetWeights | None = None
         if config.data_weights is not None:
@@ -131,10 +146,6 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         dtype = torch.bfloat16 if half else torch.float32
         return choose(self.config.backend, self.device, dtype, self.op, check=False)
 
-    def training_split(self) -> Split:
-        """The clips that an epoch passes over."""
-        return self.data.read("train", self.config.on_error)
-
     def has(self, split: str) -> bool:
         """Whether a data set has a split of this name."""
         return split in self.data.splits()
@@ -148,6 +159,11 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
             "workers": self.workers,
             "on_error": self.config.on_error,
         }
+
+    def pass_options(self) -> PassOptions:
+        """How one pass over the clips of a split is loaded."""
+        config = self.config
+        return {"batch_size": config.batch_size, "workers": self.workers, "on_error": config.on_error}
 
     def loading_options(self, start_step: int) -> LoadingOptions:
         """How the training batches of any data set are loaded, from a step on."""
@@ -173,6 +189,10 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         for batch in loader:
             self.report(batch.skipped)
             yield batch.to(self.device)
+
+    def idle(self) -> Iterable[nn.Module]:
+        """No modules: the loss of most methods is the same at every step."""
+        return ()
 
     def silence(self) -> Any:
         """A batch of one silent clip."""

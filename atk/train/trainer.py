@@ -65,7 +65,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.out = Path(config.out)
-        self.steps = config.steps or math.ceil(config.epochs * task.steps_per_epoch)
+        self.steps = config.total_steps(task.steps_per_epoch)
         self.bf16 = multiplies_bf16(device) if config.precision == "auto" else config.precision == "bf16"
         self._adapted = config.tune.lora.rank > 0
         self.paces = prepare(task.model, config, resume)
@@ -193,6 +193,8 @@ class Trainer:
         )
         self.replicas.finish()
         drop_locked_gradients(self.task.model, self.paces, self.step)
+        for module in self.task.idle():  # DDP gives their weights gradients of 0
+            module.zero_grad()
         norm = self.replicas.clip_gradients(self.parameters, optim.clip_norm)
         row = self._row({"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}, norm)
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):

@@ -12,7 +12,8 @@ import atk.eval.captioning
 from atk.data import Clip, MixConfig, MixtureDataset, ReferencePool
 from atk.eval.caption_listing import Captions, class_mentions, format_captions, write_captions
 from atk.eval.caption_metrics import CaptionScores
-from atk.eval.captioning import CaptionSplit, _encode_windows, caption_file, evaluate_captions
+from atk.eval.caption_windows import encode_windows
+from atk.eval.captioning import CaptionSplit, caption_file, evaluate_captions
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_training_and_files_give_the_same_reference(model, tmp_path, monkeypatch
 def test_files_are_subtracted_repeatedly_or_compared(model, tmp_path, monkeypatch):
     a, b, c = (write_clip(tmp_path / f"{n}.wav", 100 + 100 * n, seconds=2.0).path for n in range(3))
     block = model.difference_block
-    encoded = [_encode_windows(model, path, 1.0, path != a) for path in (a, b, c)]
+    encoded = [encode_windows(model, Clip("x", path, (), 2.0), 1.0, path != a) for path in (a, b, c)]
     z, z_b, z_c = (torch.cat([window for window, _ in windows])[None] for windows in encoded)
     windows = z.split(z.shape[1] // 2, 1)
     for options, expected in (

@@ -115,3 +115,20 @@ def difference_arguments(scenes, out, *more):
         *SMALL_CAPTIONER.split(),
         *map(str, more),
     ]
+
+
+UNIFIED = """
+--model.dim 16 --model.audio.mel_bins 16 --model.audio.channels [4,4,8,8] --model.audio.width 32 --model.audio.layers 1
+--model.audio.heads 2 --model.audio.frame_layer 0 --model.text.width 32 --model.text.layers 1 --model.text.heads 2
+--model.decoder.width 16 --model.decoder.layers 1 --model.decoder.heads 2 --model.decoder.vocabulary 300
+--model.heads 2 --beams 2 --steps 6 --save-every 2 --log-every 1 --eval-every 3 --batch-size 4 --clip-seconds 2
+--workers 0 --optim.lr 3e-3 --loss.learnable true --precision fp32 --device cpu
+"""
+
+
+def unified_arguments(scenes, noises, out, *more):
+    pool = ("--mix.references", str(scenes / "pool"))
+    return [
+        "train", "unified", "--data", str(scenes), "--out", str(out), "--unlabeled", str(noises), *pool,
+        *UNIFIED.split(), *map(str, more),
+    ]  # fmt: skip

@@ -25,13 +25,16 @@ from atk.train import grad_cache, replicas
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
 from atk.train.ranks import RankLost, all_reduce_max, first_rank_first, naming_lost_ranks, process_group
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask, UnlabeledTask
+from atk.train.unified import UnifiedTask
+from atk.train.unified_config import UnifiedConfig
 
 CPU = torch.device("cpu")
 TASKS = {
     "aligned": (AlignedTask, AlignedConfig),
     "difference": (DifferenceTask, DifferenceConfig),
     "semisupervised": (SemiSupervisedTask, SemiSupervisedConfig),
+    "unified": (UnifiedTask, UnifiedConfig),
 }
 TIMEOUT = timedelta(seconds=60)
 BATCH = 7  # not a multiple of the number of ranks
@@ -164,7 +167,7 @@ def _task(command: list[str]):
 
 
 def _set_gather(task, gather: str) -> None:
-    if isinstance(task, SemiSupervisedTask):
+    if isinstance(task, UnlabeledTask):
         task.criterion.info_nce.gather = gather
     elif not isinstance(task, DifferenceTask):
         task.criterion.gather = gather

@@ -94,7 +94,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LossConfig(**loss)
-    with pytest.raises(ValueError, match="kind must be 'info_nce' or 'sigmoid' for semi-supervised training"):
+    with pytest.raises(ValueError, match="kind must be 'info_nce' or 'sigmoid' to learn from unlabeled audio"):
         SemiSupervisedLossConfig(kind="triplet")
     words = ModelConfig(text=TextEncoderConfig(vectors="vectors.txt"))
     with pytest.raises(ValueError, match=r"model\.text\.vectors must be null, as word vectors take no pseudo-tokens"):

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from support.processes import PATIENCE, Job, start_ranks
-from support.runs import arguments, difference_arguments, rows
+from support.runs import arguments, difference_arguments, rows, unified_arguments
 from support.runs import semisupervised_arguments as semi_arguments
 from support.training_ranks import BATCH
 
@@ -43,8 +43,10 @@ def test_a_step_on_several_ranks_equals_that_of_one_process(tiny_data, noises, s
         arguments(tiny_data, tmp_path / "a", *options),
         semi_arguments(tiny_data, noises, tmp_path / "s", *options, "--mapper.noise", "0"),
         difference_arguments(scenes, tmp_path / "d", *batch),
+        unified_arguments(scenes, noises, tmp_path / "u", *options, "--mapper.noise", "0"),
     ]
-    main(commands[1] + ["--steps", "1"])  # writes the list of unlabeled audio, as the first rank does
+    for command in (commands[1], commands[3]):
+        main([*command, "--steps", "1"])  # writes the list of unlabeled audio, as the first rank does
     job = start_ranks(size, "support.training_ranks:run_steps", size, str(tmp_path), commands)
     assert job.wait(600) == 0, job.output
     errors = [line for rank in range(size) for line in json.loads((tmp_path / f"{rank}.json").read_text())]
