@@ -15,7 +15,8 @@ from atk.bench.memory import peak_bytes
 from atk.plan import Rates, Resources, plan
 from atk.plan.step import STATE_BYTES
 from atk.train.aligned import AlignedConfig, AlignedTask
-from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedTask
+from atk.train.semisupervised_config import SemiSupervisedConfig
 from atk.train.trainer import Trainer
 from experiments import flags, run_atk, write_results
 

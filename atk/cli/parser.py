@@ -14,6 +14,7 @@ _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 _WRONG_TYPE = re.compile(r'Parser key "([^"]+)"(?: element \d+)?: (.*?)\.? (?:Got value|Given value): (.*)')
 _OTHER_KEY = re.compile(r'Parser key "([^"]+)": (.*)')
 _WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)")
+_OPTIONAL_CHOICES = re.compile(r"Optional\[Literal\[([^\]]*)\]\]")
 _TYPE_NAMES = {"NoneType": "null", "tuple": "list"}
 _MISSING = re.compile("the following arguments are required: (.*)")
 _NO_SUBCOMMAND = re.compile(r'expected "([\w.]+)" to be one of \{.*\}, but it was not provided\.')
@@ -25,7 +26,8 @@ class _HelpFormatter(DefaultHelpFormatter):
     def _get_type_str(self, action: Action) -> str | None:
         if get_origin(getattr(action, "_typehint", None)) is Literal:
             return None
-        return super()._get_type_str(action)
+        text = super()._get_type_str(action)
+        return text and _OPTIONAL_CHOICES.sub(lambda match: match[1].replace("'", "") + ", or null", text)
 
 
 class Parser(ArgumentParser):

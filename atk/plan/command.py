@@ -13,7 +13,7 @@ from atk.plan.rates import Rates
 from atk.plan.report import format_plan, plan
 from atk.plan.step import Resources
 from atk.train.aligned import AlignedConfig
-from atk.train.semisupervised import SemiSupervisedConfig
+from atk.train.semisupervised_config import SemiSupervisedConfig
 
 Method = Literal["aligned", "semisupervised"]
 _CONFIGS: dict[str, type[PlanConfig]] = {"aligned": AlignedConfig, "semisupervised": SemiSupervisedConfig}

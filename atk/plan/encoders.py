@@ -17,7 +17,8 @@ from atk.plan.cost import Cost, LinearCost, Trace
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.contrastive import ContrastiveTask
 from atk.train.grad_cache import Embeddings
-from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedTask
+from atk.train.semisupervised_config import SemiSupervisedConfig
 
 PlanConfig = AlignedConfig | SemiSupervisedConfig
 PlanTask = ContrastiveTask[Any, Any]

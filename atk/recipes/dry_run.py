@@ -16,7 +16,7 @@ from atk.recipes.recipe import path_of
 from atk.train.aligned import AlignedConfig
 from atk.train.config import TrainConfig
 from atk.train.difference import DifferenceConfig
-from atk.train.semisupervised import SemiSupervisedConfig
+from atk.train.semisupervised_config import SemiSupervisedConfig
 
 
 def describe(jobs: Iterable[Job], machine: Machine) -> str:

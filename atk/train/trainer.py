@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ class Trainer:
         resume: load the last checkpoint in `config.out`. The task has already loaded the model.
 
     Raises:
-        ValueError: the checkpoint does not match the optimizer or the criterion, or `config.tune` the model, or
-            the package of a logger is missing.
+        ValueError: the checkpoint does not match the optimizer or the criterion, or `config.tune` the model; or the
+            package of a logger is missing.
         FileNotFoundError: there is no checkpoint to resume from.
     """
 
@@ -210,8 +209,7 @@ class Trainer:
     def _row(self, shares: dict[str, Tensor], grad_norm: Tensor) -> dict[str, float]:
         """The values to log: sums over ranks of `shares`, the task's readings, and the gradient norm."""
         sums = total(torch.stack([share.detach().float() for share in shares.values()]))
-        readings = self.task.readings() | {"grad_norm": grad_norm}
-        # One copy to the host for all values.
+        readings = self.task.readings() | {"grad_norm": grad_norm}  # copied to the host with the sums, at once
         values = torch.cat([sums, torch.stack([reading.detach().float() for reading in readings.values()])])
         return dict(zip([*shares, *readings], values.tolist(), strict=True))
 
@@ -253,7 +251,7 @@ class Trainer:
         self.best = metrics[self.task.monitor]
         return True
 
-    @contextmanager
+    @contextlib.contextmanager
     def _evaluation_model(self, device: torch.device) -> Generator[list[Tensor] | None, None, None]:
         """A context in which the task of the first rank has the model that is validated and saved, as a whole.
 
@@ -291,7 +289,7 @@ class Trainer:
         if final:
             self.writer.wait()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _saved_model(self) -> Generator[tuple[Any, list[Tensor] | None], None, None]:
         """A context that yields the model for `CheckpointWriter.save`, and the weights as in `_evaluation_model`."""
         if self.replicas.sharded and not self._adapted:

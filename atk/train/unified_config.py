@@ -12,7 +12,7 @@ from atk.ops.checks import one_of
 from atk.train.aligned import LossConfig
 from atk.train.captioning import CaptioningConfig
 from atk.train.config import fields_at_least
-from atk.train.semisupervised import UnlabeledConfig, UnlabeledLossConfig
+from atk.train.semisupervised_config import UnlabeledConfig, UnlabeledLossConfig
 
 TERMS = ("global", "aligned", "mix", "unlabeled", "caption")
 Schedule = list[tuple[float, float]]

@@ -25,7 +25,7 @@ from atk.soundscapes import PRESETS
 from atk.train.aligned import AlignedConfig, LossConfig
 from atk.train.config import OptimConfig, TrainConfig
 from atk.train.difference import DifferenceConfig
-from atk.train.semisupervised import MapperConfig, SemiSupervisedConfig, SemiSupervisedLossConfig
+from atk.train.semisupervised_config import MapperConfig, SemiSupervisedConfig, SemiSupervisedLossConfig
 
 RUN = ["train", "aligned", "--data", "D", "--out", "O"]
 
@@ -76,7 +76,7 @@ def test_help_shows_hyphens_and_choices_and_no_equations(command, capsys):
         (TrainConfig, "precision", ("auto", "fp32", "bf16")),
         (TrainConfig, "on_error", ON_ERROR),
         (OptimConfig, "name", ("adam", "schedulefree")),
-        (LossConfig, "kind", PAIR_LOSSES),
+        (LossConfig, "kind", (*PAIR_LOSSES, "triplet")),
         (LossConfig, "reduction", REDUCTIONS),
         (LossConfig, "direction", DIRECTIONS),
         (SemiSupervisedLossConfig, "reduction", REDUCTIONS),

@@ -17,7 +17,7 @@ from atk.plan.cost import Cost, LinearCost, Trace
 from atk.plan.encoders import Encoders, _batch, _run, _task, trace_encoders
 from atk.plan.step import STATE_BYTES, WORKSPACE_BYTES, Step
 from atk.train.aligned import AlignedConfig, LossConfig
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedLossConfig
+from atk.train.semisupervised_config import SemiSupervisedConfig, SemiSupervisedLossConfig
 
 RATES = Rates(1e12, 1e12, 1e10, 1e8, 1e9, 1e-6)
 TINY = ModelConfig(

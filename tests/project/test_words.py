@@ -14,7 +14,7 @@ BANNED = {
 }  # fmt: skip
 ALLOWED = {
     ("atk/train/contrastive.py", "kind"): "loss.kind is a key of the configuration",
-    ("atk/train/semisupervised.py", "kind"): "mapper.kind is a key of the configuration",
+    ("atk/train/semisupervised_config.py", "kind"): "mapper.kind is a key of the configuration",
     ("benchmarks/harness/report.py", "kind"): "a key of the saved results",
 }
 PYTHON_FOLDERS = ("atk", "kernels", "benchmarks", "examples", "tests")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from support.processes import Job
 
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedTask
+from atk.train.semisupervised_config import SemiSupervisedConfig
 
 CONFIG = {
     "device": "cpu",

@@ -25,7 +25,8 @@ from atk.train import grad_cache, replicas
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
 from atk.train.ranks import RankLost, all_reduce_max, first_rank_first, naming_lost_ranks, process_group
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask, UnlabeledTask
+from atk.train.semisupervised import SemiSupervisedTask, UnlabeledTask
+from atk.train.semisupervised_config import SemiSupervisedConfig
 from atk.train.unified import UnifiedTask
 from atk.train.unified_config import UnifiedConfig
 

@@ -12,7 +12,7 @@ from atk.nn import TripletLoss
 from atk.plan.encoders import trace_encoders
 from atk.train.aligned import AlignedConfig, AlignedTask, LossConfig
 from atk.train.contrastive import ContrastiveConfig
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedLossConfig
+from atk.train.semisupervised_config import SemiSupervisedConfig, SemiSupervisedLossConfig
 from atk.train.trainer import Trainer
 
 TRIPLET = ["--loss.kind", "triplet", "--loss.learnable", "null", "--loss.aligned-weight", "0"]

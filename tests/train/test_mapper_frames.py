@@ -6,7 +6,7 @@ import yaml
 from support.runs import rows, semisupervised_arguments, semisupervised_config, semisupervised_task, training_state
 
 from atk.cli.main import main
-from atk.train.semisupervised import MapperConfig
+from atk.train.semisupervised_config import MapperConfig
 
 WIDTH, DIM = 32, 16  # of the audio encoder, and of the shared space, in the tiny runs
 

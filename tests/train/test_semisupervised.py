@@ -24,7 +24,8 @@ import atk
 from atk.cli.main import main
 from atk.data import AudioError, Batch, UnlabeledAudio
 from atk.models.saved import model_folder
-from atk.train.semisupervised import SemiSupervisedBatch, SemiSupervisedConfig, mixture
+from atk.train.semisupervised import SemiSupervisedBatch, mixture
+from atk.train.semisupervised_config import SemiSupervisedConfig
 
 TERMS = ("labeled", "mix", "unlabeled")
 

@@ -12,7 +12,8 @@ from atk.data import MixtureBatch, TrainDataset
 from atk.train import grad_cache
 from atk.train.aligned import AlignedConfig, AlignedTask
 from atk.train.difference import DifferenceConfig, DifferenceTask
-from atk.train.semisupervised import SemiSupervisedConfig, SemiSupervisedTask
+from atk.train.semisupervised import SemiSupervisedTask
+from atk.train.semisupervised_config import SemiSupervisedConfig
 from atk.train.semisupervised_criterion import SemiSupervisedCriterion
 from atk.train.trainer import Trainer
 from atk.train.unified import UnifiedTask
