@@ -191,9 +191,7 @@ class Trainer:
             self.task, parts, self.device, self._autocast, encode_last=self.replicas.encode_last, scale=ddp_factor()
         )
         self.replicas.finish()
-        drop_locked_gradients(self.task.model, self.paces, self.step)
-        for module in self.task.idle():  # DDP gives their weights gradients of 0
-            module.zero_grad()
+        drop_locked_gradients(self.task.model, self.paces, self.step, self.task.idle())
         norm = self.replicas.clip_gradients(self.parameters, optim.clip_norm)
         row = self._row({"loss": loss, **terms, "files": loss.new_tensor(len(batch.files))}, norm)
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):

@@ -1,6 +1,7 @@
 """Fine-tuning: which weights of a model are trained, from which step on, and how fast."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -111,14 +112,16 @@ def lr_factors(model: nn.Module, paces: dict[str, Pace]) -> dict[int, float]:
     return {id(weight): paces[name].lr_factor for name, weight in model.named_parameters() if name in paces}
 
 
-def drop_locked_gradients(model: nn.Module, paces: dict[str, Pace], step: int) -> None:
-    """Remove the gradients of the weights that are not trained yet at `step`, so that the optimizer keeps them.
+def drop_locked_gradients(model: nn.Module, paces: dict[str, Pace], step: int, idle: Iterable[nn.Module]) -> None:
+    """Remove the gradients of weights that are `idle` or not trained yet at `step`, so that the optimizer keeps them.
 
     They are computed all the same: ranks that exchange gradients must agree on the weights that have one.
     """
     for name, weight in model.named_parameters():
         if name in paces and step < paces[name].first_step:
             weight.grad = None
+    for module in idle:  # DDP gives their weights gradients of 0
+        module.zero_grad()
 
 
 def train_mode(model: nn.Module) -> None:
