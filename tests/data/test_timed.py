@@ -54,7 +54,7 @@ def test_spans_are_cut_to_the_crop():
 def test_a_training_item_has_the_spans_of_its_crop(tmp_path):
     clips = read_data(make_set(tmp_path), "train").clips
     source = TimedSource(timed_captions(open_data(tmp_path), ["a.wav"])[0], 8)
-    dataset = TrainDataset(clips, 8000, 1.0, 3, source)
+    dataset = TrainDataset(clips, 8000, 1.0, 3, timed=source)
     items = [dataset[0, epoch] for epoch in range(20)]
     assert all(dict(item["timed"].captions)["rain"] == ((0.0, 1.0),) for item in items)
     assert {len(item["timed"].captions) for item in items} == {1, 2}  # with and without the dog
