@@ -63,6 +63,7 @@ def test_every_provider_is_correct_or_missing(op, providers, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_sweeps_are_plotted(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
@@ -78,6 +79,7 @@ def made_rows(status="ok", ms=2.0):
     return [row, Row("limit", **fields | {"median_ms": 1.0, "of_limit": 1.0})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "code"), [(made_rows(), 0), (made_rows(ms=3.0), 1), (made_rows("wrong"), 1)])
 def test_a_regression_against_a_saved_run_exits_with_1(rows, code, tmp_path, monkeypatch, capsys):
     arguments = ["--ops", "info_nce", "--sizes", "tiny"]
@@ -90,6 +92,7 @@ def test_a_regression_against_a_saved_run_exits_with_1(rows, code, tmp_path, mon
     assert f"{code} regressions in 1 rows that are also in " in out and ("regression: info_nce" in err) == bool(code)
 
 
+@pytest.mark.slow
 def test_comparing_with_other_cases_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
     bench(tmp_path / "saved", "--ops", "info_nce", "--sizes", "clap_256")
@@ -98,6 +101,7 @@ def test_comparing_with_other_cases_fails(tmp_path, monkeypatch, capsys):
     assert "nothing to compare" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_machine_is_reported_and_another_device_refused(tmp_path, monkeypatch, capsys):
     arguments = ["--ops", "info_nce", "--sizes", "tiny"]
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
@@ -120,6 +124,7 @@ def test_a_folder_that_cannot_be_written_fails_before_the_measurement(tmp_path, 
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ops_without_a_selected_provider_have_no_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "compare", lambda case, rounds: made_rows())
     arguments = ["--sizes", "tiny", "--providers", "SDPA", "--ops", "info_nce"]

@@ -166,6 +166,7 @@ def test_the_page_and_the_plot_come_from_the_record(tmp_path):
     assert "png" not in large_batch_page.render_page(saved)
 
 
+@pytest.mark.slow
 def test_measuring_one_part_again_keeps_the_other(folder, tmp_path, monkeypatch):
     timed = record([])["parts"]["profile"]["rows"]
     monkeypatch.setattr(large_batch, "run_atk", lambda *_: None)

@@ -69,6 +69,7 @@ def test_a_killed_import_leaves_the_old_one_or_the_new_one(sets):
     assert states == {OLD, NEW, "refused"} and operation > len(whole[NEW])
 
 
+@pytest.mark.slow
 def test_a_killed_first_import_does_not_stand_in_the_way(sets):
     for operation, out in ((2, sets / "new"), (3, sets / "empty")):
         (sets / "empty").mkdir(exist_ok=True)

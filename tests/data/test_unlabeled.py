@@ -19,6 +19,7 @@ def assert_same(batches, expected):
         assert torch.equal(batch.clips, reference.clips)
 
 
+@pytest.mark.slow
 def test_workers_and_resume_change_nothing(tmp_path):
     ramps(tmp_path / "a", 9)
     (tmp_path / "a" / "bad.wav").write_text("not audio")

@@ -48,6 +48,7 @@ def test_vectors_match_the_clap_model(published):
     assert not any("logit_scale" in name for name in ours.state_dict())
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """Only the audio encoder is built; most weights are in the text encoder."""
     from atk.models.htsat import HTSAT

@@ -161,6 +161,7 @@ def test_dropout_follows_every_block():
     assert len(calls) == 6 and encoder.dropout.p == 0.2 and all(share > 0.1 for share in calls)
 
 
+@pytest.mark.slow
 def test_the_published_sizes():
     config = Cnn14Config.published()
     assert (config.window, config.hop, config.fmax, config.channels[-1]) == (1024, 320, 14000, 2048)

@@ -20,6 +20,7 @@ def features_of(output):
     return output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4 or 5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", [False, True], ids=["plain", "fused"])
 def test_laion_clap_survives_every_hop(tmp_path, fusion):

@@ -51,6 +51,7 @@ def test_the_modules_reject_what_the_loss_does_not_have():
         atk.nn.SigmoidLoss()(None, torch.randn(3, 4))
 
 
+@pytest.mark.slow
 def test_the_modules_compile_into_one_graph():
     inputs = *torch.randn(2, 4, 8), torch.randn(4, 6, 8), torch.randn(4, 3, 8)
     torch.compiler.reset()

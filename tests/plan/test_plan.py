@@ -263,6 +263,7 @@ def test_mistakes_end_with_one_line_and_code_2(flags, text, capsys):
     assert stop.value.code == 2 and text in message and message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_check_runs_real_steps(tiny_data):
     case = {"batch_size": 4, "micro_batch": 2}
     measured = check_plan.measure(case, str(tiny_data), 1)

@@ -24,6 +24,7 @@ def written(tmp_path_factory):
     return config, write_soundscapes(tmp_path_factory.mktemp("data") / "set", config, progress=False, processes=1)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_for_any_number_of_processes(written, tmp_path, monkeypatch):
     config, folder = written
     monkeypatch.setattr(parallel, "_ITEMS_PER_PROCESS", 4)

@@ -47,6 +47,7 @@ def test_a_run_from_another_run_keeps_its_temperature_and_learns_slowly(tiny_run
     assert next(row["lr"] for row in rows(tmp_path / "new") if "lr" in row) == 5e-4
 
 
+@pytest.mark.slow
 def test_a_pretrained_tower_learns_slowly(tiny_data, tmp_path, capsys):
     save_checkpoint("Whisper", tmp_path / "whisper")
     settings = yaml.safe_load((tiny_data / "tiny.yaml").read_text())

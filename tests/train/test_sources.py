@@ -23,6 +23,7 @@ def same_weights(run, other):
     return all(torch.equal(value, weights(other)[name]) for name, value in weights(run).items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_on_shards_gives_the_bits_of_the_folder(tiny_run, tiny_data, tmp_path, monkeypatch):
     shards, out = shards_of(tiny_data, tmp_path / "shards", 3), tmp_path / "run"
     command = arguments(tiny_data, out, "--data", str(shards))
