@@ -15,7 +15,10 @@ _NONE = torch.empty(0, 0)
 
 
 class FrameFile:
-    """Frames written one clip after the other, and then mapped. The file has no name and goes with the last tensor."""
+    """Frames in a temporary file, written clip by clip and then memory-mapped.
+
+    The file is deleted when the last of the mapped tensors is.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as its frames are used)

@@ -89,7 +89,7 @@ class Gradients:
         self.scale = torch.zeros((), dtype=torch.float64, device=logits.scale.device)
 
     def add(self, i: slice, j: slice, grad: Tensor, chunk: Tensor, product_sum: float | None = None) -> None:
-        """Add the share of rows i and columns j of dS, given with S unless they share their memory.
+        """Add the share of rows i and columns j of dS, `grad`; `chunk` holds S, unless dS has replaced it.
 
         `product_sum` is `sum dS * S` before dS was rounded to bfloat16; None: dS was not rounded.
         """
