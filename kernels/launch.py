@@ -63,7 +63,7 @@ class Launch:
     """Launch configuration of a max-mean kernel: tile size (frames x channels), warps and pipeline stages.
 
     `stationary` (forward only): one tile of captions stays in shared memory for the whole program.
-    `registers`: the most of a thread; None leaves them to ptxas, which may aim at fewer and spill.
+    `registers`: the maximum per thread; None leaves it to ptxas, which may aim at fewer and spill.
     """
 
     frames: int
