@@ -53,7 +53,8 @@ def expected_files() -> set[str]:
         for folder, package in folders.items()
         for path in (ROOT / folder).rglob("*.py")
     }
-    return modules | {"atk/py.typed"}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atk/recipes").rglob("*.yaml")}
+    return modules | recipes | {"atk/py.typed"}
 
 
 def check_contents(wheel: Path, expected: set[str]) -> None:

@@ -37,7 +37,13 @@ def check(ci, tmp_path):
 
 def test_a_complete_wheel_passes(ci, check):
     expected = ci.expected_files()
-    assert {"atk/__init__.py", "atk/kernels/cpp.py", "atk/models/clap.py", "atk/py.typed"} <= expected
+    assert {
+        "atk/__init__.py",
+        "atk/kernels/cpp.py",
+        "atk/models/clap.py",
+        "atk/recipes/table_4_1/mask.yaml",
+        "atk/py.typed",
+    } <= expected
     check(*expected, MODULE)
 
 
