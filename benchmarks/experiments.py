@@ -85,10 +85,10 @@ def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def mean_and_interval(values: Iterable[float], digits: int = 1) -> str:
+def mean_and_interval(values: Iterable[float], digits: int = 1, signed: bool = False) -> str:
     """Mean over the seeds, and half the width of its 95 % interval (Student's t) if there are two to ten."""
     values = list(values)
-    mean = f"{statistics.mean(values):.{digits}f}"
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
     if not 2 <= len(values) <= len(_T_QUANTILES) + 1:
         return mean
     half = _T_QUANTILES[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5

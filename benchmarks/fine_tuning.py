@@ -4,7 +4,6 @@ python benchmarks/fine_tuning.py            # continues where it was interrupted
 """
 
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 from atk.data import open_data
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP
-from experiments import comparison_parser, finished, flags, run_atk, train_all, write_results
+from experiments import comparison_parser, finished, flags, mean_and_interval, run_atk, train_all, write_results
 
 # Many clean scenes; then few noisy ones, with events that are hard to tell apart and words for pitch and loudness.
 FIRST = {"preset": "easy", "seconds": [2.0, 3.0], "train": 3000, "test": 50, "seed": 1}
@@ -38,7 +37,6 @@ ARMS = {
 }
 BEFORE = "not fine-tuned"
 GAIN = "gain in mAP@10"
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 % quantiles of Student's t, from two seeds on
 COLUMNS = [(group, name) for group in ("text_to_audio", "audio_to_text") for name in ("R@1", "R@10", "mAP@10")]
 
 
@@ -95,8 +93,8 @@ def table(rows: list[dict]) -> str:
     start = {row["seed"]: mean_precision(row) for row in rows if row["arm"] == BEFORE}
     for arm in (BEFORE, *ARMS):
         members = [row for row in rows if row["arm"] == arm]
-        cells = [interval([row[column] for row in members]) for column in columns]
-        gain = "" if arm == BEFORE else interval([mean_precision(row) - start[row["seed"]] for row in members])
+        cells = [mean_and_interval([row[column] for row in members]) for column in columns]
+        gain = "" if arm == BEFORE else mean_and_interval([mean_precision(row) - start[row["seed"]] for row in members])
         lines.append(f"| {arm} | " + " | ".join((*cells, gain)) + " |")
     return "\n".join(lines)
 
@@ -104,14 +102,6 @@ def table(rows: list[dict]) -> str:
 def mean_precision(row: dict) -> float:
     """mAP@10, averaged over both directions."""
     return (row["text_to_audio mAP@10"] + row["audio_to_text mAP@10"]) / 2
-
-
-def interval(values: list[float]) -> str:
-    """Mean of the seeds and half the width of its 95 % interval by Student's t."""
-    mean = f"{statistics.mean(values):.1f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {STUDENT[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
 def render_page(record: dict) -> str:

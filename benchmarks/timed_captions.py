@@ -5,14 +5,22 @@ python benchmarks/timed_captions.py            # continues where it was interrup
 
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
-from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
+from experiments import (
+    comparison_parser,
+    finished,
+    flags,
+    mean_and_interval,
+    mean_and_spread,
+    run_atk,
+    train_all,
+    write_results,
+)
 
 LOW = {"loss.aligned_weight": 1.0, "model.audio.frame_layer": 1, "model.text.token_layer": 0}
 TIMED = LOW | {"loss.timed_weight": 1.0}
@@ -38,7 +46,6 @@ RUN = {
     "model.text.width": 64, "model.text.layers": 2, "model.text.heads": 2, "model.text.dropout": 0,
 }  # fmt: skip
 COLUMNS = ("alignment", "R1@0.5", "R1@0.7", "mAP", "F1", "t2a R@1", "t2a mAP@10")
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, by the number of seeds
 
 
 def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, int], tuple[Path, dict]]:
@@ -88,10 +95,7 @@ def difference(rows: list[dict], arm: str, column: str) -> str:
     """Mean difference from the baseline with the same seed, and its 95 % interval."""
     values = [{row["seed"]: row[column] for row in rows if row["arm"] == name} for name in (arm, BASELINE)]
     gains = [value - values[1][seed] for seed, value in values[0].items()]
-    if len(gains) not in T_975:
-        return f"{statistics.mean(gains):+.1f}"
-    half = T_975[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
-    return f"{statistics.mean(gains):+.1f} ± {half:.1f}"
+    return mean_and_interval(gains, signed=True)
 
 
 def table(rows: list[dict]) -> str:

@@ -102,7 +102,7 @@ def test_gains_of_fine_tuning_are_paired_by_seed():
     lines = fine_tuning.table(before + after).splitlines()
     assert lines[2].startswith("| not fine-tuned | 10.0 ± 24.8 |")
     assert [line.split(" | ")[-1] for line in lines[3:]] == ["2.0 ± 2.5 |"] * len(fine_tuning.ARMS)
-    assert fine_tuning.interval([1.25]) == "1.2"
+    assert experiments.mean_and_interval([1.25]) == "1.2"
 
 
 def test_the_page_of_timed_captions_compares_each_seed_with_its_baseline(tmp_path, monkeypatch):
