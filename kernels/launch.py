@@ -53,6 +53,11 @@ class Device:
         return self.has_wgmma and self.capability[0] == 10
 
     @property
+    def has_few_threads(self) -> bool:
+        """At most 1536 threads on a multiprocessor, unlike data center GPUs: ptxas then aims at other registers."""
+        return self.capability in ((8, 6), (8, 7), (8, 9)) or self.is_desktop_blackwell
+
+    @property
     def is_desktop_blackwell(self) -> bool:
         """GeForce and RTX PRO Blackwell: the instructions of Ampere."""
         return self.capability[0] == 12
@@ -171,8 +176,8 @@ def _forward_heuristic(
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
         # 128 registers and spills. Three stages spill without winners (Triton 3.4 and 3.6), two otherwise.
-        if device.is_desktop_blackwell or (device.has_tensor_memory and tokens > 32):
-            # Four warps spill with Triton 3.5, 3.6, or 3.7, at any number of registers.
+        if device.has_few_threads or (device.has_tensor_memory and tokens > 32):
+            # Four warps spill with Triton 3.4, 3.5, 3.6, or 3.7, at any number of registers.
             return Launch(64, 16, warps=8, stages=3, stationary=False, registers=128)
         stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
         return Launch(64, 16, warps=4, stages=stages, stationary=False)

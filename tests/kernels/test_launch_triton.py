@@ -120,8 +120,10 @@ def test_the_tables_of_frame_tiles_that_are_prepared_serve_every_launch(dtype, d
 def test_launches_without_spills_for_the_versions_of_triton_that_are_not_installed():
     """`make triton` compiles with all of them."""
     ampere, blackwell, desktop_blackwell = (Device(capability, 100) for capability in ((8, 6), (10, 0), (12, 0)))
-    for device, tokens in ((blackwell, 64), (desktop_blackwell, 8), (desktop_blackwell, 64)):
-        assert max_mean_launch("forward", torch.float32, tokens, False, 128, device).registers == 128  # 3.5 to 3.7
+    for device, tokens in ((blackwell, 64), (ampere, 32), (desktop_blackwell, 8), (desktop_blackwell, 64)):
+        assert max_mean_launch("forward", torch.float32, tokens, False, 128, device).registers == 128  # 3.4 to 3.7
+    for device in (ampere, desktop_blackwell):
+        assert cross_attention_launch("attend", torch.float32, 768, 12, device).registers == 128  # 3.7, 3.8
     assert max_mean_launch("forward", torch.float32, 32, False, 128, blackwell).registers is None
     assert place_launch(desktop_blackwell) == {"maxnreg": 64} and not place_launch(ampere)  # 3.8
     for dtype in (torch.bfloat16, torch.float16):
