@@ -53,13 +53,13 @@ class _Benchmark(NamedTuple):
 def candidates(kernel: str, D: int, chunked: bool) -> Iterator[Launch]:
     """Launch configurations worth timing for one kernel on rows of D channels."""
     tiles = [channels for channels in (16, 32, 64, 128) if D % channels == 0]
-    for frames, warps, stages in product((64, 128), (4, 8), (2, 3, 4)):
+    for frames, warps, stages, registers in product((64, 128), (4, 8), (2, 3, 4), (None, 128, 255)):
         if kernel != "forward":
-            yield from (Launch(frames, channels, warps, stages) for channels in tiles[1:])
+            yield from (Launch(frames, channels, warps, stages, registers=registers) for channels in tiles[1:])
             continue
-        yield from (Launch(frames, channels, warps, stages, stationary=False) for channels in tiles)
+        yield from (Launch(frames, channels, warps, stages, False, registers) for channels in tiles)
         if not chunked and D in (32, 64, 128, 256):
-            yield Launch(frames, D, warps, stages, stationary=True)
+            yield Launch(frames, D, warps, stages, True, registers)
 
 
 def tune(
