@@ -23,7 +23,7 @@ from experiments import (
 from semisupervised_retrieval import MLP, PRETRAINING_RUN, PRETRAINING_SCENES, RUN, SCENES, SUPERVISED, start_of
 from semisupervised_retrieval import values_of as retrieval_of
 
-SETTINGS = RUN | {"workers": 0, "device": "cpu", "save_every": 1000}
+SETTINGS = RUN | {"workers": 0, "device": "cpu"}
 MIX = MLP | {"loss.unlabeled_weight": 0.0, "mapper.noise": 0.0}
 FULL = MLP | {"mapper.noise": 0.0}
 FEW, MANY = 300, 1000  # captioned clips; unlabeled ones come after the first MANY

@@ -21,11 +21,11 @@ from experiments import (
 )
 
 SCENES = {
-    "preset": "medium", "classes": 16, "events": [1, 2], "overlap": 0.5, "snr_db": [15, 25], "pitch": "false",
-    "seconds": [2.0, 2.0], "sample_rate": 8000, "captions_per_clip": 5, "rephrase": "true",
-    "train": 3000, "val": 100, "test": 200, "pool": 20, "seed": 1,
+    "preset": "medium", "classes": 16, "snr_db": [15, 25], "pitch": "false", "seconds": [2.0, 2.0],
+    "sample_rate": 8000, "captions_per_clip": 5, "rephrase": "true", "train": 3000,
 }  # fmt: skip
-FIRST_SCENES = SCENES | {"events": [1, 1], "val": 0, "test": 16, "pool": 0, "seed": 2}
+FIRST_SCENES = SCENES | {"events": [1, 1], "test": 16, "seed": 2}
+SCENES |= {"events": [1, 2], "overlap": 0.5, "val": 100, "test": 200, "pool": 20, "seed": 1}
 LINKS = ("val.csv", "test.csv", "audio", "events.csv", "tags.csv", "soundscapes.yaml")
 RUN = {
     "batch_size": 16, "precision": "fp32", "eval_every": 50, "save_every": 1000, "clip_seconds": 2.0, "workers": 0,
@@ -40,7 +40,7 @@ MODELS = {
         "model.audio.channels": [8, 16, 32, 64, 64, 64], "model.decoder.width": 64, "model.decoder.layers": 1,
     },
     "large": {
-        "model.audio.channels": [16, 32, 64, 128, 128, 128], "model.decoder.width": 128, "model.decoder.layers": 2,
+        "model.audio.channels": [12, 24, 48, 96, 96, 96], "model.decoder.width": 96, "model.decoder.layers": 2,
     },
 }  # fmt: skip
 FEW, SHORT, LONG = 300, 400, 1200  # clips; steps
