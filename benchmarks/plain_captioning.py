@@ -153,8 +153,10 @@ def train(folder: Path, runs: dict, first: dict, jobs: int) -> None:
     run_atk("soundscapes", folder / "first-data", *flags(FIRST_SCENES))
     captioned_clips(folder / "data", folder / "few", FEW, LINKS)
     for (seed, data), group in groupby(runs, key=lambda key: (key[1], data_of(folder, key[0]))):
-        train_all("difference", folder / "first-data", dict(first[model, seed] for model in MODELS), jobs)
-        train_all("difference", data, dict(runs[key] for key in group), jobs)
+        keys = list(group)
+        models = dict.fromkeys(CONDITIONS[ARMS[arm][0]][2] for arm, _ in keys)
+        train_all("difference", folder / "first-data", dict(first[model, seed] for model in models), jobs)
+        train_all("difference", data, dict(runs[key] for key in keys), jobs)
 
 
 def data_of(folder: Path, arm: str) -> Path:
