@@ -100,11 +100,11 @@ def render_page(record: dict) -> str:
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     settings = ", ".join(f"{name} {value}" for name, value in run.items())
     recorded = bool(scenes.get("recordings"))
-    kind = "Scenes composed from recordings, none of which is in two splits" if recorded else "Synthetic soundscapes"
+    origin = "Scenes composed from recordings, none of which is in two splits" if recorded else "Synthetic soundscapes"
     parts = [
         "# Global loss against global + aligned loss" + (", on recordings" if recorded else ""),
         (
-            f"{kind}: {scenes['train']} for training and {scenes['test']} held out, with "
+            f"{origin}: {scenes['train']} for training and {scenes['test']} held out, with "
             f"{scenes['twins']} pairs of twins among them (the same events in opposite order). All arms use the same "
             f"model, steps, and batches. Mean over {len({row['seed'] for row in rows})} seeds ± half the width of its "
             "95 % interval (Student's t), in percent except for MedR; then the paired difference from "
