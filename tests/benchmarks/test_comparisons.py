@@ -69,7 +69,7 @@ def test_captioned_clips_and_audio_come_from_different_rows(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "val.csv").touch()
-    rows = [f"audio/{number}.wav,a dog" for number in range(5)]
+    rows = [f"audio/{name}.wav,a dog" for name in range(5)]
     (data / "train.csv").write_text("\n".join(["file_name,caption", *rows]))
     experiments.captioned_clips(data, tmp_path / "few", 2, ["val.csv"])
     experiments.audio_of_clips(data, tmp_path / "audio", slice(3, 5))
