@@ -23,7 +23,8 @@ from experiments import (
 from semisupervised_retrieval import MLP, PRETRAINING_RUN, PRETRAINING_SCENES, RUN, SCENES, SUPERVISED, start_of
 from semisupervised_retrieval import values_of as retrieval_of
 
-SETTINGS = RUN | {"workers": 0, "device": "cpu"}
+_HERE = {"workers": 0, "device": "cpu"}
+FIRST, SETTINGS = PRETRAINING_RUN | _HERE, RUN | _HERE
 MIX = MLP | {"loss.unlabeled_weight": 0.0, "mapper.noise": 0.0}
 FULL = MLP | {"mapper.noise": 0.0}
 FEW, MANY = 300, 1000  # captioned clips; unlabeled ones come after the first MANY
@@ -114,7 +115,7 @@ def render_page(record: dict) -> str:
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
         "Pretraining: "
-        + ", ".join(f"{name} {value}" for name, value in (PRETRAINING_SCENES | PRETRAINING_RUN).items()) + ".",
+        + ", ".join(f"{name} {value}" for name, value in (PRETRAINING_SCENES | FIRST).items()) + ".",
         "Run: " + ", ".join(f"{name} {value}" for name, value in SETTINGS.items()) + "; scenes: "
         + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
         f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
@@ -128,7 +129,7 @@ def train(folder: Path, runs: dict, jobs: int) -> None:
     """Write the scenes and train what is missing, seed by seed."""
     run_atk("soundscapes", folder / "data", *flags(SCENES))
     run_atk("soundscapes", folder / "first-data", *flags(PRETRAINING_SCENES))
-    train_all("aligned", folder / "first-data", {folder / "first": PRETRAINING_RUN})
+    train_all("aligned", folder / "first-data", {folder / "first": FIRST})
     for count in (FEW, MANY):
         captioned_clips(folder / "data", folder / f"captioned-{count}", count, ("val.csv", "test.csv", "audio"))
     for count in (LITTLE, MUCH):
