@@ -1,6 +1,7 @@
 """Compare the global loss with the global + aligned loss (3.7), with the same data, steps, and seeds.
 
-python benchmarks/aligned_vs_global.py            # continues where it was interrupted
+python benchmarks/aligned_vs_global.py                     # continues where it was interrupted
+python benchmarks/aligned_vs_global.py --events FOLDER     # shorter runs on scenes composed from recordings
 """
 
 import re
@@ -8,13 +9,27 @@ from pathlib import Path
 
 import yaml
 
-from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
+from experiments import (
+    comparison_parser,
+    difference,
+    finished,
+    flags,
+    mean_and_interval,
+    run_atk,
+    train_all,
+    write_results,
+)
 
 LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
 ARMS = {
     "global": {"loss.aligned_weight": 0.0},
     "global + aligned": {"loss.aligned_weight": 1.0},
     "global + aligned, low layers": {"loss.aligned_weight": 1.0, **LOW_LAYERS},
+}
+BASELINE = "global + aligned"
+RECORDED_ARMS = ARMS | {
+    "global + aligned, low frames": {"loss.aligned_weight": 1.0, "model.audio.frame_layer": 1},
+    "global + aligned, low tokens": {"loss.aligned_weight": 1.0, "model.text.token_layer": 0},
 }
 SCENES = {
     "preset": "medium", "attribute_rate": 0.3, "seconds": [3.0, 4.5],
@@ -25,6 +40,11 @@ RUN = {
     "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true",
     "model.audio.dropout": 0, "model.text.dropout": 0,
 }  # fmt: skip
+RECORDED_SCENES = {"preset": "easy", "seconds": [3.0, 4.0], "train": 400, "test": 200, "twins": 50, "seed": 1}
+RECORDED_RUN = RUN | {
+    "steps": 300, "batch_size": 24, "precision": "fp32", "save_every": 100, "clip_seconds": 4.0, "workers": 0,
+    "device": "cpu",
+}  # fmt: skip
 COLUMNS = {
     **{f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
     **{f"a2t {name}": ("audio_to_text", name) for name in ("R@1", "R@5", "R@10", "mAP@10", "MedR")},
@@ -34,13 +54,15 @@ COLUMNS = {
 }
 
 
-def plan(folder: Path, seeds: int, steps: int) -> dict[tuple[str, int], tuple[Path, dict]]:
+def plan(
+    folder: Path, seeds: int, steps: int, arms: dict[str, dict] = ARMS, run: dict = RUN
+) -> dict[tuple[str, int], tuple[Path, dict]]:
     """Run folder and settings of every arm and seed."""
     runs: dict[tuple[str, int], tuple[Path, dict]] = {}
     for seed in range(seeds):
-        for arm, settings in ARMS.items():
+        for arm, settings in arms.items():
             name = f"{re.sub('[^a-z]+', '-', arm)}-{seed}"
-            runs[arm, seed] = folder / name, RUN | {"steps": steps, "seed": seed, **settings}
+            runs[arm, seed] = folder / name, run | {"steps": steps, "seed": seed, **settings}
     return runs
 
 
@@ -60,14 +82,16 @@ def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean (standard deviation) over the seeds of each arm, one metric per line."""
-    lines = ["| metric | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
+    """Mean and interval over the seeds of each arm, one metric per line; then the gain over the baseline per seed."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    lines = ["| metric | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
     for column in (*COLUMNS, "seconds"):
-        cells = []
-        for arm in ARMS:
-            values = [row[column] for row in rows if row["arm"] == arm]
-            cells.append(mean_and_spread(values))
+        cells = [mean_and_interval(row[column] for row in rows if row["arm"] == arm) for arm in arms]
         lines.append(f"| {column} | " + " | ".join(cells) + " |")
+    others = [arm for arm in arms if arm != BASELINE]
+    lines += ["", f"| minus {BASELINE} | {' | '.join(others)} |", "|---|" + "---|" * len(others)]
+    for column in COLUMNS:
+        lines.append(f"| {column} | {' | '.join(difference(rows, arm, BASELINE, column) for arm in others)} |")
     return "\n".join(lines)
 
 
@@ -75,13 +99,16 @@ def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     settings = ", ".join(f"{name} {value}" for name, value in run.items())
+    recorded = bool(scenes.get("recordings"))
+    origin = "Scenes composed from recordings, none of which is in two splits" if recorded else "Synthetic soundscapes"
     parts = [
-        "# Global loss against global + aligned loss",
+        "# Global loss against global + aligned loss" + (", on recordings" if recorded else ""),
         (
-            f"Synthetic soundscapes: {scenes['train']} for training and {scenes['test']} held out, with "
+            f"{origin}: {scenes['train']} for training and {scenes['test']} held out, with "
             f"{scenes['twins']} pairs of twins among them (the same events in opposite order). All arms use the same "
-            f"model, steps, and batches. Mean and standard deviation over {len(rows) // len(ARMS)} seeds, in percent "
-            "except for MedR; retrieval uses the cosine of global vectors."
+            f"model, steps, and batches. Mean over {len({row['seed'] for row in rows})} seeds ± half the width of its "
+            "95 % interval (Student's t), in percent except for MedR; then the paired difference from "
+            f'"{BASELINE}". Retrieval uses the cosine of global vectors.'
         ),
         table(rows),
         (
@@ -92,30 +119,38 @@ def render_page(record: dict) -> str:
         ),
         record["interpretation"],
         f"Run: {settings}.",
-        "Command: `python benchmarks/aligned_vs_global.py`.",
+        f"Command: `python benchmarks/aligned_vs_global.py{' --events FOLDER' if recorded else ''}`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main() -> None:
-    options = comparison_parser(__doc__, "aligned_vs_global", RUN["steps"]).parse_args()
+    parser = comparison_parser(__doc__, "aligned_vs_global", RUN["steps"])
+    parser.add_argument("--events", type=Path, help="compose the scenes from the recordings in this folder")
+    options = parser.parse_args()
+    arms, run, scenes, name = ARMS, RUN, SCENES, "aligned_vs_global"
+    if options.events:
+        arms, run, name = RECORDED_ARMS, RECORDED_RUN, f"{name}_recorded"
+        scenes = RECORDED_SCENES | {"recordings": options.events}
+        parser.set_defaults(runs=Path("runs") / name, steps=run["steps"])
+        options = parser.parse_args()
     data = options.runs / "data"
-    runs = plan(options.runs, options.seeds, options.steps)
+    runs = plan(options.runs, options.seeds, options.steps, arms, run)
     if not options.report:
-        run_atk("soundscapes", data, *flags(SCENES))
+        run_atk("soundscapes", data, *flags(scenes))
         train_all("aligned", data, dict(runs.values()), options.jobs)
     rows = rows_of(runs)
     if not rows:
         raise SystemExit(f"no seed in {options.runs} is finished in every arm")
+    written = yaml.safe_load((data / "soundscapes.yaml").read_text())
     record = {
-        "scenes": yaml.safe_load((data / "soundscapes.yaml").read_text()),
-        "run": RUN | {"steps": options.steps},
+        "scenes": written | {"recordings": Path(written.get("recordings", "")).name},
+        "run": run | {"steps": options.steps},
         "alignment_chance": rows[0]["alignment chance"],
         "rows": rows,
     }
-    stem = options.results / "aligned_vs_global"
-    write_results(stem, record, render_page, options.interpretation, options.jobs, options.report)
+    write_results(options.results / name, record, render_page, options.interpretation, options.jobs, options.report)
     print(table(rows))
 
 

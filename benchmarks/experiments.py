@@ -1,13 +1,16 @@
 """The training runs of a comparison: starts the missing ones and reuses complete ones that have the same settings."""
 
 import argparse
+import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,14 @@ def train_all(method: str, data: Path, runs: dict[Path, dict], jobs: int = 1) ->
             future.result()
 
 
-def comparison_parser(about: str, name: str, steps: int) -> argparse.ArgumentParser:
-    """Parser of the options of the comparison `name`; `steps` is the default length of a run."""
+def comparison_parser(about: str, name: str, steps: int | None) -> argparse.ArgumentParser:
+    """Parser of the options of the comparison `name`; `steps` is the default length of a run, None if it is fixed."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="folder for data and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder for the tables")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=steps)
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--report", action="store_true", help="train nothing; write the tables of the finished runs")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs to train at once; they share the CPUs")
     parser.add_argument("--interpretation", default="", help="text for the page, interpreting the results")
@@ -78,6 +82,63 @@ def finished(runs: dict[Any, tuple[Path, dict]]) -> dict[Any, dict]:
     return {key: json.loads(file.read_text()) for key, file in files.items() if file.is_file()}
 
 
+def run_name(arm: str, seed: int) -> str:
+    """Folder name of a run: the words of its arm, and its seed."""
+    return "-".join([*re.findall("[a-z0-9]+", arm.replace(",", "").lower()), str(seed)])
+
+
+def rows_of_finished(
+    runs: dict[tuple[str, int], tuple[Path, dict]], values_of: Callable[[Path, dict], dict[str, float]]
+) -> list[dict]:
+    """One row per finished run (arm, seed), with its `values_of` folder and metrics."""
+    return [
+        {"arm": arm, "seed": seed, "seconds": summary["seconds"], **values_of(runs[arm, seed][0], summary["metrics"])}
+        for (arm, seed), summary in finished(runs).items()
+    ]
+
+
+def study_record(
+    folder: Path,
+    runs: dict[tuple[str, int], tuple[Path, dict]],
+    values_of: Callable[[Path, dict], dict[str, float]],
+    tables: Callable[[list[dict]], dict[str, str]],
+) -> dict:
+    """What the page of a study needs of its runs, finished or not; their scenes are in `folder`/data."""
+    rows = rows_of_finished(runs, values_of)
+    if not rows:
+        raise SystemExit(f"no run in {folder} is finished")
+    done = {(row["arm"], row["seed"]) for row in rows}
+    return {
+        "scenes": yaml.safe_load((folder / "data" / "soundscapes.yaml").read_text()),
+        "unfinished": [out.name for key, (out, _) in runs.items() if key not in done],
+        "tables": tables(rows),
+        "rows": rows,
+    }
+
+
+def captioned_clips(data: Path, target: Path, count: int, links: Iterable[str]) -> None:
+    """Make a folder with the first `count` rows of the train.csv of another, and links to other files of it."""
+    target.mkdir(exist_ok=True)
+    with (data / "train.csv").open(newline="") as file, (target / "train.csv").open("w", newline="") as kept:
+        csv.writer(kept).writerows(islice(csv.reader(file), count + 1))  # with the header
+    for name in links:
+        _link(target / name, data / name)
+
+
+def audio_of_clips(data: Path, target: Path, clips: slice) -> None:
+    """Make a folder of links to the audio of some of the training clips."""
+    target.mkdir(exist_ok=True)
+    with (data / "train.csv").open(newline="") as file:
+        names = [row["file_name"] for row in csv.DictReader(file)]
+    for name in names[clips]:
+        _link(target / Path(name).name, data / name)
+
+
+def _link(path: Path, target: Path) -> None:
+    if not path.is_symlink():
+        path.symlink_to(os.path.relpath(target, path.parent))
+
+
 def mean_and_spread(values: Iterable[float], digits: int = 1) -> str:
     """Mean over the seeds, and the standard deviation if there are several."""
     values = list(values)
@@ -93,6 +154,38 @@ def mean_and_interval(values: Iterable[float], digits: int = 1, signed: bool = F
         return mean
     half = _T_QUANTILES[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean} ± {half:.{digits}f}"
+
+
+def difference(rows: list[dict], arm: str, baseline: str, column: str, digits: int = 1) -> str:
+    """Mean difference between two arms in the same seeds, and its 95 % interval; "" if no seed has both values."""
+    values, others = (
+        {row["seed"]: row[column] for row in rows if row["arm"] == name and column in row} for name in (arm, baseline)
+    )
+    gains = [value - others[seed] for seed, value in values.items() if seed in others]
+    return mean_and_interval(gains, digits, signed=True) if gains else ""
+
+
+def means_table(rows: list[dict], arms: Iterable[str], columns: Iterable[str]) -> str:
+    """One line per arm: the mean of each column over the finished seeds with its interval, and the number of seeds."""
+    columns = list(columns)
+    lines = [f"| | {' | '.join(columns)} | seeds |", "|---|" + "---:|" * (len(columns) + 1)]
+    for arm in arms:
+        mine = [row for row in rows if row["arm"] == arm]
+        of_column = [[row[column] for row in mine if column in row] for column in columns]
+        cells = [mean_and_interval(values) if values else "" for values in of_column]
+        lines.append(f"| {arm} | {' | '.join(cells)} | {len(mine)} |")
+    return "\n".join(lines)
+
+
+def gains_table(rows: list[dict], pairs: dict[str, tuple[str, str]], columns: Iterable[str]) -> str:
+    """One line per pair of arms: the paired difference of each column, and the number of seeds that have both arms."""
+    columns = list(columns)
+    lines = [f"| gain | {' | '.join(columns)} | seeds |", "|---|" + "---:|" * (len(columns) + 1)]
+    for label, (arm, baseline) in pairs.items():
+        seeds, others = ({row["seed"] for row in rows if row["arm"] == name} for name in (arm, baseline))
+        cells = [difference(rows, arm, baseline, column) for column in columns]
+        lines.append(f"| {label} | {' | '.join(cells)} | {len(seeds & others)} |")
+    return "\n".join(lines)
 
 
 def write_results(

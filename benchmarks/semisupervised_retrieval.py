@@ -4,15 +4,24 @@ python benchmarks/semisupervised_retrieval.py            # continues where it wa
 """
 
 import csv
-import os
 import re
 from pathlib import Path
 
 import yaml
 
-from atk.eval.retrieval import embed_split, evaluate_retrieval
+from atk.eval.retrieval import SplitEmbedding, embed_split, evaluate_retrieval
 from atk.models.clap import CLAP
-from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
+from experiments import (
+    audio_of_clips,
+    captioned_clips,
+    comparison_parser,
+    finished,
+    flags,
+    mean_and_spread,
+    run_atk,
+    train_all,
+    write_results,
+)
 
 CAPTIONED = 0.1  # fraction of the clips that keep their captions
 SUPERVISED = {"loss.mix_weight": 0.0, "loss.unlabeled_weight": 0.0}
@@ -54,22 +63,10 @@ def split(
     """Create a folder with the captioned clips and links to other files, and one with the audio of all other clips."""
     data, labeled, unlabeled = folder / "data", folder / "labeled", folder / "unlabeled"
     with (data / "train.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    kept = round(captioned * len(rows))
-    for target in (labeled, unlabeled):
-        target.mkdir(exist_ok=True)
-    with (labeled / "train.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows[:kept]])
-    for name in links:
-        _link(labeled / name, data / name)
-    for name, *_ in rows[kept:]:
-        _link(unlabeled / Path(name).name, data / name)
+        kept = round(captioned * sum(1 for _ in csv.DictReader(file)))
+    captioned_clips(data, labeled, kept, links)
+    audio_of_clips(data, unlabeled, slice(kept, None))
     return labeled, unlabeled
-
-
-def _link(path: Path, target: Path) -> None:
-    if not path.is_symlink():
-        path.symlink_to(os.path.relpath(target, path.parent))
 
 
 def plan(folder: Path, seeds: int, steps: int, unlabeled: Path) -> dict[tuple[str, int], tuple[Path, dict]]:
@@ -87,9 +84,13 @@ def plan(folder: Path, seeds: int, steps: int, unlabeled: Path) -> dict[tuple[st
 
 def values_before(folder: Path) -> dict[str, float]:
     """Retrieval metrics of the pretrained model, from which all arms start."""
+    return values_of(evaluate_retrieval(*start_of(folder)))
+
+
+def start_of(folder: Path) -> tuple[CLAP, SplitEmbedding]:
+    """The pretrained model, and its embeddings of the test clips."""
     model = CLAP.from_pretrained(folder / "first").eval()
-    test = embed_split(model, folder / "data", "test", clip_seconds=CLIP_SECONDS)
-    return values_of(evaluate_retrieval(model, test))
+    return model, embed_split(model, folder / "data", "test", clip_seconds=CLIP_SECONDS)
 
 
 def values_of(metrics: dict) -> dict[str, float]:

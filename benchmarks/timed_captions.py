@@ -13,9 +13,9 @@ import yaml
 
 from experiments import (
     comparison_parser,
+    difference,
     finished,
     flags,
-    mean_and_interval,
     mean_and_spread,
     run_atk,
     train_all,
@@ -91,13 +91,6 @@ def rows_of(runs: dict[tuple[str, int], tuple[Path, dict]], data: Path) -> list[
     ]
 
 
-def difference(rows: list[dict], arm: str, column: str) -> str:
-    """Mean difference from the baseline with the same seed, and its 95 % interval."""
-    values = [{row["seed"]: row[column] for row in rows if row["arm"] == name} for name in (arm, BASELINE)]
-    gains = [value - values[1][seed] for seed, value in values[0].items()]
-    return mean_and_interval(gains, signed=True)
-
-
 def table(rows: list[dict]) -> str:
     """Mean (standard deviation) over the seeds, one arm per line; then the differences from the baseline."""
     head = [f"| arm | {' | '.join((*COLUMNS, 'seconds'))} |", "|---|" + "---|" * (len(COLUMNS) + 1)]
@@ -109,7 +102,7 @@ def table(rows: list[dict]) -> str:
     lines += ["", f"| minus {BASELINE} | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
     for arm in ARMS:
         if arm != BASELINE:
-            lines.append(f"| {arm} | {' | '.join(difference(rows, arm, column) for column in COLUMNS)} |")
+            lines.append(f"| {arm} | {' | '.join(difference(rows, arm, BASELINE, column) for column in COLUMNS)} |")
     return "\n".join(lines)
 
 

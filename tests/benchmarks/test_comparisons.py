@@ -10,6 +10,8 @@ import aligned_vs_global
 import difference_captioning
 import experiments
 import fine_tuning
+import noise_unlabeled
+import plain_captioning
 import timed_captions
 import unified
 
@@ -34,22 +36,82 @@ def test_the_interpretation_in_older_results_is_kept(tmp_path):
     assert (tmp_path / "page.md").read_text() == "why"
 
 
-def test_a_report_uses_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "arms", "flags"),
+    [
+        ("aligned_vs_global", aligned_vs_global.ARMS, []),
+        ("aligned_vs_global_recorded", aligned_vs_global.RECORDED_ARMS, ["--events", "recordings"]),
+    ],
+)
+def test_a_report_uses_the_seeds_that_every_arm_has_finished(tmp_path, monkeypatch, name, arms, flags):
     scores = dict.fromkeys(("R@1", "R@5", "R@10", "mAP@10", "MedR"), 10.0)
     metrics = {"text_to_audio": scores, "audio_to_text": scores, "twins": {"global": 50.0, "max_mean": 60.0}}
     metrics["alignment"] = {"right": 40.0, "chance": 20.0}
-    for key, (out, _) in aligned_vs_global.plan(tmp_path, 2, 10).items():
+    for key, (out, _) in aligned_vs_global.plan(tmp_path, 2, 10, arms).items():
         if key != ("global", 1):
             out.mkdir()
             (out / "summary.json").write_text(json.dumps({"seconds": 3.0, "metrics": metrics}))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, twins: 1}")
-    command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--seeds", "2", "--report"]
+    scenes = "{train: 6, test: 2, twins: 1, recordings: " + ("/home/me/recordings}" if flags else "''}")
+    (tmp_path / "data" / "soundscapes.yaml").write_text(scenes)
+    command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--seeds", "2", "--report", *flags]
     monkeypatch.setattr(sys, "argv", ["aligned_vs_global.py", *command])
     aligned_vs_global.main()
-    record = json.loads((tmp_path / "page" / "aligned_vs_global.json").read_text())
-    assert [(row["arm"], row["seed"]) for row in record["rows"]] == [(arm, 0) for arm in aligned_vs_global.ARMS]
-    assert "| twins, max-mean | 60.0 | 60.0 | 60.0 |" in (tmp_path / "page" / "aligned_vs_global.md").read_text()
+    record = json.loads((tmp_path / "page" / f"{name}.json").read_text())
+    assert [(row["arm"], row["seed"]) for row in record["rows"]] == [(arm, 0) for arm in arms]
+    assert record["scenes"]["recordings"] == ("recordings" if flags else "")
+    page = (tmp_path / "page" / f"{name}.md").read_text()
+    assert "| twins, max-mean " + "| 60.0 " * len(arms) + "|" in page
+    assert "| twins, max-mean " + "| +0.0 " * (len(arms) - 1) + "|" in page
+
+
+def test_captioned_clips_and_audio_come_from_different_rows(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "val.csv").touch()
+    rows = [f"audio/{name}.wav,a dog" for name in range(5)]
+    (data / "train.csv").write_text("\n".join(["file_name,caption", *rows]))
+    experiments.captioned_clips(data, tmp_path / "few", 2, ["val.csv"])
+    experiments.audio_of_clips(data, tmp_path / "audio", slice(3, 5))
+    assert (tmp_path / "few" / "train.csv").read_text().split() == ["file_name,caption", *" ".join(rows[:2]).split()]
+    assert (tmp_path / "few" / "val.csv").resolve() == data / "val.csv"
+    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["3.wav", "4.wav"]
+
+
+def test_gains_are_paired_by_the_seeds_that_both_arms_have_finished():
+    values = {"a": {0: 1.0, 1: 5.0, 2: 7.0}, "b": {1: 4.0, 2: 4.0}}
+    rows = [{"arm": arm, "seed": seed, "R": value} for arm, seeds in values.items() for seed, value in seeds.items()]
+    assert experiments.gains_table(rows, {"b or a": ("b", "a")}, ["R"]).endswith("| b or a | -2.0 ± 12.7 | 2 |")
+    assert experiments.gains_table(rows, {"a or c": ("a", "c")}, ["R"]).endswith("| a or c |  | 0 |")
+    assert experiments.means_table(rows, ["b", "c"], ["R"]).endswith("| b | 4.0 ± 0.0 | 2 |\n| c |  | 0 |")
+
+
+@pytest.mark.parametrize("study", [plain_captioning, noise_unlabeled])
+def test_every_gain_is_between_arms_of_the_study_with_runs_of_their_own(study):
+    runs = study.plan(Path("runs"), 2)
+    assert len({out for out, _ in runs.values()}) == len(runs) == 2 * len(study.ARMS)
+    assert {arm for pair in study.GAINS.values() for arm in pair} == set(study.ARMS)
+
+
+def test_plain_captioning_compares_what_is_finished(tmp_path, monkeypatch):
+    scores = {mode: dict.fromkeys(("CIDEr", "ROUGE-L"), 0.5) for mode in ("input", "mix", "minus_added")}
+    scores["minus_added"] = dict.fromkeys(("CIDEr", "ROUGE-L"), 0.75)
+    named = {mode: {"target": 50.0, "target_alone": 60.0} for mode in scores}
+    log = [{"step": 1, "loss": 3.0}, *({"step": step, "val/log_likelihood": -step} for step in (2, 3))]
+    runs = plain_captioning.plan(tmp_path, 2)
+    for arm, modes in (("plain", ("input", "mix")), ("mask", tuple(scores))):
+        out, _ = runs[f"{plain_captioning.BASE}: {arm}", 0]
+        out.mkdir()
+        metrics = {mode: scores[mode] for mode in modes} | {"named": {mode: named[mode] for mode in modes}}
+        (out / "summary.json").write_text(json.dumps({"seconds": 3.0, "metrics": metrics}))
+        (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 3000, val: 1, test: 2, captions_per_clip: 5}")
+    monkeypatch.setattr(sys, "argv", ["plain", "--runs", str(tmp_path), "--results", str(tmp_path), "--report"])
+    plain_captioning.main()
+    page = (tmp_path / "plain_captioning.md").read_text()
+    assert f"| {plain_captioning.BASE}: mask | +0.0 | +0.0 | +25.0 | +0.0 | +0.0 | +0.0 | +0.0 | 1 |" in page
+    assert f"| {plain_captioning.BASE}: plain | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 60.0 | -200.0 | 2.0 | 1 |" in page
 
 
 def test_the_tables_have_a_column_per_objective_or_condition():
