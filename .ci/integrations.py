@@ -34,7 +34,7 @@ PACKAGES = {  # module of atk.integrations: package in the registry
 }
 TRIED = {  # modules without install() have no list of their own
     "transformers": ("5.23.0", "5.24.0"),
-    "grad_cache": ("906f03835fbc183132a9db32612a9e8f180ca3b4",),
+    "grad_cache": ("6b3291a",),
 }
 SOURCES = {"grad_cache": "git+https://github.com/luyug/GradCache@{version}"}  # not in the registry
 # What a library pins to older versions than those of the environment, as resolved by pip. fast-plaid, which requires a

@@ -112,10 +112,9 @@ def made_up_task(queries, corpus, category):
 
         def load_data(self, *_, **__):
             relevant = {str(i): {str(i): 1} for i in range(len(queries))}
-            sides = {"queries": queries, "corpus": corpus}
             split = {
                 name: Dataset.from_list([{"id": str(i), **row} for i, row in enumerate(rows)])
-                for name, rows in sides.items()
+                for name, rows in (("queries", queries), ("corpus", corpus))
             }
             self.dataset = {"default": {"test": split | {"relevant_docs": relevant, "top_ranked": None}}}
             self.data_loaded = True

@@ -65,7 +65,7 @@ def loss_and_step(model, loss, features, labels=None):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     optimizer.zero_grad()
-    value = loss(features, labels)
+    value = loss([dict(column) for column in features], labels)  # some losses change the features
     value.backward()
     values = [value.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
     optimizer.step()
