@@ -3,8 +3,9 @@
     python .ci/integrations.py                        # all; writes tests/integrations/versions.json
     python .ci/integrations.py open_clip colpali      # only these
 
-Each version is installed into a folder of its own that comes first on the path, without its dependencies; everything
-else is that of the environment, with the packages of SUPPORT on top. Exits with status 1 if a test fails or is skipped.
+Each version is installed into a folder of its own that comes first on the path, without its dependencies but with its
+PINS; everything else is that of the environment, with the packages of SUPPORT on top. Exits with status 1 if a test
+fails or is skipped.
 """
 
 import argparse
@@ -28,9 +29,22 @@ PACKAGES = {  # module of atk.integrations: package in the registry
     "colbert": "colbert-ai",
     "pylate": "pylate",
     "mteb": "mteb",
-    "transformers": "accelerate",  # transformers itself is that of the environment
+    "transformers": "transformers",
+    "grad_cache": "GradCache",
 }
-TRIED = {"transformers": ("1.15.0",)}  # modules without install() have no list of their own
+TRIED = {  # modules without install() have no list of their own
+    "transformers": ("5.23.0", "5.24.0"),
+    "grad_cache": ("6b3291a",),
+}
+SOURCES = {"grad_cache": "git+https://github.com/luyug/GradCache@{version}"}  # not in the registry
+# What a library pins to older versions than those of the environment, as resolved by pip. fast-plaid, which requires a
+# torch of its own, is left out: only one of PyLate's indexes uses it.
+PINS = {
+    "pylate": (
+        "sentence-transformers==5.3.0", "transformers==5.3.0", "tokenizers==0.22.2", "huggingface-hub==1.33.0",
+        "ujson==5.12.0", "fastkmeans==0.5.0",
+    ),
+}  # fmt: skip
 # Dependencies that the environment lacks. torchvision's ops are only declared: the registry has it for CUDA alone.
 SUPPORT = (
     "torchvision==0.28.0", "timm==1.0.31", "ftfy==6.3.1", "wcwidth==0.9.4", "peft==0.20.0", "accelerate==1.15.0",
@@ -48,7 +62,8 @@ def install(folder: Path, *requirements: str) -> None:
 def run_tests(module: str, version: str) -> dict[str, int]:
     """Numbers of tests that passed, failed, and were skipped."""
     folder = BUILD / f"{module}-{version}"
-    install(folder, f"{PACKAGES[module]}=={version}")
+    source = SOURCES.get(module, PACKAGES[module] + "=={version}")
+    install(folder, source.format(version=version), *PINS.get(module, ()))
     path = os.pathsep.join([str(folder), str(BUILD / "support")])
     names = sorted(str(file) for file in (ROOT / "tests" / "integrations").glob(f"test_{module}*.py"))
     command = [
@@ -85,7 +100,8 @@ def main() -> int:
     for module in modules:
         versions = TRIED.get(module) or importlib.import_module(f"atk.integrations.{module}").VERSIONS
         results[module] = {"package": PACKAGES[module], "versions": {}}
-        results[module] |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        results[module] |= others | dict(pin.split("==") for pin in PINS.get(module, ()))
         for version in versions:
             counts = run_tests(module, version)
             results[module]["versions"][version] = counts

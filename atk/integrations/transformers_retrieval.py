@@ -15,7 +15,7 @@ from atk.integrations.rebinding import Rebinding, Replacements, import_library
 
 __all__ = ["install", "score_retrieval", "uninstall"]
 
-VERSIONS = ("5.23.0",)
+VERSIONS = ("5.23.0", "5.24.0")
 PROCESSORS = {
     "colpali": "ColPaliProcessor",
     "colqwen2": "ColQwen2Processor",

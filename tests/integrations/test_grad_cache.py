@@ -1,21 +1,12 @@
 """GradCache: gradients of all parameters, the temperature too, are those of the whole batch."""
 
+import pytest
 import torch
 from support.integrations import library, our_ops_run
-from torch import nn
+from support.two_ranks import GRAD_CACHE, Encoder, messages
 
 from atk.integrations.grad_cache import AlignedLoss, joined
 from atk.nn import AlignedContrastiveLoss
-
-
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(8, 16)
-
-    def forward(self, rows):
-        features = self.project(rows)
-        return joined(features.mean(1), features)
 
 
 def masks():
@@ -46,3 +37,11 @@ def test_gradients_are_those_of_the_whole_batch():
     torch.testing.assert_close(value, loss.detach())
     for weight, gradient in zip(weights(models, loss_fn), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GRAD_CACHE)
+def test_two_ranks(case):
+    library("grad_cache")
+    errors = messages("GRAD_CACHE")[case]
+    assert not errors, errors

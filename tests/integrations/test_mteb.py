@@ -96,25 +96,26 @@ def aligned(frames, tokens):
     return torch.stack([(frames @ caption[mask].T).amax(1).mean() for caption, mask in rows])
 
 
-def made_up_task(clips, captions, rate, audio_queries):
-    """A retrieval task of mteb, in which clip i belongs to caption i."""
+def made_up_task(queries, corpus, category):
+    """A retrieval task of mteb, in which row i of the queries belongs to row i of the corpus; category: as in "a2t"."""
     retrieval = library("mteb.abstasks.retrieval")
     Dataset = library("datasets").Dataset
-    directions = ("a2t", ["audio", "text"]) if audio_queries else ("t2a", ["text", "audio"])
-    audio = [{"id": str(i), "audio": {"array": clip, "sampling_rate": rate}} for i, clip in enumerate(clips)]
-    text = [{"id": str(i), "text": caption} for i, caption in enumerate(captions)]
+    names = {"a": "audio", "t": "text"}
+    modalities = list(dict.fromkeys(names[side] for side in category.split("2")))
 
     class MadeUp(retrieval.AbsTaskRetrieval):
         metadata = library("mteb.abstasks.task_metadata").TaskMetadata(
-            name=f"MadeUp{directions[0].upper()}", description="made up", dataset={"path": "made/up", "revision": "1"},
-            type="Any2AnyRetrieval", category=directions[0], modalities=directions[1], eval_splits=["test"],
-            eval_langs=["eng-Latn"], main_score="hit_rate_at_1",
+            name=f"MadeUp{category.upper()}", description="made up", dataset={"path": "made/up", "revision": "1"},
+            type="Any2AnyRetrieval" if "a" in category else "Retrieval", category=category, modalities=modalities,
+            eval_splits=["test"], eval_langs=["eng-Latn"], main_score="hit_rate_at_1",
         )  # fmt: skip
 
         def load_data(self, *_, **__):
-            queries, corpus = (audio, text) if audio_queries else (text, audio)
-            relevant = {str(i): {str(i): 1} for i in range(len(clips))}
-            split = {"queries": Dataset.from_list(queries), "corpus": Dataset.from_list(corpus)}
+            relevant = {str(i): {str(i): 1} for i in range(len(queries))}
+            split = {
+                name: Dataset.from_list([{"id": str(i), **row} for i, row in enumerate(rows)])
+                for name, rows in (("queries", queries), ("corpus", corpus))
+            }
             self.dataset = {"default": {"test": split | {"relevant_docs": relevant, "top_ranked": None}}}
             self.data_loaded = True
 
@@ -133,10 +134,49 @@ def test_a_whole_evaluation(functions, audio_queries):
         scores = torch.stack([aligned(clip, tokens) for clip in encode_all(clap, clips)])
     scores = scores if audio_queries else scores.T
     expected = (scores.argmax(1) == torch.arange(4)).float().mean().item()
-    task = made_up_task(clips, captions, clap.sample_rate, audio_queries)
+    audio = [{"audio": {"array": clip, "sampling_rate": clap.sample_rate}} for clip in clips]
+    text = [{"text": caption} for caption in captions]
+    task = made_up_task(audio, text, "a2t") if audio_queries else made_up_task(text, audio, "t2a")
     with our_ops_run():
         result = evaluate(adapter.AlignedEncoder(clap), task, cache=None, co2_tracker=False, show_progress_bar=False)
     (scored,) = result.task_results[0].scores["test"]
     assert scored["main_score"] == scored["hit_rate_at_1"] == pytest.approx(expected)
     ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
     assert scored["mrr_at_10"] == pytest.approx((1 / ranks).mean().item(), abs=1e-4)
+
+
+def token_vectors(texts, length):
+    """Vectors of the words of each text, repeated up to one length, which is the same for all texts."""
+    words = [text.split() for text in texts]
+    generators = [[torch.Generator().manual_seed(sum(word.encode())) for word in row] for row in words]
+    rows = [torch.stack([torch.randn(16, generator=draw) for draw in row]) for row in generators]
+    return torch.stack([row.repeat(length, 1)[:length] for row in rows])
+
+
+def test_metrics_of_a_model_with_maxsim_are_the_same(functions):
+    """A late-interaction model in a whole evaluation, without and with our scores."""
+    abstract = library("mteb.models.abs_encoder")
+    description = {"name": "made/up", "modalities": ["text"], "embed_dim": 16}
+    metadata = library("mteb.models.model_meta").ModelMeta.create_empty(description)
+    texts = ["a dog barks", "rain falls on a roof", "a bell rings", "a dog rings a bell"]
+    questions = ["what dog barks", "rain on what", "bell", "dog bell"]
+
+    class Encoder(abstract.AbsEncoder):
+        mteb_model_meta = metadata.create_empty(
+            {"name": "made/up", "modalities": ["text"], "embed_dim": 16}
+        ).model_copy(update={"similarity_fn_name": abstract.ScoringFunction.MAX_SIM})
+
+        def encode(self, inputs, **_):
+            return token_vectors([text for batch in inputs for text in batch["text"]], 6)
+
+    def evaluated():
+        task = made_up_task([{"text": text} for text in questions], [{"text": text} for text in texts], "t2t")
+        result = library("mteb").evaluate(Encoder(), task, cache=None, co2_tracker=False, show_progress_bar=False)
+        (scored,) = result.task_results[0].scores["test"]
+        return {key: value for key, value in scored.items() if isinstance(value, float)}
+
+    with our_ops_run(expected=False):
+        expected = evaluated()
+    assert len(expected) > 5 and expected["main_score"] > 0
+    with adapter.install(), our_ops_run():
+        assert evaluated() == pytest.approx(expected, nan_ok=True)

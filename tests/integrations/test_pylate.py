@@ -127,3 +127,24 @@ def test_reranking(scores):
     for one, other in zip(ours, expected, strict=True):
         assert [entry["id"] for entry in one] == [entry["id"] for entry in other]
         assert [entry["score"] for entry in one] == pytest.approx([entry["score"] for entry in other], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_at_least_as_close_to_float64(scores, dtype):
+    queries, documents = torch.randn(3, 40, 64).to(dtype), torch.randn(4, 50, 64).to(dtype)
+    exact = scores.colbert_scores(queries.double(), documents.double())
+    theirs = scores.colbert_scores(queries, documents)
+    with adapter.install(), our_ops_run():
+        ours = scores.colbert_scores(queries, documents)
+    assert ours.dtype == theirs.dtype == dtype
+    assert (ours - exact).abs().max() <= (theirs - exact).abs().max()
+
+
+def test_empty_documents_and_padding_score_zero(scores):
+    """Where all similarities are negative, padding wins with 0, as in the library."""
+    queries, documents = torch.rand(2, 3, 8), -torch.rand(3, 4, 8)
+    mask = torch.tensor([[True] * 4, [True, False, True, True], [False] * 4])
+    expected = scores.colbert_scores(queries, documents, documents_mask=mask)
+    assert (expected[:, 0] < 0).all() and (expected[:, 1:] == 0).all()
+    with adapter.install(), our_ops_run():
+        torch.testing.assert_close(scores.colbert_scores(queries, documents, documents_mask=mask), expected)

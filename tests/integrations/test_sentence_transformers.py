@@ -6,6 +6,17 @@ import numpy as np
 import pytest
 import torch
 from support.integrations import assert_all_close, embeddings, gradients, library, our_ops_run, ragged
+from support.multi_vector import (
+    COLUMNS,
+    NEGATIVES,
+    POSITIVES,
+    QUERIES,
+    loss_and_step,
+    multi_vector_encoder,
+    multi_vector_features,
+    save_bert,
+)
+from support.two_ranks import SENTENCE_TRANSFORMERS, messages
 
 from atk.integrations import sentence_transformers as adapter
 
@@ -134,37 +145,9 @@ def test_scores_of_groups(scoring):
 
 @pytest.fixture(scope="module")
 def model(similarity, tmp_path_factory):
-    """A small BERT with a projection, query expansion, and a skip list."""
-    from atk.models.text import train_tokenizer
-    from atk.models.tokenizer import import_transformers
-
-    transformers, folder = import_transformers(), tmp_path_factory.mktemp("bert")
-    texts = [f"{animal} {verb}, loudly" for animal in ("a dog", "a bird", "the cat") for verb in ("barks", "sings")]
-    tokenizer = train_tokenizer(texts, 300)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-    from sentence_transformers.multi_vector_encoder import MultiVectorEncoder
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-    expansion = {"strategy": "fixed", "attend": False, "length": 12}
-    modules = [
-        Transformer(str(folder), query_expansion=expansion),
-        Dense(16, 8, bias=False, activation_function=torch.nn.Identity(), module_input_name="token_embeddings"),
-        MultiVectorMask(skiplist_words=[","]),
-        Normalize("token_embeddings"),
-    ]
-    return MultiVectorEncoder(modules=modules, device="cpu")
+    return multi_vector_encoder(save_bert(tmp_path_factory.mktemp("bert")))
 
 
-QUERIES = ["who barks", "what sings in the morning", "cat"]
-POSITIVES = ["a dog barks, loudly", "a bird sings, and sings", "the cat"]
-NEGATIVES = ["the cat sings", "a dog", "a bird barks, a bird sings"]
 LOSSES = {
     "MultiVectorMultipleNegativesRankingLoss": ("colbert_scores", None),
     "CachedMultiVectorMultipleNegativesRankingLoss": ("colbert_scores", None),
@@ -173,53 +156,70 @@ LOSSES = {
 }
 
 
-def loss_and_step(model, name, **options):
-    """The loss, all gradients, and the weights after one step of Adam from the same weights."""
-    library_losses = library("sentence_transformers.multi_vector_encoder.losses")
-    loss = getattr(library_losses, name)(model, **options)
-    features = []
-    for task, texts in (("query", QUERIES), ("document", POSITIVES), ("document", NEGATIVES)):
-        features.append({**model.preprocess(texts, task=task), "task": task})
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    optimizer.zero_grad()
-    value = loss(features, LOSSES[name][1])
-    value.backward()
-    values = [value.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
-    optimizer.step()
-    values += [weight.detach().clone() for weight in model.parameters()]
-    model.load_state_dict(before)
-    return values
+def step(model, name, **options):
+    """What one step with a loss of the library computes."""
+    loss = getattr(library("sentence_transformers.multi_vector_encoder.losses"), name)(model, **options)
+    return loss_and_step(model, loss, multi_vector_features(model), LOSSES[name][1])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_gradients_and_steps(model, name):
     with our_ops_run(expected=False):
-        expected = loss_and_step(model, name)
+        expected = step(model, name)
     assert expected[0] > 0 and any(value.abs().sum() > 0 for value in expected[1:])
     with installed():
-        assert_all_close(loss_and_step(model, name), expected, atol=2e-5, rtol=1e-4)
+        assert_all_close(step(model, name), expected, atol=2e-5, rtol=1e-4)
     with our_ops_run():
-        values = loss_and_step(model, name, similarity_fct=getattr(adapter, LOSSES[name][0]))
+        values = step(model, name, similarity_fct=getattr(adapter, LOSSES[name][0]))
     assert_all_close(values, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_similarity_and_evaluator_of_a_model(model):
-    evaluation = library("sentence_transformers.multi_vector_encoder.evaluation")
+def test_similarity_of_a_model(model):
     queries, documents = model.encode_query(QUERIES), model.encode_document(POSITIVES)
     expected = model.similarity(queries, documents)
     with installed():
         torch.testing.assert_close(model.similarity(queries, documents), expected)
     torch.testing.assert_close(adapter.maxsim(queries, documents).cpu(), expected.cpu())
+
+
+def evaluators(evaluation, **functions):
+    """All evaluators of multi-vector models, on made-up texts; those that take a function get ours."""
     ids = ("a", "b", "c")
     data = dict(zip(ids, QUERIES, strict=True)), dict(zip(ids, POSITIVES, strict=True)), {key: {key} for key in ids}
-    options = {"mrr_at_k": [3], "ndcg_at_k": [3], "accuracy_at_k": [1], "precision_recall_at_k": [1], "map_at_k": [3]}
-    evaluator = evaluation.MultiVectorInformationRetrievalEvaluator(*data, **options)
-    expected = sorted(evaluator(model).values())
+    at = {"mrr_at_k": [3], "ndcg_at_k": [3], "accuracy_at_k": [1], "precision_recall_at_k": [1], "map_at_k": [3]}
+    samples = [
+        {"query": query, "positive": [positive], "negative": [text for text in NEGATIVES if text != positive]}
+        for query, positive in zip(QUERIES, POSITIVES, strict=True)
+    ]
+    teacher, documents = [[3.0, 1.0], [2.0, 0.5], [1.0, 0.0]], list(zip(POSITIVES, NEGATIVES, strict=True))
+    one, pairwise = functions.get("maxsim"), functions.get("maxsim_pairwise")
+    names = {"score_functions": {"maxsim": one}} if one else {}
+    return {
+        "retrieval": evaluation.MultiVectorInformationRetrievalEvaluator(*data, **at, **names),
+        "reranking": evaluation.MultiVectorRerankingEvaluator(samples, at_k=3, similarity_fct=one),
+        "distillation": evaluation.MultiVectorDistillationEvaluator(
+            QUERIES, documents, teacher, similarity_fct=pairwise
+        ),
+        "triplet": evaluation.MultiVectorTripletEvaluator(*COLUMNS),
+    }
+
+
+@pytest.mark.parametrize("name", ["retrieval", "reranking", "distillation", "triplet"])
+def test_metrics_of_the_evaluators(model, name):
+    evaluation = library("sentence_transformers.multi_vector_encoder.evaluation")
+    with our_ops_run(expected=False):
+        expected = evaluators(evaluation)[name](model)
+    assert len(expected) > 0
     with installed():
-        assert sorted(evaluator(model).values()) == expected
-    ours = evaluation.MultiVectorInformationRetrievalEvaluator(
-        *data, **options, score_functions={"maxsim": adapter.maxsim}
-    )
-    with our_ops_run():
-        assert sorted(ours(model).values()) == expected
+        assert evaluators(evaluation)[name](model) == pytest.approx(expected, rel=1e-5)
+    if name != "triplet":  # has no such argument
+        functions = {"maxsim": adapter.maxsim, "maxsim_pairwise": adapter.maxsim_pairwise}
+        with our_ops_run():
+            values = evaluators(evaluation, **functions)[name](model).values()
+        assert sorted(values) == pytest.approx(sorted(expected.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", SENTENCE_TRANSFORMERS)
+def test_two_ranks(similarity, case):
+    errors = messages("SENTENCE_TRANSFORMERS")[case]
+    assert not errors, errors
