@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from yaml import YAMLError
 
 import atk
 from atk.cli import doctor
@@ -160,6 +162,8 @@ def test_tuning_prints_its_results_and_how_to_use_the_table(monkeypatch, tmp_pat
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 1, ""),
         (torch.OutOfMemoryError("no memory left"), 1, "no memory left"),
+        (SafetensorError("a damaged header"), 2, "atk: a damaged header\n"),
+        (YAMLError("a stray\ttab"), 2, "atk: a stray tab\n"),
     ],
 )
 def test_the_exception_that_ends_a_command_sets_its_exit_code(monkeypatch, capsys, error, code, message):

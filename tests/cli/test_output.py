@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.tiny_clap import tiny_clap
 
 from atk.cli.main import main
 from atk.cli.output import accept_all_names, print_result
+from atk.data import DataWarning
 
 ODD_NAMES = (b"caf\xe9.wav", b"two\nlines\r.wav", b"--dashes.wav", b" space .wav", "犬.WAV".encode(), b"plain.wav")
 
@@ -48,6 +50,23 @@ def test_a_result_that_cannot_be_printed_goes_to_stderr(monkeypatch, capsys):
     with pytest.raises(OSError, match="standard output: No space left on device; the result is printed above instead"):
         print_result("the result")
     assert capsys.readouterr().err == "the result\n"
+
+
+def test_a_reader_that_has_gone_is_no_reason_to_print_elsewhere(monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        print_result("the result")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_warning_about_data_is_one_line():
+    main(["--version"])
+    assert warnings.formatwarning(DataWarning("tags.csv is ignored"), DataWarning, "x.py", 3) == "tags.csv is ignored\n"
+    assert "x.py:3: UserWarning: else" in warnings.formatwarning(UserWarning("else"), UserWarning, "x.py", 3)
 
 
 def test_search_prints_one_line_for_every_name(model, tmp_path, capfdbinary):

@@ -135,6 +135,13 @@ def test_mixture_is_half_of_each():
     assert audio[1].tolist() == [2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_sharded_ranks_take_equally_many_clips_of_both_kinds():
+    batch = SemiSupervisedBatch(batch_of(3, 5), batch_of(4, 2, 9)).pairs()
+    assert batch.sizes == [2, 2] and batch.unlabeled.lengths.tolist() == [4, 2]
+    alone = SemiSupervisedBatch(batch_of(3, 5), None)
+    assert alone.pairs() is alone
+
+
 def test_fewer_captioned_than_unlabeled_clips(tiny_data, noises, tmp_path):
     task = semisupervised_task(tiny_data, noises, tmp_path)
     first = next(iter(task.batches(0)))
@@ -288,6 +295,10 @@ def test_bad_unlabeled_files_are_named_counted_and_replaced(tiny_data, noises, t
         (["--mapper.noise", "-1"], "noise must be at least 0"),
         (["--mapper.heads", "5"], "num_heads must"),
         (["--loss.mix_weight", "-1"], "mix_weight must be at least 0"),
+        (
+            ["--loss.labeled_weight=0", "--loss.mix_weight=0", "--loss.unlabeled_weight=0"],
+            "labeled_weight, mix_weight and unlabeled_weight must not all be 0",
+        ),
         (["--optim.name", "sgd"], "--optim.name must be one of 'adam', 'schedulefree', got 'sgd'"),
     ],
 )

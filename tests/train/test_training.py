@@ -197,6 +197,16 @@ def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
         (["--device", "cuda:99"], "device: 'cuda:99' is not available here"),
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--backend", "triton"], "backend 'triton'"),
+        (["--batch-size", "1"], "batch_size must be at least 2, as the loss contrasts pairs, got 1"),
+        (["--optim.audio-lr", "0"], "audio_lr must be above 0, got 0"),
+        (["--optim.layer-decay", "2"], "layer_decay must be in (0, 1], got 2"),
+        (["--optim.warmup", "1"], "warmup must be in [0, 1) and final in [0, 1], got 1"),
+        (["--ema", "1"], "ema must be in [0, 1), got 1"),
+        (["--ema=0.9", "--optim.name=schedulefree"], "ema: needs optim.name 'adam', got 'schedulefree'"),
+        (["--tune.lora.dropout", "1"], "lora.alpha must be above 0 and lora.dropout in [0, 1), got 16 and 1.0"),
+        (["--patience=1", "--eval-every=0"], "patience: needs a split to validate on (val.csv), and eval_every above"),
+        (["--model.text.max-tokens", "2"], "max_tokens must be at least 3, got 2"),
+        (["--model.audio.channels", "[8, 8]"], "channels must have four entries, got "),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(tiny_data, tmp_path, capsys, more, message):
