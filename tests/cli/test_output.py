@@ -111,8 +111,14 @@ def test_align_replaces_nothing_but_an_alignment(model, tmp_path, monkeypatch, c
         main([*arguments, out])
     assert error.value.code == 2 and Path(existing).read_bytes() == before
     assert re.search(reason, capsys.readouterr().err)
-    for _ in range(2):  # an earlier alignment is replaced
-        main([*arguments, "new/align.png"])
+
+
+def test_align_replaces_an_earlier_alignment(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tone(tmp_path / "a.wav")
+    for text in ("a dog", "rain"):
+        main(["align", str(model), "a.wav", text, "--device", "cpu", "--out", "new/align.png"])
+    assert "rain" in (tmp_path / "new" / "align.csv").read_text() and len(list((tmp_path / "new").iterdir())) == 2
 
 
 def test_a_folder_whose_name_is_not_utf8_is_reported_before_training(tmp_path, capsys):

@@ -128,13 +128,13 @@ def test_open_clip_loss_of_two_ranks(losses, rank, local_loss):
         assert options == {"local_loss": local_loss, "gather_with_grad": True, "rank": rank, "world_size": 2} | {
             "use_horovod": False
         }
-        return [torch.cat([own, other][:: 1 - 2 * rank]) for own, other in zip((images, texts), others, strict=True)]
+        return [torch.cat([mine, other][:: 1 - 2 * rank]) for mine, other in zip((images, texts), others, strict=True)]
 
     losses.gather_features = gather_features
     ours = open_clip.ClipLoss(local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=2)
 
     def theirs():
-        images, texts = (torch.cat([own, other][:: 1 - 2 * rank]) for own, other in zip(inputs, others, strict=False))
+        images, texts = (torch.cat([mine, other][:: 1 - 2 * rank]) for mine, other in zip(inputs, others, strict=False))
         rows = slice(4 * rank, 4 * rank + 4) if local_loss else slice(None)
         labels = torch.arange(8)[rows]
         both = inputs[2] * images[rows] @ texts.T, inputs[2] * texts[rows] @ images.T

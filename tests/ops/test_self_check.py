@@ -278,31 +278,6 @@ def test_full_memory_says_nothing_about_the_kernels(new_gpu, tmp_path):
     assert kernels.calls == 2 and not (tmp_path / "atk").exists()
 
 
-def test_a_gpu_is_known_by_its_name_capability_and_the_versions(monkeypatch):
-    triton = pytest.importorskip("triton")
-    properties = types.SimpleNamespace(name="NVIDIA X100", major=13, minor=0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    self_check.Gpu.of.cache_clear()
-    gpu = self_check.Gpu.of(0)
-    self_check.Gpu.of.cache_clear()
-    assert str(gpu) == (
-        f"NVIDIA X100, compute capability 13.0, triton {triton.__version__}, torch {torch.__version__}, "
-        f"atk {atk.__version__}"
-    )
-
-
-@pytest.mark.parametrize("step", ["reference", "comparison"])
-def test_a_failure_around_the_kernels_says_nothing_about_them(monkeypatch, step):
-    def fail(*_):
-        raise RuntimeError("no\nroom")
-
-    if step == "comparison":
-        monkeypatch.setattr(self_check, "run", lambda *_: [])
-    monkeypatch.setattr(self_check, "run" if step == "reference" else "deviations", fail)
-    with pytest.raises(self_check.UncheckedError, match="no room"):
-        self_check.check("info_nce", "chunked", CPU, torch.float32)
-
-
 def test_threads_share_one_check(new_gpu):
     kernels = new_gpu()
     threads = [threading.Thread(target=loss) for _ in range(4)]

@@ -43,7 +43,7 @@ def pylate(monkeypatch):
     names = ("colbert_scores_lik", "colbert_kd_scores_lik", "colbert_scores_pairwise_lik")
     lik = module(monkeypatch, "pylate.scores._lik_backend", LIKUnsupported=Unsupported, **dict.fromkeys(names))
 
-    def dispatch(name, own):
+    def dispatch(name, exact):
         def scores(queries, documents, queries_mask=None, documents_mask=None, backend="auto"):
             masks = () if name == names[2] else (queries_mask, documents_mask)
             if library._try_flash(backend, queries, documents):
@@ -58,7 +58,7 @@ def pylate(monkeypatch):
                 side if mask is None else side * mask[..., None]
                 for side, mask in ((queries, queries_mask), (documents, documents_mask))
             )
-            return own(queries, documents)
+            return exact(queries, documents)
 
         return scores
 

@@ -142,10 +142,10 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, monkeypatch, error)
     assert checkpoint.load_state(tmp_path)["step"] == 2
 
 
-@pytest.mark.parametrize(("number", "error"), [(errno.EINVAL, None), (errno.EIO, OSError)])
-def test_only_file_systems_that_cannot_sync_folders_may_refuse_to(tmp_path, monkeypatch, number, error):
+@pytest.mark.parametrize(("code", "error"), [(errno.EINVAL, None), (errno.EIO, OSError)])
+def test_only_file_systems_that_cannot_sync_folders_may_refuse_to(tmp_path, monkeypatch, code, error):
     def fail(descriptor):
-        raise OSError(number, "refused")
+        raise OSError(code, "refused")
 
     monkeypatch.setattr(checkpoint.os, "fsync", fail)
     with pytest.raises(error) if error else contextlib.nullcontext():
