@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel hub
 

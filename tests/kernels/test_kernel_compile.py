@@ -60,7 +60,7 @@ PRODUCTS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS, *SIGMOID_K
 def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # do not reuse kernels compiled earlier
     cases = [case for case in CASES + SMALL_CASES if case.dtype in dtypes]
-    rows = compile_report(arch, cases, workers=2)
+    rows = compile_report(arch, cases, workers=2, progress=True)
     table = format_table(rows)
     assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
     assert all(row.registers > 0 for row in rows), table
