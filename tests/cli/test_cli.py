@@ -221,6 +221,12 @@ def test_moments_are_searched_calibrated_and_evaluated(tiny_run, tiny_data, tmp_
     assert hit["file"] == recording and hit["start"] == 0 and Path(hit["picture"]).is_file()
     text = printed(capsys, *search, "--threshold", "2")
     assert text.count("nothing found") == 2
+    text = printed(capsys, *search, "--threshold", "-1", "--figures", str(tmp_path / "p"))
+    span = r"\d\.\d\d-\d\.\d\d"
+    (line,) = re.findall(rf"^-?\d\.\d{{3}}  {re.escape(recording)}  {span} s  (.*)$", text, re.MULTILINE)
+    assert line == hit["picture"] and text.count(".png") == sum(len(query["hits"]) for query in result["queries"])
+    parts = re.findall(rf"^-?\d\.\d{{3}}  {re.escape(recording)}  {span} s \({span}, {span}\)", text, re.MULTILINE)
+    assert len(parts) == len(sequence["hits"])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ def test_search_prints_one_line_for_every_name(model, tmp_path, capfdbinary):
     assert names == {rb"two\nlines\r.wav" if b"\n" in name else name for name in ODD_NAMES}
 
 
+@pytest.mark.parametrize("command", ["embed", "index"])
+def test_files_that_are_left_out_are_counted_and_named(model, tmp_path, capsys, command):
+    (tmp_path / "audio").mkdir()
+    tone(tmp_path / "audio" / "a.wav")
+    (tmp_path / "audio" / "bad.wav").write_text("no audio")
+    out = tmp_path / ("vectors.npy" if command == "embed" else "index")
+    main([command, str(model), str(tmp_path / "audio"), "--out", str(out), "--workers", "0", "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert re.match("skipped 1: bad.wav", err.splitlines()[-1]) and str(tmp_path) in out
+
+
 @pytest.mark.parametrize("name", ["--0w1-YA1Hm4.wav", "-x.wav", "caf\udce9.wav"])
 def test_a_name_after_two_dashes_is_taken_literally(model, tmp_path, monkeypatch, capfd, name):
     monkeypatch.chdir(tmp_path)

@@ -208,6 +208,9 @@ def test_search_finds_moments_in_all_recordings(recordings):
         search_moments(FakeModel(), recordings, ["dog"], on_error="raise", **options)
     with pytest.raises(ValueError, match="at least one word"):
         search_moments(FakeModel(), recordings, [], **options)
+    soundfile.write(recordings / "n.wav", torch.full((RATE,), math.nan).numpy(), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match="none of its 1 audio files can be decoded"):
+        search_moments(FakeModel(), recordings / "n.wav", ["dog"], **options)
 
 
 def test_search_in_a_single_file(recordings):
