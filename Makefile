@@ -21,7 +21,7 @@ demo: install ## write synthetic scenes, train on them, and evaluate
 	$(BIN)/atk train aligned --data $(SCENES) --out $(RUN) --resume --config benchmarks/demo.yaml
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
-quick: install ## the fast tests, two and a half minutes on two cores
+quick: install ## the fast tests, under two minutes on two cores
 	$(PYTEST) -m "not slow and not exhaustive"
 
 test: install ## the tests, under eight minutes on two cores
