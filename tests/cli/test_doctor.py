@@ -1,6 +1,7 @@
 """`atk doctor`: versions, GPUs, missing packages, and the check of the kernels."""
 
 import re
+import types
 
 import pytest
 import torch
@@ -58,13 +59,16 @@ def test_doctor_exits_with_1_if_a_kernel_is_wrong(capsys, monkeypatch):
         return [self_check.Deviation("rows 1", 0.5 if wrong else 1e-6, 1e-4)]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "_device_name", lambda device: "NVIDIA X100")
+    properties = types.SimpleNamespace(name="NVIDIA X100", major=13, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(doctor, "unavailable", lambda name, *_: "needs care" if name == "chunked" else None)
     monkeypatch.setattr(self_check, "check", check)
     with pytest.raises(SystemExit) as stop:
         printed(capsys, "--check")
     out = capsys.readouterr().out
-    assert stop.value.code == 1 and "cuda:0: NVIDIA X100" in out and "cuda:1: NVIDIA X100" in out
+    assert (
+        stop.value.code == 1 and "cuda:0: NVIDIA X100" in out and "cuda:1: NVIDIA X100, compute capability 13.0" in out
+    )
     for row in (
         r"max_mean_similarity +float32 +triton +1.0e-06 +1.0e-04 +ok",
         r"sigmoid_loss +float32 +chunked +- +- +needs care",

@@ -124,6 +124,14 @@ def test_gradients_of_logits_are_stored_16_bytes_at_a_time(kernel, arch, tmp_pat
     assert len(stores) == 128 * 128 * 2 // (8 * 32 * 16)
 
 
+def test_the_interpreter_compiles_nothing(monkeypatch):
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", True)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1 replaces the compiler with the interpreter; unset it"):
+        compile_report("sm_90", [])
+
+
 @pytest.mark.slow
 def test_cases_with_the_same_code_are_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
