@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel hub
 
@@ -21,7 +21,7 @@ demo: install ## write synthetic scenes, train on them, and evaluate
 	$(BIN)/atk train aligned --data $(SCENES) --out $(RUN) --resume --config benchmarks/demo.yaml
 	$(BIN)/python benchmarks/demo.py $(RUN) $(SCENES)
 
-quick: install ## the fast tests, two and a half minutes on two cores
+quick: install ## the fast tests, under two minutes on two cores
 	$(PYTEST) -m "not slow and not exhaustive"
 
 test: install ## the tests, under eight minutes on two cores

@@ -57,11 +57,11 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seeded_and_poisoned():
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    # Without a GPU, torch.manual_seed would record the whole stack in each test, to seed a GPU later.
+    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(0)
+    if not torch.are_deterministic_algorithms_enabled():  # turned on once, as that takes as long as a small test
+        torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

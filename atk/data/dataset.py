@@ -37,9 +37,6 @@ class _Clips(Dataset[dict[str, Any]]):
         self.sample_rate = sample_rate
         self._notes: list[tuple[str, str]] = []  # (file name, note) since the last batch
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
     def collate(self, items: Sequence[dict[str, Any] | AudioError]) -> "Batch":
         """Combine items into a batch."""
         notes, self._notes = self._notes, []

@@ -63,7 +63,7 @@ def test_a_slightly_wrong_gradient_is_refused_from_every_provider(op, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("op", ["info_nce", "aligned_info_nce"])
+@pytest.mark.parametrize("op", ["info_nce", pytest.param("aligned_info_nce", marks=pytest.mark.slow)])
 def test_a_wrong_gradient_of_the_logit_scale_is_refused(op, dtype):
     case = case_of(op, dtype)
     truth = case.truth()

@@ -1,5 +1,6 @@
 """The commands on a finished run: what they print and write, their help, and their error messages."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from yaml import YAMLError
 
-import atk
 from atk.cli import doctor
 from atk.cli.main import main
-from atk.ops import self_check
 
 
 def printed(capsys, *arguments):
@@ -79,63 +80,20 @@ def test_soundscapes_are_written_only_once(capsys, tmp_path):
     assert "already contains" in capsys.readouterr().err
 
 
-def test_doctor_names_versions_and_backends(capsys):
-    report = printed(capsys, "doctor")
-    assert f"atk {atk.__version__}" in report and "torch " in report and "cpu float32: auto uses" in report
+@pytest.mark.parametrize("spills", [0, 16])
+def test_compiling_prints_a_table_and_fails_if_registers_spill(monkeypatch, capsys, spills):
+    pytest.importorskip("triton")
+    from atk.kernels import compile as compiling
 
+    def report(arch, cases, workers, progress):
+        assert arch == "sm_90" and progress and len(list(cases)) > 10
+        return [compiling.Row("forward", "float16", 32, 128, "64x32", 168, spills, 4096, 8, 0)]
 
-def test_doctor_names_gpus_and_missing_packages(monkeypatch):
-    def version(name):
-        if name == "soundfile":
-            raise doctor.importlib.metadata.PackageNotFoundError(name)
-        return "1.0"
-
-    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((index + 1) << 30, 8 << 30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    monkeypatch.setattr(atk, "backends", lambda op: {})
-    report = doctor.report()
-    assert "  cuda:0: GPU 0, 1024 of 8192 MiB free\n  cuda:1: GPU 1, 2048 of 8192 MiB free\n" in report
-    assert re.search(r"soundfile: missing \(reading audio\); pip install .*audio-text-kernels\[train\]", report)
-
-
-def test_doctor_checks_the_kernels_of_the_cpu(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    lines = printed(capsys, "doctor", "--check").splitlines()
-    assert lines[0].startswith(f"atk {atk.__version__}, torch {torch.__version__}, ") and lines[2].startswith("cpu: ")
-    rows = [line.split(maxsplit=5) for line in lines[4:]]
-    assert [row[2] for row in rows[::3]] == ["cpp", "chunked", "sdpa", "chunked", "chunked"] and len(rows) == 15
-    assert all(row[5] == "ok" and 0 < float(row[3]) < float(row[4]) for row in rows if row[2] != "cpp")
-
-
-def test_doctor_exits_with_1_if_a_kernel_is_wrong(capsys, monkeypatch):
-    def check(op, backend, device, dtype):
-        assert device.type == "cuda"
-        if dtype == torch.float16:
-            raise ValueError("no\ncode")
-        if dtype == torch.bfloat16 and backend == "sdpa":
-            raise self_check.UncheckedError("no memory")
-        wrong = op == "info_nce" and device.index == 1
-        return [self_check.Deviation("rows 1", 0.5 if wrong else 1e-6, 1e-4)]
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "_device_name", lambda device: "NVIDIA X100")
-    monkeypatch.setattr(doctor, "unavailable", lambda name, *_: "needs care" if name == "chunked" else None)
-    monkeypatch.setattr(self_check, "check", check)
-    with pytest.raises(SystemExit) as stop:
-        printed(capsys, "doctor", "--check")
-    out = capsys.readouterr().out
-    assert stop.value.code == 1 and "cuda:0: NVIDIA X100" in out and "cuda:1: NVIDIA X100" in out
-    for row in (
-        r"max_mean_similarity +float32 +triton +1.0e-06 +1.0e-04 +ok",
-        r"sigmoid_loss +float32 +chunked +- +- +needs care",
-        r"info_nce +float16 +triton +- +- +WRONG: ValueError: no code",
-        r"info_nce +bfloat16 +triton +5.0e-01 +1.0e-04 +WRONG: rows 1 is off by .* \(1 of 1 results are wrong\)",
-        r"cross_attention_difference +bfloat16 +sdpa +- +- +cannot be checked: no memory",
-    ):
-        assert len(re.findall(f"^  {row}$", out, re.MULTILINE)) >= 1
+    monkeypatch.setattr(compiling, "compile_report", report)
+    with pytest.raises(SystemExit) if spills else contextlib.nullcontext():
+        main(["kernels", "--arch", "sm_90", "--quick"])
+    header, row = capsys.readouterr().out.splitlines()
+    assert row.split()[header.split().index("spills")] == str(spills)
 
 
 def test_tuning_prints_its_results_and_how_to_use_the_table(monkeypatch, tmp_path, capsys):
@@ -160,6 +118,8 @@ def test_tuning_prints_its_results_and_how_to_use_the_table(monkeypatch, tmp_pat
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 1, ""),
         (torch.OutOfMemoryError("no memory left"), 1, "no memory left"),
+        (SafetensorError("a damaged header"), 2, "atk: a damaged header\n"),
+        (YAMLError("a stray\ttab"), 2, "atk: a stray tab\n"),
     ],
 )
 def test_the_exception_that_ends_a_command_sets_its_exit_code(monkeypatch, capsys, error, code, message):
@@ -261,6 +221,12 @@ def test_moments_are_searched_calibrated_and_evaluated(tiny_run, tiny_data, tmp_
     assert hit["file"] == recording and hit["start"] == 0 and Path(hit["picture"]).is_file()
     text = printed(capsys, *search, "--threshold", "2")
     assert text.count("nothing found") == 2
+    text = printed(capsys, *search, "--threshold", "-1", "--figures", str(tmp_path / "p"))
+    span = r"\d\.\d\d-\d\.\d\d"
+    (line,) = re.findall(rf"^-?\d\.\d{{3}}  {re.escape(recording)}  {span} s  (.*)$", text, re.MULTILINE)
+    assert line == hit["picture"] and text.count(".png") == sum(len(query["hits"]) for query in result["queries"])
+    parts = re.findall(rf"^-?\d\.\d{{3}}  {re.escape(recording)}  {span} s \({span}, {span}\)", text, re.MULTILINE)
+    assert len(parts) == len(sequence["hits"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from support.tiny_clap import tiny_clap
 
 from atk.cli.main import main
 from atk.cli.output import accept_all_names, print_result
+from atk.data import DataWarning
 
 ODD_NAMES = (b"caf\xe9.wav", b"two\nlines\r.wav", b"--dashes.wav", b" space .wav", "犬.WAV".encode(), b"plain.wav")
 
@@ -50,6 +52,23 @@ def test_a_result_that_cannot_be_printed_goes_to_stderr(monkeypatch, capsys):
     assert capsys.readouterr().err == "the result\n"
 
 
+def test_a_reader_that_has_gone_is_no_reason_to_print_elsewhere(monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        print_result("the result")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_warning_about_data_is_one_line():
+    main(["--version"])
+    assert warnings.formatwarning(DataWarning("tags.csv is ignored"), DataWarning, "x.py", 3) == "tags.csv is ignored\n"
+    assert "x.py:3: UserWarning: else" in warnings.formatwarning(UserWarning("else"), UserWarning, "x.py", 3)
+
+
 def test_search_prints_one_line_for_every_name(model, tmp_path, capfdbinary):
     for index, name in enumerate(ODD_NAMES):
         tone(Path(tmp_path, os.fsdecode(name)), 300 + 100 * index)
@@ -60,6 +79,17 @@ def test_search_prints_one_line_for_every_name(model, tmp_path, capfdbinary):
     folder = os.fsencode(tmp_path) + b"/"
     names = {line.split(b"  ", 1)[1].removeprefix(folder) for line in lines}
     assert names == {rb"two\nlines\r.wav" if b"\n" in name else name for name in ODD_NAMES}
+
+
+@pytest.mark.parametrize("command", ["embed", "index"])
+def test_files_that_are_left_out_are_counted_and_named(model, tmp_path, capsys, command):
+    (tmp_path / "audio").mkdir()
+    tone(tmp_path / "audio" / "a.wav")
+    (tmp_path / "audio" / "bad.wav").write_text("no audio")
+    out = tmp_path / ("vectors.npy" if command == "embed" else "index")
+    main([command, str(model), str(tmp_path / "audio"), "--out", str(out), "--workers", "0", "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert re.match("skipped 1: bad.wav", err.splitlines()[-1]) and str(tmp_path) in out
 
 
 @pytest.mark.parametrize("name", ["--0w1-YA1Hm4.wav", "-x.wav", "caf\udce9.wav"])
@@ -92,8 +122,14 @@ def test_align_replaces_nothing_but_an_alignment(model, tmp_path, monkeypatch, c
         main([*arguments, out])
     assert error.value.code == 2 and Path(existing).read_bytes() == before
     assert re.search(reason, capsys.readouterr().err)
-    for _ in range(2):  # an earlier alignment is replaced
-        main([*arguments, "new/align.png"])
+
+
+def test_align_replaces_an_earlier_alignment(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tone(tmp_path / "a.wav")
+    for text in ("a dog", "rain"):
+        main(["align", str(model), "a.wav", text, "--device", "cpu", "--out", "new/align.png"])
+    assert "rain" in (tmp_path / "new" / "align.csv").read_text() and len(list((tmp_path / "new").iterdir())) == 2
 
 
 def test_a_folder_whose_name_is_not_utf8_is_reported_before_training(tmp_path, capsys):

@@ -115,6 +115,7 @@ def test_methods_and_presets_are_literals(capsys):
         ([*RUN, "--batch-size", "x"], "atk train aligned: --batch-size must be of type int, got 'x'"),
         ([*RUN, "--workers", "x"], "atk train aligned: --workers must be of type int or null, got 'x'"),
         ([*RUN, "--bacth-size", "3"], "atk train aligned: unrecognized arguments: --bacth-size 3"),
+        ([*RUN, "--optim", "3"], "atk train aligned: --optim: Unable to load config '3'"),
         ([*RUN, "--config", "/no/such.yaml"], "atk: /no/such.yaml: No such file or directory"),
         (["train", "alinged"], "atk train: method must be one of 'aligned', 'difference', 'semisupervised'"),
         (["train"], "atk train: choose one of aligned, difference, semisupervised"),

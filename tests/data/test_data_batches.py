@@ -197,6 +197,8 @@ def test_bad_arguments_of_loaders(tmp_path):
     clips = ramp_clips(tmp_path, [1.0])
     with pytest.raises(ValueError, match="on_error must be one of 'skip', 'raise', got 'stop'"):
         eval_loader(clips, sample_rate=RATE, clip_seconds=1.0, batch_size=1, on_error="stop")
+    with pytest.raises(ValueError, match="chunks must be at least 1 and needs clip_seconds, got 2 and None"):
+        eval_loader(clips, sample_rate=RATE, clip_seconds=None, chunks=2, batch_size=1)
     with pytest.raises(ValueError, match="clips must hold at least one clip"):
         eval_loader([], sample_rate=RATE, clip_seconds=1.0, batch_size=1)
 

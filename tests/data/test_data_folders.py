@@ -151,6 +151,9 @@ def test_unlabeled_folder(tmp_path):
     assert split.skipped == [("c.ogg", "empty file (0 bytes)")]
     with pytest.raises(AudioError, match=r"^c\.ogg: empty file"):
         read_folder(tmp_path, on_error="raise")
+    (tmp_path / "a.mid").touch()
+    with pytest.raises(AudioError, match=r"a\.mid: this format cannot be read"):
+        read_folder(tmp_path, on_error="raise")
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no usable clip"):
         read_folder(tmp_path / "none")

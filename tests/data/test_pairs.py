@@ -13,6 +13,7 @@ from support.unlabeled_cases import audio_bytes, tar
 
 from atk.data import AudioError, audio_info, eval_loader, load_audio, read_data, read_split, train_loader
 from atk.data.headers import collecting, taking_from
+from atk.data.shards import expand_braces
 from atk.ops.user_cache import cache_folder
 
 WAV = audio_bytes()
@@ -135,6 +136,12 @@ def test_what_is_not_a_pair_is_named(tmp_path):
     }
     with pytest.raises(AudioError, match=r"0\.tar:alone\.wav: no caption"):
         read(shard, on_error="raise")
+
+
+def test_ranges_of_shards():
+    assert expand_braces("{0..1}/a-{09..10}.tar") == [f"{i}/a-{j}.tar" for i in (0, 1) for j in ("09", "10")]
+    with pytest.raises(ValueError, match=r"a-\{3\.\.1\}\.tar: the range \{3\.\.1\} is empty because its start is"):
+        expand_braces("a-{3..1}.tar")
 
 
 def test_a_name_that_repeats_is_another_pair(tmp_path):

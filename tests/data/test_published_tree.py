@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 from support.published import sounds, text
 
+from atk.data.published.importing import _notes_on
 from atk.data.published.tree import Tree
 
 
@@ -33,6 +34,24 @@ def test_the_tree_prefers_readable_files_in_the_right_folder(root):
     assert path(["none", "folder\\d.mp3"], ["train"]) == "c/d.flac" and path(["a"], ["val"], only_there=True) == ""
     assert path(["f"]) == "" and path(["g"]) == "h/g.wav" and tree.ambiguous == []
     assert path(["e"]) == "c/e.wav" and tree.ambiguous == ["e"]
+
+
+def test_what_the_tree_cannot_tell_or_read_is_reported(root, monkeypatch):
+    sounds(root, "a/x.wav", "b/x.wav", "closed/y.wav")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    tree = Tree(root, ())
+    assert tree.locate(["x"]).path == str(root / "a" / "x.wav") and tree.locate(["y"]).path == ""
+    assert _notes_on(tree) == [
+        "1 clips with several files of the same name; the first is used: x",
+        f"1 folders that cannot be listed: {root / 'closed'}",
+    ]
 
 
 def test_the_tree_finds_other_spellings(root):

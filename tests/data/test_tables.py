@@ -4,7 +4,7 @@ import pytest
 import soundfile
 
 from atk.data import read_split
-from atk.data.side_files import find_events, read_events, read_tags, read_twins
+from atk.data.side_files import find_events, read_events, read_tags, read_twins, vocabulary_names
 from atk.data.tables import ForeignTableError, Table
 
 EXPECTED = {"a.wav": ("a dog barks, then rain falls",), "b.wav": ("rain falls",), "c d.wav": ('a "loud" bell',)}
@@ -129,6 +129,11 @@ def test_joined_tags_that_cannot_be_read(tmp_path, table, vocabulary, message):
 
 
 def test_joined_tags_need_a_vocabulary(tmp_path):
+    with pytest.raises(ValueError, match=r"tags\.csv is missing"):
+        vocabulary_names(tmp_path / "tags.csv")
+    (tmp_path / "tags.csv").write_text("file_name,tags\na.wav,dog\n")
+    with pytest.raises(ValueError, match=r"vocabularies has no vocabulary NAME\.txt"):
+        vocabulary_names(tmp_path / "tags.csv")
     (tmp_path / "tags.csv").write_text("file_name,tags\na.wav,dog\n")
     with pytest.raises(ValueError, match=r"NAME\.txt is missing; vocabularies there: none"):
         read_tags(tmp_path / "tags.csv")

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from support.unlabeled_cases import RATE, audio_bytes, below, names, ramps, take, tar
 
-from atk.data import UnlabeledAudio
+from atk.data import UnlabeledAudio, unlabeled
 from atk.data import listing as listing_module
 
 
@@ -119,7 +119,25 @@ def test_workers_do_not_list_the_folders_again(tmp_path):
     assert files == {"000.wav", "001.wav", "002.wav", "003.wav"}
 
 
-def test_a_damaged_cache_or_one_of_other_folders_is_refused(tmp_path):
+def test_what_cannot_be_read_in_folders_and_shards_is_counted_and_named(tmp_path, monkeypatch):
+    tar(tmp_path / "s.tar", [("a.wav", audio_bytes()), ("b.mid", b"x"), ("c.mid", b"x")])
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    pool = UnlabeledAudio.scan([tmp_path])
+    assert below(pool, tmp_path) == ["s.tar:a.wav"]
+    (folder, reason), (shard, left_out) = sorted(pool.skipped)
+    assert folder.endswith("closed") and reason == "Permission denied"
+    assert shard.endswith("s.tar") and left_out.startswith("2 .mid files left out: this format cannot be read")
+
+
+def test_a_damaged_cache_or_one_of_other_folders_is_refused(tmp_path, monkeypatch):
     first = ramps(tmp_path / "first", 2)
     second = ramps(tmp_path / "second", 2)
     cache = tmp_path / "list.npz"
@@ -132,6 +150,10 @@ def test_a_damaged_cache_or_one_of_other_folders_is_refused(tmp_path):
         cache.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"list\.npz: not a list of unlabeled audio [^\n]*$"):
             UnlabeledAudio.scan([first, second], cache)
+    cache.write_bytes(content)
+    monkeypatch.setattr(unlabeled, "_LAYOUT", "another")
+    with pytest.raises(ValueError, match=r"list\.npz: written by another version of atk; delete it to rescan"):
+        UnlabeledAudio.scan([first, second], cache)
     np.savez(cache, unrelated=np.zeros(3))
     with pytest.raises(ValueError, match="not a list of unlabeled audio"):
         UnlabeledAudio.scan([first, second], cache)

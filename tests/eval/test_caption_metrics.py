@@ -104,14 +104,14 @@ def test_perfect_and_disjoint_captions(no_java):
 
 @pytest.mark.slow
 @needs_java
-@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"])
+@pytest.mark.parametrize("variable", [pytest.param("JAVA_TOOL_OPTIONS", marks=pytest.mark.exhaustive), "_JAVA_OPTIONS"])
 def test_meteor_does_not_depend_on_the_language_of_the_user(monkeypatch, variable):
     monkeypatch.setenv("LC_ALL", "it_IT.UTF-8")
     monkeypatch.setenv(variable, "-Duser.language=it -Duser.country=IT -Duser.language.format=de")
     assert caption_metrics(**SENTENCES).values["METEOR"] == pytest.approx(PUBLISHED["METEOR"], rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_java
 def test_meteor_matches_word_forms():
     # Two of three words would give at most 2/3; METEOR also matches the stems of barking and barks.

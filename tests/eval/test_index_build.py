@@ -180,6 +180,7 @@ def test_an_index_is_found_by_its_model(recordings, tmp_path):
         ({"out": "audio"}, "audio exists and is not an index"),
         ({"dtype": "int4"}, "dtype must be one of"),
         ({"on_error": "raise"}, "bad.wav"),
+        ({"folder": "spoiled", "out": "new"}, "spoiled: none of its 1 audio files can be decoded"),
     ],
 )
 def test_mistakes(recordings, tmp_path, change, message):
@@ -187,6 +188,8 @@ def test_mistakes(recordings, tmp_path, change, message):
     (tmp_path / "other").mkdir()
     soundfile.write(tmp_path / "other" / "x.wav", sound("dog"), RATE)
     (recordings / "bad.wav").write_text("no audio")
+    (tmp_path / "spoiled").mkdir()
+    soundfile.write(tmp_path / "spoiled" / "x.wav", torch.full((RATE,), torch.nan).numpy(), RATE, subtype="FLOAT")
     folder, out = tmp_path / change.pop("folder", "audio"), tmp_path / change.pop("out", "index")
     with pytest.raises((ValueError, AudioError), match=message):
         build(FakeModel(), folder, out, **change)

@@ -1,6 +1,8 @@
 """Metrics of moments, compared with a literal implementation of the published definition, and the timed protocols."""
 
 import csv
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -185,6 +187,54 @@ def test_psds_of_a_model_that_knows_the_sounds(folder):
     result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
     assert result["metrics"] == pytest.approx({"PSDS1": 100, "PSDS2": 100})
     assert (result["classes"], result["events"]) == (3, 5)
+
+
+def psds_package(monkeypatch, calls):
+    """A stand-in for sed_scores_eval, which records what PSDS is computed from."""
+
+    def psds(scores, truth, durations, **settings):
+        calls.append((scores, truth, durations, settings))
+        return 0.25 * len(calls), {}
+
+    scores = types.SimpleNamespace(create_score_dataframe=lambda *parts: parts)
+    package = types.SimpleNamespace(
+        base_modules=types.SimpleNamespace(scores=scores), intersection_based=types.SimpleNamespace(psds=psds)
+    )
+    monkeypatch.setitem(sys.modules, "sed_scores_eval", package)
+
+
+def test_psds_gets_the_scores_of_classes_and_the_events_in_each_clip(folder, monkeypatch):
+    psds_package(monkeypatch, calls := [])
+    with (folder / "events.csv").open("a") as file:
+        file.write("a.wav,dog,a dog,0.9,5\nb.wav,bell,bell,3,4\n")  # cut at the end of the clip, and after it
+    spoil(folder / "c.wav")
+    result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
+    assert result["metrics"] == {"PSDS1": 25, "PSDS2": 50} and (result["classes"], result["events"]) == (3, 4)
+    assert result["left_out"] == [("b.wav", "bell: 3-4 s of a clip of 1 s")]
+    assert [name for name, _ in result["skipped"]] == ["c.wav"]
+    (scores, truth, durations, settings), (*_, cross) = calls
+    assert truth == {
+        "a.wav": [(pytest.approx(0.3), pytest.approx(0.6), "dog"), (0.9, pytest.approx(1), "dog")],
+        "b.wav": [(0, 0.5, "bell"), (pytest.approx(0.6), pytest.approx(0.9), "dog")],
+    }
+    assert durations == {"a.wav": pytest.approx(1), "b.wav": pytest.approx(1)}
+    assert settings["max_efpr"] == cross["max_efpr"] == 100
+    assert (settings["dtc_threshold"], settings["alpha_ct"]) == (0.7, 0) and "cttc_threshold" not in settings
+    assert (cross["dtc_threshold"], cross["cttc_threshold"], cross["alpha_ct"]) == (0.1, 0.3, 0.5)
+    heard, edges, classes = scores["b.wav"]
+    assert classes == ["bell", "dog", "engine"] and edges.tolist() == pytest.approx([i / 10 for i in range(11)])
+    assert heard[:, 0].tolist() == pytest.approx([1] * 5 + [0] * 5)
+
+
+def test_psds_of_one_class_and_of_no_clip(folder, monkeypatch):
+    psds_package(monkeypatch, [])
+    (folder / "events.csv").write_text("file_name,event,phrase,start,end\na.wav,dog,dog,0.3,0.6\n")
+    result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
+    assert result["metrics"].keys() == {"PSDS1"}  # there is no other class to be confused with
+    for name in ("a.wav", "b.wav", "c.wav"):
+        spoil(folder / name)
+    with pytest.raises(ValueError, match="protocol psds: no clip of the split can be decoded"):
+        evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)
 
 
 def test_the_phrases_of_a_class():

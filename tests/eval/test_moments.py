@@ -13,10 +13,10 @@ from support.fake_model import FRAME, RATE, FakeModel, sound
 from atk.data import AudioError
 from atk.data.captions import Clip
 from atk.data.side_files import Event
-from atk.eval.moment_evaluation import Curve, MomentQuery, calibrate, queries_of, with_absent
+from atk.eval.moment_evaluation import Curve, MomentQuery, calibrate, queries_of, spans_of, with_absent
 from atk.eval.moment_figure import draw_moment
 from atk.eval.moment_queries import Phrases, phrases_of
-from atk.eval.moment_search import search_moments
+from atk.eval.moment_search import MomentHit, search_moments
 from atk.eval.moment_settings import save_moments, saved_moments
 from atk.eval.moments import (
     Moment,
@@ -208,6 +208,9 @@ def test_search_finds_moments_in_all_recordings(recordings):
         search_moments(FakeModel(), recordings, ["dog"], on_error="raise", **options)
     with pytest.raises(ValueError, match="at least one word"):
         search_moments(FakeModel(), recordings, [], **options)
+    soundfile.write(recordings / "n.wav", torch.full((RATE,), math.nan).numpy(), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match="none of its 1 audio files can be decoded"):
+        search_moments(FakeModel(), recordings / "n.wav", ["dog"], **options)
 
 
 def test_search_in_a_single_file(recordings):
@@ -263,6 +266,30 @@ def test_queries_of_events(tmp_path):
     assert left_out == [("a.wav", "hiss: 0 s long"), ("b.wav", "hiss: 2000 s long")]
     absent = with_absent(queries)[3:]
     assert absent == [MomentQuery("a.wav", "rain", ()), MomentQuery("b.wav", "a saw", ())]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: calibrate([], 0.1), "curves: at least one is needed to choose a threshold, got none"),
+        (lambda: phrases_of("..."), "query must contain at least one word, got an empty text"),
+        (lambda: Phrases(FakeModel(), ["dog", "..."]), "query: the tokenizer leaves nothing of '...'"),
+        (
+            lambda: draw_moment("p.png", FakeModel(), MomentHit("a.tar: b.wav", None, None, None), ("dog",), "dog"),
+            "inside a larger",
+        ),
+    ],
+)
+def test_errors_name_what_is_missing(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_without_a_peak_above_the_threshold_the_best_span_is_taken():
+    flat = Curve(MomentQuery("a.wav", "dog", ()), curve("0330"), times(4))
+    assert spans_of(flat, 0.1, PLAIN, at_least_one=False) == []
+    (span,) = spans_of(flat, 0.1, PLAIN)
+    assert (span.start, span.end) == (pytest.approx(0.1), pytest.approx(0.3))
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,19 @@ def test_packed_scores(colbert):
         torch.testing.assert_close(storage.colbert_score_packed(query, documents, lengths, config), expected)
 
 
-def test_other_interactions_keep_the_code_of_the_library(colbert):
+def test_other_interactions_keep_the_code_of_the_library(colbert, monkeypatch):
     config = colbert.ColBERTConfig(interaction="flipr", query_maxlen=64)
     arguments = torch.randn(1, 64, 8), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), config
     expected = colbert.colbert_score(*arguments)
     with adapter.install(), our_ops_run(expected=False):
         torch.testing.assert_close(colbert.colbert_score(*arguments), expected)
+    storage, given = library("colbert.search.index_storage"), object()
+    for owner, name in ((colbert, "colbert_score_packed"), (colbert.ColBERT, "compute_ib_loss")):
+        monkeypatch.setattr(owner, name, lambda *arguments: arguments)
+    model = types.SimpleNamespace(colbert_config=config)
+    with adapter.install():
+        assert storage.colbert_score_packed(given, given, given, config) == (given, given, given, config)
+        assert colbert.ColBERT.compute_ib_loss(model, given, given, given) == (model, given, given, given)
 
 
 @pytest.mark.parametrize("nway", [1, 3])

@@ -10,7 +10,7 @@ from support.tiny_clap import tiny_clap
 
 from atk.integrations import mteb as adapter
 
-pytestmark = pytest.mark.slow  # the library takes seconds to import
+pytestmark = pytest.mark.exhaustive  # the library takes many seconds to import
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ PRODUCTS = (*MAX_MEAN_KERNELS, *ATTENTION_KERNELS, *INFO_NCE_KERNELS, *SIGMOID_K
 def test_kernels_compile_without_spills_and_use_the_matrix_units(arch, dtypes, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # do not reuse kernels compiled earlier
     cases = [case for case in CASES + SMALL_CASES if case.dtype in dtypes]
-    rows = compile_report(arch, cases, workers=2)
+    rows = compile_report(arch, cases, workers=2, progress=True)
     table = format_table(rows)
     assert {row.kernel for row in rows} == {case.kernel for case in cases}, table
     assert all(row.registers > 0 for row in rows), table
@@ -122,6 +122,14 @@ def test_gradients_of_logits_are_stored_16_bytes_at_a_time(kernel, arch, tmp_pat
     _, code = compile_case(Case(kernel, BF16, 0, 512), (int(arch[3]), 0))
     stores = [one.opcode for one in code.instructions if one.name == "STG" and one.opcode.endswith(".128")]
     assert len(stores) == 128 * 128 * 2 // (8 * 32 * 16)
+
+
+def test_the_interpreter_compiles_nothing(monkeypatch):
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", True)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1 replaces the compiler with the interpreter; unset it"):
+        compile_report("sm_90", [])
 
 
 @pytest.mark.slow

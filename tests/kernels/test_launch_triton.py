@@ -1,7 +1,9 @@
 """Launch configurations of the Triton kernels: the launch table, which overrides heuristics, and the tuner."""
 
+import itertools
 import json
 import re
+import types
 
 import pytest
 import torch
@@ -99,6 +101,16 @@ def test_the_gpu_of_the_tensor_counts_and_without_one_all(monkeypatch):
         assert availability.unavailable(device) == "needs a GPU of compute capability 8.0 or newer, cuda:1 has 7.5"
 
 
+def test_the_device_of_a_launch_is_that_of_the_tensor(monkeypatch):
+    properties = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132, name="NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    Device.of.cache_clear()
+    device = Device.of(torch.device("cuda", 5))
+    Device.of.cache_clear()
+    assert device == Device((9, 0), 132, "NVIDIA H200")
+    assert availability.unavailable(torch.device("meta")) == "runs on CUDA tensors, not on meta"
+
+
 def test_amd_gpus_are_refused_and_never_taken_for_hopper(monkeypatch):
     assert H200.has_wgmma and Device((10, 0), 148).has_wgmma and not Device((12, 0), 170).has_wgmma
     monkeypatch.setattr(torch.version, "hip", "7.0.1")
@@ -165,6 +177,49 @@ def test_the_tuner_tries_candidates_near_the_default_first():
     fields = ("frames", "channels", "warps", "stages", "stationary", "registers")
     distances = [sum(getattr(launch, name) != getattr(default, name) for name in fields) for launch in order]
     assert distances == sorted(distances) and distances[:9] == [0, *[1] * 7, 2]
+    tiles = {(launch.channels, launch.stationary) for launch in candidates("grad_text", 64, False)}
+    assert {channels for channels, _ in tiles} == {32, 64}
+
+
+def test_the_tuner_counts_rejected_launches_and_stops_at_bugs():
+    from triton.runtime.errors import OutOfResources
+
+    from atk.kernels.tune import Tuned, _matches
+
+    def fail(error):
+        def call():
+            raise error
+
+        return call
+
+    tuned, result = Tuned([]), torch.zeros(2)
+    assert not _matches(fail(OutOfResources(300, 200, "shared memory")), result, result.clone(), 0.1, tuned)
+    assert (tuned.tried, tuned.failed, tuned.wrong) == (1, 1, 0)
+    with pytest.raises(ZeroDivisionError):
+        _matches(fail(ZeroDivisionError()), result, result.clone(), 0.1, tuned)
+
+
+def test_the_tuner_times_a_gpu_by_its_events(monkeypatch):
+    from atk.kernels.tune import _seconds
+
+    clock = itertools.accumulate([0.0, 5.0, 1.0, 2.0, 1.0, 900.0])  # ms at each event
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(clock)
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    calls = []
+    assert _seconds(lambda: calls.append(1), 3, "cuda") == pytest.approx(5e-3) and len(calls) == 4
 
 
 @needs_gpu_or_interpreter

@@ -7,7 +7,20 @@ token must agree.
 import numpy as np
 import pytest
 import torch
-from support.cpp_launch import DTYPES, INF, NAN, check, expected, integers, isa, launch, padded, random_mask, same  # noqa: F401
+from support.cpp_launch import (  # noqa: F401
+    DTYPES,
+    INF,
+    NAN,
+    check,
+    expected,
+    integers,
+    isa,
+    launch,
+    padded,
+    random_mask,
+    same,
+    widest_isa_is_quick,
+)
 
 from atk import _C
 
@@ -16,6 +29,7 @@ def random_size(rng, largest):
     return round(float(largest ** rng.random()))
 
 
+@widest_isa_is_quick
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_shapes(dtype):
     rng = np.random.default_rng(0)
@@ -45,6 +59,7 @@ def test_every_tile(dtype):
         check(padded(integers(2, 3 * l_t, 5, dtype=dtype)), padded(integers(2, l_t, 5, dtype=dtype)))
 
 
+@widest_isa_is_quick
 def test_more_captions_than_fit_the_cache():
     check(padded(integers(2, 5, 1024)), padded(integers(100, 40, 1024), random_mask(100, 40)))
 
@@ -108,6 +123,7 @@ def test_all_scores_minus_infinity():
     assert sim.eq(-INF).all() and winners.eq(4).all()
 
 
+@widest_isa_is_quick
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_non_finite_values_propagate(dtype, value):
@@ -129,6 +145,7 @@ def test_overflow(dtype):
     assert winners.tolist() == [[1, 0, 2]] and sim.eq(INF).all()  # the first infinity wins
 
 
+@widest_isa_is_quick
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_accurate_as_eager_float32(dtype):
     audio, text = torch.randn(5, 200, 512).to(dtype), torch.randn(6, 30, 512).to(dtype)

@@ -219,7 +219,7 @@ def near_ties(n_t, frames):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("keep", [0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("keep", [0.02, *(pytest.param(keep, marks=pytest.mark.slow) for keep in (0.1, 0.5)), 1.0])
 @pytest.mark.parametrize("mode", ["auto", "always"])
 def test_recomputed_winners_are_those_of_the_forward(dtype, keep, mode, threads):  # noqa: F811
     """Neither workspace groups nor pairs without gradient change what is screened; `launch` compares the bits."""

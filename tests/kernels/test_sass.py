@@ -3,6 +3,7 @@
 import pytest
 from support.listing import listing
 
+from atk.kernels import sass
 from atk.kernels.sass import loops, main_loop, parse, product_loops, tile_path, tiles_ahead, usual_path
 
 HMMA = "HMMA.16816.F32.BF16 R4, R8, R10, R4"
@@ -151,3 +152,12 @@ def test_tiles_ahead_do_not_depend_on_waits_for_other_loads():
 
 def test_without_asynchronous_copies_nothing_runs_ahead():
     assert tiles_ahead(listing(f"top: {HMMA}", "LDG.E R0, [R2]", "@P0 BRA {top}")) is None
+
+
+def test_the_resource_usage_of_another_format_is_refused(monkeypatch):
+    usage = "Function kernel:\n  REG:40 STACK:16 SHARED:0 LOCAL:8 CONSTANT[0]:560"
+    monkeypatch.setattr(sass, "_cuobjdump", lambda cubin, option: usage)
+    assert sass._resources(b"") == (40, 24)
+    monkeypatch.setattr(sass, "_cuobjdump", lambda cubin, option: "registers: 40")
+    with pytest.raises(RuntimeError, match="cannot read the resource usage that cuobjdump reports: 'registers: 40'"):
+        sass._resources(b"")

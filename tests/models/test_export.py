@@ -11,6 +11,7 @@ from support.published_models import CAPTIONS, Laion
 from support.sources import SOURCES, run
 
 from atk.cli.main import main
+from atk.eval.model_card import model_card
 from atk.models import from_pretrained
 from atk.models.export import TOKEN_INPUTS, export_model
 from atk.models.tokenizer import import_transformers
@@ -135,6 +136,13 @@ def test_the_model_card_tells_what_the_run_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "_write_programs", lambda model, folder: 0.5)
     with pytest.raises(ValueError, match=r"the exported model differs from the model by up to 5\.0e-01"):
         export_model(from_pretrained(folder), tmp_path / "other", "torch-export")
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    folder, _ = run(tmp_path)
+    (folder / "summary.json").write_text('{"metrics"')
+    with pytest.raises(ValueError, match=r"summary\.json: damaged or cut short \("):
+        model_card(from_pretrained(folder), folder, "clap", "atk export")
 
 
 def test_a_pushed_folder_is_uploaded_as_a_whole(tmp_path, monkeypatch, capsys):

@@ -184,6 +184,8 @@ def test_minilm_weights_load_offline_and_rank_similar_texts_higher(monkeypatch):
         (lambda: AudioEncoderConfig(hop=2048), "hop must be in 1..window"),
         (lambda: AudioEncoderConfig(width=130), "width must be a multiple of heads"),
         (lambda: TextEncoderConfig(pooling="max"), "pooling must be one of .* got 'max'"),
+        (lambda: AudioEncoderConfig(channels=(8, 8)), r"channels must have four entries, got \(8, 8\)"),
+        (lambda: TextEncoderConfig(max_tokens=2), "max_tokens must be at least 3, got 2"),
         (lambda: AudioEncoderConfig(frame_layer=5), r"frame_layer must be in 0..layers \(4\)"),
         (
             lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(token_layer=3)), CAPTIONS),

@@ -134,7 +134,11 @@ def no_configuration(folder, *_):
     ("spoil", "reason"),
     [
         (neither_padding_nor_end_token, "its tokenizer has neither a padding token nor an end token"),
-        (python_tokenizer, "its tokenizer gives no character offsets; a checkpoint with a tokenizer.json is needed"),
+        pytest.param(
+            python_tokenizer,
+            "its tokenizer gives no character offsets; a checkpoint with a tokenizer.json is needed",
+            marks=pytest.mark.slow,
+        ),
         (an_image_model, "a vit model has no word embeddings"),
         (ids_beyond_the_embeddings, "index out of range"),
         (weights_cut_short, r"model\.safetensors is damaged or cut short"),

@@ -89,7 +89,7 @@ def test_opcheck(fake_kernels, bias):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_into_one_graph(backend, masked):
     tensors, mask = inputs()
     mask, grad = mask if masked else None, torch.randn_like(tensors[0])

@@ -130,6 +130,7 @@ def test_the_modules_name_their_own_arguments():
             lambda: loss_with_positive(torch.tensor([0, -1, 1])),
             "positive must lie within the 5 rows of text, got -1 to 1",
         ),
+        (lambda: loss_with_positive(torch.zeros(3, device="meta").long()), "positive must be on the device of audio"),
         (lambda: loss_with_positive(torch.tensor([0, 1])), r"positive must have shape \[3\].*got \[2\]"),
         (lambda: loss_with_positive(torch.zeros(0).long(), 0), "audio must hold at least one clip, got 0"),
         (lambda: loss_with_positive(torch.tensor([0, 1, 2]), reduction="none"), "reduction must be one of"),

@@ -12,7 +12,7 @@ import atk
 from atk.ops import info_nce_chunked, info_nce_op
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "chunked"])
 def test_compiles_into_one_graph(backend):
     values = unit(9, 8), unit(9, 8), torch.tensor(7.0)
     torch.compiler.reset()
@@ -33,7 +33,7 @@ def test_the_logit_of_a_positive_out_of_range_is_nan(dtype, scale, monkeypatch):
 
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("positive", [None, torch.tensor([2, 0, 1, 2])], ids=["no positives", "positives"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 def test_opcheck(columns, positive, dtype, keep):
     audio, text = (torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3))

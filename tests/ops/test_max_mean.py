@@ -202,7 +202,7 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.atk.normalize_rows.default, (audio, masks[0], "cpp"))
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS)])
 def test_compiles_into_one_graph(backend):
     audio, text, audio_mask, text_mask = ragged(captions=4)
     loss = atk.nn.AlignedContrastiveLoss(learnable=True, backend=backend)
@@ -241,6 +241,12 @@ def test_autocast_accepts_mixed_and_half_precision_inputs(backend):
         ({"audio_mask": torch.ones(2, 4)}, TypeError, "audio_mask must be a boolean tensor, True = valid"),
         ({"text_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"text_mask must have shape \[2, 3\]"),
         ({"text_mask": [True]}, TypeError, "text_mask must be a boolean tensor"),
+        (
+            {"audio_mask": torch.ones(2, 4, device="meta") > 0},
+            ValueError,
+            "must be on the device of audio .cpu., got",
+        ),
+        ({"audio": torch.zeros(1, 1, 5).expand(1 << 16, 1 << 16, 5)}, ValueError, "audio must have at most .* rows in"),
         ({"direction": "frames"}, ValueError, "direction must be one of"),
         ({"backend": "cuda"}, ValueError, "argument backend must be 'auto' or one of"),
         ({"backend": "triton"}, atk.BackendError, "backend 'triton'"),

@@ -45,7 +45,7 @@ def test_tiles_add_up_to_the_reference(dtype, direction, pairs):
     assert all(map(torch.equal, got, gradients(op("chunked", save_index=False), audio, text)))
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradcheck(pairs):
     audio, text, audio_mask, text_mask = ragged(captions=4, dtype=torch.float64)
     function = atk.max_mean_similarity_pairs if pairs else atk.max_mean_similarity

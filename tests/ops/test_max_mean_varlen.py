@@ -151,6 +151,12 @@ def test_packed_input_errors_name_the_argument(change, error, message):
         atk.max_mean_similarity_varlen(**arguments)
 
 
+def test_no_clip_at_all():
+    none, one = torch.tensor([0]).int(), torch.tensor([0, 3]).int()
+    sim = atk.max_mean_similarity_varlen(torch.randn(0, 5), torch.randn(3, 5), none, one)
+    assert sim.shape == (0, 1)
+
+
 @cpp_runs
 def test_compiled_calls_check_packed_input():
     function = torch.compile(atk.max_mean_similarity_varlen, fullgraph=True, backend="aot_eager")

@@ -1,9 +1,12 @@
 """The small problems of the self-check: right backends pass, any mistake is noticed, and rounding is not one."""
 
+import types
+
 import pytest
 import torch
 from support.public_cases import TRITON_DEVICE
 
+import atk
 from atk.ops import self_check
 from atk.ops import self_check_problems as small
 from atk.ops.backend import BACKENDS, KERNEL_DTYPES, unavailable
@@ -64,3 +67,28 @@ def test_the_default_dtype_changes_nothing(op, backend):
         torch.set_default_dtype(torch.float32)
     for name, value in results.items():
         assert value.dtype == wanted[name].dtype and torch.equal(value, wanted[name]), name
+
+
+def test_a_gpu_is_known_by_its_name_capability_and_the_versions(monkeypatch):
+    triton = pytest.importorskip("triton")
+    properties = types.SimpleNamespace(name="NVIDIA X100", major=13, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    self_check.Gpu.of.cache_clear()
+    gpu = self_check.Gpu.of(0)
+    self_check.Gpu.of.cache_clear()
+    assert str(gpu) == (
+        f"NVIDIA X100, compute capability 13.0, triton {triton.__version__}, torch {torch.__version__}, "
+        f"atk {atk.__version__}"
+    )
+
+
+@pytest.mark.parametrize("step", ["reference", "comparison"])
+def test_a_failure_around_the_kernels_says_nothing_about_them(monkeypatch, step):
+    def fail(*_):
+        raise RuntimeError("no\nroom")
+
+    if step == "comparison":
+        monkeypatch.setattr(self_check, "run", lambda *_: [])
+    monkeypatch.setattr(self_check, "run" if step == "reference" else "deviations", fail)
+    with pytest.raises(self_check.UncheckedError, match="no room"):
+        self_check.check("info_nce", "chunked", CPU, torch.float32)

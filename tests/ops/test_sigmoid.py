@@ -151,7 +151,7 @@ def test_gradcheck(backend, positive):
     assert torch.autograd.gradcheck(loss(backend, positive), values)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "chunked"])
 def test_compiles_into_one_graph(backend):
     values = unit(9, 8), unit(9, 8), *scalars()
     torch.compiler.reset()
@@ -161,7 +161,7 @@ def test_compiles_into_one_graph(backend):
 
 
 @pytest.mark.parametrize("positive", [None, torch.tensor([2, -1, 1, 2])], ids=["no positives", "positives"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 def test_opcheck(positive, dtype, keep):
     vectors = [torch.randn(n, 6).to(dtype).requires_grad_() for n in (4, 3)]

@@ -118,6 +118,7 @@ def test_presets_grow_harder_and_take_overrides():
         {"events": (0, 1)}, {"events": (2, 5)}, {"events": 3}, {"overlap": 1.1}, {"snr_db": ("a", "b")},
         {"snr_db": (float("nan"), 1.0)}, {"backgrounds": ("jungle",)}, {"pitch": "yes"}, {"attribute_rate": -0.1},
         {"later_first": 2}, {"train": 0, "test": 0},
+        {"twins": 1, "events": (1, 1)},
     ],
 )  # fmt: skip
 def test_bad_settings_name_the_field(bad):

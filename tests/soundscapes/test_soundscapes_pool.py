@@ -183,7 +183,7 @@ EVERYTHING = {"classes": 36, "similar": True, "pitch": True, "loudness": True, "
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("extra", [{}, EVERYTHING])
+@pytest.mark.parametrize("extra", [pytest.param({}, marks=pytest.mark.slow), EVERYTHING])
 def test_every_caption_names_the_classes_of_its_scene(preset, extra):
     config = SoundscapeConfig.preset(preset, train=600, test=0, captions_per_clip=5, rephrase=True, **extra)
     seen = set()

@@ -25,6 +25,13 @@ def isa(request):
     _C.set_isa(_C.available_isas()[0])
 
 
+_FIRST, *_OTHERS = _C.available_isas()
+# For costly tests of what hardly depends on the instruction set: the quick tests run them on the widest one alone.
+widest_isa_is_quick = pytest.mark.parametrize(
+    "isa", [_FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS)], indirect=True
+)
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

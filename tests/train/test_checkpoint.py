@@ -1,7 +1,10 @@
 """Checkpoints are complete after a kill at any moment, and only the needed ones are kept."""
 
+import contextlib
 import errno
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,10 @@ from safetensors.torch import save_file
 
 from atk.models.saved import best_or_last, find_checkpoint
 from atk.train import checkpoint
+from atk.train.interrupts import interrupts
+from atk.train.lora import load_base
+from atk.train.saved_loss import saved_pair_loss
+from atk.train.shards import load_shards
 
 
 class Model(torch.nn.Module):
@@ -133,6 +140,50 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, monkeypatch, error)
     assert sorted(tmp_path.rglob("*")) == before and checkpoint.load_state(tmp_path)["step"] == 1
     save(tmp_path, 2, best=True)
     assert checkpoint.load_state(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.EINVAL, None), (errno.EIO, OSError)])
+def test_only_file_systems_that_cannot_sync_folders_may_refuse_to(tmp_path, monkeypatch, code, error):
+    def fail(descriptor):
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        checkpoint._sync(tmp_path)
+
+
+def test_nothing_to_resume_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint to resume from: .*training\.pt does not exist"):
+        checkpoint.load_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (saved_pair_loss, r"training\.pt: damaged or cut short \("),
+        (lambda folder: load_base(Model(), folder / "base"), "base: cannot resume without the weights that the run st"),
+        (lambda folder: load_shards(folder, {}, []), r": cannot be read \("),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, load, message):
+    (tmp_path / "training.pt").write_bytes(b"PK half")
+    (tmp_path / "base").write_bytes(b"half")
+    (tmp_path / ".metadata").write_bytes(b"half")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def run():
+        with interrupts() as stop:
+            seen.extend((signal.getsignal(signal.SIGINT), stop.is_set()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before, False]
 
 
 @pytest.mark.parametrize("keep", [0, 7, 0.5, -1])

@@ -94,6 +94,11 @@ def test_errors_in_the_held_out_split_are_reported_before_training(scenes, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_captioners_cannot_be_sharded():
+    with pytest.raises(ValueError, match="shard: captioners cannot be sharded"):
+        DifferenceConfig("d", "o", shard=True)
+
+
 def test_validation_weights_all_tokens_equally(scenes, tmp_path):
     config = DifferenceConfig(str(scenes), str(tmp_path), objective="plain", batch_size=3, workers=0, **SMALL_MODEL)
     task = DifferenceTask(config, torch.device("cpu"))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,9 @@ from support.runs import arguments, kill_at_a_random_moment, parsed_config, rows
 from atk.cli.main import main
 from atk.models.saved import best_or_last
 from atk.train.aligned import AlignedConfig, AlignedTask
+from atk.train.config import OptimConfig
 from atk.train.trainer import Trainer
+from atk.train.tune_config import LoraConfig, TuneConfig
 
 
 def test_run_folder_is_complete(tiny_run, tiny_data):
@@ -197,6 +200,7 @@ def test_trains_on_pretrained_text_weights(tiny_data, tmp_path):
         (["--device", "cuda:99"], "device: 'cuda:99' is not available here"),
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--backend", "triton"], "backend 'triton'"),
+        (["--patience=1", "--eval-every=0"], "patience: needs a split to validate on (val.csv), and eval_every above"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(tiny_data, tmp_path, capsys, more, message):
@@ -205,6 +209,33 @@ def test_mistakes_end_with_one_line_and_code_2(tiny_data, tmp_path, capsys, more
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: AlignedConfig("d", "o", batch_size=1),
+            "batch_size must be at least 2, as the loss contrasts pairs, got",
+        ),
+        (lambda: OptimConfig(audio_lr=0.0), "audio_lr must be above 0, got 0.0"),
+        (lambda: OptimConfig(layer_decay=2.0), "layer_decay must be in (0, 1], got 2.0"),
+        (lambda: OptimConfig(warmup=1.0), "warmup must be in [0, 1) and final in [0, 1], got 1.0"),
+        (lambda: AlignedConfig("d", "o", ema=1.0), "ema must be in [0, 1), got 1.0"),
+        (
+            lambda: AlignedConfig("d", "o", ema=0.9, optim=OptimConfig(name="schedulefree")),
+            "ema: needs optim.name 'adam', got 'schedulefree'",
+        ),
+        (lambda: LoraConfig(dropout=1.0), "lora.alpha must be above 0 and lora.dropout in [0, 1), got "),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_a_single_pattern_is_a_list_of_one():
+    assert TuneConfig(freeze="text_encoder.*").freeze == ["text_encoder.*"]
 
 
 def test_an_unreadable_held_out_split_fails_before_training(tiny_data, tmp_path, capsys):
