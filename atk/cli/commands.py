@@ -52,6 +52,8 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
     Parser.config_file = flag_value(argv, "--config")
     if Parser.config_file is not None:
         load_yaml(Parser.config_file)
+    if argv[:1] in (["align"], ["search"]):  # any number of texts
+        argv = [argv[0], *parser.subcommand(argv[0]).options_first(argv[1:])]
     config = parser.parse_args(argv)
     name = config.subcommand
     return name, _commands()[name].run, parser.instantiate(config)[name]

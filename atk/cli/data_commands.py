@@ -18,6 +18,8 @@ from atk.eval.outputs import check_output, on_one_line
 if TYPE_CHECKING:
     from atk.data.stats import FolderStats
 
+_CHANNELS = {1: "mono", 2: "stereo"}
+
 
 def add_data(parser: ArgumentParser, _: list[str]) -> None:
     """Add the subcommands of `atk data`."""
@@ -86,8 +88,9 @@ def _stats_lines(stats: "FolderStats") -> Iterator[str]:
         yield row.format(names[name], counts[0], f"{record['hours']:.2f}", spans[0], counts[1], spans[1], counts[2])
     for name, split in stats.splits.items():
         formats = {suffix or "without a file name": count for suffix, count in split.formats.items()}
-        shares = (("Hz", split.sample_rates), ("channels", split.channels), ("", formats))
-        parts = [f"{count:,} x {value} {unit}".rstrip() for unit, counts in shares for value, count in counts.items()]
+        channels = {_CHANNELS.get(width, f"{width} channels"): count for width, count in split.channels.items()}
+        rates = {f"{rate} Hz": count for rate, count in split.sample_rates.items()}
+        parts = [f"{count:,} x {value}" for value, count in (rates | channels | formats).items()]
         yield f"{names[name]}: {', '.join(parts)}" + (f"; {split.skipped:,} skipped" if split.skipped else "")
     for group in stats.duplicates:
         plural, splits = "s" * (group.count > 1), " and ".join(names[split] for split in group.splits)
@@ -115,8 +118,10 @@ def _check(options: Namespace) -> None:
     if options.json:
         print_result(json.dumps([asdict(problem) for problem in result.problems], indent=2))
     else:
-        lines = [f"{result.rows} rows, {result.files} files, {len(result.problems)} problems"]
         counts = Counter((problem.stops, problem.category) for problem in result.problems)
+        stops = sum(problem.stops for problem in result.problems)
+        notes = f", {len(result.problems) - stops} notes" if len(result.problems) > stops else ""
+        lines = [f"{result.rows} rows, {result.files} files, {stops} problems{notes}"]
         first = {(problem.stops, problem.category): problem for problem in reversed(result.problems)}
         for key, count in sorted(counts.items(), key=lambda item: (not item[0][0], -item[1])):
             effect = "stops" if key[0] else "note"

@@ -1,6 +1,7 @@
 """Entry point of the `atk` command: runs a subcommand and reports errors in one line."""
 
 import contextlib
+import os
 import sys
 import warnings
 
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     prog = "atk"
     warnings.formatwarning = _format_warning
     accept_all_names()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as ours are; before transformers is imported
     try:
         if not _runs_without_parser(argv):
             from atk.cli.commands import parse

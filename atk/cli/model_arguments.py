@@ -9,14 +9,14 @@ from torch import nn
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    """Add the model, its device, and the length of its windows."""
+def add_run_arguments(parser: ArgumentParser, also: str = "") -> None:
+    """Add the model, its device, and the length of its windows; `also` names what else may take its place."""
     parser.add_argument(
         "run",
         type=str,
         metavar="model",
         help="run folder, checkpoint, folder or hub repository of a saved model or a ClapModel, or file of LAION-CLAP "
-        "or MS-CLAP 2023",
+        f"or MS-CLAP 2023{also}",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, or cuda:1")
     parser.add_argument(
@@ -54,7 +54,8 @@ def add_score(parser: ArgumentParser, unset: str | None = None) -> None:
 
     text = "similarity of a clip and a text: of their global vectors, of frames and tokens, or the mean of both"
     if unset is None:
-        parser.add_argument("--score", type=Score, default="global", help=text)
+        help_text = f"{text}; protocols always rank by global vectors"
+        parser.add_argument("--score", type=Score, default="global", help=help_text)
     else:
         parser.add_argument("--score", type=Score | None, default=None, help=f"{text}; {unset}")
 

@@ -62,6 +62,32 @@ class Parser(ArgumentParser):
         sys.stderr.write(f"{parser.prog}: {parser._one_line(text)}{place} (see {parser.prog} --help)\n")
         sys.exit(MISTAKE)
 
+    def subcommand(self, name: str) -> "Parser":
+        """The parser of a subcommand."""
+        assert self._subcommands_action is not None
+        return self._subcommands_action.choices[name]
+
+    def options_first(self, argv: list[str]) -> list[str]:
+        """The command line with its options in front: argparse ends a list of words at the first option behind it.
+
+        Only for a parser whose options take one value or none. Everything after `--` stays where it is.
+        """
+        end = argv.index("--") if "--" in argv else len(argv)
+        options: list[str] = []
+        words: list[str] = []
+        rest = iter(argv[:end])
+        for word in rest:
+            (options if word.startswith("--") else words).append(word)
+            if word.startswith("--") and "=" not in word and self._takes_value(word):
+                options += itertools.islice(rest, 1)
+        return [*options, *words, *argv[end:]]
+
+    def _takes_value(self, option: str) -> bool:
+        """Whether an option, perhaps abbreviated, is followed by a value."""
+        names = [name for name in self._option_string_actions if name.startswith(option)]
+        name = option if option in names or not names else names[0]
+        return name in names and self._option_string_actions[name].nargs != 0
+
     def _at_fault(self, text: str) -> "Parser":
         """The parser of the subcommand that an error is about."""
         match = _MISSING.fullmatch(text) or _NO_SUBCOMMAND.fullmatch(text)

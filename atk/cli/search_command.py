@@ -31,13 +31,13 @@ _OF_THE_INDEX = ("clip_seconds", "context_seconds", "tokenizer")  # options that
 
 def add_search(parser: ArgumentParser) -> None:
     """Add the arguments of `atk search`."""
-    add_run_arguments(parser)
+    add_run_arguments(parser, "; or an index (see atk index)")
     add_reading_arguments(parser)
     parser.add_argument(
         "folder",
         type=str,
         help="folder of audio files, searched recursively, or any other data set; with --moments also a single file; "
-        "left out if an index takes the place of the model",
+        "left out with an index",
     )
     parser.add_argument("query", type=str, nargs="*", help="text to look for; several are ranked one after the other")
     parser.add_argument("--top", type=int, default=10, help="number of files or moments to print for each query")

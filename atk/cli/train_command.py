@@ -110,4 +110,5 @@ def run_train(arguments: Namespace) -> None:
     summary = method.train(config, resume=values.resume)
     if summary is None:  # the first rank prints it
         return
-    print_result(json.dumps(summary["metrics"], indent=2) + f"\n{config.out}/summary.json")
+    metrics = "" if summary["metrics"] is None else json.dumps(summary["metrics"], indent=2) + "\n"
+    print_result(f"{metrics}{config.out}/summary.json")

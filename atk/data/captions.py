@@ -167,10 +167,14 @@ def read_folder(folder: str | Path, on_error: str = "skip") -> Split:
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], limit: int = 10) -> str:
-    """Summarize skipped files in one line: their count and the first `limit` names; "" if nothing was skipped."""
+    """Summarize skipped files in one line: their count and the first `limit` names; "" if nothing was skipped.
+
+    Neighbors with the same reason share it: "skipped 3: a.wav, b.wav (no such file); c.wav (empty)".
+    """
     if not skipped:
         return ""
-    names = "; ".join(f"{name} ({reason})" for name, reason in skipped[:limit])
+    groups = itertools.groupby(skipped[:limit], lambda entry: entry[1])
+    names = "; ".join(f"{', '.join(name for name, _ in group)} ({reason})" for reason, group in groups)
     more = f"; and {len(skipped) - limit} more" if len(skipped) > limit else ""
     return f"skipped {len(skipped)}: {names}{more}"
 

@@ -24,7 +24,7 @@ _NAMES_IN: dict[str, Callable[[Path], set[str]]] = {
     "twins.csv": lambda path: {name for pair in read_twins(path) for name in pair},
 }
 _UNLISTED = "no split lists this file"
-_NUMBER = re.compile(r"\d[\d.]*")
+_NUMBER = re.compile(r"\d+(\.\d+)*")
 
 
 @dataclass(frozen=True)

@@ -186,4 +186,6 @@ def _open(name: str, caption_column: str | None) -> DataSet:
         return named_shards(name, expand_braces(name), caption_column)
     if is_url(name):
         return remote_shards(name, caption_column)
+    if Path(name).is_file():
+        raise FileNotFoundError(f"{name}: neither a folder nor tar shards; name the folder of a CSV file")
     raise FileNotFoundError(f"{name}: no such data folder")

@@ -49,7 +49,8 @@ def captions_in(record: Mapping[str, Any], wanted: str | None = None) -> list[st
     """
     names = caption_names(record, wanted)
     if not names:
-        raise Unusable(f"no caption: no {wanted_names(wanted)} among {', '.join(map(str, record)) or 'no keys'}")
+        keys = ", ".join(map(str, record)) or "no keys"
+        raise Unusable(f"no caption: no {wanted_names(wanted)} among {keys}; caption_column can name another")
     values = [record[name] for name in names if record[name]]
     return normalized([text for value in values for text in (value if isinstance(value, list) else [value])])
 

@@ -80,29 +80,30 @@ def similarity_map(model: EmbeddingModel, clip: ClipEmbedding, text: str | Seque
         ValueError: `text` contains no word.
     """
     with evaluating(model):
-        return next(_similarity_maps(model, [clip], [text]))
+        alignment = next(_similarity_maps(model, [clip], [text]))
+    if not alignment.words:
+        raise ValueError(f"text contains no word that the tokenizer keeps: {text!r}")
+    return alignment
 
 
 def _similarity_maps(
     model: EmbeddingModel, clips: Sequence[ClipEmbedding], texts: Sequence[str | Sequence[str]]
 ) -> Iterator[AlignmentMap]:
-    """`similarity_map` of each pair; the texts are embedded in batches."""
+    """`similarity_map` of each pair, without rows if the tokenizer keeps no word; texts are embedded in batches."""
     spans_of_texts = [_word_spans(text) for text in texts]
     unique = list(dict.fromkeys(span.text for spans in spans_of_texts for span in spans))
     tokens = dict(zip(unique, embed_tokens(model, unique), strict=True)) if unique else {}
     for clip, spans in zip(clips, spans_of_texts, strict=True):
         kept: list[TextSpan] = []
-        similarity = []
+        similarity = [clip.frames.new_zeros(0, len(clip.frames))]
         for span in spans:
             _, vectors, _, offsets = tokens[span.text]
             overlaps = (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
             if overlaps.any():
                 kept.append(span)
-                similarity.append((vectors[overlaps] @ clip.frames.T).mean(0))
-        if not kept:
-            raise ValueError(f"text contains no word that the tokenizer keeps: {spans[0].text!r}")
+                similarity.append((vectors[overlaps] @ clip.frames.T).mean(0, keepdim=True))
         words = [span.words for span in kept]
-        yield AlignmentMap(words, torch.stack(similarity), clip.times, model.frame_seconds, kept)
+        yield AlignmentMap(words, torch.cat(similarity), clip.times, model.frame_seconds, kept)
 
 
 def _occurrences(phrase: str, text: str) -> list[tuple[int, int]]:
@@ -149,7 +150,7 @@ def alignment_score(
     Returns:
         `"right"`: percentage of phrases that are right; `"chance"`: mean percentage of frames inside the event;
         `"phrases"`: number of phrases scored; `"left_out"`: number of phrases that no caption of their clip contains,
-        or that the tokenizer truncates. `"right"` and `"chance"` are NaN without phrases.
+        or of which the tokenizer keeps no word. `"right"` and `"chance"` are NaN without phrases.
 
     Raises:
         ValueError: a similarity is NaN.
@@ -170,7 +171,7 @@ def alignment_score(
         maps = _similarity_maps(model, [clips[case.file] for case in cases], [case.caption for case in cases])
         for case, alignment in zip(cases, maps, strict=True):
             rows = alignment.rows_of(case.phrase)
-            if not rows:  # the tokenizer truncated the phrase
+            if not rows:  # the tokenizer truncated the phrase, or has no vector for its words
                 continue
             curve = alignment.similarity[rows].amax(0)
             if curve.isnan().any():

@@ -1,4 +1,4 @@
-"""The frames of many clips in a temporary file, so that memory does not grow with their number."""
+"""The embeddings of many clips in a temporary file, so that memory does not grow with their number."""
 
 import tempfile
 from collections.abc import Generator, Iterable
@@ -11,31 +11,29 @@ from torch import Tensor
 from atk.data import Clip
 from atk.eval.embed import ClipEmbedding
 
-_NONE = torch.empty(0, 0)
 
-
-class FrameFile:
-    """Frames in a temporary file, written clip by clip and then memory-mapped.
+class TensorFile:
+    """Embeddings in a temporary file, written one after the other and then memory-mapped.
 
     The file is deleted when the last of the mapped tensors is.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as its frames are used)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as its tensors are used)
         self._shapes: list[torch.Size] = []
 
-    def add(self, frames: Tensor) -> None:
-        """Write the frames of the next clip, `[L, D]`, float32 on the CPU.
+    def add(self, values: Tensor) -> None:
+        """Write the next tensor, float32 on the CPU.
 
         Raises:
             OSError: the disk is full.
         """
         with _naming_folder():
-            self._file.write(frames.contiguous().numpy().data)
-        self._shapes.append(frames.shape)
+            self._file.write(values.contiguous().numpy().data)
+        self._shapes.append(values.shape)
 
     def mapped(self) -> list[Tensor]:
-        """The frames of each clip. The system reads them from the file when they are used."""
+        """The tensors in order. The system reads them from the file when they are used."""
         with _naming_folder():
             self._file.flush()
         sizes = [shape.numel() for shape in self._shapes]
@@ -51,15 +49,18 @@ def _naming_folder() -> Generator[None, None, None]:
         yield
     except OSError as error:
         folder = tempfile.gettempdir()
-        raise OSError(f"{folder}: frames cannot be written there ({error}); TMPDIR can name another folder") from error
+        raise OSError(
+            f"{folder}: embeddings cannot be written there ({error}); TMPDIR can name another folder"
+        ) from error
 
 
-def with_frames_on_disk(embedded: Iterable[tuple[Clip, ClipEmbedding]]) -> list[tuple[Clip, ClipEmbedding]]:
-    """The clips and their embeddings, whose frames are in a temporary file."""
-    frames = FrameFile()
+def on_disk(embedded: Iterable[tuple[Clip, ClipEmbedding]]) -> list[tuple[Clip, ClipEmbedding]]:
+    """The clips and their embeddings, which are in a temporary file."""
+    file = TensorFile()
     clips = []
     for clip, embedding in embedded:
-        frames.add(embedding.frames)
-        clips.append((clip, embedding._replace(frames=_NONE)))
-    mapped = zip(clips, frames.mapped(), strict=True)
-    return [(clip, embedding._replace(frames=values)) for (clip, embedding), values in mapped]
+        for values in embedding:  # also the small ones: the heap could not reuse the memory of frames between them
+            file.add(values)
+        clips.append(clip)
+    values = iter(file.mapped())
+    return [(clip, ClipEmbedding(*tensors)) for clip, *tensors in zip(clips, values, values, values, strict=True)]

@@ -21,7 +21,7 @@ from atk.eval.embed import (
     embed_tokens,
     evaluating,
 )
-from atk.eval.frames import with_frames_on_disk
+from atk.eval.frames import on_disk
 from atk.eval.metrics import accuracy, chance_metrics, retrieval_metrics, tag_metrics
 from atk.eval.scores import SCORES, Score, similarities
 from atk.eval.tags import TagScores, prompts_from, tag_scores
@@ -34,7 +34,7 @@ _TEXTS = 1024  # whose tokens are kept at a time
 
 @dataclass(frozen=True)
 class SplitEmbedding:
-    """Embedding of a split of a data folder, on the CPU.
+    """Embedding of a split of a data folder, on the CPU; that of `EvalSplit` is in a temporary file.
 
     Args:
         folder: data folder.
@@ -77,7 +77,7 @@ class EvalSplit:
         on_error: "skip" skips and lists bad files and rows; "raise" stops at the first one.
         side_files: read twins.csv and events.csv (see `read_if_ours`), and keep the frames of the clips they name.
         chunks: average this many overlapping windows instead (see `atk.data.eval_loader`).
-        frames: keep the frames of all clips, which scores other than "global" need, in a temporary file.
+        frames: keep the frames of all clips, which scores other than "global" need.
 
     Raises:
         FileNotFoundError, ValueError: as for `atk.data.read_data`, `read_twins`, and `read_events`.
@@ -131,8 +131,7 @@ class EvalSplit:
         with_frames = ALL_FILES if self.frames else named
         skipped = list(self.skipped)
         with evaluating(model):
-            clips_embedded = embed_clips(model, self.loader, skipped, with_frames, progress)
-            embedded = with_frames_on_disk(clips_embedded) if self.frames else list(clips_embedded)
+            embedded = on_disk(embed_clips(model, self.loader, skipped, with_frames, progress))
         if not embedded:
             raise ValueError(f"{self.folder}: none of the {len(self.clips)} clips of the split can be decoded")
         clips = {clip.file_name: embedding for clip, embedding in embedded if clip.file_name in with_frames}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atk.data.captions import OnError
 from atk.eval.embed import EmbeddingModel, embed_all
+from atk.eval.frames import TensorFile
 from atk.eval.outputs import check_output, in_unicode
 from atk.extras import optional_imports
 
@@ -39,9 +40,11 @@ def embed_folder(
     """Embed all audio files of a folder. Arguments and errors are those of `atk.eval.search.search_all`."""
     options = {"clip_seconds": clip_seconds, "batch_size": batch_size, "workers": workers, "on_error": on_error}
     skipped: list[tuple[str, str]] = []
-    clips = embed_all(model, folder, skipped, progress=progress, **options)
-    embedded = [(clip.file_name, embedding.pooled) for clip, embedding in clips]
-    return EmbeddedFolder([name for name, _ in embedded], torch.stack([vector for _, vector in embedded]), skipped)
+    file, names = TensorFile(), []
+    for clip, embedding in embed_all(model, folder, skipped, progress=progress, **options):
+        file.add(embedding.pooled)
+        names.append(clip.file_name)
+    return EmbeddedFolder(names, torch.stack(file.mapped()), skipped)
 
 
 def check_table(out: str | Path) -> None:

@@ -113,7 +113,8 @@ def save_clap_model(
     if not isinstance(audio, HTSAT) or not isinstance(text.model, transformers.ClapTextModel):
         text_name = text.model.config.model_type
         raise ValueError(
-            f"format: only the towers of a ClapModel can be saved as one, got {type(audio).__name__} and {text_name}"
+            f"format: only the towers of a ClapModel can be saved as one, got {type(audio).__name__} and {text_name}; "
+            "torch-export and onnx take others"
         )
     clap = transformers.ClapModel(_config(audio, text))
     parts = {

@@ -36,12 +36,14 @@ class AudioTower(nn.Module):
 
     def __init__(self, model: CLAP):
         super().__init__()
-        self.model = model
+        self.encoder = model.audio_encoder  # not the model, as a program holds all weights of its module
+        self.projection = model.audio_projection
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed clips."""
-        pooled, frames, mask = self.model.encode_audio(audio, lengths)
-        return F.normalize(pooled.float(), dim=-1), F.normalize(frames.float(), dim=-1), mask
+        pooled, frames, mask = self.encoder(audio, lengths)
+        vectors = self.projection(pooled).float(), self.projection(frames).float()
+        return F.normalize(vectors[0], dim=-1), F.normalize(vectors[1], dim=-1), mask
 
 
 class TextTower(nn.Module):
@@ -50,15 +52,17 @@ class TextTower(nn.Module):
 
     def __init__(self, model: CLAP):
         super().__init__()
-        self.model = model
+        self.encoder = model.text_encoder
+        self.projection = model.text_projection
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, special_tokens_mask: Tensor, offset_mapping: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embed captions."""
         values = (input_ids, attention_mask, special_tokens_mask, offset_mapping)
-        pooled, tokens, mask, offsets = self.model.encode_text(dict(zip(TOKEN_INPUTS, values, strict=True)))
-        return F.normalize(pooled.float(), dim=-1), F.normalize(tokens.float(), dim=-1), mask, offsets
+        pooled, tokens, mask, offsets = self.encoder(dict(zip(TOKEN_INPUTS, values, strict=True)), None)
+        vectors = self.projection(pooled).float(), self.projection(tokens).float()
+        return F.normalize(vectors[0], dim=-1), F.normalize(vectors[1], dim=-1), mask, offsets
 
 
 def export_model(

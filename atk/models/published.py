@@ -183,6 +183,8 @@ def _read(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # of many types, depending on what is damaged
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if not isinstance(error, OSError):
+            reason = f"damaged, or not a file that torch.save wrote ({reason})"
         raise ValueError(f"cannot read the weights in {path}: {reason}") from error
     for key in _TRAINING_STATE:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

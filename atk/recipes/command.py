@@ -106,6 +106,9 @@ def _run_all(
             continue
         print(f"run {position} of {len(todo)}: {job.name} ({job.state})", file=sys.stderr)
         result = job.run(machine)
+        if job.fallback:
+            place = job.sources[job.row.target]
+            print(f"{job.name}: {place} has no test split; evaluated on {job.fallback}", file=sys.stderr)
         values = Measured({}, {}) if table.evaluation == "listing" else measured(table, result)
         done.setdefault(job.row.name, []).append((job, values))
     for name, needs in open_rows.items():

@@ -86,6 +86,14 @@ class Job:
         """File of the evaluation."""
         return self.folder / f"evaluation_{self.row.target}.json"
 
+    @property
+    def fallback(self) -> str | None:
+        """The split that a captioner was evaluated on because the data have no test split."""
+        if self.recipe.method != "difference":
+            return None
+        split = json.loads((self.folder / "summary.json").read_text())["split"]
+        return None if split == "test" else split
+
     def config(self, machine: Machine) -> TrainConfig:
         """The configuration of the run; raises ValueError."""
         return self.recipe.config(self.sources, out=str(self.folder), seed=self.seed, **machine.settings)

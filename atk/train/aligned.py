@@ -34,8 +34,8 @@ class LossConfig(PairLossConfig):
         timed_weight: weight of the aligned loss between timed captions (events.csv) and the frames inside their spans.
         in_clip_negatives: in the loss of timed captions, contrast them also with the other frames of their clip.
         frame_weight: weight of the sigmoid loss of every frame and every timed caption of the batch.
-        frame_temperature, frame_bias: inverse of the factor of a frame's similarity to a text, and what is added to the
-            logit, at the start; both are learned.
+        frame_temperature: at the start, inverse of the factor of a frame's similarity to a text, which is learned.
+        frame_bias: at the start, what is added to that product, which is also learned.
         timed_captions: most timed captions of a clip in one step; of more, some are drawn at random.
     """
 

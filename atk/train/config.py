@@ -105,8 +105,8 @@ class TrainConfig:
         bucket: batch clips of similar length, which reduces padding.
         data_weights: how often an epoch draws each clip of each data set: with 2, twice; with 0.5, every other epoch;
             null draws every clip once.
-        caption_column: name of the captions in shards, metadata files, and Hugging Face data sets; null uses the first
-            that exists of caption, text, and captions.
+        caption_column: name of the captions in shards, metadata files, and Hugging Face data sets, all of which must
+            have it if `data` names several; null uses the first that exists of caption, text, and captions.
         on_error: "skip" reports bad files and rows and continues without them, "raise" stops at the first one.
         log_every: steps between rows of metrics.jsonl.
         loggers: where these rows go as well: "tensorboard", "wandb", "mlflow", "trackio". The last three need their

@@ -133,10 +133,11 @@ class CaptionedTask(Generic[ConfigT, ModelT]):
         self.captions = [caption for clip in train.clips for caption in clip.captions]
         order = TrainBatches(len(self.clips), config.batch_size, config.seed, sets=self.sets)
         self.steps_per_epoch = order.steps_per_epoch
-        for note in (describe_skipped(train.skipped), order.note):
+        self.held_out = next((split for split in ("test", "val") if self.has(split)), None)
+        unmeasured = "" if self.held_out else "no val or test split, so nothing is validated or evaluated"
+        for note in (describe_skipped(train.skipped), order.note, unmeasured):
             if note:
                 print(f"train: {note}", file=sys.stderr)
-        self.held_out = next((split for split in ("test", "val") if self.has(split)), None)
         torch.manual_seed(config.seed)
 
     @property

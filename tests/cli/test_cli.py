@@ -150,6 +150,7 @@ def test_help_describes_every_option(command, capsys):
     assert stop.value.code == 0
     bare = re.findall(r"^  (--[a-z.-]+)[^\n]*\n(?=  -|\n)", text, re.MULTILINE)
     assert [option for option in bare if not re.search(rf"^  {option}\b.*?  +\w", text, re.MULTILINE)] == []
+    assert re.findall(r"^  (--\S+)(?: \S+)?(?:\n| ) +\((?:type|default): ", text, re.MULTILINE) == []
     if command == "train":
         for option in ("--optim.lr", "--batch-size", "--model.text.pretrained", "--loss.aligned-weight", "--resume"):
             assert option in text

@@ -138,3 +138,11 @@ def test_a_folder_whose_name_is_not_utf8_is_reported_before_training(tmp_path, c
             main(["train", "aligned", "--data", "d", "--out", "o", option, str(tmp_path / "caf\udce9")])
         assert error.value.code == 2
         assert f"{option[2:]}: '" in (err := capsys.readouterr().err) and "is not valid UTF-8; rename" in err
+
+
+@pytest.mark.parametrize(("terminal", "hidden"), [(False, "1"), (True, None)])
+def test_progress_bars_of_transformers_are_shown_on_terminals_only(monkeypatch, terminal, hidden):
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    main(["--version"])
+    assert os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == hidden

@@ -48,6 +48,20 @@ def test_only_option_names_are_respelled(typed, expected):
     assert with_underscores(typed) == expected
 
 
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        (["--moments", "a dog", "--threshold", "-0.3", "rain"], ["a dog", "rain"]),
+        (["--top=3", "a dog", "--smooth", "0.1", "--json", "--", "--a-b"], ["a dog", "--a-b"]),
+    ],
+)
+def test_texts_may_stand_behind_options(typed, texts):
+    _, _, arguments = parse(["search", "run", "folder", *typed])
+    assert (arguments.run, arguments.folder, arguments.query) == ("run", "folder", texts)
+    _, _, arguments = parse(["align", "run", "a.wav", "metal", "--out", "a.png", "guitar"])
+    assert (arguments.text, arguments.out) == (["metal", "guitar"], "a.png")
+
+
 def test_hyphens_and_underscores_give_the_same_configuration():
     flags = ("batch_size", "8"), ("optim.weight_decay", "0.5"), ("model.text.max_tokens", "20")
     _, _, underscores = parse([*RUN, *(word for name, value in flags for word in (f"--{name}", value))])

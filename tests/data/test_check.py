@@ -9,7 +9,7 @@ from support.unlabeled_cases import tar
 
 from atk.cli.main import main
 from atk.data import read_split
-from atk.data.check import check_data, check_folder
+from atk.data.check import Problem, check_data, check_folder
 
 RATE = 8000
 
@@ -90,6 +90,17 @@ def test_a_folder_without_splits_is_a_folder_of_audio(tmp_path, folder, capsys):
     assert stop.value.code == 1
     (problem,) = json.loads(capsys.readouterr().out)
     assert problem["reason"].startswith("neither a split") and problem["stops"]
+
+
+def test_notes_are_counted_apart_and_numbers_in_names_end_at_the_suffix(folder, capsys):
+    for name in ("10.wav", "2.5.wav"):
+        (folder / "a.wav").with_name(name).write_bytes((folder / "a.wav").read_bytes())
+    main(["data", "check", str(folder)])
+    assert capsys.readouterr().out.splitlines() == [
+        "5 rows, 4 files, 0 problems, 2 notes",
+        "       2  note   no split lists this file; first: 10.wav",
+    ]
+    assert Problem("test", "skipped 10: 10.wav (at 0.5 s)", True).category == "skipped N: N.wav (at N s)"
 
 
 def test_the_command_groups_problems_and_exits_with_1(folder, capsys):

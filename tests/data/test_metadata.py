@@ -72,7 +72,7 @@ def test_bad_rows_are_named(folder):
     split = read_data(folder, "train")
     assert [clip.file_name for clip in split.clips] == ["train/a.wav"]
     assert dict(split.skipped) == {
-        "train/b ö.wav": "no caption: no caption, text, or captions among file_name",
+        "train/b ö.wav": "no caption: no caption, text, or captions among file_name; caption_column can name another",
         "metadata.jsonl line 3": "no file_name",
         "metadata.jsonl line 4": "not a mapping of columns to values",
         "metadata.jsonl line 6": "not well-formed JSON",

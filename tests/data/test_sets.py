@@ -51,6 +51,13 @@ def test_layouts_that_are_not_known(folders, tmp_path):
         open_data(folders)
     with pytest.raises(FileNotFoundError, match="none: no such data folder"):
         open_data("none")
+    (tmp_path / "train.csv").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.csv: neither a folder nor tar shards; name the folder of a CSV"
+    ):
+        open_data(tmp_path / "train.csv")
+    with pytest.raises(FileNotFoundError, match=r"\*\.tar: no such shard; write a range as {000\.\.099}"):
+        open_data(tmp_path / "*.tar").read("train")
     with pytest.raises(ValueError, match="data must name at least one data set"):
         open_data([])
     with pytest.raises(ValueError, match=r"caption_column is for shards, .* got 'title'"):

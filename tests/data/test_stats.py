@@ -80,7 +80,7 @@ def test_the_command_prints_tables_or_json_and_draws(folder, capsys):
     main(["data", "stats", str(folder), "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["split", "clips", "hours"] and lines[1].split()[:4] == ["train", "4", "0.00", "1.0"]
-    assert "train: 3 x 8000 Hz, 1 x 44100 Hz, 3 x 1 channels, 1 x 2 channels, 3 x .wav, 1 x .flac; 1 skipped" in lines
+    assert "train: 3 x 8000 Hz, 1 x 44100 Hz, 3 x mono, 1 x stereo, 3 x .wav, 1 x .flac; 1 skipped" in lines
     assert "1 duplicate by content in train and test; first: a.wav = test/again.wav" in lines
     assert out.read_bytes().startswith(b"\x89PNG")
     main(["data", "stats", str(folder), "--json"])
@@ -188,7 +188,7 @@ def test_tables_may_lack_the_names_of_files(plain, tmp_path, monkeypatch, capsys
     unnamed.save_to_disk(str(tmp_path / "saved"))
     main(["data", "stats", str(tmp_path / "saved")])
     lines = capsys.readouterr().out.splitlines()
-    assert "train: 2 x 8000 Hz, 1 x 16000 Hz, 3 x 1 channels, 3 x without a file name" in lines
+    assert "train: 2 x 8000 Hz, 1 x 16000 Hz, 3 x mono, 3 x without a file name" in lines
     assert "1 duplicate by content in train and test; first: train/1 = test/0" in lines
     assert not [line for line in lines if "by name" in line]
     assert [one.name for one in check_data([str(tmp_path / "saved")]).problems] == ["train/1"]

@@ -1,12 +1,13 @@
-"""Frames of many clips are kept in a file and compared in blocks."""
+"""The embeddings of many clips are kept in a file and compared in blocks."""
 
 import pytest
 import torch
+from support.peak_memory import peak_growth
 from support.tiny_clap import tiny_clap
 
 from atk.eval import retrieval, scores
 from atk.eval.embed import CaptionEmbedding, ClipEmbedding, embed_tokens
-from atk.eval.frames import FrameFile, with_frames_on_disk
+from atk.eval.frames import TensorFile, on_disk
 from atk.eval.retrieval import SplitEmbedding, text_similarity
 from atk.eval.scores import similarities
 
@@ -24,21 +25,36 @@ def clips():
 
 def test_frames_on_disk_are_those_in_memory():
     expected = clips()
-    mapped = with_frames_on_disk((str(index), clip) for index, clip in enumerate(expected))
+    mapped = on_disk((str(index), clip) for index, clip in enumerate(expected))
     assert [name for name, _ in mapped] == list("01234")
     for (_, ours), theirs in zip(mapped, expected, strict=True):
         assert all(torch.equal(*values) for values in zip(ours, theirs, strict=True))
     frames = [clip.frames for _, clip in mapped if len(clip.frames)]
     assert len({values.untyped_storage().data_ptr() for values in frames}) == 1  # of one file
-    empty = with_frames_on_disk([("a", expected[1])])
+    empty = on_disk([("a", expected[1])])
     assert empty[0][1].frames.shape == (0, 8)
 
 
+EMBED = """
+from atk.eval.embed import ClipEmbedding
+from atk.eval.frames import on_disk
+
+def step(size):
+    embedded = ((index, ClipEmbedding(torch.rand(512), torch.rand(64, 512), torch.rand(64))) for index in range(size))
+    step.result = on_disk(embedded)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_clips():
+    assert peak_growth(EMBED, 2000, "cpp") < 40  # MB; the frames take 262
+
+
 def test_a_full_disk_names_the_folder_of_the_frames():
-    file = FrameFile()
+    file = TensorFile()
     file._file = open("/dev/full", "w+b")  # noqa: SIM115, PTH123 (a device)
     file.add(torch.ones(1, 8))  # in a buffer
-    with pytest.raises(OSError, match=r"frames cannot be written there \(.*No space left.*\); TMPDIR can name another"):
+    with pytest.raises(OSError, match=r"embeddings cannot be written there \(.*No space left.*\); TMPDIR can name"):
         file.mapped()
 
 

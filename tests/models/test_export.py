@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from support.clap_features import clips, transformers_features
 from support.published_models import CAPTIONS, Laion
 from support.sources import SOURCES, run
+from support.tiny_clap import tiny_clap
 
 from atk.cli.main import main
 from atk.eval.model_card import model_card
 from atk.models import from_pretrained
-from atk.models.export import TOKEN_INPUTS, export_model
+from atk.models.export import TOKEN_INPUTS, AudioTower, TextTower, export_model
 from atk.models.tokenizer import import_transformers
 
 
@@ -78,6 +79,13 @@ def test_other_towers_survive_saving_but_are_no_clap_model(tmp_path, name):
     assert torch.equal(model.embed_text(CAPTIONS).pooled, again.embed_text(CAPTIONS).pooled)
     with pytest.raises(ValueError, match="format: only the towers of a ClapModel can be saved as one, got"):
         export_model(model, tmp_path / "out", "transformers")
+
+
+def test_a_program_holds_the_weights_of_its_tower_alone():
+    model = tiny_clap()
+    for tower, name in ((AudioTower, "audio"), (TextTower, "text")):
+        parts = [model.get_submodule(f"{name}_{part}") for part in ("encoder", "projection")]
+        assert [*map(id, tower(model).parameters())] == [id(value) for part in parts for value in part.parameters()]
 
 
 @torch.no_grad()

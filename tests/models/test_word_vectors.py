@@ -6,6 +6,9 @@ import pytest
 import torch
 from support.tiny_clap import CONFIG
 
+from atk.data.side_files import Event
+from atk.eval.alignment import alignment_score, similarity_map
+from atk.eval.embed import ClipEmbedding
 from atk.models.clap import CLAP
 from atk.models.export import export_model
 from atk.models.text import TextEncoderConfig
@@ -76,6 +79,18 @@ def test_a_model_with_word_vectors_saves_its_vectors(file, tmp_path, trained):
     assert again.text_encoder.table.weight.requires_grad == trained
     with pytest.raises(ValueError, match="word vectors have no tokenizer to export"):
         export_model(model, tmp_path / "exported", "onnx")
+
+
+def test_phrases_without_a_vector_are_left_out_of_the_alignment(file):
+    model = CLAP.create(dataclasses.replace(CONFIG, text=settings(file)), ["rock piano", "hip-hop"]).eval()
+    frames = torch.nn.functional.normalize(torch.randn(5, CONFIG.dim), dim=1)
+    clip = ClipEmbedding(frames[0], frames, torch.arange(5.0))
+    captions = {"a.wav": ["unheard"], "b.wav": ["rock"]}
+    events = [Event(name, "music", texts[0], 0.0, 1.0) for name, texts in captions.items()]
+    result = alignment_score(model, dict.fromkeys(captions, clip), captions, events)
+    assert (result["phrases"], result["left_out"]) == (1, 1)
+    with pytest.raises(ValueError, match="text contains no word that the tokenizer keeps: 'unheard'"):
+        similarity_map(model, clip, "unheard")
 
 
 def test_what_they_cannot_do_is_said(file):

@@ -1,5 +1,6 @@
 """The recipes against the settings that the thesis states, the registry of tables, and the arithmetic of the tables."""
 
+import json
 import math
 import statistics
 from dataclasses import asdict
@@ -9,6 +10,8 @@ import pytest
 
 import atk.recipes
 from atk.recipes import TABLES, Recipe
+from atk.recipes.command import _run_all
+from atk.recipes.jobs import Machine, jobs
 from atk.recipes.measure import Measured, measured
 from atk.recipes.report import record, render, summarize
 from atk.recipes.sources import DATA, HUB, WEIGHTS, missing, parse_sources
@@ -157,6 +160,17 @@ def test_pages_name_missing_metrics_and_rows_that_need_something():
     assert "| | here, 1 seed | 0.500 | 0.500 | 0.500 | 0.500 | - | 0.500 |" in page
     assert "| | difference | -0.106 |" in page and "- METEOR: java is not on the PATH" in page
     assert "- Baseline: needs --data esc50=PATH" in page
+
+
+@pytest.mark.parametrize(("split", "said"), [("test", ""), ("val", "/clotho has no test split; evaluated on val\n")])
+def test_captions_of_val_in_place_of_test_are_said(tmp_path, capsys, split, said):
+    table = TABLES["4.2"]
+    (job,) = jobs(table, table.rows[:1], [0], tmp_path, SOURCES, small=False)
+    job.folder.mkdir(parents=True)
+    (job.folder / "summary.json").write_text(json.dumps({"split": split}))
+    job.result.write_text(json.dumps({"input": {}, "missing": {}}))
+    _run_all([job], table, Machine())
+    assert capsys.readouterr().err.endswith(f"{job.name} (complete)\n" + (f"{job.name}: {said}" if said else ""))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import atk
+from atk.data.layouts import in_order
 from atk.data.progress import progress_bar
 from atk.data.published.clips import NAMES_KEPT, Source
 from atk.data.published.folder import FolderWriter
@@ -128,14 +129,13 @@ def _splits(writer: FolderWriter, source: Source) -> dict[str, dict[str, int]]:
     for entry in source.left_out.values():
         for split, count in entry.splits.items():
             left_out[split] = left_out.get(split, 0) + count
-    names = dict.fromkeys([*writer.splits, *left_out])
     return {
         split: {
             "clips": writer.splits[split].clips if split in writer.splits else 0,
             "captions": writer.splits[split].captions if split in writer.splits else 0,
             "left_out": left_out.get(split, 0),
         }
-        for split in names
+        for split in in_order([*writer.splits, *left_out])
     }
 
 
