@@ -75,7 +75,7 @@ class Shard(NamedTuple):
         try:
             status = Path(path).stat()
         except FileNotFoundError:
-            hint = "; write a range as {000..099}" if "*" in str(path) else ""
+            hint = "; write a range as {000..099}" if "*" in path else ""
             raise FileNotFoundError(f"{path}: no such shard{hint}") from None
         return cls(path, status.st_size, str(status.st_mtime_ns))
 
