@@ -1,15 +1,18 @@
 """The recipes against the settings that the thesis states, the registry of tables, and the arithmetic of the tables."""
 
 import math
+import shlex
 import statistics
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from support.runs import parsed_config
 
 import atk.recipes
 from atk.recipes import TABLES, Recipe
 from atk.recipes.measure import Measured, measured
+from atk.recipes.recipe import METHODS
 from atk.recipes.report import record, render, summarize
 from atk.recipes.sources import DATA, HUB, WEIGHTS, missing, parse_sources
 
@@ -85,6 +88,46 @@ def test_recipes_have_the_settings_of_the_thesis(recipe):
         for part in name.split("."):
             value = value[part]
         assert value == wanted, f"{recipe}: {name}"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "thesis.md"
+COMMANDS = {  # the --out of a command in the page, by chapter, and the recipe whose settings it has
+    3: {
+        "RUN": "table_3_1/aligned", "BASELINE": "table_3_1/baseline", "INFO_NCE": "table_3_1/info_nce",
+        "TRIPLET_BERT": "table_3_1/triplet_bert", "TRIPLET_GLOVE": "table_3_1/triplet_glove",
+    },
+    4: {"RUN": "table_4_1/mask"},
+    5: {"RUN": "table_5_1/transformer_audioset"},
+}  # fmt: skip
+OTHER = {"data", "out", "unlabeled", "references", "vectors", "weights", "eval_every", "save_every"}
+
+
+def differences(page, recipe, name=""):
+    """Settings that a command of the page states and that differ; null stands for a value chosen at the start."""
+    if isinstance(page, dict):
+        return [text for key in page if key not in OTHER for text in differences(page[key], recipe[key], key)]
+    return [] if page is None or page == recipe else [f"{name}: {page}, recipe {recipe}"]
+
+
+@pytest.mark.parametrize("chapter", COMMANDS)
+def test_the_commands_of_the_page_have_the_settings_of_the_recipes(chapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = PAGE.read_text().split(f"## Chapter {chapter}")[1].split("## Chapter")[0].replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in section.splitlines() if line.startswith("atk train")]
+    paths = SOURCES | HUB | {"cnn14": "Cnn14_mAP=0.431.pth"}
+    configs = {}
+    for command in commands:
+        make, values = METHODS[command[1]].config, parsed_config(command)
+        config = make(**{name: values[name] for name in make.__dataclass_fields__})
+        if config.out not in configs:  # a later command with the same --out is a variant
+            Path(config.out).mkdir()
+            config.save(Path(config.out) / "config.yaml")
+            configs[config.out] = asdict(config)
+    assert configs.keys() == COMMANDS[chapter].keys()
+    for out, name in COMMANDS[chapter].items():
+        recipe = asdict(Recipe.read(name).config(paths, out="-", seed=0))
+        wrong = [text for text in differences(configs[out], recipe) if not text.startswith("hidden:")]  # "mlp" only
+        assert not wrong, f"{out}, {name}: {wrong}"
 
 
 def test_every_recipe_belongs_to_a_row_and_every_value_says_where_it_comes_from():
