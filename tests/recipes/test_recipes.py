@@ -11,10 +11,12 @@ from support.runs import parsed_config
 
 import atk.recipes
 from atk.recipes import TABLES, Recipe
+from atk.recipes.command import _run_all
+from atk.recipes.jobs import Job, Machine
 from atk.recipes.measure import Measured, measured
 from atk.recipes.recipe import METHODS
 from atk.recipes.report import record, render, summarize
-from atk.recipes.sources import DATA, HUB, WEIGHTS, missing, parse_sources
+from atk.recipes.sources import DATA, HUB, WEIGHTS, check_weights, missing, parse_sources
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 TRAINED = sorted({row.recipe for _, row in ROWS if Recipe.read(row.recipe).method})
@@ -208,6 +210,37 @@ def test_pages_name_missing_metrics_and_rows_that_need_something():
 def test_wrong_sources_are_named(words, message):
     with pytest.raises(ValueError, match=message):
         parse_sources(words, DATA, "--data")
+
+
+def job_of(row, folder, seed=None, **sources):
+    row = TABLES["5.1"].row(row)
+    return Job(TABLES["5.1"], row, Recipe.read(row.recipe), seed, folder, SOURCES | sources)
+
+
+def test_an_evaluation_on_other_data_is_refused(tmp_path):
+    job = job_of("clap", tmp_path, audiocaps="A")
+    job.result.write_text('{"data": "A", "retrieval": 1}')
+    assert job.run(Machine())["retrieval"] == 1
+    with pytest.raises(ValueError, match=r"evaluation_audiocaps\.json is the evaluation on A, not on B"):
+        job_of("clap", tmp_path, audiocaps="B").run(Machine())
+
+
+def test_all_runs_are_checked_before_the_first_one_begins(tmp_path, monkeypatch):
+    first, second = job_of("finetuned", tmp_path / "a", 0), job_of("mlp-audioset", tmp_path / "b", 0, audioset="A")
+    second._claim_folder()
+    other = job_of("mlp-audioset", tmp_path / "b", 0, audioset="B")
+    with pytest.raises(ValueError, match="was started with other settings"):
+        _run_all([first, other], TABLES["5.1"], Machine("cpu"))
+    assert not first.folder.exists()
+    with pytest.raises(ValueError, match="workers must be at least 0"):
+        _run_all([first, second], TABLES["5.1"], Machine("cpu", workers=-1))
+
+
+def test_weights_that_do_not_exist_are_named(tmp_path):
+    check_weights({"laion": "laion/clap-htsat-unfused", "clotho": "/no/such/folder"})
+    for path in ("weights.pth", "/no/such/folder"):
+        with pytest.raises(FileNotFoundError, match=f"--weights: laion: {path} does not exist"):
+            check_weights({"laion": path})
 
 
 def test_sources_that_do_not_exist_are_named():
