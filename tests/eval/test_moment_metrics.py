@@ -187,6 +187,21 @@ def test_psds_of_a_model_that_knows_the_sounds(folder):
     assert (result["classes"], result["events"]) == (3, 5)
 
 
+def test_psds_joins_events_that_overlap_and_leaves_out_classes_that_sound_nowhere(folder):
+    pytest.importorskip("sed_scores_eval", exc_type=ImportError, reason="needs the extra psds")
+    rows = [line.split(",") for line in (folder / "events.csv").read_text().split()[1:]]
+    file, event, phrase, start, end = next(row for row in rows if row[1] == "dog")
+    middle = (float(start) + float(end)) / 2
+    with (folder / "events.csv").open("a", newline="") as table:
+        csv.writer(table).writerows(
+            [(file, event, phrase, start, middle), (file, event, phrase, middle, end), ("a.wav", "train", "x", 90, 91)]
+        )
+    result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
+    assert result["metrics"] == pytest.approx({"PSDS1": 100, "PSDS2": 100})
+    assert (result["classes"], result["events"]) == (3, 7)
+    assert [name for name, _ in result["left_out"]] == ["a.wav"]
+
+
 def test_the_phrases_of_a_class():
     counts = {"f": 1, "b": 2, "a": 1, "c": 1, "d": 1, "e": 1}
     events = [Event("a.wav", "dog", phrase, 0, 1) for phrase, count in counts.items() for _ in range(count)]
