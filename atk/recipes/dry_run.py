@@ -54,8 +54,7 @@ def _planned(job: Job, machine: Machine) -> str:
         config = job.config(replace(machine, device="cpu"))
         steps = steps_of(config)
         text = f"{steps:,} steps"
-        if not isinstance(config, (AlignedConfig, SemiSupervisedConfig)):
-            return f"{text}; time and memory: `atk plan` knows none of captioners"
+        assert isinstance(config, (AlignedConfig, SemiSupervisedConfig, DifferenceConfig))
         name = _device_name(machine.device)
         bf16 = name != "cpu" or multiplies_bf16(torch.device("cpu"))
         if config.precision == "auto":
