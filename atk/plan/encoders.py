@@ -10,6 +10,7 @@ from atk.data import MixConfig, MixtureBatch
 from atk.data.dataset import Batch, collate
 from atk.models.captioner import Captioner
 from atk.models.clap import CLAP
+from atk.models.decoder import CaptionDecoder
 from atk.models.layers import MelSpectrogram, checkpoint_layers, innermost_layers
 from atk.models.text import TextEncoder
 from atk.models.unified import Unified, starting_config
@@ -134,8 +135,8 @@ def logits_cost(loss: str, skip_below: float) -> tuple[float, float]:
 def _task(config: PlanConfig) -> PlanTask:
     """The task that trains `config`, without its data."""
     config = _with_saved_model(config)
-    make = _TASKS[type(config)]
-    task: Any = make.__new__(make)  # the constructor would read data
+    make: Any = _TASKS[type(config)]
+    task = make.__new__(make)  # the constructor would read data
     task.config = replace(config, backend="auto")  # this machine may lack the one that trains
     task.device = torch.device("cpu")
     task.model = _model(config).train()
@@ -176,9 +177,10 @@ def _model(config: PlanConfig) -> CLAP | Captioner:
         if text.pretrained is None and not published and isinstance(model.text_encoder, TextEncoder):
             model.text_encoder.model.set_input_embeddings(nn.Embedding(text.vocabulary, text.width, padding_idx=0))
     if isinstance(config, (DifferenceConfig, UnifiedConfig)):
-        decoder = config.model.decoder
-        if decoder.pretrained is None and decoder.tokenizer is None:
-            _set_vocabulary(model.decoder.bart, decoder.vocabulary)
+        words, decoder = config.model.decoder, model.decoder
+        assert isinstance(decoder, CaptionDecoder)
+        if words.pretrained is None and words.tokenizer is None:
+            _set_vocabulary(decoder.bart, words.vocabulary)
     return model
 
 
@@ -235,7 +237,7 @@ def _waveform_bytes(batch: PlanBatch) -> int:
     return batch.audio.nbytes + more
 
 
-def _run(task: PlanTask, batch: PlanBatch, bf16: bool) -> tuple[Embeddings, Cost, int]:
+def _run(task: PlanTask, batch: Any, bf16: bool) -> tuple[Embeddings, Cost, int]:
     """Embeddings of a batch, the cost of their forward and backward, and the number of operations in the forward."""
     with Trace() as trace:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
