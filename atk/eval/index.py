@@ -233,8 +233,8 @@ class Index:
         return place, row - int(self._bases[place])
 
     def _path(self, place: int, row: int) -> Path | str:
-        name = os.fsdecode(self.parts[place].name(row))
-        return Path(self.header.folder, name) if self.parts[place].is_file(row) else name
+        path = self.header.whole(os.fsdecode(self.parts[place].name(row)))
+        return Path(path) if self.parts[place].is_file(row) else path
 
 
 def _packed(queries: Sequence[CaptionEmbedding]) -> Queries:

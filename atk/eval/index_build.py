@@ -76,10 +76,10 @@ def build_index(
         model.frame_seconds,
         default_score(source),
     )
-    files = read_all(folder, on_error)
+    files = read_all(header.folder, on_error)
     with writing(out, header) as writer:
         skipped = list(files.skipped)
-        named = _stamped(files.clips, header.folder, skipped)
+        named = _stamped(files.clips, header, skipped)
         gone = [name for name in writer.rows if name not in named]
         writer.drop(gone)
         known = {name: row[2:] for name, row in writer.rows.items()}
@@ -88,7 +88,7 @@ def build_index(
         if new:
             clips = [clip for clip, *_ in new.values()]
             stream = FrameStream(model, clips, clip_seconds, context_seconds, **options)
-            _encode(stream, writer, new, header.folder, progress)
+            _encode(stream, writer, new, progress)
             skipped += stream.skipped
             bad = {name for name, _ in stream.skipped}
             unreadable = [name for name, (clip, *_) in new.items() if clip.file_name in bad]
@@ -103,15 +103,9 @@ def build_index(
         return IndexChanges(added, changed, len(gone) + lost, len(writer.rows) - added - changed, skipped)
 
 
-def _encode(
-    stream: FrameStream,
-    writer: Writer,
-    new: dict[bytes, tuple[Clip, int, int]],
-    folder: str,
-    progress: str | None,
-) -> None:
+def _encode(stream: FrameStream, writer: Writer, new: dict[bytes, tuple[Clip, int, int]], progress: str | None) -> None:
     for clip, frames, pooled in stream.embedded(lambda part: part.half(), progress):
-        name = _name(clip, folder)
+        name = _name(clip, writer.manifest.header)
         _, size, mtime = new[name]
         row = Row(name, isinstance(clip.path, Path), size, mtime, clip.seconds, pooled, frames.times, frames.frames)
         writer.add(row)
@@ -123,12 +117,14 @@ def default_score(source: str | Path) -> Score:
     return "max_mean" if isinstance(loss, dict) and loss.get("aligned_weight") else "global"
 
 
-def _stamped(clips: Sequence[Clip], folder: str, skipped: list[tuple[str, str]]) -> dict[bytes, tuple[Clip, int, int]]:
+def _stamped(
+    clips: Sequence[Clip], header: Header, skipped: list[tuple[str, str]]
+) -> dict[bytes, tuple[Clip, int, int]]:
     """Clips by their names in the index, with sizes and modification times."""
     stamped = {}
     for clip in clips:
         try:
-            stamped[_name(clip, folder)] = (clip, *_stamp(clip))
+            stamped[_name(clip, header)] = (clip, *_stamp(clip))
         except OSError as error:  # gone since it was listed
             skipped.append((clip.file_name, error.strerror or str(error)))
     return stamped
@@ -138,12 +134,10 @@ def _absolute(name: str | Path) -> str:
     return os.path.abspath(name) if Path(name).exists() else str(name)  # noqa: PTH100 (resolve() would follow links)
 
 
-def _name(clip: Clip, folder: str) -> bytes:
+def _name(clip: Clip, header: Header) -> bytes:
     """The name of a clip in the index, which stays the same if the folder is moved."""
-    if not isinstance(clip.path, Path):
-        return os.fsencode(str(clip.path))
-    path, root = os.path.abspath(clip.path), folder + os.sep  # noqa: PTH100 (resolve() would follow links)
-    return os.fsencode(path.removeprefix(root))
+    path = os.path.abspath(clip.path) if isinstance(clip.path, Path) else str(clip.path)  # noqa: PTH100 (keeps links)
+    return os.fsencode(header.relative(path))
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:

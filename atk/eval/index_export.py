@@ -67,10 +67,11 @@ def copy_to(client: "QdrantClient", index: Index, collection: str, progress: str
     """As `export_to_qdrant`, through an open client."""
     from qdrant_client import models
 
-    if not index.parts:
+    exists = client.collection_exists(collection)
+    if not index.parts and not exists:
         return 0
-    dim = index.parts[0].frames.shape[1]
-    if not client.collection_exists(collection):
+    dim = index.parts[0].frames.shape[1] if index.parts else 0
+    if not exists:
         frames = models.VectorParams(
             size=dim,
             distance=models.Distance.DOT,

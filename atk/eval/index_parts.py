@@ -28,7 +28,8 @@ class Row(NamedTuple):
     """A recording in an index.
 
     Attributes:
-        name: its path relative to the indexed folder, or its whole name; bytes, as names need not be UTF-8.
+        name: its path, or the name of what lies inside a larger file, relative to the indexed folder if it lies there;
+            bytes, as names need not be UTF-8.
         is_file: whether it is a file of its own in the folder.
         size: its size in bytes.
         mtime: its modification time in ns; that of its shard, if it lies in one; 0 = unknown.
@@ -58,7 +59,8 @@ class Queries(NamedTuple):
 def write_part(path: Path, rows: Sequence[Row], dtype: IndexDtype) -> None:
     """Write a part, in one step for its readers.
 
-    int8 frames are multiples of a power of two for each channel, so that parts can be merged without further loss.
+    int8 frames are multiples of a power of two for each channel, so that merging parts rounds again only where the
+    power grows, however often they are merged.
 
     Raises:
         OSError: the file cannot be written.
@@ -103,7 +105,8 @@ def _vectors(rows: Tensor, dim: int) -> pa.FixedSizeListArray:
 
 def _scales(frames: Sequence[Tensor]) -> Tensor:
     """The smallest power of two for each channel `[D]` with which all values fit into 7 bits."""
-    largest = torch.stack([part.abs().amax(0).float() for part in frames if len(part)]).amax(0)
+    zero = torch.zeros(frames[0].shape[1])  # what parts without any frame leave
+    largest = torch.stack([zero, *(part.abs().amax(0).float() for part in frames if len(part))]).amax(0)
     return torch.exp2(torch.ceil(torch.log2((largest / _LEVELS).clamp(min=_SMALLEST))))
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from atk.ops.user_cache import replace_file
 _FORMAT = 1
 _PART_FRAMES = 1 << 18
 _FLUSH_SECONDS = 60.0  # of encoding that are lost at most
+
+Known = dict[bytes, tuple[str, int, int, int]]  # (part, row, size, mtime) of recordings, by name
 
 
 def fingerprint(model: EmbeddingModel | nn.Module) -> str:
@@ -58,6 +61,18 @@ class Header:
     context_seconds: float | None
     frame_seconds: float
     score: Score
+
+    def relative(self, path: str) -> str:
+        """A path without that of the indexed folder, which may be moved; other paths and names stay."""
+        return path.removeprefix(self.folder + os.sep) if self._is_local else path
+
+    def whole(self, name: str) -> str:
+        """The path that `relative` shortened."""
+        return os.path.join(self.folder, name) if self._is_local else name  # noqa: PTH118 (names need not be paths)
+
+    @property
+    def _is_local(self) -> bool:
+        return self.folder.startswith(os.sep)
 
     def check(self, new: "Header", out: Path) -> None:
         """Check that `new` can continue this index.
@@ -140,7 +155,7 @@ class Writer:
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
-        self.rows: dict[bytes, tuple[str, int, int, int]] = {}
+        self.rows: Known = {}
         self._pending: list[Row] = []
         self._frames = 0
         self._last_flush = time.monotonic()
@@ -163,9 +178,10 @@ class Writer:
     def flush(self) -> None:
         """Write what was added; it is part of the index from then on."""
         if self._pending:
-            name = self._write(self._pending)
-            self._forget(row.name for row in self._pending)
-            self._list(name, self._pending)
+            name, known = self._write(self._pending)
+            self._forget(known)
+            self.manifest.parts.append((name, []))
+            self.rows |= known
             self._pending, self._frames = [], 0
         self.manifest.write(self.folder)
         self._last_flush = time.monotonic()
@@ -182,23 +198,21 @@ class Writer:
         wasted = any(not part.live.all() for _, part in small)
         if len(small) < 2 and not wasted:
             return
-        merged = [(self._write(rows), rows) for rows in _grouped(part for _, part in small)]
+        merged = [self._write(rows) for rows in _grouped(part for _, part in small)]
         old = {name for name, _ in small}
-        self.manifest.parts = [entry for entry in self.manifest.parts if entry[0] not in old]
-        for name, rows in merged:
-            self._list(name, rows)
+        others = [entry for entry in self.manifest.parts if entry[0] not in old]
+        self.manifest.parts = others + [(name, []) for name, _ in merged]  # in one step, for `flush` after an interrupt
+        for _, known in merged:
+            self.rows |= known
         self.manifest.write(self.folder)
         self._remove_unlisted()
 
-    def _write(self, rows: list[Row]) -> str:
+    def _write(self, rows: list[Row]) -> tuple[str, Known]:
+        """Write a part that is not listed yet; returns its name and its recordings."""
         name = f"{self.manifest.next:06d}.arrow"
         self.manifest.next += 1
         write_part(self.folder / name, rows, self.manifest.header.dtype)
-        return name
-
-    def _list(self, name: str, rows: list[Row]) -> None:
-        self.manifest.parts.append((name, []))
-        self.rows |= {row.name: (name, place, row.size, row.mtime) for place, row in enumerate(rows)}
+        return name, {row.name: (name, place, row.size, row.mtime) for place, row in enumerate(rows)}
 
     def _forget(self, names: Iterable[bytes]) -> None:
         dropped = dict(self.manifest.parts)

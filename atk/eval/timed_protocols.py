@@ -155,44 +155,75 @@ def require_psds() -> Any:
 
 
 def psds(given: TimedEvaluation) -> dict[str, Any]:
-    """PSDS1 and PSDS2 of the classes in events.csv, whose phrases are the queries; with a single class, only PSDS1."""
+    """PSDS1 and PSDS2 of the classes in events.csv, whose phrases are the queries; with a single class, only PSDS1.
+
+    Classes without an event in the clips that can be decoded are left out.
+
+    Raises:
+        ValueError: no class is left.
+    """
     package = require_psds()
     phrases = class_phrases(given.events)
     text = Phrases(given.model, [phrase for few in phrases.values() for phrase in few])
-    columns = {name: text.columns(few) for name, few in phrases.items()}
-    scores: dict[str, pd.DataFrame] = {}
-    durations: dict[str, float] = {}
+    curves: dict[str, np.ndarray] = {}
+    edges: dict[str, np.ndarray] = {}
     stream = given.stream(given.files)
     for clip, frames in stream.clips(text.curves, given.progress):
-        curves = np.stack([frames.frames[:, few].mean(1).numpy() for few in columns.values()], 1)
-        edges = np.arange(len(curves) + 1) * given.model.frame_seconds
-        edges[-1] = max(clip.seconds, edges[-2] + 1e-3)
-        scores[clip.file_name] = package.base_modules.scores.create_score_dataframe(curves, edges, list(columns))
-        durations[clip.file_name] = float(edges[-1])
+        of_classes = [frames.frames[:, text.columns(few)].mean(1).numpy() for few in phrases.values()]
+        curves[clip.file_name] = np.stack(of_classes, 1)
+        edges[clip.file_name] = np.arange(len(frames.frames) + 1) * given.model.frame_seconds
+        edges[clip.file_name][-1] = max(clip.seconds, edges[clip.file_name][-2] + 1e-3)
     given.skipped.extend(stream.skipped)
-    if not scores:
-        raise ValueError("protocol psds: no clip of the split can be decoded")
-    truth: dict[str, list[tuple[float, float, str]]] = {name: [] for name in scores}
-    left_out = []
-    for event in given.events:
-        end = min(event.end, durations.get(event.file_name, 0.0))
-        if event.start < end:
-            truth[event.file_name].append((event.start, end, event.event))
-        elif event.file_name in truth:
-            left_out.append(
-                (
-                    event.file_name,
-                    f"{event.phrase}: {event.start:g}-{event.end:g} s of a clip of {durations[event.file_name]:g} s",
-                )
-            )
-    counts = {"classes": len(columns), "events": sum(map(len, truth.values())), "left_out": left_out}
-    result: dict[str, Any] = {**counts, "metrics": {}}
+    durations = {name: float(times[-1]) for name, times in edges.items()}
+    truth, used, left_out = _true_events(given.events, durations)
+    heard = {event for events in truth.values() for *_, event in events}
+    classes = [(column, name) for column, name in enumerate(phrases) if name in heard]
+    if not classes:
+        raise ValueError("protocol psds: no clip of the split can be decoded and has an event")
+    columns, names = map(list, zip(*classes, strict=True))
+    frame_of = package.base_modules.scores.create_score_dataframe
+    scores: dict[str, pd.DataFrame] = {
+        name: frame_of(values[:, columns], edges[name], names) for name, values in curves.items()
+    }
+    result: dict[str, Any] = {"classes": len(names), "events": used, "left_out": left_out, "metrics": {}}
     for name, settings in _PSDS.items():
-        if len(columns) == 1 and "cttc_threshold" in settings:  # cross-triggers need another class
+        if len(names) == 1 and "cttc_threshold" in settings:  # cross-triggers need another class
             continue
         value, *_ = package.intersection_based.psds(scores, truth, durations, max_efpr=_MAX_FALSE_POSITIVES, **settings)
         result["metrics"][name] = 100 * float(value)
     return result
+
+
+def _true_events(
+    events: list[Event], durations: dict[str, float]
+) -> tuple[dict[str, list[tuple[float, float, str]]], int, list[tuple[str, str]]]:
+    """What sounds in clips: (start, end, class), those of a class that touch or overlap as one, as PSDS asks for.
+
+    Args:
+        events: the events; those of other clips do not count.
+        durations: the length of each clip.
+
+    Returns:
+        What sounds in each clip, the number of events in it, and the (file name, reason) of events beyond the end.
+    """
+    truth: dict[str, list[tuple[float, float, str]]] = {name: [] for name in durations}
+    left_out: list[tuple[str, str]] = []
+    used = 0
+    for event in sorted(events, key=lambda event: (event.event, event.start)):
+        if event.file_name not in durations:
+            continue
+        seconds, spans = durations[event.file_name], truth[event.file_name]
+        start, end = event.start, min(event.end, seconds)
+        if not start < end:
+            reason = f"{event.phrase}: {event.start:g}-{event.end:g} s of a clip of {seconds:g} s"
+            left_out.append((event.file_name, reason))
+            continue
+        used += 1
+        if spans and spans[-1][2] == event.event and start <= spans[-1][1]:
+            first, before, _ = spans.pop()
+            start, end = first, max(before, end)
+        spans.append((start, end, event.event))
+    return truth, used, left_out
 
 
 def class_phrases(events: list[Event]) -> dict[str, list[str]]:

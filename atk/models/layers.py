@@ -35,7 +35,12 @@ class MelSpectrogram(Float32Features):
         hop: hop length, in samples.
         mel_bins: number of mel bands.
         options: further arguments of `torchaudio.transforms.MelScale`.
+
+    Attributes:
+        clips_at_a_time: number of clips whose spectra are computed at once on a CPU.
     """
+
+    clips_at_a_time = _CLIPS_AT_A_TIME
 
     def __init__(self, sample_rate: int, window: int, hop: int, mel_bins: int, **options: Any):
         super().__init__()
@@ -53,7 +58,7 @@ class MelSpectrogram(Float32Features):
         """Mel power spectra `[N, 1 + (S - window) // hop, mel_bins]` of waveforms `[N, S]`."""
         # On a CPU, spectra of few clips stay in its cache, which halves the time.
         in_parts = audio.device.type == "cpu" and not torch.compiler.is_compiling()
-        parts = audio.split(_CLIPS_AT_A_TIME) if in_parts else (audio,)
+        parts = audio.split(self.clips_at_a_time) if in_parts else (audio,)
         with torch.autocast(audio.device.type, enabled=False):
             return torch.cat([self._power(part.float()) for part in parts])
 

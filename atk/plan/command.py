@@ -13,10 +13,17 @@ from atk.plan.rates import Rates
 from atk.plan.report import format_plan, plan
 from atk.plan.step import Resources
 from atk.train.aligned import AlignedConfig
-from atk.train.semisupervised_config import SemiSupervisedConfig
+from atk.train.difference import DifferenceConfig
+from atk.train.semisupervised_config import SemiSupervisedConfig, UnlabeledConfig
+from atk.train.unified_config import UnifiedConfig
 
-Method = Literal["aligned", "semisupervised"]
-_CONFIGS: dict[str, type[PlanConfig]] = {"aligned": AlignedConfig, "semisupervised": SemiSupervisedConfig}
+Method = Literal["aligned", "difference", "semisupervised", "unified"]
+_CONFIGS: dict[str, type[PlanConfig]] = {
+    "aligned": AlignedConfig,
+    "difference": DifferenceConfig,
+    "semisupervised": SemiSupervisedConfig,
+    "unified": UnifiedConfig,
+}
 _IGNORED = ("data", "data_weights", "caption_column", "out", "unlabeled")  # fields that say what to read and write
 _UNITS = {"matmul_tflops": 1e12, "bandwidth_gb": 1e9, "interconnect_gb": 1e9}
 
@@ -24,8 +31,7 @@ _UNITS = {"matmul_tflops": 1e12, "bandwidth_gb": 1e9, "interconnect_gb": 1e9}
 def add_arguments(parser: ArgumentParser, method: str) -> None:
     """Add the arguments of `atk plan`, and those of `atk train` for this method."""
     if method not in _CONFIGS:
-        reason = "; only contrastive losses can be planned" if method in ("difference", "unified") else ""
-        parser.error(f"--method must be one of {', '.join(map(repr, get_args(Method)))}, got {method!r}{reason}")
+        parser.error(f"--method must be one of {', '.join(map(repr, get_args(Method)))}, got {method!r}")
     parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml")
     parser.add_argument("--method", type=Method, default="aligned", help="training method to plan for")
     parser.add_argument("--batch", type=int | None, default=None, help="short for --batch-size")
@@ -70,7 +76,7 @@ def _config(arguments: Namespace) -> PlanConfig:
     values: dict[str, Any] = {field.name: arguments[field.name] for field in fields(make) if field.name not in _IGNORED}
     if arguments.batch is not None:
         values["batch_size"] = arguments.batch
-    if make is SemiSupervisedConfig:
+    if issubclass(make, UnlabeledConfig):
         values["unlabeled"] = ["-"]
     return make(data="-", out="-", **values | {"device": _device_name(values["device"])})
 

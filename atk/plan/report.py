@@ -87,13 +87,11 @@ def format_plan(result: Plan) -> str:
     ranks, micro_batch = facts["devices"], facts["micro_batch"]
     clips = math.ceil(facts["batch_size"] / ranks)
     at_once = micro_batch is None or micro_batch >= clips
+    sizes = f"; {facts['frames']} frames per clip, {facts['caption_tokens']} tokens per caption"
     lines = [
         f"batch {facts['batch_size']:,} on {ranks} x {facts['device']}, {facts['precision']}: {clips:,} clips each, "
         + ("encoded all at once" if at_once else f"encoded {micro_batch} at a time"),
-        (
-            f"{facts['parameters']:,} weights; {facts['frames']} frames per clip, "
-            f"{facts['caption_tokens']} tokens per caption"
-        ),
+        f"{facts['parameters']:,} weights" + (sizes if facts["frames"] else ""),
         "",
         f"{'per device':38s}{'MiB':>12s}{'ms per step':>13s}",
     ]
@@ -101,7 +99,8 @@ def format_plan(result: Plan) -> str:
     lines += [
         f"{part.name:38s}{part.bytes / 2**20:12,.1f}{1e3 * part.seconds:13,.1f}" for part in (*result.parts, total)
     ]
-    lines.append(f"{'naive einsum instead of the op':38s}{result.einsum_bytes / 2**20:12,.1f}")
+    if result.einsum_bytes:
+        lines.append(f"{'naive einsum instead of the op':38s}{result.einsum_bytes / 2**20:12,.1f}")
     return "\n".join([*lines, *_largest_batch_lines(result)])
 
 

@@ -14,7 +14,8 @@ from atk.ops.logit_chunks import CHUNK_ELEMENTS
 from atk.ops.max_mean_op import INDEX_BUDGET
 from atk.plan.encoders import Encoders, PlanConfig, logits_cost
 from atk.plan.rates import Rates
-from atk.train.aligned import AlignedConfig
+from atk.train.aligned import LossConfig
+from atk.train.difference import DifferenceConfig
 
 USABLE = 0.9  # share of a device's memory; fragmentation, libraries, and the process itself need the rest
 MAX_CLIPS = 1 << 30  # where the search for the largest batch ends
@@ -80,9 +81,12 @@ class Step:
         self.encoders = encoders
         self.ranks = resources.devices
         self.rates = resources.rates
-        self.aligned_loss = config.loss if encoders.frames and isinstance(config, AlignedConfig) else None
+        loss = None if isinstance(config, DifferenceConfig) else config.loss
+        self.loss_kind = None if loss is None else loss.kind  # None: captions are not contrasted
+        self.aligned_loss = loss if encoders.frames and isinstance(loss, LossConfig) else None
+        self.ring = not isinstance(config, DifferenceConfig) and config.gather == "ring" and self.ranks > 1
         skip_below = 0.0 if self.aligned_loss is None else self.aligned_loss.skip_below
-        self.logit_bytes, self.logit_moved = logits_cost(config.loss.kind, skip_below)
+        self.logit_bytes, self.logit_moved = logits_cost(self.loss_kind or "info_nce", skip_below)
 
     def parts(self, batch: int, micro_batch: int | None) -> tuple[list[Part], float]:
         """The parts of a step, and the largest number of bytes held at a time."""
@@ -92,7 +96,8 @@ class Step:
         waveforms = self._waveforms(pairs)
         encoding, held_by_graph = self._encoding(pairs, at_once)
         embeddings, cached = self._embeddings(pairs, at_once)
-        loss = [self._gather(pairs), self._op(pairs), self._logits(pairs)]
+        contrasted = self.loss_kind is not None
+        loss = [self._gather(pairs), self._op(pairs), self._logits(pairs)] if contrasted else []
         in_loss = embeddings.bytes + held_by_graph + sum(part.bytes for part in loss)
         parts = [states, waveforms, encoding, embeddings, *loss]
         peak = states.bytes + waveforms.bytes + max(in_loss, cached + encoding.bytes)
@@ -153,7 +158,7 @@ class Step:
         cost = self.encoders.cost.of(at_once)
         forward = cost.first(self.encoders.forward)
         seconds = cost.seconds(self.rates)
-        if at_once < pairs:
+        if at_once < pairs and not self.encoders.additive:
             seconds += forward.seconds(self.rates)
         graph = float(forward.held[-1]) if at_once == pairs else 0.0
         return Part("encoders", cost.peak(), pairs / at_once * seconds), graph
@@ -172,15 +177,15 @@ class Step:
         if self.ranks == 1:
             return Part("gather", 0.0, 0.0)
         encoders = self.encoders
-        ring = self.config.gather == "ring"
+        ring = self.ring
         itemsize = encoders.itemsize
         local = pairs * (encoders.valid_tokens + encoders.terms) * encoders.dim
         gathered = local * self.ranks
         received = self._remote_share() * gathered * (2 * itemsize + 4 if ring else 2 * itemsize)  # ring: float32 sums
         held = 2 * local * (itemsize + 4) if ring else 3 * gathered * itemsize
-        sums_columns = self.config.loss.kind == "info_nce"  # across ranks
+        sums_columns = self.loss_kind == "info_nce"  # across ranks
         column_bytes = sums_columns * 3 * 2 * self._remote_share() * pairs * self.ranks * 4
-        return Part(f"gather ({self.config.gather})", held, (received + column_bytes) / self.rates.interconnect)
+        return Part(f"gather ({'ring' if ring else 'all'})", held, (received + column_bytes) / self.rates.interconnect)
 
     def _op(self, pairs: int) -> Part:
         """Max-mean similarity: products, winner indices, and gradients that are gathered or multiplied."""
@@ -193,7 +198,7 @@ class Step:
             moved = 4 * len(directions) * self.einsum_bytes(pairs)
             seconds = 3 * len(directions) * flops / self.rates.matmul + moved / self.rates.bandwidth
             return Part("op: einsum", len(directions) * self.einsum_bytes(pairs), seconds)
-        ring = self.config.gather == "ring" and self.ranks > 1
+        ring = self.ring
         held = seconds = 0.0
         all_saved = True
         for rows, candidates in directions:
@@ -223,7 +228,7 @@ class Step:
     def _logits(self, pairs: int) -> Part:
         """Max-mean logits [N_r, N] and their gradients; those of global vectors are held on a CPU, up to a budget."""
         count = pairs * pairs * self.ranks
-        ring = self.config.gather == "ring" and self.ranks > 1
+        ring = self.ring
         rate = self.rates.single if self.resources.cpu else self.rates.matmul  # a CPU multiplies in float32
         kept = 4 * (count // self.ranks if ring else count)  # a ring holds one block at a time
         if not self.resources.cpu or kept > LOGIT_BUDGET:

@@ -15,7 +15,7 @@ from atk.recipes.listing import list_captions
 from atk.recipes.measure import Measured, measured
 from atk.recipes.report import record, write
 from atk.recipes.small import stand_ins
-from atk.recipes.sources import DATA, HUB, WEIGHTS, parse_sources
+from atk.recipes.sources import DATA, HUB, WEIGHTS, check_weights, parse_sources
 from atk.recipes.tables import TABLES, Row, Table
 
 TableName = Literal["3.1", "4.1", "4.2", "4.3", "5.1", "5.2", "5.3", "5.4"]
@@ -87,6 +87,7 @@ def run(arguments: Namespace) -> None:
     if arguments.dry_run:
         print(describe(todo, machine))
         return
+    check_weights(sources)
     done, open_rows = _run_all(todo, table, machine)
     stem = out / f"table_{arguments.table.replace('.', '_')}"
     listing = _listing(stem, rows, done, machine) if table.evaluation == "listing" else ""
@@ -97,7 +98,13 @@ def run(arguments: Namespace) -> None:
 def _run_all(
     todo: Sequence[Job], table: Table, machine: Machine
 ) -> tuple[dict[str, list[tuple[Job, Measured]]], dict[str, str]]:
-    """The complete runs of each row with their values, and what the other rows need."""
+    """The complete runs of each row with their values, and what the other rows need.
+
+    All runs are checked before the first one begins, which may take days.
+    """
+    for job in todo:
+        if not job.needs:
+            job.check(machine)
     done: dict[str, list[tuple[Job, Measured]]] = {}
     open_rows: dict[str, str] = {}
     for position, job in enumerate(todo, 1):

@@ -50,12 +50,12 @@ def _planned(job: Job, machine: Machine) -> str:
     """Number of steps, and the time and memory of the run, as far as they can be known."""
     if job.needs:
         return "time and memory: not planned without what it needs"
+    text = ""
     try:
         config = job.config(replace(machine, device="cpu"))
         steps = steps_of(config)
-        text = f"{steps:,} steps"
-        if not isinstance(config, (AlignedConfig, SemiSupervisedConfig)):
-            return f"{text}; time and memory: `atk plan` knows none of captioners"
+        text = f"{steps:,} steps; "
+        assert isinstance(config, (AlignedConfig, SemiSupervisedConfig, DifferenceConfig))
         name = _device_name(machine.device)
         bf16 = name != "cpu" or multiplies_bf16(torch.device("cpu"))
         if config.precision == "auto":
@@ -64,10 +64,10 @@ def _planned(job: Job, machine: Machine) -> str:
         rates = _rates(name, config.precision == "bf16")
         result = plan(config, Resources(rates, name == "cpu", machine.devices, None))
     except (ValueError, OSError) as error:
-        return f"time and memory: not planned ({' '.join(str(error).split())[:300]})"
+        return f"{text}time and memory: not planned ({' '.join(str(error).split())[:300]})"
     hours = steps * result.seconds / 3600
     peak = result.peak_bytes / 2**30
-    return f"{text}; planned on {machine.devices} x {name}: {hours:.2f} h of training, {peak:.1f} GiB per device"
+    return f"{text}planned on {machine.devices} x {name}: {hours:.2f} h of training, {peak:.1f} GiB per device"
 
 
 @cache  # those of a CPU are measured

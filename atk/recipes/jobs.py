@@ -21,11 +21,12 @@ from atk.train.interrupts import interrupts
 from atk.train.trainer import Interrupted, TrainingError
 
 _RECIPE = "recipe.yaml"  # in a run folder: what it was started with
+_EVALUATED = "data"  # in an evaluation: the path of the data set
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the runs may use; none of it changes what they compute, except for rounding.
+    """What the runs may use. Results depend on `devices` and `micro_batch` a little: batch norms and dropout see parts.
 
     Attributes:
         device: as in `atk train`.
@@ -106,10 +107,12 @@ class Job:
                 with other settings.
             TrainingError, Interrupted, RankLost: see `atk.train.trainer.Trainer.fit`.
         """
-        self._claim_folder()
+        self.check(machine)
+        data = self.sources[self.row.target]
         if self.result.is_file():
             return json.loads(self.result.read_text())
-        data = self.sources[self.row.target]
+        if not (self.folder / _RECIPE).is_file():
+            self._claim_folder()
         if self.recipe.method is None:
             source, tokenizer = (
                 path_of(self.recipe.checkpoint, self.sources),
@@ -126,30 +129,45 @@ class Job:
                 result = measure.evaluate(
                     self.table.evaluation, self.folder, None, data, machine.device, machine.workers
                 )
+        result = {_EVALUATED: data} | result
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")
         return result
 
-    def _claim_folder(self) -> None:
-        """Write down the settings of the run, or check that those written down are the same."""
-        with optional_imports:
-            import yaml
+    def check(self, machine: Machine) -> None:
+        """Check the settings, and that the run and its evaluation, if there are any, have the same ones.
 
-        wanted = {
+        Raises:
+            ValueError: a setting is out of range, or another one than before.
+        """
+        if self.recipe.method is not None:
+            self.config(machine)
+        if (path := self.folder / _RECIPE).is_file() and (saved := load_yaml(path)) != self._settings:
+            raise ValueError(
+                f"{self.folder} was started with other settings ({_first_difference(saved, self._settings)}); "
+                "choose another --out or remove this run"
+            )
+        data = self.sources[self.row.target]
+        if self.result.is_file() and (before := json.loads(self.result.read_text()).get(_EVALUATED, data)) != data:
+            raise ValueError(
+                f"{self.result} is the evaluation on {before}, not on {data}; choose another --out or remove it"
+            )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
             "recipe": self.recipe.name,
             "seed": self.seed,
             "checkpoint": path_of(self.recipe.checkpoint, self.sources),
             "settings": self.recipe.resolved(self.sources),
         }
-        path = self.folder / _RECIPE
-        if path.is_file():
-            if (saved := load_yaml(path)) != wanted:
-                raise ValueError(
-                    f"{self.folder} was started with other settings ({_first_difference(saved, wanted)}); "
-                    "choose another --out or remove this run"
-                )
-            return
+
+    def _claim_folder(self) -> None:
+        """Write down the settings of the run."""
+        with optional_imports:
+            import yaml
+
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(wanted, sort_keys=False))
+        write_atomically(self.folder / _RECIPE, yaml.safe_dump(self._settings, sort_keys=False))
 
 
 def jobs(

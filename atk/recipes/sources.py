@@ -53,6 +53,18 @@ def parse_sources(words: Iterable[str], known: Mapping[str, str], option: str) -
     return paths
 
 
+def check_weights(sources: Mapping[str, str]) -> None:
+    """Check that the weights whose paths look like files or folders exist; other names may be repositories of the hub.
+
+    Raises:
+        FileNotFoundError: one doesn't.
+    """
+    for name, path in sources.items():
+        is_path = path.startswith(("/", "./", "../")) or Path(path).suffix in (".pt", ".pth", ".txt")
+        if name in WEIGHTS and is_path and not Path(path).exists():
+            raise FileNotFoundError(f"--weights: {name}: {path} does not exist")
+
+
 def missing(names: Iterable[str], sources: Mapping[str, str]) -> list[str]:
     """The options that would name what is missing, such as `--data clotho=PATH`."""
     return [f"--{'data' if name in DATA else 'weights'} {name}=PATH" for name in names if name not in sources]

@@ -51,18 +51,23 @@ class UnifiedTask(UnlabeledTask[UnifiedConfig]):
     model: Unified  # pyrefly: ignore[bad-override-mutable-attribute]  # `load_model` returns one
 
     def prepare(self) -> None:
-        """Freeze what no term of the loss trains, and prepare captioning."""
+        """Prepare the schedules of the loss and captioning, and freeze what is not trained."""
         config = self.config
         self.monitor = config.monitor
         self.total_steps = config.total_steps(self.steps_per_epoch)
         self.weights = config.loss.weights(0.0)
         self.caption_evaluation: CaptionSplit | None = None
         self.caption_validation: MixtureDataset | None = None
+        self.freeze_unused()
+        if config.captions:
+            self._prepare_captioning()
+
+    def freeze_unused(self) -> None:
+        """Freeze what no term of the loss trains."""
+        config = self.config
         for name in (() if config.captions else _CAPTIONING) + (() if config.retrieves else _RETRIEVAL):
             if (module := getattr(self.model, name)) is not None:
                 module.requires_grad_(False)
-        if config.captions:
-            self._prepare_captioning()
 
     def _prepare_captioning(self) -> None:
         """Choose the backend of the Diff block, and create the data sets of captioning."""

@@ -40,6 +40,7 @@ def test_an_index_takes_the_place_of_the_model(tiny_run, tiny_data, tmp_path, ca
         (["--clip-seconds", "2"], "clip_seconds: an index keeps that of its own"),
         (["--long-clips", "crop"], "long_clips: an index holds windows"),
         (["--candidates", "0"], "candidates must be at least 1"),
+        (["--moments", "--exact"], "exact: moments are looked for in all frames; leave it out"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["search", out, "a tone", "--device", "cpu", *options])

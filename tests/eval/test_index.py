@@ -1,6 +1,8 @@
 """What an index stores, and what a search in it finds."""
 
+import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +62,11 @@ def test_a_part_returns_what_was_written(tmp_path, dtype, error):
     torch.testing.assert_close(part.scores(queries, chosen), expected[chosen], rtol=0, atol=error / 2)
 
 
+def test_recordings_without_frames_score_0(tmp_path):
+    index = store(tmp_path / "i", [row("a", 0)])
+    assert index.search_vectors([text(3, 1)], score="max_mean")[0] == [(0.0, Path("/nowhere/a"))]
+
+
 def test_errors_of_int8_do_not_add_up_when_parts_are_merged(tmp_path):
     store(tmp_path / "i", [row("a", 50, 1)])
     for seed in range(2, 8):
@@ -71,6 +78,27 @@ def test_errors_of_int8_do_not_add_up_when_parts_are_merged(tmp_path):
     assert len(index.parts) == 1 and len(index) == 7
     errors = (index.frames("/nowhere/a").frames - row("a", 50, 1).frames).abs()
     assert (errors <= 0.75 * index.parts[0].scales + 1e-4).all()  # half a step, and half of half a step
+
+
+def test_merging_parts_holds_few_of_them_in_memory(tmp_path, monkeypatch):
+    with writing(tmp_path / "i", HEADER) as writer:
+        for place in range(30):
+            writer.add(row(f"{place}", 10, place))
+            writer.flush()
+        held, peak = [], 0
+
+        def counted(path, rows, dtype):
+            nonlocal peak
+            held.extend(weakref.ref(each.frames) for each in rows)
+            peak = max(peak, sum(frames() is not None for frames in held))
+            write_part(path, rows, dtype)
+
+        monkeypatch.setattr(index_store, "_PART_FRAMES", 50)
+        monkeypatch.setattr(index_store, "write_part", counted)
+        writer.compact()
+    assert len(held) == 30 and peak <= 10
+    index = Index.open(tmp_path / "i")
+    assert len(index.parts) == 6 and sorted(path.name for path in index.paths()) == sorted(map(str, range(30)))
 
 
 @pytest.mark.parametrize("score", ["global", "max_mean", "both"])
@@ -108,6 +136,13 @@ def test_qdrant_ranks_as_the_op_does(tmp_path):
         writer.drop([b"0.wav"])
     assert copy_to(client, Index.open(tmp_path / "i"), "sounds") == 7
     assert client.count("sounds").count == 7
+    with writing(tmp_path / "empty", HEADER):
+        pass
+    empty = Index.open(tmp_path / "empty")
+    assert copy_to(client, empty, "others") == 0 and not client.collection_exists("others")
+    empty.folder = index.folder  # as if nothing were left of it
+    assert copy_to(client, empty, "sounds") == 0 and client.count("sounds").count == 0
+    assert copy_to(client, Index.open(tmp_path / "i"), "sounds") == 7
     query = text(4, 0)
     points = client.query_points("sounds", query=query.tokens.tolist(), using="frames", limit=3).points
     packed = torch.cat([each.frames.float() for each in rows[1:]])

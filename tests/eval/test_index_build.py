@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,24 @@ def test_only_changes_are_encoded(recordings, tmp_path):
     calls = model.calls
     assert build(model, recordings.with_name("moved"), out)[:4] == (0, 0, 0, 1) and model.calls == calls
     assert next(Index.open(out).paths()) == tmp_path / "moved" / "d.wav"
+
+
+def test_shards_keep_their_names_if_their_folder_moves(recordings, tmp_path, monkeypatch):
+    model, out, shards = FakeModel(), tmp_path / "index", tmp_path / "shards"
+    (shards / "train").mkdir(parents=True)
+    with tarfile.open(shards / "train" / "0.tar", "w") as tar:
+        for name in "ab":
+            tar.add(recordings / f"{name}.wav", f"{name}.wav")
+            (tmp_path / "caption").write_text("a sound")
+            tar.add(tmp_path / "caption", f"{name}.txt")
+    assert build(model, shards, out)[:4] == (2, 0, 0, 0)
+    monkeypatch.chdir(tmp_path)
+    calls = model.calls
+    assert build(model, "shards", out)[:4] == (0, 0, 0, 2)
+    moved = shards.rename(tmp_path / "moved")
+    assert build(model, moved, out)[:4] == (0, 0, 0, 2) and model.calls == calls
+    assert sorted(Index.open(out).paths()) == [f"{moved}/train/0.tar:{name}.wav" for name in "ab"]
+    assert len(Index.open(out).frames(f"{moved}/train/0.tar:a.wav").times)
 
 
 def test_moments_in_an_index_are_those_in_the_files(recordings, tmp_path):

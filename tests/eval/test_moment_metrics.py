@@ -209,7 +209,7 @@ def test_psds_gets_the_scores_of_classes_and_the_events_in_each_clip(folder, mon
         file.write("a.wav,dog,a dog,0.9,5\nb.wav,bell,bell,3,4\n")  # cut at the end of the clip, and after it
     spoil(folder / "c.wav")
     result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
-    assert result["metrics"] == {"PSDS1": 25, "PSDS2": 50} and (result["classes"], result["events"]) == (3, 4)
+    assert result["metrics"] == {"PSDS1": 25, "PSDS2": 50} and (result["classes"], result["events"]) == (2, 4)
     assert result["left_out"] == [("b.wav", "bell: 3-4 s of a clip of 1 s")]
     assert [name for name, _ in result["skipped"]] == ["c.wav"]
     (scores, truth, durations, settings), (*_, cross) = calls
@@ -235,6 +235,21 @@ def test_psds_of_one_class_and_of_no_clip(folder, monkeypatch):
         spoil(folder / name)
     with pytest.raises(ValueError, match="protocol psds: no clip of the split can be decoded"):
         evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)
+
+
+def test_psds_joins_events_that_overlap_and_leaves_out_classes_that_sound_nowhere(folder):
+    pytest.importorskip("sed_scores_eval", exc_type=ImportError, reason="needs the extra psds")
+    rows = [line.split(",") for line in (folder / "events.csv").read_text().split()[1:]]
+    file, event, phrase, start, end = next(row for row in rows if row[1] == "dog")
+    middle = (float(start) + float(end)) / 2
+    with (folder / "events.csv").open("a", newline="") as table:
+        csv.writer(table).writerows(
+            [(file, event, phrase, start, middle), (file, event, phrase, middle, end), ("a.wav", "train", "x", 90, 91)]
+        )
+    result = evaluate_protocols(FakeModel(), folder, ["psds"], clip_seconds=1.0)["psds"]
+    assert result["metrics"] == pytest.approx({"PSDS1": 100, "PSDS2": 100})
+    assert (result["classes"], result["events"]) == (3, 7)
+    assert [name for name, _ in result["left_out"]] == ["a.wav"]
 
 
 def test_the_phrases_of_a_class():

@@ -9,15 +9,21 @@ from torch import nn
 
 import check_plan
 from atk.cli.main import main
+from atk.data import MixConfig
 from atk.models.audio import AudioEncoderConfig
+from atk.models.captioner_config import CaptionerConfig, Cnn14Config
 from atk.models.clap import ModelConfig
+from atk.models.decoder import DecoderConfig
 from atk.models.text import TextEncoderConfig
+from atk.models.unified import UnifiedModelConfig
 from atk.plan import Rates, Resources, plan
 from atk.plan.cost import Cost, LinearCost, Trace
 from atk.plan.encoders import Encoders, _batch, _run, _task, trace_encoders
 from atk.plan.step import STATE_BYTES, WORKSPACE_BYTES, Step
 from atk.train.aligned import AlignedConfig, LossConfig
+from atk.train.difference import DifferenceConfig
 from atk.train.semisupervised_config import SemiSupervisedConfig, SemiSupervisedLossConfig
+from atk.train.unified_config import UnifiedConfig, UnifiedLossConfig
 
 RATES = Rates(1e12, 1e12, 1e10, 1e8, 1e9, 1e-6)
 TINY = ModelConfig(
@@ -38,6 +44,23 @@ def aligned(**options):
 def semisupervised(**loss):
     options = {"model": TINY, "clip_seconds": 0.5, "device": "cpu", "precision": "fp32", "unlabeled": ["-"]}
     return SemiSupervisedConfig("-", "-", loss=SemiSupervisedLossConfig(**loss), **options)
+
+
+DECODER = DecoderConfig(width=16, layers=1, heads=2, vocabulary=300)
+
+
+def difference(objective="mask", **options):
+    audio = Cnn14Config(mel_bins=32, window=512, hop=160, channels=(4, 4, 4, 8, 8, 8))
+    model = CaptionerConfig(audio=audio, decoder=DECODER, heads=2)
+    given = {"model": model, "clip_seconds": 0.5, "device": "cpu", "precision": "fp32"}
+    return DifferenceConfig("-", "-", objective=objective, **given | options)
+
+
+def unified(**loss):
+    parts = {name: getattr(TINY, name) for name in ("dim", "audio", "text")}
+    model = UnifiedModelConfig(**parts, decoder=DECODER, heads=2)
+    options = {"model": model, "clip_seconds": 0.5, "device": "cpu", "precision": "fp32", "unlabeled": ["-"]}
+    return UnifiedConfig("-", "-", loss=UnifiedLossConfig(**loss), **options)
 
 
 def planned(config, devices=1, memory=None, cpu=True):
@@ -80,16 +103,52 @@ def test_the_tightest_limit_sets_the_seconds():
     assert cost.seconds(RATES) == pytest.approx(2 + 3 + 5 + 1e-6)
 
 
-@pytest.mark.parametrize("config", [aligned(), aligned(activation_checkpointing=True), semisupervised()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        aligned(),
+        aligned(activation_checkpointing=True),
+        semisupervised(),
+        unified(),
+        difference(),
+        difference("plain"),
+        difference("subtraction", mix=MixConfig(condition="multi/same")),
+    ],
+)
 def test_the_cost_of_many_clips_is_extrapolated_from_few(config):
     encoders, task = trace_encoders(config, 5), _task(config)
-    clips = 4  # the spectra of more are computed in parts on a CPU, by more operations
+    clips = 6
     _, cost, forward = _run(task, _batch(task, clips, 5), bf16=False)
     scaled = encoders.cost.of(clips)
     assert scaled.flops.sum() == pytest.approx(cost.flops.sum(), rel=1e-6)
     assert scaled.moved.sum() == pytest.approx(cost.moved.sum(), rel=1e-3)
     assert scaled.peak() == pytest.approx(cost.peak(), rel=1e-3)
     assert encoders.forward == forward
+
+
+def test_micro_batches_of_captioners_are_encoded_once_and_captions_are_not_contrasted():
+    config = difference(batch_size=8, micro_batch=2)
+    result, encoders = planned(config), trace_encoders(config, 5)
+    assert parts_of(result)["encoders"].seconds == 4 * encoders.cost.of(2).seconds(RATES)
+    assert not {"gather", "op", "logits"} & parts_of(result).keys() and result.einsum_bytes == 0
+
+
+@pytest.mark.slow
+def test_the_terms_of_a_unified_model_are_planned():
+    terms = {name: trace_encoders(unified(**{f"{name}_weight": 0.0}), 5) for name in ("global", "aligned", "caption")}
+    assert {name: (each.terms, each.frames > 0) for name, each in terms.items()} == {
+        "global": (2, True), "aligned": (3, False), "caption": (3, True),
+    }  # fmt: skip
+    clip = 8000 * 4
+    assert terms["global"].waveform_bytes == 4 * clip  # the mixture, the clip, the reference, and the unlabeled clip
+    assert terms["caption"].waveform_bytes == 2 * clip
+    assert terms["caption"].parameters < terms["global"].parameters  # the decoder is frozen
+
+
+def test_the_words_of_a_decoder_are_counted():
+    larger = dataclasses.replace(difference().model, decoder=dataclasses.replace(DECODER, vocabulary=400))
+    more = planned(difference(model=larger)).facts["parameters"] - planned(difference()).facts["parameters"]
+    assert more == 100 * DECODER.width
 
 
 def test_a_model_with_more_operations_for_more_clips_is_refused():
@@ -247,7 +306,7 @@ def test_rates_given_by_the_user(capsys):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--method", "difference"], "--method must be one of 'aligned', 'semisupervised', got 'difference'"),
+        (["--method", "caption"], "--method must be one of 'aligned', 'difference', 'semisupervised', 'unified', got"),
         (["--device", "tpu"], "got 'tpu'"),
         (["--device", "h100", "--devices", "0"], "devices must be at least 1, got 0"),
         (["--device", "h100", "--devices", "64"], "batch_size must be at least the number of devices, 64; got 32"),

@@ -2,19 +2,22 @@
 
 import json
 import math
+import shlex
 import statistics
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from support.runs import parsed_config
 
 import atk.recipes
 from atk.recipes import TABLES, Recipe
 from atk.recipes.command import _run_all
-from atk.recipes.jobs import Machine, jobs
+from atk.recipes.jobs import Job, Machine, jobs
 from atk.recipes.measure import Measured, measured
+from atk.recipes.recipe import METHODS
 from atk.recipes.report import record, render, summarize
-from atk.recipes.sources import DATA, HUB, WEIGHTS, missing, parse_sources
+from atk.recipes.sources import DATA, HUB, WEIGHTS, check_weights, missing, parse_sources
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 TRAINED = sorted({row.recipe for _, row in ROWS if Recipe.read(row.recipe).method})
@@ -93,6 +96,46 @@ def test_recipes_have_the_settings_of_the_thesis(recipe):
         for part in name.split("."):
             value = value[part]
         assert value == wanted, f"{recipe}: {name}"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "thesis.md"
+COMMANDS = {  # the --out of a command in the page, by chapter, and the recipe whose settings it has
+    3: {
+        "RUN": "table_3_1/aligned", "BASELINE": "table_3_1/baseline", "INFO_NCE": "table_3_1/info_nce",
+        "TRIPLET_BERT": "table_3_1/triplet_bert", "TRIPLET_GLOVE": "table_3_1/triplet_glove",
+    },
+    4: {"RUN": "table_4_1/mask"},
+    5: {"RUN": "table_5_1/transformer_audioset"},
+}  # fmt: skip
+OTHER = {"data", "out", "unlabeled", "references", "vectors", "weights", "eval_every", "save_every"}
+
+
+def differences(page, recipe, name=""):
+    """Settings that a command of the page states and that differ; null stands for a value chosen at the start."""
+    if isinstance(page, dict):
+        return [text for key in page if key not in OTHER for text in differences(page[key], recipe[key], key)]
+    return [] if page is None or page == recipe else [f"{name}: {page}, recipe {recipe}"]
+
+
+@pytest.mark.parametrize("chapter", COMMANDS)
+def test_the_commands_of_the_page_have_the_settings_of_the_recipes(chapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = PAGE.read_text().split(f"## Chapter {chapter}")[1].split("## Chapter")[0].replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in section.splitlines() if line.startswith("atk train")]
+    paths = SOURCES | HUB | {"cnn14": "Cnn14_mAP=0.431.pth"}
+    configs = {}
+    for command in commands:
+        make, values = METHODS[command[1]].config, parsed_config(command)
+        config = make(**{name: values[name] for name in make.__dataclass_fields__})
+        if config.out not in configs:  # a later command with the same --out is a variant
+            Path(config.out).mkdir()
+            config.save(Path(config.out) / "config.yaml")
+            configs[config.out] = asdict(config)
+    assert configs.keys() == COMMANDS[chapter].keys()
+    for out, name in COMMANDS[chapter].items():
+        recipe = asdict(Recipe.read(name).config(paths, out="-", seed=0))
+        wrong = [text for text in differences(configs[out], recipe) if not text.startswith("hidden:")]  # "mlp" only
+        assert not wrong, f"{out}, {name}: {wrong}"
 
 
 def test_every_recipe_belongs_to_a_row_and_every_value_says_where_it_comes_from():
@@ -184,6 +227,37 @@ def test_captions_of_val_in_place_of_test_are_said(tmp_path, capsys, split, said
 def test_wrong_sources_are_named(words, message):
     with pytest.raises(ValueError, match=message):
         parse_sources(words, DATA, "--data")
+
+
+def job_of(row, folder, seed=None, **sources):
+    row = TABLES["5.1"].row(row)
+    return Job(TABLES["5.1"], row, Recipe.read(row.recipe), seed, folder, SOURCES | sources)
+
+
+def test_an_evaluation_on_other_data_is_refused(tmp_path):
+    job = job_of("clap", tmp_path, audiocaps="A")
+    job.result.write_text('{"data": "A", "retrieval": 1}')
+    assert job.run(Machine())["retrieval"] == 1
+    with pytest.raises(ValueError, match=r"evaluation_audiocaps\.json is the evaluation on A, not on B"):
+        job_of("clap", tmp_path, audiocaps="B").run(Machine())
+
+
+def test_all_runs_are_checked_before_the_first_one_begins(tmp_path, monkeypatch):
+    first, second = job_of("finetuned", tmp_path / "a", 0), job_of("mlp-audioset", tmp_path / "b", 0, audioset="A")
+    second._claim_folder()
+    other = job_of("mlp-audioset", tmp_path / "b", 0, audioset="B")
+    with pytest.raises(ValueError, match="was started with other settings"):
+        _run_all([first, other], TABLES["5.1"], Machine("cpu"))
+    assert not first.folder.exists()
+    with pytest.raises(ValueError, match="workers must be at least 0"):
+        _run_all([first, second], TABLES["5.1"], Machine("cpu", workers=-1))
+
+
+def test_weights_that_do_not_exist_are_named(tmp_path):
+    check_weights({"laion": "laion/clap-htsat-unfused", "clotho": "/no/such/folder"})
+    for path in ("weights.pth", "/no/such/folder"):
+        with pytest.raises(FileNotFoundError, match=f"--weights: laion: {path} does not exist"):
+            check_weights({"laion": path})
 
 
 def test_sources_that_do_not_exist_are_named():
