@@ -56,7 +56,7 @@ def driver(tmp_path_factory):
     return build(tmp_path_factory.mktemp("native"), CXXFLAGS="-DATK_EVEX_VNNI" if STAND_IN else "")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_instruction_sets_of_this_processor(driver):
     passed = instruction_sets(driver)
     assert passed[-1] == ("neon" if platform.machine() in ("aarch64", "arm64") else "portable")
