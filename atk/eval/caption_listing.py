@@ -101,6 +101,12 @@ def format_captions(rows: Sequence[Captions], baseline: Sequence[Captions] = ())
     return "\n".join(lines)
 
 
+def window_lines(captions: Sequence[tuple[float, float, str]]) -> str:
+    """The captions of the windows of a recording, a line each, with their times if there are several."""
+    lines = [text if len(captions) == 1 else f"{start:.1f}-{end:.1f} s  {text}" for start, end, text in captions]
+    return "\n".join(lines)
+
+
 def _paired(rows: Sequence[Captions], baseline: Sequence[Captions]) -> list[tuple[Captions, Captions | None]]:
     """Each row with that of the baseline for the same clip, or None."""
     others = {row.file_name: row for row in baseline}

@@ -48,6 +48,22 @@ def align_figure(
     Returns:
         The path of the CSV.
     """
+    figure, _ = draw_alignment(mel, alignment, 0.0, seconds, events, title)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return _write_csv(path.with_suffix(".csv"), alignment)
+
+
+def draw_alignment(
+    mel: Tensor,
+    alignment: AlignmentMap,
+    start: float,
+    seconds: float,
+    events: Sequence[Event] = (),
+    title: str = "",
+) -> tuple["Figure", "Axes"]:
+    """The figure of `align_figure` for a stretch of a recording, from `start` on, and the axes of its heat map."""
     phrases = list(dict.fromkeys(event.phrase for event in events))
     heights = [0.25 * len(phrases)] * bool(phrases) + [2.2, 0.3 * max(len(alignment.words), 2)]
     figure = new_figure(10, sum(heights) + 1.0)
@@ -55,7 +71,7 @@ def align_figure(
     heat = figure.add_subplot(grid[-1, 0])
     spectrogram = figure.add_subplot(grid[-2, 0], sharex=heat)
     top = figure.add_subplot(grid[0, 0], sharex=heat) if phrases else spectrogram
-    extent = (0, seconds, 0, mel.shape[1])
+    extent = (start, start + seconds, 0, mel.shape[1])
     spectrogram.imshow(mel.cpu().T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=extent)
     spectrogram.set_ylabel("mel band")
     image = _draw_heat_map(heat, alignment)
@@ -69,12 +85,9 @@ def align_figure(
         top.spines[:].set_visible(False)
     for axes in {top, spectrogram}:
         axes.tick_params(bottom=False, labelbottom=False, left=axes is spectrogram)
-    heat.set_xlim(0, seconds)
+    heat.set_xlim(start, start + seconds)
     figure.suptitle(picture_title(title), fontsize="medium", parse_math=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return _write_csv(path.with_suffix(".csv"), alignment)
+    return figure, heat
 
 
 def new_figure(width: float, height: float) -> "Figure":

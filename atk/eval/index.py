@@ -88,9 +88,17 @@ class Index:
         model = from_pretrained(self.header.source, self.header.tokenizer)
         if not isinstance(model, CLAP):
             raise ValueError(f"{self.header.source} holds a {type(model).__name__} now; a CLAP is needed")
+        return self.use(model.to(target).eval())
+
+    def use(self, model: EmbeddingModel) -> EmbeddingModel:
+        """Keep a model for `search`, and return it.
+
+        Raises:
+            ValueError: the index was not made with its weights.
+        """
         self.check(model)
-        self._model = model.to(target).eval()
-        return self._model
+        self._model = model
+        return model
 
     def model_for(self, model: EmbeddingModel | None = None) -> EmbeddingModel:
         """A model, checked to be that of the index; None = the one that was loaded, or is loaded now."""

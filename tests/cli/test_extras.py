@@ -61,6 +61,7 @@ def test_doctor_and_version_need_torch_and_numpy_only():
         (["soundscapes", "OUT"], "tqdm"),
         (["soundscapes", "OUT", "--rirs", "simulated"], "pyroomacoustics"),
         (["kernels", "--arch", "sm_90"], "triton"),
+        (["app", "RUN"], "gradio"),
     ],
 )
 def test_a_missing_package_ends_with_one_line_and_code_2(argv, missing):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 # A module imports its own layer and those before it. "atk" stands for what `import atk` gives: ops and nn.
 LAYERS = (
     "_C", "extras", "device", "kernels", "ops", "distributed", "nn", "atk", "_torchaudio", "data", "models",
-    "integrations", "soundscapes", "eval", "train", "plan", "bench", "recipes", "cli",
+    "integrations", "soundscapes", "eval", "train", "plan", "bench", "recipes", "app", "cli",
 )  # fmt: skip
 ON_FIRST_USE = ("atk", "atk.eval.embedder")  # atk.load is offered at the top but imports what it needs when called
 MAX_LINES = 300
