@@ -30,6 +30,8 @@ def dispatch(
     if backend == "triton":
         return _forward(source, q, k, v, out_weight, out_bias, key_mask, num_heads)[0]
     if not torch.compiler.is_compiling():  # a compiled graph rejects second derivatives itself
+        # PyTorch's attention reads lazy zeros as if they had memory.
+        q, k, v = (value.clone() if value._is_zerotensor() else value for value in (q, k, v))
         q, k, v = (once_differentiable(value, _NO_SECOND_DERIVATIVE) for value in (q, k, v))
     if k.shape[1] == 0:  # one padded key keeps every input in the graph
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

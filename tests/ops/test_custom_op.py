@@ -111,6 +111,14 @@ def test_memory_that_does_not_hold_the_values(function, dtype):
     torch.testing.assert_close(lazy, plain)
 
 
+def test_attention_reads_nothing_beyond_lazy_zeros():
+    audio, text, weight = torch.randn(3, 9, 256), torch.randn(3, 5, 256), torch.eye(256)
+    zeros = torch._efficientzerotensor(audio.shape)
+    want = atk.cross_attention_difference(audio, torch.zeros_like(audio), text, text, weight, num_heads=1)
+    for _ in range(20):  # what lies in memory there is left to chance
+        torch.testing.assert_close(atk.cross_attention_difference(audio, zeros, text, text, weight, num_heads=1), want)
+
+
 @ops
 def test_a_batch_of_gradients(function):
     audio, text = torch.randn(3, 9, 8, requires_grad=True), torch.randn(3, 5, 8)
