@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := runs/soundscapes
 RUN := runs/demo
+# Tests compile faster if their bytecode is kept.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help install demo quick test exhaustive coverage bench triton lint types format docs wheel hub
