@@ -111,7 +111,7 @@ def test_choices_of_a_field_are_its_literals(config, field, choices):
 
 
 def test_methods_and_presets_are_literals(capsys):
-    assert typing.get_args(Method) == ("aligned", "semisupervised")
+    assert typing.get_args(Method) == ("aligned", "difference", "semisupervised", "unified")
     with pytest.raises(SystemExit):
         main(["soundscapes", "--help"])
     assert f"--preset {{{','.join(PRESETS)}}}" in capsys.readouterr().out
@@ -145,7 +145,10 @@ def test_methods_and_presets_are_literals(capsys):
         ),
         (["evaluate", "R", "--data", "D", "--prompts", "mine"], "--prompts must be one of 'laion', 'msclap', "),
         (["search", "R", "D"], "atk search: missing arguments: query"),
-        (["plan", "--method", "x"], "atk plan: --method must be one of 'aligned', 'semisupervised', got 'x'"),
+        (
+            ["plan", "--method", "x"],
+            "atk plan: --method must be one of 'aligned', 'difference', 'semisupervised', 'unified', got 'x'",
+        ),
         (["kernels", "--dtype", "x"], "--dtype must be one of 'bfloat16', 'float16', 'float32', got 'x'"),
         ([], "atk: choose one of train, evaluate, "),
     ],
