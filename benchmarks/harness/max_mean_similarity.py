@@ -106,6 +106,7 @@ def similarities(dtype: torch.dtype, device: torch.device, ragged: bool, backwar
         Similarity(name, call, missing=missing)
         for name, call, missing in peers.similarities(device, dtype, ragged, backward)
     ]
+    implementations.append(Similarity("atk auto", _atk("auto")))  # has its own path for captions of one token
     for backend in BACKENDS["max_mean_similarity"]:
         missing = unavailable(backend, device, dtype)
         if backend == "reference":
