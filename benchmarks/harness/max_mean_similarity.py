@@ -5,6 +5,7 @@ its backward needs. The operations counted are only the forward's products over 
 limit takes as long as three ideal forwards.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -178,7 +179,7 @@ def embeddings(shape: Pairs, dtype: torch.dtype, device: torch.device) -> tuple[
 def true_step(
     audio: Tensor, text: Tensor, grad: Tensor, mask: Tensor | None, sample: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sim, dL/daudio, and dL/dtext in float64, one caption at a time to fit in memory where the einsum does not.
+    """sim, dL/daudio, and dL/dtext in float64, a few captions at a time to fit in memory where the einsum does not.
 
     `sample`: clips whose rows of sim and dL/daudio are returned, and captions whose rows of dL/dtext are returned; None
     means all.
@@ -199,14 +200,19 @@ def select_sample(results: Sequence[Tensor], sample: tuple[Tensor, Tensor] | Non
 
 
 def _true_pass(audio: Tensor, text: Tensor, grad: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    audio, text = audio.double().requires_grad_(), text.double().requires_grad_()
-    sim = torch.empty(grad.shape, dtype=torch.float64, device=grad.device)
-    for j in range(len(text)):
-        column = reference.max_mean_similarity(audio, text[j : j + 1], None, None if mask is None else mask[j : j + 1])
-        column.backward(grad[:, j : j + 1].double())
-        sim[:, j : j + 1] = column.detach()
-    assert audio.grad is not None and text.grad is not None
-    return sim, audio.grad, text.grad
+    audio = audio.double().requires_grad_()
+    size = max(1, CHUNK // max(1, 8 * audio.shape[0] * audio.shape[1] * text.shape[1]))
+    masks = itertools.repeat(None) if mask is None else mask.split(size)
+    sim, d_text = [], []
+    for part, weights, valid in zip(text.split(size), grad.split(size, 1), masks, strict=False):
+        captions = part.double().requires_grad_()
+        columns = reference.max_mean_similarity(audio, captions, None, valid)
+        columns.backward(weights.double())
+        assert captions.grad is not None
+        sim.append(columns.detach())
+        d_text.append(captions.grad)
+    assert audio.grad is not None
+    return torch.cat(sim, 1), audio.grad, torch.cat(d_text)
 
 
 def sampled(shape: Pairs) -> tuple[Tensor, Tensor] | None:
