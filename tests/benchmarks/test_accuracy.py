@@ -43,7 +43,7 @@ def case_of(op, dtype):
     return importlib.import_module(f"atk.bench.{op}").case(sizes.NAMED[op]["tiny"], mode, dtype, CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("op", sizes.NAMED)
 def test_a_slightly_wrong_gradient_is_refused_from_every_provider(op, dtype):

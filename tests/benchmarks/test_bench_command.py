@@ -175,7 +175,7 @@ def test_it_runs_with_only_torch_installed(tmp_path):
     assert "left out: aligned_train_step (" in (tmp_path / "bench.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_pytest_benchmarks_run(tmp_path):
     pytest.importorskip("pytest_benchmark")
     selected = "tiny and info_nce and not aligned and not compile"

@@ -51,7 +51,7 @@ def test_counters_without_a_measurement_give_the_reason(tmp_path):
     assert f"None was measured.\n{reason}\n" in gpu_kit.page(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_small_calls_reach_every_kernel():
     pytest.importorskip("triton", reason="triton is not installed")
     program = """
