@@ -102,9 +102,9 @@ def test_perfect_and_disjoint_captions(no_java):
     assert max(values.values()) < 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_java
-@pytest.mark.parametrize("variable", [pytest.param("JAVA_TOOL_OPTIONS", marks=pytest.mark.exhaustive), "_JAVA_OPTIONS"])
+@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"])
 def test_meteor_does_not_depend_on_the_language_of_the_user(monkeypatch, variable):
     monkeypatch.setenv("LC_ALL", "it_IT.UTF-8")
     monkeypatch.setenv(variable, "-Duser.language=it -Duser.country=IT -Duser.language.format=de")

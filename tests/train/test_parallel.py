@@ -93,8 +93,8 @@ BACKGROUND = ("--async-save", "true")
 @pytest.mark.parametrize(
     ("options", "shard_after"),
     [
-        (("--shard", "false"), "true"),
         ((*SHARDS, *BACKGROUND), "true"),
+        pytest.param(("--shard", "false"), "true", marks=pytest.mark.exhaustive),
         pytest.param(SHARDS, "false", marks=pytest.mark.exhaustive),
         pytest.param(BACKGROUND, "true", marks=pytest.mark.exhaustive),
     ],

@@ -31,8 +31,8 @@ def curve(out):
 @pytest.mark.parametrize(
     ("options", "shard"),
     [
-        (FULL, "true"),
         (ADAPTERS, "true"),
+        pytest.param(FULL, "true", marks=pytest.mark.exhaustive),
         pytest.param(FULL, "false", marks=pytest.mark.exhaustive),
         pytest.param(ADAPTERS, "false", marks=pytest.mark.exhaustive),
     ],
