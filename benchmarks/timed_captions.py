@@ -1,6 +1,7 @@
 """Do timed captions help to find moments? Compares losses on soundscapes with the same data, steps, and seeds.
 
-python benchmarks/timed_captions.py            # continues where it was interrupted
+python benchmarks/timed_captions.py                    # continues where it was interrupted
+python benchmarks/timed_captions.py --events FOLDER    # on scenes composed from recordings
 """
 
 import json
@@ -38,6 +39,7 @@ SCENES = {
     "preset": "easy", "classes": 16, "events": [2, 3], "seconds": [3.5, 4.0],
     "train": 1200, "val": 60, "test": 200, "seed": 1,
 }  # fmt: skip
+RECORDED_SCENES = SCENES | {"classes": 24, "snr-db": [20.0, 30.0], "pitch": "false", "loudness": "false"}
 RUN = {
     "steps": 300, "batch_size": 24, "eval_every": 0, "save_every": 100, "workers": 0, "clip_seconds": 4.0,
     "optim.lr": 1e-3, "loss.temperature": 0.07, "loss.learnable": "true", "model.dim": 64,
@@ -109,12 +111,13 @@ def table(rows: list[dict]) -> str:
 def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
+    recorded = bool(scenes["recordings"])
     settings = ", ".join(f"{name} {value}" for name, value in run.items())
     parts = [
-        "# Learning from timed captions",
+        f"# Learning from timed captions{' on recordings' if recorded else ''}",
         (
-            f"Synthetic soundscapes of 3.5 to 4 s with two or three events: {scenes['train']} for training, "
-            f"{scenes['test']} held out, and {scenes['val']} to calibrate the threshold and the smoothing of moments. "
+            f"{'Scenes composed from recordings' if recorded else 'Synthetic soundscapes'} of 3.5 to 4 s with two or "
+            f"three events: {scenes['train']} for training, {scenes['test']} held out, and {scenes['val']} to calibrate the threshold and the smoothing of moments. "
             "All arms use the same model, steps, and batches, and are trained from scratch. Mean and standard "
             f"deviation over {len(rows) // len(ARMS)} seeds, in percent; then the mean difference from the same seed "
             f'of "{BASELINE}", with its 95 % interval.'
@@ -129,18 +132,21 @@ def render_page(record: dict) -> str:
         ),
         record["interpretation"],
         f"Run: {settings}.",
-        "Command: `python benchmarks/timed_captions.py`.",
+        f"Command: `python benchmarks/timed_captions.py{' --events FOLDER' if recorded else ''}`.",
         ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main() -> None:
-    options = comparison_parser(__doc__, "timed_captions", RUN["steps"]).parse_args()
+    parser = comparison_parser(__doc__, "timed_captions", RUN["steps"])
+    parser.add_argument("--events", type=Path, help="compose the scenes from the recordings in this folder")
+    options = parser.parse_args()
     data = options.runs / "data"
     runs = plan(options.runs, options.seeds, options.steps)
     if not options.report:
-        run_atk("soundscapes", data, *flags(SCENES))
+        scenes = RECORDED_SCENES | {"recordings": options.events} if options.events else SCENES
+        run_atk("soundscapes", data, *flags(scenes))
         train_all("aligned", data, dict(runs.values()), options.jobs)
     rows = rows_of(runs, data)
     if not rows:
@@ -151,7 +157,7 @@ def main() -> None:
         "alignment_chance": rows[0]["chance"],
         "rows": rows,
     }
-    stem = options.results / "timed_captions"
+    stem = options.results / ("timed_captions_recorded" if options.events else "timed_captions")
     write_results(stem, record, render_page, options.interpretation, options.jobs, options.report)
     print(table(rows))
 
