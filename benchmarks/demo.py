@@ -39,18 +39,18 @@ def by_scene(scenes: Path) -> dict[str, list[Event]]:
 
 def sequences(scenes: Path, clips: Sequence[Clip], seconds: float) -> list[list[Event]]:
     """The sequences of sounds of the clips that fill a recording, with the times at which they sound in it."""
-    events, start, found = by_scene(scenes), 0.0, []
+    events, start, parts = by_scene(scenes), 0.0, []
     for clip in clips:
         if start + clip.seconds > seconds:
             break
-        found.append(
+        parts.append(
             [
                 event._replace(start=start + event.start, end=start + event.end)
                 for event in in_sequence(events.get(clip.file_name, ()))
             ]
         )
         start += clip.seconds
-    return [sequence for sequence in found if sequence]
+    return [sequence for sequence in parts if sequence]
 
 
 def find_moments(model: CLAP, scenes: Path, picture: Path) -> str:
@@ -66,9 +66,9 @@ def find_moments(model: CLAP, scenes: Path, picture: Path) -> str:
     sounds = compose(scenes, clips, recording, 120)
     wanted = sequences(scenes, clips, 120)
     texts = [", then ".join(event.phrase for event in sequence) for sequence in wanted]
-    found = search_moments(model, recording, texts, config=config, top=1, around=120.0, clip_seconds=6.0).hits
+    best = search_moments(model, recording, texts, config=config, top=1, around=120.0, clip_seconds=6.0).hits
     answers = []
-    for text, sequence, hits in zip(texts, wanted, found, strict=True):
+    for text, sequence, hits in zip(texts, wanted, best, strict=True):
         for hit in hits:
             truth = (sequence[0].start, sequence[-1].end)
             answers.append((hit.moment.score, overlap_of(hit.moment, truth), hit, sequence, text))

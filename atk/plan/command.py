@@ -4,13 +4,11 @@ import json
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from atk.device import multiplies_bf16, pick_device
 from atk.plan.encoders import PlanConfig
 from atk.plan.rates import Rates
-from atk.plan.report import format_plan, plan
+from atk.plan.report import format_plan, on_device, plan
 from atk.plan.step import Resources
 from atk.train.aligned import AlignedConfig
 from atk.train.difference import DifferenceConfig
@@ -61,11 +59,7 @@ def run(arguments: Namespace) -> None:
         ValueError: the configuration cannot be planned, or a value is out of range.
     """
     config = _config(arguments)
-    cpu = config.device == "cpu"
-    if config.precision == "auto":
-        bf16 = not cpu or multiplies_bf16(torch.device("cpu"))
-        config = replace(config, precision="bf16" if bf16 else "fp32")
-    resources = Resources(_rates(arguments, config), cpu, arguments.devices, arguments.device_memory)
+    resources = Resources(_rates(arguments, config), config.device == "cpu", arguments.devices, arguments.device_memory)
     result = plan(config, resources, arguments.caption_tokens)
     print(json.dumps(result.to_dict(), indent=2) if arguments.json else format_plan(result))
 
@@ -78,15 +72,7 @@ def _config(arguments: Namespace) -> PlanConfig:
         values["batch_size"] = arguments.batch
     if issubclass(make, UnlabeledConfig):
         values["unlabeled"] = ["-"]
-    return make(data="-", out="-", **values | {"device": _device_name(values["device"])})
-
-
-def _device_name(name: str) -> str:
-    """The name of the device that `auto` or `cuda` selects here; other names are returned unchanged."""
-    if name != "auto" and not name.startswith("cuda"):
-        return name
-    device = pick_device(name)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return on_device(make(data="-", out="-", **values), values["device"])
 
 
 def _rates(arguments: Namespace, config: PlanConfig) -> Rates:

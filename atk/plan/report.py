@@ -1,9 +1,12 @@
 """A plan: the memory and time of a training step, and the largest batch that fits."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
+from atk.device import multiplies_bf16, pick_device
 from atk.ops.checks import at_least
 from atk.plan.encoders import PlanConfig, trace_encoders
 from atk.plan.step import USABLE, Part, Resources, Step
@@ -38,6 +41,22 @@ class Plan:
         names = {size: "at once" if size is None else f"micro_batch {size}" for size in self.largest_batch}
         largest = {names[size]: batch for size, batch in self.largest_batch.items()}
         return asdict(self) | {"largest_batch": largest}
+
+
+def on_device(config: PlanConfig, device: str) -> PlanConfig:
+    """A configuration with the name of its device, and with the precision that `auto` chooses there.
+
+    Args:
+        config: the configuration of a run.
+        device: `auto` and `cuda` become the name of what they select here; other names are those of devices already.
+    """
+    if device == "auto" or device.startswith("cuda"):
+        chosen = pick_device(device)
+        device = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device != "cpu" or multiplies_bf16(torch.device("cpu")) else "fp32"
+    return replace(config, device=device, precision=precision)
 
 
 def plan(config: PlanConfig, resources: Resources, caption_tokens: int = 16) -> Plan:

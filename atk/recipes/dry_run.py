@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
-import torch
-
 from atk.data import TrainBatches, open_data
-from atk.device import multiplies_bf16, pick_device
 from atk.extras import optional_imports
 from atk.plan import Rates, Resources, plan
+from atk.plan.report import on_device
 from atk.recipes.jobs import Job, Machine
 from atk.recipes.recipe import path_of
 from atk.train.aligned import AlignedConfig
@@ -56,11 +54,8 @@ def _planned(job: Job, machine: Machine) -> str:
         steps = steps_of(config)
         text = f"{steps:,} steps; "
         assert isinstance(config, (AlignedConfig, SemiSupervisedConfig, DifferenceConfig))
-        name = _device_name(machine.device)
-        bf16 = name != "cpu" or multiplies_bf16(torch.device("cpu"))
-        if config.precision == "auto":
-            config = replace(config, precision="bf16" if bf16 else "fp32")
-        config = replace(config, device=name)
+        config = on_device(config, machine.device)
+        name = config.device
         rates = _rates(name, config.precision == "bf16")
         result = plan(config, Resources(rates, name == "cpu", machine.devices, None))
     except (ValueError, OSError) as error:
@@ -84,10 +79,3 @@ def steps_of(config: TrainConfig) -> int:
         split = split.by_caption()
     batches = TrainBatches(len(split.clips), config.batch_size, config.seed)
     return math.ceil(config.epochs * batches.steps_per_epoch)
-
-
-def _device_name(name: str) -> str:
-    if name != "auto" and not name.startswith("cuda"):
-        return name
-    device = pick_device(name)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
