@@ -118,10 +118,10 @@ def render_page(record: dict) -> str:
         (
             f"{'Scenes composed from recordings' if recorded else 'Synthetic soundscapes'} of 3.5 to 4 s with two or "
             f"three events: {scenes['train']} for training, {scenes['test']} held out, and {scenes['val']} to "
-            "calibrate the threshold and the smoothing of moments. All arms use the same model, steps, and batches, and "
-            f"are trained from scratch. Mean and standard deviation over {len(rows) // len(ARMS)} seeds, in percent; then "
-            "the mean difference from the same seed "
-            f'of "{BASELINE}", with its 95 % interval.'
+            "calibrate the threshold and the smoothing of moments. All arms use the same model, steps, and batches, "
+            "and are trained from scratch. Mean and standard deviation over "
+            f"{len(rows) // len(ARMS)} seeds, in percent; then the mean difference from the same seed of "
+            f'"{BASELINE}", with its 95 % interval.'
         ),
         table(rows),
         (
