@@ -122,6 +122,7 @@ def clotho(tmp_path_factory):
     return folder / "data"
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_every_run_with_its_settings_and_steps(clotho, tmp_path, capsys):
     arguments = ["--data", f"clotho={clotho}", f"esc50={clotho}", "--weights", "cnn14=cnn14.pth", "--seeds", "3", "5"]
     main(["reproduce", "4.2", "--out", str(tmp_path), "--dry-run", *arguments])
