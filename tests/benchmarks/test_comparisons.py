@@ -175,7 +175,7 @@ def test_the_page_of_timed_captions_compares_each_seed_with_its_baseline(tmp_pat
         values = dict.fromkeys((*timed_captions.COLUMNS, "chance"), 10.0 * seed + gain)
         (out / "timed_captions.json").write_text(json.dumps(values))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, val: 1}")
+    (tmp_path / "data" / "soundscapes.yaml").write_text("{train: 6, test: 2, val: 1, recordings: ''}")
     command = ["--runs", str(tmp_path), "--results", str(tmp_path / "page"), "--report"]
     monkeypatch.setattr(sys, "argv", ["timed_captions.py", *command])
     timed_captions.main()
