@@ -61,7 +61,7 @@ def test_memory_beyond_the_limit_is_refused_and_reported(tmp_path):
     assert large_batch.failure(-9, "") == ("failed", "exit code -9")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_is_measured(folder, monkeypatch):
     small = {"model.audio.channels": [4, 4, 4, 4], "model.audio.layers": 1, "workers": 0}
     monkeypatch.setattr(large_batch, "RUN", large_batch.RUN | small)

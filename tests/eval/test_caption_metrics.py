@@ -119,7 +119,7 @@ def test_meteor_matches_word_forms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("java", [pytest.param(True, marks=needs_java), False])
+@pytest.mark.parametrize("java", [pytest.param(True, marks=[needs_java, pytest.mark.exhaustive]), False])
 def test_unusual_captions(java, tmp_path, monkeypatch):
     if not java:
         monkeypatch.setenv("PATH", str(tmp_path))

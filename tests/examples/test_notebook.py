@@ -33,7 +33,7 @@ def test_the_saved_outputs(notebook):
     assert set(notebook.metadata.language_info) == {"name"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_runs(notebook, tmp_path):
     client = pytest.importorskip("nbclient").NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
