@@ -23,7 +23,7 @@ PLACES = ("next to a busy road", "at the far end of a large hall", "behind a clo
 RUN = {
     "steps": 1, "workers": 0, "device": "cpu", "precision": "fp32", "eval_every": 0, "micro_batch": 1,
     "activation_checkpointing": "true", "loss.timed_weight": 1.0, "loss.frame_weight": 1.0,
-    "loss.in_clip_negatives": "true", "model.audio.frame_layer": 1, "model.text.token_layer": 0,
+    "model.audio.frame_layer": 1, "model.text.token_layer": 0,
     "model.audio.dropout": 0,  # on a CPU, PyTorch's attention stores the weights of all pairs of frames to drop some
 }  # fmt: skip
 

@@ -79,8 +79,6 @@ class TimedLoss(nn.Module):
 
     Args:
         timed_weight, frame_weight: weights of the two terms; a term with weight 0 is not computed.
-        in_clip_negatives: the frames of the same clip outside of the spans are further negatives of a timed caption, in
-            `"timed"`.
         temperature, bias: of `"frames"`, where both start; both are learned.
         backend: as in `atk.max_mean_similarity`; on a GPU, always `"chunked"`, except for `"reference"`.
         gather: None contrasts the captions of this rank only; otherwise, those of all ranks are gathered.
@@ -97,7 +95,6 @@ class TimedLoss(nn.Module):
         *,
         timed_weight: float = 1.0,
         frame_weight: float = 0.0,
-        in_clip_negatives: bool = False,
         temperature: float = 0.1,
         bias: float = -5.0,
         backend: str = "auto",
@@ -111,7 +108,6 @@ class TimedLoss(nn.Module):
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.weights = {"timed": timed_weight, "frames": frame_weight}
-        self.in_clip_negatives = in_clip_negatives
         self.backend = backend
         self.gather = gather
         if frame_weight:
@@ -200,25 +196,20 @@ class TimedLoss(nn.Module):
     ) -> Tensor:
         """This rank's share of the aligned loss between spans and captions."""
         sim, counts, usable = _spans(clips, everyone)
-        outside = [_outside(clip) for clip in clips] if self.in_clip_negatives else []
         shift = 0.0 if bias is None else bias
         offset = everyone.local.start
         positive = torch.arange(len(sim), device=sim.device) + offset
         logits = (sim * scale + shift).masked_fill(~counts, _NEVER)
         matched = logits.gather(1, positive[:, None])[:, 0]
-        beside = matched.new_full((len(matched),), _NEVER)
-        if outside:
-            scores, exists = (torch.cat(values) for values in zip(*outside, strict=True))
-            beside = torch.where(exists, scores * scale + shift, beside)
         spans = self._sum(usable.sum()).clamp(min=1)
         if bias is not None:
-            negatives = F.softplus(logits).scatter(1, positive[:, None], 0.0).sum(1) + F.softplus(beside)
+            negatives = F.softplus(logits).scatter(1, positive[:, None], 0.0).sum(1)
             return ((negatives + F.softplus(-matched)) * usable).sum() / spans
         columns = logits.logsumexp(0) if len(logits) else logits.new_full((logits.shape[1],), _NEVER)
         if everyone.graph is not None:
             columns = LogSumExp.apply(columns + everyone.graph, None)
-        by_text = torch.logaddexp(columns[everyone.local], beside) - matched
-        share = ((logits.logsumexp(1) - matched + by_text) * usable).sum() / spans
+        by_span, by_text = logits.logsumexp(1) - matched, columns[everyone.local] - matched
+        share = ((by_span + by_text) * usable).sum() / spans
         return share if reduction == "sum" else share / 2
 
     def _frames(self, clips: list[_Clip], everyone: _Texts) -> Tensor:
@@ -259,12 +250,6 @@ def _clips(everyone: _Texts, frame_mask: Tensor, texts: TimedTokens) -> Iterator
         first += len(ids)
 
 
-def _mean_over(frames: Tensor, scores: Tensor) -> Tensor:
-    """Mean scores `[C, K]` over sets of frames, boolean `[C, L_a]`; 0 for an empty set."""
-    weights = frames.to(scores.dtype)
-    return (weights / weights.sum(1, keepdim=True).clamp(min=1)) @ scores
-
-
 def _spans(clips: list[_Clip], everyone: _Texts) -> tuple[Tensor, Tensor, Tensor]:
     """Similarity of spans and texts `[M, K]`, which of these pairs count, and which spans have a frame `[M]`."""
     texts = len(everyone.ids)
@@ -272,7 +257,8 @@ def _spans(clips: list[_Clip], everyone: _Texts) -> tuple[Tensor, Tensor, Tensor
     counts = [everyone.ids.new_zeros(0, texts, dtype=torch.bool)]
     usable = [everyone.ids.new_zeros(0, dtype=torch.bool)]
     for clip in clips:
-        sim.append(_mean_over(clip.inside, clip.scores))
+        weights = clip.inside.to(clip.scores.dtype)
+        sim.append((weights / weights.sum(1, keepdim=True).clamp(min=1)) @ clip.scores)  # 0 without a frame
         shared = clip.inside.float()
         overlapping = (shared @ shared.T) > 0
         sounding = (overlapping.float() @ clip.same.float()) > 0
@@ -282,9 +268,3 @@ def _spans(clips: list[_Clip], everyone: _Texts) -> tuple[Tensor, Tensor, Tensor
         counts.append(allowed & heard[:, None])
         usable.append(heard)
     return torch.cat(sim), torch.cat(counts), torch.cat(usable)
-
-
-def _outside(clip: _Clip) -> tuple[Tensor, Tensor]:
-    """Scores `[C]` of captions on the frames outside of their spans, and whether there are such frames."""
-    outside = ~clip.inside & clip.mask
-    return _mean_over(outside, clip.scores)[:, clip.matching].diagonal(), outside.any(1)

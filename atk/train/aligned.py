@@ -32,7 +32,6 @@ class LossConfig(PairLossConfig):
         skip_below: the backward of the aligned loss skips pairs whose weight in the gradient is below this value, which
             makes it faster; 0 skips none and is exact.
         timed_weight: weight of the aligned loss between timed captions (events.csv) and the frames inside their spans.
-        in_clip_negatives: in the loss of timed captions, contrast them also with the other frames of their clip.
         frame_weight: weight of the sigmoid loss of every frame and every timed caption of the batch.
         frame_temperature: at the start, inverse of the factor of a frame's similarity to a text, which is learned.
         frame_bias: at the start, what is added to that product, which is also learned.
@@ -44,7 +43,6 @@ class LossConfig(PairLossConfig):
     direction: Direction = "audio"
     skip_below: float = 0.0
     timed_weight: float = 0.0
-    in_clip_negatives: bool = False
     frame_weight: float = 0.0
     frame_temperature: float = 0.1
     frame_bias: float = -5.0
@@ -58,8 +56,6 @@ class LossConfig(PairLossConfig):
         at_least("timed_captions", self.timed_captions, 1)
         if not self.frame_temperature > 0:
             raise ValueError(f"frame_temperature must be above 0, got {self.frame_temperature}")
-        if self.in_clip_negatives and not self.timed_weight:
-            raise ValueError("in_clip_negatives: belongs to the loss of timed captions, but timed_weight is 0")
         if self.kind == "triplet":
             self._check_triplet()
 
@@ -129,7 +125,6 @@ class AlignedTask(ContrastiveTask[AlignedConfig, AlignedContrastiveLoss | Triple
             self.timed = TimedLoss(
                 timed_weight=loss.timed_weight,
                 frame_weight=loss.frame_weight,
-                in_clip_negatives=loss.in_clip_negatives,
                 temperature=loss.frame_temperature,
                 bias=loss.frame_bias,
                 backend=self.config.backend,

@@ -44,9 +44,9 @@ def sounding(clip, text):
     return [f for c, (n, name, _) in enumerate(CAPTIONS) if (n, name) == (clip, text) for f in frames_of(c)]
 
 
-def span_score(frames, texts, caption, text, chosen=None):
-    chosen = frames_of(caption) if chosen is None else chosen
-    return torch.stack([frame_score(frames, texts, CAPTIONS[caption][0], frame, text) for frame in chosen]).mean()
+def span_score(frames, texts, caption, text):
+    clip = CAPTIONS[caption][0]
+    return torch.stack([frame_score(frames, texts, clip, frame, text) for frame in frames_of(caption)]).mean()
 
 
 def is_negative(span, text):
@@ -55,17 +55,10 @@ def is_negative(span, text):
     return other != name and other not in LEFT_OUT.get(clip, []) and not {*frames_of(span)} & {*sounding(clip, other)}
 
 
-def outside_logit(frames, texts, caption, logit):
-    clip = CAPTIONS[caption][0]
-    rest = [frame for frame in range(LENGTHS[clip]) if frame not in frames_of(caption)]
-    return logit(span_score(frames, texts, caption, caption, rest))
-
-
-@pytest.mark.parametrize("in_clip", [False, True])
 @pytest.mark.parametrize("name", ["info_nce", "sigmoid"])
-def test_spans_are_contrasted_with_the_texts_that_do_not_sound_in_them(name, in_clip):
+def test_spans_are_contrasted_with_the_texts_that_do_not_sound_in_them(name):
     frames, mask, texts = make_inputs()
-    loss = TimedLoss(in_clip_negatives=in_clip).double()
+    loss = TimedLoss().double()
     bias = BIAS if name == "sigmoid" else None
     value = loss(frames, mask, texts, SCALE, bias)["timed"]
 
@@ -79,11 +72,10 @@ def test_spans_are_contrasted_with_the_texts_that_do_not_sound_in_them(name, in_
         positive = logit(span_score(frames, texts, span, span))
         rows = [logit(span_score(frames, texts, span, text)) for text in range(5) if is_negative(span, text)]
         columns = [logit(span_score(frames, texts, other, span)) for other in spans if is_negative(other, span)]
-        beside = [outside_logit(frames, texts, span, logit)] if in_clip else []
         if name == "sigmoid":
-            expected.append(F.softplus(-positive) + sum(map(F.softplus, [*rows, *beside])))
+            expected.append(F.softplus(-positive) + sum(map(F.softplus, rows)))
         else:
-            by_text = torch.stack([positive, *columns, *beside]).logsumexp(0)
+            by_text = torch.stack([positive, *columns]).logsumexp(0)
             expected.append(torch.stack([positive, *rows]).logsumexp(0) + by_text - 2 * positive)
     expected = torch.stack(expected).mean()
     torch.testing.assert_close(value, expected)
@@ -118,7 +110,7 @@ def test_every_frame_is_judged_by_every_text():
 def test_autocast_leaves_means_and_logits_in_float32():
     frames, mask, texts = make_inputs()
     frames, texts = frames.float(), texts._replace(tokens=texts.tokens.float())
-    loss = TimedLoss(frame_weight=1, in_clip_negatives=True)
+    loss = TimedLoss(frame_weight=1)
     with torch.autocast("cpu", torch.bfloat16):
         halved = loss(frames, mask, texts, SCALE.float())
     exact = loss(frames.bfloat16().float(), mask, texts, SCALE.float())

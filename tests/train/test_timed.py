@@ -17,7 +17,7 @@ from atk.train.aligned import AlignedConfig, AlignedTask, LossConfig
 
 CPU = torch.device("cpu")
 TIMED = (
-    "--loss.timed-weight", "1", "--loss.frame-weight", "0.5", "--loss.in-clip-negatives", "true",
+    "--loss.timed-weight", "1", "--loss.frame-weight", "0.5",
     "--loss.timed-captions", "2",
 )  # fmt: skip
 
@@ -103,7 +103,6 @@ def test_a_folder_without_timed_captions_is_refused(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_clip_negatives": True}, "in_clip_negatives: .* timed_weight is 0"),
         ({"timed_weight": -1.0}, "timed_weight must be at least 0"),
         ({"timed_captions": 0}, "timed_captions must be at least 1"),
         ({"frame_temperature": 0.0}, "frame_temperature must be above 0"),
