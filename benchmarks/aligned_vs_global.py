@@ -20,16 +20,18 @@ from experiments import (
     write_results,
 )
 
-LOW_LAYERS = {"model.audio.frame_layer": 1, "model.text.token_layer": 0}
+LAST_LAYERS = {"model.audio.frame_layer": "null", "model.text.token_layer": "null"}
+LOW_FRAMES, LOW_TOKENS = {"model.audio.frame_layer": 1}, {"model.text.token_layer": 0}
+ALIGNED = {"loss.aligned_weight": 1.0, **LAST_LAYERS}
 ARMS = {
-    "global": {"loss.aligned_weight": 0.0},
-    "global + aligned": {"loss.aligned_weight": 1.0},
-    "global + aligned, low layers": {"loss.aligned_weight": 1.0, **LOW_LAYERS},
+    "global": {"loss.aligned_weight": 0.0, **LAST_LAYERS},
+    "global + aligned": ALIGNED,
+    "global + aligned, low layers": ALIGNED | LOW_FRAMES | LOW_TOKENS,
 }
 BASELINE = "global + aligned"
 RECORDED_ARMS = ARMS | {
-    "global + aligned, low frames": {"loss.aligned_weight": 1.0, "model.audio.frame_layer": 1},
-    "global + aligned, low tokens": {"loss.aligned_weight": 1.0, "model.text.token_layer": 0},
+    "global + aligned, low frames": ALIGNED | LOW_FRAMES,
+    "global + aligned, low tokens": ALIGNED | LOW_TOKENS,
 }
 SCENES = {
     "preset": "medium", "attribute_rate": 0.3, "seconds": [3.0, 4.5],

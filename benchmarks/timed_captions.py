@@ -23,17 +23,16 @@ from experiments import (
     write_results,
 )
 
+LAST_LAYERS = {"model.audio.frame_layer": "null", "model.text.token_layer": "null"}
 LOW = {"loss.aligned_weight": 1.0, "model.audio.frame_layer": 1, "model.text.token_layer": 0}
 TIMED = LOW | {"loss.timed_weight": 1.0}
 BASELINE = "aligned, low layers"
 ARMS = {
-    "global": {"loss.aligned_weight": 0.0},
-    "aligned, last layers": {"loss.aligned_weight": 1.0},
+    "global": {"loss.aligned_weight": 0.0, **LAST_LAYERS},
+    "aligned, last layers": {"loss.aligned_weight": 1.0, **LAST_LAYERS},
     BASELINE: LOW,
     "timed": TIMED,
-    "timed, in-clip negatives": TIMED | {"loss.in_clip_negatives": "true"},
     "frames": LOW | {"loss.frame_weight": 1.0},
-    "all three": TIMED | {"loss.in_clip_negatives": "true", "loss.frame_weight": 1.0},
 }
 SCENES = {
     "preset": "easy", "classes": 16, "events": [2, 3], "seconds": [3.5, 4.0],

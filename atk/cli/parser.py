@@ -14,7 +14,7 @@ _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 _WRONG_TYPE = re.compile(r'Parser key "([^"]+)"(?: element \d+)?: (.*?)\.? (?:Got value|Given value): (.*)')
 _OTHER_KEY = re.compile(r'Parser key "([^"]+)": (.*)')
 _WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)")
-_OPTIONAL_CHOICES = re.compile(r"Optional\[Literal\[([^\]]*)\]\]")
+_OPTIONAL_CHOICES = re.compile(r"(?:Optional|Union)\[((?:\w+, )?)Literal\[([^\]]*)\](?:, null)?\]")
 _TYPE_NAMES = {"NoneType": "null", "tuple": "list"}
 _MISSING = re.compile("the following arguments are required: (.*)")
 _NO_SUBCOMMAND = re.compile(r'expected "([\w.]+)" to be one of \{.*\}, but it was not provided\.')
@@ -27,7 +27,7 @@ class _HelpFormatter(DefaultHelpFormatter):
         if get_origin(getattr(action, "_typehint", None)) is Literal:
             return None
         text = super()._get_type_str(action)
-        return text and _OPTIONAL_CHOICES.sub(lambda match: match[1].replace("'", "") + ", or null", text)
+        return text and _OPTIONAL_CHOICES.sub(lambda match: match[1] + match[2].replace("'", "") + ", or null", text)
 
 
 class Parser(ArgumentParser):

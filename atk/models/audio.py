@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.layers import MelSpectrogram
+from atk.models.layers import Layer, MelSpectrogram, layer_number
 from atk.models.spec_augment import SpecAugment
 from atk.nn.positions import sinusoids
 from atk.ops.checks import one_of
@@ -41,7 +41,8 @@ class AudioEncoderConfig:
         heads: number of attention heads.
         dropout: dropout rate in the Transformer.
         frame_layer: layer that the frame features are taken from; 0 = the input of the Transformer, None = the last
-            layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper.
+            layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper. "auto": 1 for
+            the encoder trained from scratch in an audio-text model, the last layer otherwise.
     """
 
     type: AudioType = "auto"
@@ -55,7 +56,7 @@ class AudioEncoderConfig:
     layers: int = 4
     heads: int = 4
     dropout: float = 0.1
-    frame_layer: int | None = None
+    frame_layer: Layer = "auto"
 
     def __post_init__(self) -> None:
         one_of("type", self.type, get_args(AudioType))
@@ -63,7 +64,7 @@ class AudioEncoderConfig:
             raise ValueError(f"pretrained must be null for type {self.type!r}, got {self.pretrained!r}")
         if self.type == "cnn14" or self.pretrained is not None:  # checked when the encoder is created
             return
-        if self.frame_layer is not None and not 0 <= self.frame_layer <= self.layers:
+        if not 0 <= layer_number(self.frame_layer, self.layers) <= self.layers:
             raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
         if self.mel_bins % 16 or self.mel_bins <= 0:
             raise ValueError(f"mel_bins must be a positive multiple of 16, got {self.mel_bins}")
@@ -156,7 +157,7 @@ class AudioEncoder(nn.Module):
         )
         norm = nn.LayerNorm(config.width)
         self.transformer = nn.TransformerEncoder(layer, config.layers, norm, enable_nested_tensor=False)
-        self.frame_layer = config.layers if config.frame_layer is None else config.frame_layer
+        self.frame_layer = layer_number(config.frame_layer, config.layers)
 
     @property
     def sample_rate(self) -> int:

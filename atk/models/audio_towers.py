@@ -121,17 +121,18 @@ def _cnn14_config(config: AudioEncoderConfig) -> Cnn14Config:
 def _wrapped(model: "PreTrainedModel", extractor: Any, config: AudioEncoderConfig) -> AudioTower:
     """The adapter for a model of transformers; raises ValueError if there is none."""
     model_type = model.config.model_type
+    layer = None if config.frame_layer == "auto" else config.frame_layer
     if model_type.startswith("clap"):
-        if config.frame_layer is not None:
+        if layer is not None:
             raise ValueError("frame_layer must be null for HTS-AT, whose layers have frames of different lengths")
         audio_model: Any = getattr(model, "audio_model", model)
         return HTSAT(audio_model.float(), extractor)
     if model_type == "whisper":
-        return Whisper(getattr(model, "encoder", model), extractor, config.frame_layer)
+        return Whisper(getattr(model, "encoder", model), extractor, layer)
     if model_type == "audio-spectrogram-transformer":
-        return AST(model, extractor, config.frame_layer)
+        return AST(model, extractor, layer)
     if hasattr(model, "_get_feat_extract_output_lengths") and hasattr(model.config, "conv_kernel"):
-        return Waveforms(model, extractor, config.frame_layer)
+        return Waveforms(model, extractor, layer)
     raise ValueError(
         f"a {model_type} model is none of AST, Whisper, ClapModel, or wav2vec 2.0 and its relatives, such as HuBERT"
     )

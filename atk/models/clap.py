@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atk.models import clap_transformers, msclap
-from atk.models.audio import AudioEncoderConfig
 from atk.models.audio_towers import AudioTower, create_audio_encoder, load_audio_encoder, save_audio_encoder
+from atk.models.clap_config import ModelConfig, with_layer_numbers
 from atk.models.clap_transformers import ClapConfig
 from atk.models.embeddings import AudioEmbedding, TextEmbedding
 from atk.models.layers import check_waveforms
 from atk.models.msclap import MsClapConfig
 from atk.models.published import layout_of
 from atk.models.saved import find_model, load_weights, naming_file, save_config, save_weights
-from atk.models.text import TextEncoderConfig
 from atk.models.word_vectors import TextTower, text_tower
 
 # Subfolders of a saved model.
@@ -27,45 +25,6 @@ _TEXT = "text"
 _CLAP = "clap"
 _MSCLAP = "msclap"
 CAPTIONING = ("decoder.", "projection.", "difference_block.")  # names of the weights that a unified model adds
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Audio encoder, text encoder, and the width of the space they share.
-
-    `clap` or `msclap` replaces `dim`, `audio`, and `text`, except for `max_tokens`, `vocabulary`, and `token_layer` of
-    `text`.
-
-    Args:
-        dim: width of the shared space.
-        audio: audio encoder.
-        text: text encoder.
-        clap: a ClapModel of transformers in place of both encoders; truncates clips to 10 s.
-        msclap: MS-CLAP 2023 in place of both encoders; truncates clips to 7 s.
-    """
-
-    dim: int = 128
-    audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
-    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    clap: ClapConfig = field(default_factory=ClapConfig)
-    msclap: MsClapConfig = field(default_factory=MsClapConfig)
-
-    def __post_init__(self) -> None:
-        if self.clap.enabled and self.msclap.enabled:
-            raise ValueError("only one of clap and msclap can be set, got both")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Restore a configuration from the output of `dataclasses.asdict`."""
-        audio: dict[str, Any] = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
-        return cls(
-            dim=values["dim"],
-            audio=AudioEncoderConfig(**audio),
-            text=TextEncoderConfig(**values["text"]),
-            # Models saved by early versions have neither of these.
-            clap=ClapConfig(**values.get("clap", {})),
-            msclap=MsClapConfig(**values.get("msclap", {})),
-        )
 
 
 class CLAP(nn.Module):
@@ -101,6 +60,7 @@ class CLAP(nn.Module):
         Raises:
             ValueError: a checkpoint cannot be loaded, or `captions` is empty but needed.
         """
+        config = with_layer_numbers(config)
         if config.clap.enabled:
             return cls(config, *clap_transformers.create_encoders(config.clap, config.text, captions))
         if config.msclap.enabled:

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _CLIPS_AT_A_TIME = 4
+Layer = int | Literal["auto"] | None
+
+
+def layer_number(layer: Layer, layers: int) -> int:
+    """The number of a layer, counted from the input; the last of `layers` for None, and for an "auto" left open."""
+    return layer if isinstance(layer, int) else layers
 
 
 class Float32Features(nn.Module):

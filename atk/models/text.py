@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from atk.models.layers import Layer, layer_number
 from atk.models.text_pretrained import load_pretrained, prepare_tokenizer, text_tower
 from atk.models.tokenizer import import_transformers, train_bpe
 from atk.ops import checks
@@ -48,7 +49,8 @@ class TextEncoderConfig:
         heads: number of attention heads.
         dropout: dropout rate.
         token_layer: layer that the token features are taken from; 0 = the word embeddings, None = the last layer.
-            Tokens of lower layers see less of the rest of the caption, so alignment maps are sharper.
+            Tokens of lower layers see less of the rest of the caption, so alignment maps are sharper. "auto": 0 for
+            the encoder trained from scratch in an audio-text model, the last layer otherwise.
     """
 
     pretrained: str | None = None
@@ -59,7 +61,7 @@ class TextEncoderConfig:
     layers: int = 2
     heads: int = 4
     dropout: float = 0.1
-    token_layer: int | None = None
+    token_layer: Layer = "auto"
     vectors: str | None = None
     train_vectors: bool = False
 
@@ -99,7 +101,7 @@ class TextEncoder(nn.Module):
         self.width = model.config.hidden_size
         self.token_width = self._word_embeddings().embedding_dim
         layers = model.config.num_hidden_layers
-        self.token_layer = layers if config.token_layer is None else config.token_layer
+        self.token_layer = layer_number(config.token_layer, layers)
         if not 0 <= self.token_layer <= layers:
             raise ValueError(
                 f"token_layer must be in 0..{layers}, the layers of the text encoder, got {self.token_layer}"

@@ -107,7 +107,7 @@ class Unified(CLAP, CaptionModel):
     def extend(cls, clap: CLAP, config: ModelConfig, captions: Iterable[str]) -> "Unified":
         """Add a new decoder to a contrastive model; arguments and errors are those of `create`."""
         assert isinstance(config, UnifiedModelConfig)
-        return cls(config, clap, CaptionDecoder.create(config.decoder, captions))
+        return cls(config.with_encoders(clap.config), clap, CaptionDecoder.create(config.decoder, captions))
 
     def reconfigured(self, config: UnifiedModelConfig) -> "Unified":
         """As in `CaptionModel`."""

@@ -16,6 +16,7 @@ from atk.distributed import GATHERS
 from atk.distributed.exchange import GatherMode
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP, ModelConfig
+from atk.models.clap_config import with_layer_numbers
 from atk.models.layers import checkpoint_layers
 from atk.nn import AlignedContrastiveLoss, InfoNCELoss, SigmoidLoss
 from atk.nn.losses import MAX_LOGIT_SCALE, check_reduction
@@ -240,8 +241,8 @@ def train_contrastive(
 ) -> dict[str, Any] | None:
     """Train by a contrastive method; with `config.init`, `saved_config` of it replaces `config.model`."""
     last = checkpoint_to_resume(config, resume)
-    if config.init is not None:
-        config = replace(config, model=saved_config(last or config.init))
+    model = config.model if config.init is None else saved_config(last or config.init)
+    config = replace(config, model=with_layer_numbers(model))
     if last is None:
         config = _safe_defaults(config)
     return run(make_task, config, resume)

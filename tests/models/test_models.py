@@ -62,11 +62,31 @@ def test_lower_layers_see_less_context():
         assert torch.allclose(*frames, atol=1e-6) == torch.allclose(*tokens, atol=1e-6) == local
 
 
-def test_the_last_layer_is_the_default():
-    full = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, token_layer=1))
-    model, same = CLAP.create(TINY, CAPTIONS).eval(), CLAP.create(full, CAPTIONS).eval()
-    same.load_state_dict(model.state_dict())
-    assert torch.equal(model.embed_text(CAPTIONS).tokens, same.embed_text(CAPTIONS).tokens)
+def layers(model):
+    """The layers of frames and tokens: those of the encoders, and those of the saved configuration."""
+    saved = model.config.audio.frame_layer, model.config.text.token_layer
+    return (getattr(model.audio_encoder, "frame_layer", None), model.text_encoder.token_layer), saved
+
+
+def test_new_encoders_give_low_layers_unless_told_otherwise(tmp_path):
+    new = CLAP.create(TINY, CAPTIONS)
+    assert layers(new) == ((1, 0), (1, 0))
+    new.save_pretrained(tmp_path)
+    assert layers(CLAP.from_pretrained(tmp_path)) == layers(new)
+    last = dataclasses.replace(
+        TINY,
+        audio=dataclasses.replace(TINY.audio, frame_layer=None),
+        text=dataclasses.replace(TINY.text, token_layer=None),
+    )
+    assert layers(CLAP.create(last, CAPTIONS)) == ((TINY.audio.layers, TINY.text.layers), (None, None))
+
+
+def test_other_encoders_give_their_last_layer_unless_told_otherwise(tmp_path):
+    tiny_bert(tmp_path / "bert")
+    thesis = dataclasses.replace(TINY.audio, type="music-tagging-transformer", layers=2)
+    text = dataclasses.replace(TINY.text, pretrained=str(tmp_path / "bert"))
+    model = CLAP.create(ModelConfig(audio=thesis, text=text), CAPTIONS)
+    assert layers(model) == ((2, 1), (None, None))
 
 
 def test_thesis_clip_has_about_250_frames():
@@ -123,7 +143,7 @@ def test_saved_model_loads_unchanged(tmp_path, pooling):
     model = CLAP.create(config, CAPTIONS).eval()
     model.save_pretrained(tmp_path / "a model")
     again = CLAP.from_pretrained(tmp_path / "a model")
-    assert again.config == config
+    assert again.config == model.config
     assert (tmp_path / "a model" / "model.safetensors").is_file()
     assert torch.equal(model.embed_text(CAPTIONS).tokens, again.embed_text(CAPTIONS).tokens)
     audio, lengths = torch.randn(2, 16000), torch.tensor([16000, 9000])
