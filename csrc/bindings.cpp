@@ -28,9 +28,9 @@ struct Padded {
   std::vector<std::int32_t> offsets;
   atk::Sequences sequences;
 
-  Padded(Address rows, std::int64_t count, std::int64_t length) : offsets(count + 1) {
+  Padded(Address rows, Address mask, std::int64_t count, std::int64_t length) : offsets(count + 1) {
     for (std::int64_t s = 0; s <= count; ++s) offsets[s] = static_cast<std::int32_t>(s * length);
-    sequences = {pointer<void>(rows), offsets.data(), nullptr, count, count * length};
+    sequences = {pointer<void>(rows), offsets.data(), pointer<bool>(mask), count, count * length};
   }
 };
 
@@ -84,16 +84,16 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "max_mean_padded",
-      [](Address audio, std::int64_t clips, std::int64_t frames, Address text, std::int64_t captions,
-         std::int64_t tokens, atk::Dtype dtype, std::int64_t D, int threads, Address index, int index_bytes,
-         Address sim) {
-        const Padded a(audio, clips, frames), t(text, captions, tokens);
+      [](Address audio, Address audio_mask, std::int64_t clips, std::int64_t frames, Address text, Address text_mask,
+         std::int64_t captions, std::int64_t tokens, atk::Dtype dtype, std::int64_t D, int threads, Address index,
+         int index_bytes, Address sim) {
+        const Padded a(audio, audio_mask, clips, frames), t(text, text_mask, captions, tokens);
         const atk::MaxMean op{a.sequences, t.sequences, dtype, D, false, threads};
         atk::max_mean_forward(op, {pointer<void>(index), index_bytes, 0}, pointer<float>(sim));
       },
-      py::kw_only(), py::arg("audio"), py::arg("clips"), py::arg("frames"), py::arg("text"), py::arg("captions"),
-      py::arg("tokens"), py::arg("dtype"), py::arg("D"), py::arg("threads"), py::arg("index"), py::arg("index_bytes"),
-      py::arg("sim"), py::call_guard<py::gil_scoped_release>());
+      py::kw_only(), py::arg("audio"), py::arg("audio_mask"), py::arg("clips"), py::arg("frames"), py::arg("text"),
+      py::arg("text_mask"), py::arg("captions"), py::arg("tokens"), py::arg("dtype"), py::arg("D"), py::arg("threads"),
+      py::arg("index"), py::arg("index_bytes"), py::arg("sim"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "normalize_rows",

@@ -65,10 +65,14 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
   const CaptionPack pack(problem, begin, end, words, workers);
 
   const int64_t length = round_up(std::clamp<int64_t>(kChunkWords / words, 1, op.audio.num_rows), kernels.block);
-  const std::vector<Chunk> chunks = problem.chunks(begin, end, length);
+  const int64_t shared = op.pairs || screen ? 0 : std::min(kSharedFrames, length);
+  const std::vector<Chunk> chunks = problem.chunks(begin, end, length, shared);
   const int64_t chunk_count = static_cast<int64_t>(chunks.size());
+  std::vector<int64_t> first_sum(chunk_count + 1);  // of each chunk
+  for (int64_t c = 0; c < chunk_count; ++c) first_sum[c + 1] = first_sum[c] + chunks[c].clips * captions;
   const auto packed_frames = make_buffer<float>(workers * length * words);
-  const auto sums = make_buffer<float>(chunk_count * captions);
+  const auto best_scores = make_buffer<float>(workers * (length + kernels.block));
+  const auto sums = make_buffer<float>(first_sum.back());
   const int64_t scratch_bytes = screen ? screen->scratch_bytes(length, problem.longest_caption, op.D) : 0;
   const auto scratch = make_buffer<char>(workers * scratch_bytes);
   const int64_t parts = parts_per_item(chunk_count, workers, op.pairs ? 1 : captions);
@@ -84,20 +88,24 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
     task.caption_end = op.pairs ? task.chunk.clip + 1 : begin + captions * (part + 1) / parts;
     task.grad = grad;
     task.packed_frames = packed_frames.get() + worker * length * words;
-    task.sums = sums.get() + item / parts * captions;
+    task.best_scores = best_scores.get() + worker * (length + kernels.block);
+    task.sums = sums.get() + first_sum[item / parts];
     task.screen = {pack.screened.get(), problem.longest_caption, scratch.get() + worker * scratch_bytes,
                    problem.mode == Screening::always};
     (screen ? screen->score : kernels.score)(task);
   });
   if (!sim) return;
   for (int64_t c = 0; c < chunk_count; ++c) {
-    const int64_t i = chunks[c].clip;
-    const float clip_frames = static_cast<float>(frames.count(i));
-    if (op.pairs)
-      sim[i] += sums[c * captions + i - begin] / clip_frames;
-    else
-      for (int64_t j = 0; j < captions; ++j)
-        sim[i * op.text.num_sequences + begin + j] += sums[c * captions + j] / clip_frames;
+    const float* clip_sums = sums.get() + first_sum[c];
+    for (int64_t i = chunks[c].clip; i < chunks[c].clip + chunks[c].clips; ++i, clip_sums += captions) {
+      if (!frames.count(i)) continue;
+      const float clip_frames = static_cast<float>(frames.count(i));
+      if (op.pairs)
+        sim[i] += clip_sums[i - begin] / clip_frames;
+      else
+        for (int64_t j = 0; j < captions; ++j)
+          sim[i * op.text.num_sequences + begin + j] += clip_sums[j] / clip_frames;
+    }
   }
 }
 

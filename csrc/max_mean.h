@@ -55,9 +55,10 @@ struct ValidRows {
   const int64_t* offset;
 };
 
-// Part of a clip: the valid frames [begin, end), counted over all clips.
+// The valid frames [begin, end), counted over all clips, of the clips [clip, clip + clips). Of the first clip, it may be
+// a part.
 struct Chunk {
-  int64_t clip, begin, end;
+  int64_t clip, clips, begin, end;
 };
 
 struct Magnitudes {
@@ -91,7 +92,8 @@ struct ScoreTask {
   int64_t caption_begin, caption_end;
   const float* grad;     // [N_a, N_t]: pairs with gradient 0 are left out; null: all pairs are scored
   float* packed_frames;  // scratch for the chunk's frames, in whole register tiles
-  float* sums;           // [captions.end - captions.begin], over the chunk's frames
+  float* best_scores;    // scratch for a score of each frame, and for one more register tile
+  float* sums;           // [chunk.clips, captions.end - captions.begin], over the chunk's frames of each clip
   ScreenWorkspace screen;
 };
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr double kOperationsPerThread = 1 << 20;  // for less work, starting a thread costs more than it saves
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kSharedFrames = 256;  // of short clips in a chunk; alone, they would leave lanes empty
 
 // The vectors behind a ValidRows.
 struct RowLists {
@@ -67,12 +68,20 @@ struct Problem {
 
   double pairs_per_clip() const { return op.pairs ? 1 : static_cast<double>(op.text.num_sequences); }
 
-  // The clips to score with the captions [begin, end), in chunks of at most `length` frames.
-  std::vector<Chunk> chunks(int64_t begin, int64_t end, int64_t length) const {
+  // The clips to score with the captions [begin, end), in chunks of at most `length` frames of a clip, or `shared` frames of
+  // several.
+  std::vector<Chunk> chunks(int64_t begin, int64_t end, int64_t length, int64_t shared = 0) const {
     std::vector<Chunk> result;
-    for (int64_t i = op.pairs ? begin : 0; i < (op.pairs ? end : op.audio.num_sequences); ++i)
-      for (int64_t r = frames.offset[i]; r < frames.offset[i + 1]; r += length)
-        result.push_back({i, r, std::min(r + length, frames.offset[i + 1])});
+    for (int64_t i = op.pairs ? begin : 0; i < (op.pairs ? end : op.audio.num_sequences); ++i) {
+      const int64_t clip_begin = frames.offset[i], clip_end = frames.offset[i + 1];
+      if (!result.empty() && clip_end - result.back().begin <= shared) {
+        result.back().clips = i + 1 - result.back().clip;
+        result.back().end = clip_end;
+        continue;
+      }
+      for (int64_t r = clip_begin; r < clip_end; r += length)
+        result.push_back({i, 1, r, std::min(r + length, clip_end)});
+    }
     return result;
   }
 };

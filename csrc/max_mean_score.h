@@ -2,7 +2,7 @@
 //
 //   sums[i,j] = sum_{t in chunk} max_l <audio[i,t], text[j,l]>
 //
-// Lanes are frames and tokens are broadcast. A register tile of kTileVectors x kTileTokens score vectors is folded into
+// Lanes are frames, of one clip or of several, and tokens are broadcast. A register tile of kTileVectors x kTileTokens score vectors is folded into
 // the running maximum and its index as soon as it is complete. Each score is one chain of fused multiply-adds over the
 // channels, so results do not depend on the tiling.
 #pragma once
@@ -127,14 +127,11 @@ inline void write_index(const Best& best, int64_t count, Index* index) {
     for (int64_t r = 0; r < count; ++r) index[r] = static_cast<Index>(token[r]);
 }
 
-// Returns the sum over `frame_count` packed frames of the best score among the caption's tokens, and writes the winner
-// indices unless `index` is null.
+// Writes the best score of each of `frame_count` packed frames among the caption's tokens, and the winner indices unless
+// `index` is null.
 template <class Words, class Index>
-float score_chunk(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
-                  bool may_be_nan, Index* index) {
-  IntVec lane;
-  for (int k = 0; k < kLanes; ++k) lane[k] = k;
-  Vec sum[kTileVectors] = {};
+void score_frames(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
+                  bool may_be_nan, float* scores, Index* index) {
   const TokenTiles tiles = token_tiles(token_count);
   for (int64_t r = 0; r < frame_count; r += kBlock) {
     const int32_t valid = static_cast<int32_t>(min(kBlock, frame_count - r));
@@ -150,8 +147,20 @@ float score_chunk(const float* frames, int64_t frame_count, const float* tokens,
                                                                     static_cast<int32_t>(l), may_be_nan, &best);
       l += tile_tokens;
     }
-    for (int v = 0; v < vectors; ++v) sum[v] += lane + v * kLanes < valid ? best.score[v] : Vec{};
+    std::memcpy(scores + r, best.score, valid * sizeof(float));
     if (index) write_index(best, valid, index + r);
+  }
+}
+
+// Sum of a score per frame; reads whole register tiles.
+inline float sum_scores(const float* scores, int64_t frame_count) {
+  IntVec lane;
+  for (int k = 0; k < kLanes; ++k) lane[k] = k;
+  Vec sum[kTileVectors] = {};
+  for (int64_t r = 0; r < frame_count; r += kBlock) {
+    const int32_t valid = static_cast<int32_t>(min(kBlock, frame_count - r));
+    for (int v = 0; v < kTileVectors; ++v)
+      sum[v] += lane + v * kLanes < valid ? load(scores + r + v * kLanes) : Vec{};
   }
   for (int v = 1; v < kTileVectors; ++v) sum[0] += sum[v];
   return sum_of_lanes(sum[0]);
@@ -169,18 +178,18 @@ inline ScoreBounds score_bounds(const Magnitudes& frames, const Magnitudes& toke
   return {finite, finite && frames.smallest_row_max >= kFlushSafe && tokens.smallest_row_max >= kFlushSafe};
 }
 
-// score_chunk with the arithmetic for rows of type T.
+// score_frames with the arithmetic for rows of type T.
 template <class T, class Index>
-float score_caption(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
-                    const ScoreBounds& bounds, Index* index) {
+void score_caption(const float* frames, int64_t frame_count, const float* tokens, int64_t token_count, int64_t words,
+                   const ScoreBounds& bounds, float* scores, Index* index) {
   if constexpr (kPerWord<T> == 1) {
-    return score_chunk<Float32Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, index);
+    score_frames<Float32Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, scores, index);
   } else {
 #if ATK_BFLOAT16_DOT
     if (bounds.flush_safe)
-      return score_chunk<Bfloat16Dot>(frames, frame_count, tokens, token_count, words, false, index);
+      return score_frames<Bfloat16Dot>(frames, frame_count, tokens, token_count, words, false, scores, index);
 #endif
-    return score_chunk<Bfloat16Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, index);
+    score_frames<Bfloat16Words>(frames, frame_count, tokens, token_count, words, !bounds.finite, scores, index);
   }
 }
 
@@ -203,15 +212,17 @@ struct FrameChunk {
     }
   }
 
-  // Sum over the packed frames [begin, end) of the best score in caption j; begin is a multiple of kBlock.
-  float score(int64_t j, int64_t begin, int64_t end, const Magnitudes& frame_magnitudes) const {
-    const PackedCaptions& captions = task.captions;
-    const int64_t* offset = captions.tokens.offset;
+  ScoreBounds bounds(int64_t j, const Magnitudes& frame_magnitudes) const {
+    return score_bounds(frame_magnitudes, task.captions.magnitudes[j - task.captions.begin], op.D);
+  }
+
+  // Writes the best score in caption j of each of the packed frames [begin, end); begin is a multiple of kBlock.
+  void score(int64_t j, int64_t begin, int64_t end, const ScoreBounds& bounds) const {
+    const int64_t* offset = task.captions.tokens.offset;
     Index* index = winner_indices<Index>(op, task.winners, j, task.chunk.begin + begin);
-    const ScoreBounds bounds = score_bounds(frame_magnitudes, captions.magnitudes[j - captions.begin], op.D);
-    const float* tokens = captions.packed + (offset[j] - offset[captions.begin]) * words;
-    return score_caption<T>(task.packed_frames + begin * words, end - begin, tokens, offset[j + 1] - offset[j], words,
-                            bounds, index);
+    const float* tokens = task.captions.packed + (offset[j] - offset[task.captions.begin]) * words;
+    score_caption<T>(task.packed_frames + begin * words, end - begin, tokens, offset[j + 1] - offset[j], words, bounds,
+                     task.best_scores + begin, index);
   }
 };
 
@@ -225,26 +236,60 @@ struct DirectChunk {
     frames.pack(0, frames.count);
   }
 
-  float score(int64_t j) { return frames.score(j, 0, frames.count, frame_magnitudes); }
+  void score(int64_t j) {
+    const ScoreBounds bounds = frames.bounds(j, frame_magnitudes);
+    if (kPerWord<T> > 1 && frames.task.chunk.clips > 1 && !bounds.flush_safe)
+      score_clip_by_clip(j);
+    else
+      frames.score(j, 0, frames.count, bounds);
+  }
+
+  // Chooses the arithmetic for each clip, so that no clip depends on the others.
+  void score_clip_by_clip(int64_t j) {
+    const Chunk& chunk = frames.task.chunk;
+    const int64_t* offset = frames.task.frames.offset;
+    for (int64_t i = chunk.clip; i < chunk.clip + chunk.clips; ++i) {
+      ScoreTask clip = frames.task;
+      clip.chunk = {i, 1, max(offset[i], chunk.begin), offset[i + 1]};
+      clip.best_scores += clip.chunk.begin - chunk.begin;
+      if (clip.chunk.begin < clip.chunk.end) DirectChunk(clip).score(j);
+    }
+    frames.pack(0, frames.count);  // again: the clips were packed in its place
+  }
 };
 
-// Writes the task's sums; 0 for empty captions and for pairs with gradient 0.
-template <class Chunk>
-void score_clip(const ScoreTask& task) {
-  const MaxMean& op = *task.op;
+// Whether a caption has tokens, and one of its pairs with the chunk's clips a gradient.
+inline bool is_wanted(const ScoreTask& task, int64_t j) {
   const int64_t* token_offset = task.captions.tokens.offset;
+  if (token_offset[j] == token_offset[j + 1]) return false;
+  if (!task.grad) return true;
+  if (task.op->pairs) return task.grad[j] != 0;
+  for (int64_t i = task.chunk.clip; i < task.chunk.clip + task.chunk.clips; ++i)
+    if (task.grad[i * task.op->text.num_sequences + j] != 0) return true;
+  return false;
+}
+
+// Writes the task's sums; 0 for captions that are not wanted.
+template <class Chunk>
+void score_captions(const ScoreTask& task) {
+  const int64_t captions = task.captions.end - task.captions.begin;
+  const int64_t* offset = task.frames.offset + task.chunk.clip;
   Chunk chunk(task);
   for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
-    const int64_t pair = op.pairs ? j : task.chunk.clip * op.text.num_sequences + j;
-    const bool wanted = token_offset[j] < token_offset[j + 1] && !(task.grad && task.grad[pair] == 0);
-    task.sums[j - task.captions.begin] = wanted ? chunk.score(j) : 0;
+    const bool wanted = is_wanted(task, j);
+    if (wanted) chunk.score(j);
+    for (int64_t i = 0; i < task.chunk.clips; ++i) {
+      const int64_t begin = max(offset[i], task.chunk.begin), end = min(offset[i + 1], task.chunk.end);
+      const float* scores = task.best_scores + begin - task.chunk.begin;
+      task.sums[i * captions + j - task.captions.begin] = wanted ? sum_scores(scores, end - begin) : 0;
+    }
   }
 }
 
 void score(const ScoreTask& task) {
   with_dtype(task.op->dtype, [&](auto type) {
     with_index(task.winners.index_bytes, [&](auto index) {
-      score_clip<DirectChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
+      score_captions<DirectChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
     });
   });
 }

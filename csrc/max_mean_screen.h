@@ -22,6 +22,7 @@ constexpr int64_t kMinScreenTokens = 8;
 constexpr int64_t kMinScreenProducts = 1024;  // tokens * D, per frame and caption
 constexpr int64_t kMinScreenFrames = 1024;    // valid frames: fewer do not repay quantizing the captions
 constexpr int64_t kMinScreenCaptions = 8;     // fewer do not repay quantizing the frames
+constexpr int64_t kMinScreenClipFrames = 12;  // on average: without screening, short clips share register tiles
 constexpr bool kScreensBfloat16 = kBfloat16PerWord == 1;  // products of pairs of channels are fast enough
 
 inline bool worth_screening(int64_t tokens, int64_t D) {
@@ -118,9 +119,9 @@ inline void rescore(const ScreenBlock& block, int64_t count) {
   }
 }
 
-// Returns the sum over the block's frames of the best score, and writes the winner indices unless `index` is null.
+// Writes the best score of each of the block's frames, and the winner indices unless `index` is null.
 template <class Index>
-float collect(const ScreenBlock& block, int64_t count, Index* index) {
+void collect(const ScreenBlock& block, int64_t count, float* scores, Index* index) {
   int64_t best[kBlock];
   for (int64_t& key : best) key = INT64_MIN;
   for (int64_t k = 0; k < count; ++k) {
@@ -128,14 +129,10 @@ float collect(const ScreenBlock& block, int64_t count, Index* index) {
     const int64_t key = block.scratch.key[k];
     *frame = key > *frame ? key : *frame;
   }
-  float score[kBlock] = {};
   for (int64_t r = 0; r < block.frames; ++r) {
-    score[r] = bits_float(static_cast<uint32_t>(ordered(static_cast<int32_t>(best[r] >> 32))));
+    scores[r] = bits_float(static_cast<uint32_t>(ordered(static_cast<int32_t>(best[r] >> 32))));
     if (index) index[r] = static_cast<Index>(~static_cast<uint32_t>(best[r]) / kBlock);
   }
-  Vec sum = load(score);
-  for (int v = 1; v < kTileVectors; ++v) sum += load(score + v * kLanes);
-  return sum_of_lanes(sum);
 }
 
 // How often screening failed for a chunk and a caption. In a call that is screened, only the rows of that chunk and
@@ -178,8 +175,8 @@ struct ScreenChunk {
     for (int64_t b = 0; b < frames.count; b += kBlock) scratch.packed[b / kBlock] = false;
   }
 
-  // Sum over the frames of the best score in caption j.
-  float score(int64_t j) {
+  // Writes the best score in caption j of each frame.
+  void score(int64_t j) {
     const ScoreTask& task = frames.task;
     const int64_t* offset = task.captions.tokens.offset;
     const int64_t first_caption = task.captions.begin;
@@ -189,7 +186,6 @@ struct ScreenChunk {
     const bool screenable = can_screen(*caption.bounds, tokens);
     Index* index = winner_indices<Index>(frames.op, task.winners, j, task.chunk.begin);
     ScreenHistory history;
-    float sum = 0;
     for (int64_t b = 0; b < frames.count; b += kBlock) {
       const ScreenBlock block{scratch, caption, D, b, min(kBlock, frames.count - b), tokens};
       const bool screened = screenable && (task.screen.always || history.allows_screening());
@@ -197,12 +193,11 @@ struct ScreenChunk {
       ++history.blocks;
       if (screened && (history.record(block, candidates) || task.screen.always)) {
         rescore(block, candidates);
-        sum += collect(block, candidates, index ? index + b : nullptr);
+        collect(block, candidates, task.best_scores + b, index ? index + b : nullptr);
       } else {
-        sum += score_directly(j, b, b + block.frames);
+        score_directly(j, b, b + block.frames);
       }
     }
-    return sum;
   }
 
   bool can_screen(const CaptionBounds& caption, int64_t tokens) const {
@@ -211,11 +206,11 @@ struct ScreenChunk {
   }
 
   // Scores a block without screening; packs its frames on first use.
-  float score_directly(int64_t j, int64_t begin, int64_t end) {
+  void score_directly(int64_t j, int64_t begin, int64_t end) {
     bool& packed = scratch.packed[begin / kBlock];
     if (!packed) frames.pack(begin, end);
     packed = true;
-    return frames.score(j, begin, end, magnitudes);
+    frames.score(j, begin, end, frames.bounds(j, magnitudes));
   }
 };
 
@@ -224,6 +219,7 @@ struct ScreenChunk {
 bool screening_applies(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always) {
   if ((op.dtype == Dtype::bfloat16 && !kScreensBfloat16) || op.pairs || op.D > kMaxScreenChannels) return false;
   return always || (valid_frames >= kMinScreenFrames && op.text.num_sequences >= kMinScreenCaptions &&
+                    valid_frames >= kMinScreenClipFrames * op.audio.num_sequences &&
                     worth_screening(longest_caption, op.D));
 }
 
@@ -247,7 +243,7 @@ void prepare_caption(const MaxMean& op, const ValidRows& tokens, int64_t caption
 void screen(const ScoreTask& task) {
   with_screened_dtype(task.op->dtype, [&](auto type) {
     with_index(task.winners.index_bytes, [&](auto index) {
-      score_clip<ScreenChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
+      score_captions<ScreenChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
     });
   });
 }

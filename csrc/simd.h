@@ -74,6 +74,7 @@ inline float sum_of_lanes(Vec x) {
 }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct Type {

@@ -59,11 +59,19 @@ def max_mean_forward(audio: Sequences, text: Sequences, sim: Tensor, index: Tens
     _problem(audio, text, pairs).forward(index=index_address, index_bytes=index_bytes, sim=sim.data_ptr())
 
 
-def max_mean_padded(audio: Tensor, text: Tensor, sim: Tensor, index: Tensor | None) -> None:
-    """`max_mean_forward` for padded embeddings without masks, for less time in Python.
+def max_mean_padded(
+    audio: Tensor,
+    text: Tensor,
+    audio_mask: Tensor | None,
+    text_mask: Tensor | None,
+    sim: Tensor,
+    index: Tensor | None,
+) -> None:
+    """`max_mean_forward` for padded embeddings, for less time in Python.
 
     Args:
         audio, text: `[N_a, L_a, D]` and `[N_t, L_t, D]`, contiguous, of the same dtype.
+        audio_mask, text_mask: boolean `[N_a, L_a]` and `[N_t, L_t]`, contiguous, True = valid; None: all are.
         sim: as in `max_mean_forward`.
         index: as in `max_mean_forward`, `[N_t, N_a * L_a]`.
     """
@@ -71,9 +79,11 @@ def max_mean_padded(audio: Tensor, text: Tensor, sim: Tensor, index: Tensor | No
     captions, tokens, _ = text.shape
     _C.max_mean_padded(
         audio=audio.data_ptr(),
+        audio_mask=address(audio_mask),
         clips=clips,
         frames=frames,
         text=text.data_ptr(),
+        text_mask=address(text_mask),
         captions=captions,
         tokens=tokens,
         dtype=dtype(audio),

@@ -63,9 +63,8 @@ def max_mean_similarity(
         RuntimeError: when a second derivative is taken.
     """
     checks.padded(audio, text, audio_mask, text_mask)
-    plain = audio_mask is None and text_mask is None and not normalize and direction == "audio"
-    if plain and _scored_as_padded(audio, text, backend):
-        return padded_score(audio, text, save_index)
+    if not normalize and direction == "audio" and _scored_as_padded(audio, text, backend):
+        return padded_score(audio, text, audio_mask, text_mask, save_index)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
     return similarity(clips, captions, normalize, direction, save_index, backend, padded=True)
 
