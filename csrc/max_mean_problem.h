@@ -68,8 +68,8 @@ struct Problem {
 
   double pairs_per_clip() const { return op.pairs ? 1 : static_cast<double>(op.text.num_sequences); }
 
-  // The clips to score with the captions [begin, end), in chunks of at most `length` frames of a clip, or `shared` frames of
-  // several.
+  // The clips to score with the captions [begin, end), in chunks of at most `length` frames of one clip, or of at most
+  // `shared` frames of several.
   std::vector<Chunk> chunks(int64_t begin, int64_t end, int64_t length, int64_t shared = 0) const {
     std::vector<Chunk> result;
     for (int64_t i = op.pairs ? begin : 0; i < (op.pairs ? end : op.audio.num_sequences); ++i) {
