@@ -2,9 +2,9 @@
 //
 //   sums[i,j] = sum_{t in chunk} max_l <audio[i,t], text[j,l]>
 //
-// Lanes are frames, of one clip or of several, and tokens are broadcast. A register tile of kTileVectors x kTileTokens score vectors is folded into
-// the running maximum and its index as soon as it is complete. Each score is one chain of fused multiply-adds over the
-// channels, so results do not depend on the tiling.
+// Lanes are frames, of one clip or of several, and tokens are broadcast. A register tile of kTileVectors x kTileTokens
+// score vectors is folded into the running maximum and its index as soon as it is complete. Each score is one chain of
+// fused multiply-adds over the channels, so results do not depend on the tiling.
 #pragma once
 
 #include <utility>
