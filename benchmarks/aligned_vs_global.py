@@ -14,6 +14,8 @@ from experiments import (
     difference,
     finished,
     flags,
+    joined_page,
+    listed,
     mean_and_interval,
     run_atk,
     train_all,
@@ -100,7 +102,6 @@ def table(rows: list[dict]) -> str:
 def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
-    settings = ", ".join(f"{name} {value}" for name, value in run.items())
     recorded = bool(scenes.get("recordings"))
     origin = "Scenes composed from recordings, none of which is in two splits" if recorded else "Synthetic soundscapes"
     parts = [
@@ -120,11 +121,9 @@ def render_page(record: dict) -> str:
             f"{record['alignment_chance']:.0f})."
         ),
         record["interpretation"],
-        f"Run: {settings}.",
-        f"Command: `python benchmarks/aligned_vs_global.py{' --events FOLDER' if recorded else ''}`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Run: {listed(run)}.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, f"python benchmarks/aligned_vs_global.py{' --events FOLDER' if recorded else ''}", record)
 
 
 def main() -> None:

@@ -10,7 +10,18 @@ from pathlib import Path
 import yaml
 
 from atk.data import CONDITIONS
-from experiments import comparison_parser, finished, flags, mean_and_spread, run_atk, train_all, write_results
+from experiments import (
+    comparison_parser,
+    finished,
+    flags,
+    joined_page,
+    listed,
+    mean_and_spread,
+    run_atk,
+    train_all,
+    training_time,
+    write_results,
+)
 
 INSTALLED = sysconfig.get_path("purelib") + os.sep  # prefix of paths that is left out of the page
 OBJECTIVES = ("plain", "pairmix", "subtraction", "mask")
@@ -108,7 +119,6 @@ def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     seeds = len({row["seed"] for row in rows})
-    seconds = [row["seconds"] for row in rows]
     missing = "; ".join(f"{name}: {reason}" for name, reason in rows[0]["missing"].items())
     parts = [
         "# Captioning with audio difference learning",
@@ -124,16 +134,10 @@ def render_page(record: dict) -> str:
         f"Not computed: {missing}." if missing else "",
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
-        "Run: "
-        + ", ".join(f"{name} {value}" for name, value in run.items())
-        + "; scenes: "
-        + ", ".join(f"{name} {value}" for name, value in SCENES.items())
-        + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
-        "Command: `python benchmarks/difference_captioning.py`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Run: {listed(run)}; scenes: {listed(SCENES)}.",
+        training_time(record),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, "python benchmarks/difference_captioning.py", record)
 
 
 def main() -> None:

@@ -188,6 +188,23 @@ def gains_table(rows: list[dict], pairs: dict[str, tuple[str, str]], columns: It
     return "\n".join(lines)
 
 
+def listed(settings: dict) -> str:
+    """Settings as "name value, name value"."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def training_time(record: dict) -> str:
+    """A sentence about how long the runs of a record took."""
+    seconds = [row["seconds"] for row in record["rows"]]
+    return f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time."
+
+
+def joined_page(parts: Iterable[str], command: str, record: dict) -> str:
+    """A Markdown page of the parts that are not empty, the command, and the environment of the runs."""
+    measured = ", ".join(f"{name}: {value}" for name, value in record["environment"].items())
+    return "\n\n".join(part for part in (*parts, f"Command: `{command}`.", f"{measured}.") if part) + "\n"
+
+
 def write_results(
     stem: Path,
     record: dict,

@@ -12,7 +12,17 @@ import yaml
 from atk.data import open_data
 from atk.eval.retrieval import EvalSplit, evaluate_retrieval
 from atk.models.clap import CLAP
-from experiments import comparison_parser, finished, flags, mean_and_interval, run_atk, train_all, write_results
+from experiments import (
+    comparison_parser,
+    finished,
+    flags,
+    joined_page,
+    listed,
+    mean_and_interval,
+    run_atk,
+    train_all,
+    write_results,
+)
 
 # Many clean scenes; then few noisy ones, with events that are hard to tell apart and words for pitch and loudness.
 FIRST = {"preset": "easy", "seconds": [2.0, 3.0], "train": 3000, "test": 50, "seed": 1}
@@ -108,7 +118,6 @@ def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     rows = record["rows"]
     seeds = len({row["seed"] for row in rows})
-    settings = {name: ", ".join(f"{key} {value}" for key, value in record[name].items()) for name in ("first", "run")}
     learning_rates = ", ".join(f"{arm} {settings['optim.lr']:g}" for arm, settings in ARMS.items())
     parts = [
         "# Ways of fine-tuning",
@@ -125,11 +134,9 @@ def render_page(record: dict) -> str:
             f"Learning rates: {learning_rates}. Two were tried per arm on seed 0 (1e-3 and 3e-3 for the projections "
             "and LoRA, 3e-4 and 1e-3 for everything), and the one with the better mAP@10 was taken."
         ),
-        f"First training: {settings['first']}. Fine-tuning: {settings['run']}.",
-        "Command: `python benchmarks/fine_tuning.py`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"First training: {listed(record['first'])}. Fine-tuning: {listed(record['run'])}.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, "python benchmarks/fine_tuning.py", record)
 
 
 def main() -> None:

@@ -13,11 +13,14 @@ from experiments import (
     comparison_parser,
     flags,
     gains_table,
+    joined_page,
+    listed,
     means_table,
     run_atk,
     run_name,
     study_record,
     train_all,
+    training_time,
     write_results,
 )
 from semisupervised_retrieval import MLP, PRETRAINING_RUN, PRETRAINING_SCENES, RUN, SCENES, SUPERVISED, start_of
@@ -98,8 +101,7 @@ def tables(rows: list[dict]) -> dict[str, str]:
 
 def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
-    scenes, rows = record["scenes"], record["rows"]
-    seconds = [row["seconds"] for row in rows]
+    scenes = record["scenes"]
     parts = [
         "# What unlabeled audio, its loss, and noise gain",
         (f"Synthetic soundscapes: {FEW} or {MANY:,} clips with captions, {LITTLE} or {MUCH:,} without, and "
@@ -114,15 +116,11 @@ def render_page(record: dict) -> str:
         *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
-        "Pretraining: "
-        + ", ".join(f"{name} {value}" for name, value in (PRETRAINING_SCENES | FIRST).items()) + ".",
-        "Run: " + ", ".join(f"{name} {value}" for name, value in SETTINGS.items()) + "; scenes: "
-        + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
-        "Command: `python benchmarks/noise_unlabeled.py`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Pretraining: {listed(PRETRAINING_SCENES | FIRST)}.",
+        f"Run: {listed(SETTINGS)}; scenes: {listed(SCENES)}.",
+        training_time(record),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, "python benchmarks/noise_unlabeled.py", record)
 
 
 def train(folder: Path, runs: dict, jobs: int) -> None:

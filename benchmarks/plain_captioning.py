@@ -12,11 +12,14 @@ from experiments import (
     comparison_parser,
     flags,
     gains_table,
+    joined_page,
+    listed,
     means_table,
     run_atk,
     run_name,
     study_record,
     train_all,
+    training_time,
     write_results,
 )
 
@@ -121,8 +124,7 @@ def tables(rows: list[dict]) -> dict[str, str]:
 
 def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
-    scenes, rows = record["scenes"], record["rows"]
-    seconds = [row["seconds"] for row in rows]
+    scenes = record["scenes"]
     parts = [
         "# When difference learning helps to caption clips alone",
         (f"Synthetic soundscapes of one or two events with {scenes['captions_per_clip']} captions each, {FEW} or "
@@ -136,15 +138,12 @@ def render_page(record: dict) -> str:
         *(f"## {title}\n\n{text}" for title, text in record["tables"].items()),
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
-        "Run: " + ", ".join(f"{name} {value}" for name, value in (RUN | MODEL).items()) + ".",
-        *(f"The {name} model: " + ", ".join(f"{key} {value}" for key, value in sizes.items()) + "."
-        for name, sizes in MODELS.items()),
-        "Scenes: " + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
-        "Command: `python benchmarks/plain_captioning.py`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Run: {listed(RUN | MODEL)}.",
+        *(f"The {name} model: {listed(sizes)}." for name, sizes in MODELS.items()),
+        f"Scenes: {listed(SCENES)}.",
+        training_time(record),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, "python benchmarks/plain_captioning.py", record)
 
 
 def train(folder: Path, runs: dict, first: dict, jobs: int) -> None:

@@ -17,9 +17,12 @@ from experiments import (
     comparison_parser,
     finished,
     flags,
+    joined_page,
+    listed,
     mean_and_spread,
     run_atk,
     train_all,
+    training_time,
     write_results,
 )
 
@@ -127,7 +130,6 @@ def table(rows: list[dict], before: dict[str, float]) -> str:
 def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the table, its interpretation, and the environment."""
     scenes = record["scenes"]
-    seconds = [row["seconds"] for row in record["rows"]]
     labeled = round(CAPTIONED * scenes["train"])
     parts = [
         "# Retrieval with a tenth of the captions and unlabeled audio",
@@ -139,15 +141,11 @@ def render_page(record: dict) -> str:
         f"{record['seeds']} seeds, in percent; retrieval uses the cosine of global vectors."),
         record["table"],
         record["interpretation"],
-        "Pretraining: "
-        + ", ".join(f"{name} {value}" for name, value in (PRETRAINING_SCENES | PRETRAINING_RUN).items()) + ".",
-        "Run: " + ", ".join(f"{name} {value}" for name, value in record["run"].items()) + "; scenes: "
-        + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
-        f"Training took {min(seconds):.0f} to {max(seconds):.0f} s per run, with {record['jobs']} at a time.",
-        "Command: `python benchmarks/semisupervised_retrieval.py`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Pretraining: {listed(PRETRAINING_SCENES | PRETRAINING_RUN)}.",
+        f"Run: {listed(record['run'])}; scenes: {listed(SCENES)}.",
+        training_time(record),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, "python benchmarks/semisupervised_retrieval.py", record)
 
 
 def main() -> None:

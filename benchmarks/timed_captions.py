@@ -17,6 +17,8 @@ from experiments import (
     difference,
     finished,
     flags,
+    joined_page,
+    listed,
     mean_and_spread,
     run_atk,
     train_all,
@@ -111,7 +113,6 @@ def render_page(record: dict) -> str:
     """The Markdown page: what was compared, the tables, their interpretation, and the environment."""
     scenes, run, rows = record["scenes"], record["run"], record["rows"]
     recorded = bool(scenes["recordings"])
-    settings = ", ".join(f"{name} {value}" for name, value in run.items())
     parts = [
         f"# Learning from timed captions{' on recordings' if recorded else ''}",
         (
@@ -131,11 +132,9 @@ def render_page(record: dict) -> str:
             f'"{BASELINE}" add a loss of timed captions to it.'
         ),
         record["interpretation"],
-        f"Run: {settings}.",
-        f"Command: `python benchmarks/timed_captions.py{' --events FOLDER' if recorded else ''}`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
+        f"Run: {listed(run)}.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, f"python benchmarks/timed_captions.py{' --events FOLDER' if recorded else ''}", record)
 
 
 def main() -> None:

@@ -14,7 +14,17 @@ import yaml
 
 from atk.cli.commands import parse
 from atk.train.trainer import Trainer
-from experiments import comparison_parser, finished, flags, mean_and_interval, run_atk, train_all, write_results
+from experiments import (
+    comparison_parser,
+    finished,
+    flags,
+    joined_page,
+    listed,
+    mean_and_interval,
+    run_atk,
+    train_all,
+    write_results,
+)
 from semisupervised_retrieval import split
 
 CAPTIONED = 0.3  # fraction of the clips that keep their captions
@@ -168,14 +178,11 @@ def render_page(record: dict) -> str:
         record["table"],
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
-        "Run: " + ", ".join(f"{name} {value}" for name, value in RUN.items()) + "; scenes: "
-        + ", ".join(f"{name} {value}" for name, value in SCENES.items()) + ".",
+        f"Run: {listed(RUN)}; scenes: {listed(SCENES)}.",
         "CPU time of a step: "
         + ", ".join(f"{arm} {seconds:.2f} s" for arm, seconds in record["seconds per step"].items()) + ".",
-        f"Command: `python benchmarks/unified.py --budget {record['budget']:g}`.",
-        ", ".join(f"{name}: {value}" for name, value in record["environment"].items()) + ".",
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined_page(parts, f"python benchmarks/unified.py --budget {record['budget']:g}", record)
 
 
 def main() -> None:
