@@ -19,7 +19,7 @@ from atk.eval.moment_figure import draw_moment
 from atk.eval.moment_search import search_moments
 from atk.eval.moments import overlap_of
 from atk.models.clap import CLAP
-from moments import compose
+from moments import by_scene, compose
 
 
 def in_sequence(events: Iterable[Event]) -> list[Event]:
@@ -27,14 +27,6 @@ def in_sequence(events: Iterable[Event]) -> list[Event]:
     ordered = sorted(events, key=lambda event: event.start)
     overlap = any(first.end > second.start for first, second in itertools.pairwise(ordered))
     return [] if overlap or len(ordered) < 2 else ordered
-
-
-def by_scene(scenes: Path) -> dict[str, list[Event]]:
-    """Events of each scene."""
-    events: dict[str, list[Event]] = {}
-    for event in read_events(scenes / "events.csv"):
-        events.setdefault(event.file_name, []).append(event)
-    return events
 
 
 def sequences(scenes: Path, clips: Sequence[Clip], seconds: float) -> list[list[Event]]:

@@ -26,11 +26,17 @@ from atk.eval.moment_settings import saved_moments
 from atk.eval.moments import MomentConfig, best_first, in_order, level_of, smoothed, spans_above
 
 
+def by_scene(scenes: Path) -> dict[str, list[Event]]:
+    """Events of each scene."""
+    events: dict[str, list[Event]] = {}
+    for event in read_events(scenes / "events.csv"):
+        events.setdefault(event.file_name, []).append(event)
+    return events
+
+
 def compose(scenes: Path, clips: Iterable[Clip], path: Path, seconds: float) -> list[Event]:
     """Write clips one after the other until a recording has its length, and return its events."""
-    by_file: dict[str, list[Event]] = {}
-    for event in read_events(scenes / "events.csv"):
-        by_file.setdefault(event.file_name, []).append(event)
+    heard = by_scene(scenes)
     events: list[Event] = []
     written = 0
     output: soundfile.SoundFile | None = None
@@ -40,7 +46,7 @@ def compose(scenes: Path, clips: Iterable[Clip], path: Path, seconds: float) -> 
         start = written / rate
         events += [
             event._replace(file_name=path.name, start=start + event.start, end=start + event.end)
-            for event in by_file.get(clip.file_name, ())
+            for event in heard.get(clip.file_name, ())
         ]
         output.write(wave)
         written += len(wave)
