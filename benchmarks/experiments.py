@@ -223,8 +223,7 @@ def write_results(
     measured = {"environment": environment(), "jobs": jobs}
     if report:
         measured |= {name: previous[name] for name in measured if name in previous}
-    previous_text = previous.get("interpretation", previous.get("reading", ""))  # older results have "reading"
-    record = measured | record | {"interpretation": interpretation or previous_text}
+    record = measured | record | {"interpretation": interpretation or previous.get("interpretation", "")}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     stem.with_suffix(".md").write_text(render_page(record))

@@ -195,7 +195,7 @@ def compared(name: str, threads: int, repeats: int, rounds: int) -> dict[str, An
     error = max(abs(theirs - ours) / max(abs(theirs), 1e-6) for theirs, ours in pairs)
     if error > 1e-3:
         raise SystemExit(f"{name}: the results with and without atk differ by a factor of {error:.1e}")
-    row: dict[str, Any] = {"version": importlib.metadata.version(CASES[name].package)}
+    row: dict[str, Any] = {"version": importlib.metadata.version(CASES[name].package), "calls": repeats * rounds}
     for with_atk, label in ((False, "library"), (True, "atk")):
         mine = runs[with_atk]
         row[label] = {
@@ -208,27 +208,27 @@ def compared(name: str, threads: int, repeats: int, rounds: int) -> dict[str, An
 def page(results: dict[str, Any]) -> str:
     about = (
         f"Random embeddings of width {WIDTH} in float32, queries and captions of 32 tokens, on {results['threads']} "
-        "threads of a CPU. Elapsed time, medians over processes that alternate between the variants. Memory is the "
-        "peak of one call beyond what was there before it."
+        "threads of a CPU. Elapsed time, medians over the calls in processes that alternate between the variants. "
+        "Memory is the peak of one call beyond what was there before it."
     )
     lines = [
         "# Losses and scores of other libraries with and without `atk.integrations`",
         "",
         about,
         "",
-        "| library | what | time, library | with atk | ratio | memory, library | with atk |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| library | what | calls | time, library | with atk | ratio | memory, library | with atk |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in results["rows"].items():
         theirs, ours = row["library"], row["atk"]
         times = f"{1000 * theirs['seconds']:,.0f} ms | {1000 * ours['seconds']:,.0f} ms"
         memory = f"{theirs['mib']:,.0f} MiB | {ours['mib']:,.0f} MiB"
         package = f"{CASES[name].package} {row['version']}"
-        lines.append(
-            f"| {package} | {CASES[name].about} | {times} | {theirs['seconds'] / ours['seconds']:.1f} | {memory} |"
-        )
+        ratio = f"{theirs['seconds'] / ours['seconds']:.1f}"
+        lines.append(f"| {package} | {CASES[name].about} | {row['calls']} | {times} | {ratio} | {memory} |")
     facts = ", ".join(f"{name} {value}" for name, value in results["environment"].items())
-    return "\n".join([*lines, "", f"Made by `python benchmarks/integration_losses.py`; {facts}.", ""])
+    made = f"Made by `python benchmarks/integration_losses.py`; the last row that was measured: {facts}."
+    return "\n".join([*lines, "", made, ""])
 
 
 def main() -> None:

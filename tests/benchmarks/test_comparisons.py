@@ -7,13 +7,36 @@ from pathlib import Path
 import pytest
 
 import aligned_vs_global
+import data_loading
 import difference_captioning
 import experiments
+import exported_models
 import fine_tuning
+import integration_losses
 import noise_unlabeled
 import plain_captioning
+import semisupervised_retrieval
 import timed_captions
 import unified
+
+RESULTS = Path(experiments.__file__).parent / "results"
+PAGES = {
+    "aligned_vs_global": aligned_vs_global.render_page,
+    "data_loading": data_loading.render_page,
+    "difference_captioning": difference_captioning.render_page,
+    "exported_models": exported_models.render_page,
+    "fine_tuning": fine_tuning.render_page,
+    "integration_losses": integration_losses.page,
+    "semisupervised_retrieval": semisupervised_retrieval.render_page,
+    "timed_captions": timed_captions.render_page,
+    "timed_captions_recorded": timed_captions.render_page,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_of_results_is_that_of_its_record(name):
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    assert PAGES[name](record) == (RESULTS / f"{name}.md").read_text()
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
@@ -30,8 +53,8 @@ def test_results_go_to_a_new_folder(tmp_path):
     assert (tmp_path / "new" / "page.md").read_text() == "why."
 
 
-def test_the_interpretation_in_older_results_is_kept(tmp_path):
-    (tmp_path / "page.json").write_text('{"reading": "why"}')  # the former name
+def test_an_interpretation_is_kept(tmp_path):
+    (tmp_path / "page.json").write_text('{"interpretation": "why"}')
     experiments.write_results(tmp_path / "page", {}, lambda record: record["interpretation"], "")
     assert (tmp_path / "page.md").read_text() == "why"
 
