@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from experiments import (
+    LAST_LAYERS,
     comparison_parser,
     difference,
     finished,
@@ -22,7 +23,6 @@ from experiments import (
     write_results,
 )
 
-LAST_LAYERS = {"model.audio.frame_layer": "null", "model.text.token_layer": "null"}
 LOW_FRAMES, LOW_TOKENS = {"model.audio.frame_layer": 1}, {"model.text.token_layer": 0}
 ALIGNED = {"loss.aligned_weight": 1.0, **LAST_LAYERS}
 ARMS = {

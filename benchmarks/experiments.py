@@ -18,6 +18,7 @@ import yaml
 
 from atk.bench import environment
 
+LAST_LAYERS = {"model.audio.frame_layer": "null", "model.text.token_layer": "null"}  # as in the thesis
 _T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 %, for 1 to 9 degrees of freedom
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from experiments import (
+    LAST_LAYERS,
     comparison_parser,
     difference,
     finished,
@@ -25,7 +26,6 @@ from experiments import (
     write_results,
 )
 
-LAST_LAYERS = {"model.audio.frame_layer": "null", "model.text.token_layer": "null"}
 LOW = {"loss.aligned_weight": 1.0, "model.audio.frame_layer": 1, "model.text.token_layer": 0}
 TIMED = LOW | {"loss.timed_weight": 1.0}
 BASELINE = "aligned, low layers"

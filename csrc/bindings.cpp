@@ -23,7 +23,7 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Sequences of the same length without a mask, packed.
+// Padded sequences as packed ones, with or without a mask.
 struct Padded {
   std::vector<std::int32_t> offsets;
   atk::Sequences sequences;

@@ -49,6 +49,12 @@ struct CaptionPack {
   PackedCaptions view(const RowLists& rows) const { return {tokens.get(), magnitudes.get(), rows.view(), begin, end}; }
 };
 
+// Whether most pairs have gradient 0. A pair is then left out more often than a chunk of several clips.
+bool mostly_zero(const float* grad, const MaxMean& op) {
+  const int64_t pairs = op.audio.num_sequences * op.text.num_sequences;
+  return 2 * std::count(grad, grad + pairs, 0.0f) > pairs;
+}
+
 // Packs the captions [begin, end) together and scores them. If `sim` is null, only the winners are written.
 void score_group(const Problem& problem, const Winners& winners, int64_t begin, int64_t end, const float* grad,
                  float* sim) {
@@ -65,7 +71,8 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
   const CaptionPack pack(problem, begin, end, words, workers);
 
   const int64_t length = round_up(std::clamp<int64_t>(kChunkWords / words, 1, op.audio.num_rows), kernels.block);
-  const int64_t shared = op.pairs || screen ? 0 : std::min(kSharedFrames, length);
+  const bool shares = !op.pairs && !screen && !(grad && mostly_zero(grad, op));
+  const int64_t shared = shares ? std::min(kSharedFrames, length) : 0;
   const std::vector<Chunk> chunks = problem.chunks(begin, end, length, shared);
   const int64_t chunk_count = static_cast<int64_t>(chunks.size());
   std::vector<int64_t> first_sum(chunk_count + 1);  // of each chunk

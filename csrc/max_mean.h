@@ -55,8 +55,8 @@ struct ValidRows {
   const int64_t* offset;
 };
 
-// The valid frames [begin, end), counted over all clips, of the clips [clip, clip + clips). Of the first clip, it may be
-// a part.
+// The valid frames [begin, end), counted over all clips, of the clips [clip, clip + clips). The first one may have begun
+// before, and a single one may go on.
 struct Chunk {
   int64_t clip, clips, begin, end;
 };

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kOperationsPerThread = 1 << 20;  // for less work, starting a thread costs more than it saves
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kSharedFrames = 256;  // of short clips in a chunk; alone, they would leave lanes empty
+constexpr int64_t kSharedFrames = 256;  // most frames in a chunk of several clips; one short clip leaves lanes empty
 
 // The vectors behind a ValidRows.
 struct RowLists {

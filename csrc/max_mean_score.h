@@ -172,9 +172,17 @@ struct ScoreBounds {
   bool flush_safe;  // finite, and flushing subnormals to zero is negligible in every score
 };
 
+constexpr float kFlushSafe = 0x1p-45f;  // smallest maximum of a row
+constexpr float kOrdinary = 0x1p45f;    // largest component
+
+// Whether the bounds with any tokens are the same for all frames like these.
+inline bool is_ordinary(const Magnitudes& frames) {
+  return frames.largest <= kOrdinary && frames.smallest_row_max >= kFlushSafe;
+}
+
 inline ScoreBounds score_bounds(const Magnitudes& frames, const Magnitudes& tokens, int64_t D) {
-  constexpr float kFlushSafe = 0x1p-45f;
-  const bool finite = static_cast<double>(frames.largest) * tokens.largest * D < FLT_MAX;
+  const double largest = frames.largest <= kOrdinary ? kOrdinary : frames.largest;
+  const bool finite = largest * tokens.largest * D < FLT_MAX;
   return {finite, finite && frames.smallest_row_max >= kFlushSafe && tokens.smallest_row_max >= kFlushSafe};
 }
 
@@ -212,13 +220,10 @@ struct FrameChunk {
     }
   }
 
-  ScoreBounds bounds(int64_t j, const Magnitudes& frame_magnitudes) const {
-    return score_bounds(frame_magnitudes, task.captions.magnitudes[j - task.captions.begin], op.D);
-  }
-
   // Writes the best score in caption j of each of the packed frames [begin, end); begin is a multiple of kBlock.
-  void score(int64_t j, int64_t begin, int64_t end, const ScoreBounds& bounds) const {
+  void score(int64_t j, int64_t begin, int64_t end, const Magnitudes& frame_magnitudes) const {
     const int64_t* offset = task.captions.tokens.offset;
+    const ScoreBounds bounds = score_bounds(frame_magnitudes, task.captions.magnitudes[j - task.captions.begin], op.D);
     Index* index = winner_indices<Index>(op, task.winners, j, task.chunk.begin + begin);
     const float* tokens = task.captions.packed + (offset[j] - offset[task.captions.begin]) * words;
     score_caption<T>(task.packed_frames + begin * words, end - begin, tokens, offset[j + 1] - offset[j], words, bounds,
@@ -229,33 +234,13 @@ struct FrameChunk {
 template <class T, class Index>
 struct DirectChunk {
   FrameChunk<T, Index> frames;
-  Magnitudes frame_magnitudes;
+  const Magnitudes frame_magnitudes;
 
   explicit DirectChunk(const ScoreTask& task)
-      : frames{task}, frame_magnitudes(magnitudes(frames.rows, frames.source_row, frames.count, frames.op.D)) {
-    frames.pack(0, frames.count);
-  }
+      : frames{task}, frame_magnitudes(magnitudes(frames.rows, frames.source_row, frames.count, frames.op.D)) {}
 
-  void score(int64_t j) {
-    const ScoreBounds bounds = frames.bounds(j, frame_magnitudes);
-    if (kPerWord<T> > 1 && frames.task.chunk.clips > 1 && !bounds.flush_safe)
-      score_clip_by_clip(j);
-    else
-      frames.score(j, 0, frames.count, bounds);
-  }
-
-  // Chooses the arithmetic for each clip, so that no clip depends on the others.
-  void score_clip_by_clip(int64_t j) {
-    const Chunk& chunk = frames.task.chunk;
-    const int64_t* offset = frames.task.frames.offset;
-    for (int64_t i = chunk.clip; i < chunk.clip + chunk.clips; ++i) {
-      ScoreTask clip = frames.task;
-      clip.chunk = {i, 1, max(offset[i], chunk.begin), offset[i + 1]};
-      clip.best_scores += clip.chunk.begin - chunk.begin;
-      if (clip.chunk.begin < clip.chunk.end) DirectChunk(clip).score(j);
-    }
-    frames.pack(0, frames.count);  // again: the clips were packed in its place
-  }
+  void pack() { frames.pack(0, frames.count); }
+  void score(int64_t j) { frames.score(j, 0, frames.count, frame_magnitudes); }
 };
 
 // Whether a caption has tokens, and one of its pairs with the chunk's clips a gradient.
@@ -271,10 +256,10 @@ inline bool is_wanted(const ScoreTask& task, int64_t j) {
 
 // Writes the task's sums; 0 for captions that are not wanted.
 template <class Chunk>
-void score_captions(const ScoreTask& task) {
+void score_captions(const ScoreTask& task, Chunk& chunk) {
   const int64_t captions = task.captions.end - task.captions.begin;
   const int64_t* offset = task.frames.offset + task.chunk.clip;
-  Chunk chunk(task);
+  chunk.pack();
   for (int64_t j = task.caption_begin; j < task.caption_end; ++j) {
     const bool wanted = is_wanted(task, j);
     if (wanted) chunk.score(j);
@@ -286,10 +271,26 @@ void score_captions(const ScoreTask& task) {
   }
 }
 
+// Scores clips one by one if their magnitudes could choose another arithmetic for the others in the chunk.
+template <class T, class Index>
+void score_clips(const ScoreTask& task) {
+  DirectChunk<T, Index> chunk(task);
+  if (kPerWord<T> == 1 || task.chunk.clips == 1 || is_ordinary(chunk.frame_magnitudes))
+    return score_captions(task, chunk);
+  const int64_t* offset = task.frames.offset + task.chunk.clip;
+  for (int64_t i = 0; i < task.chunk.clips; ++i) {
+    ScoreTask clip = task;
+    clip.chunk = {task.chunk.clip + i, 1, max(offset[i], task.chunk.begin), min(offset[i + 1], task.chunk.end)};
+    clip.sums += i * (task.captions.end - task.captions.begin);
+    DirectChunk<T, Index> alone(clip);
+    score_captions(clip, alone);
+  }
+}
+
 void score(const ScoreTask& task) {
   with_dtype(task.op->dtype, [&](auto type) {
     with_index(task.winners.index_bytes, [&](auto index) {
-      score_captions<DirectChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
+      score_clips<typename decltype(type)::type, typename decltype(index)::type>(task);
     });
   });
 }

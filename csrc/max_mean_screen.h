@@ -22,11 +22,16 @@ constexpr int64_t kMinScreenTokens = 8;
 constexpr int64_t kMinScreenProducts = 1024;  // tokens * D, per frame and caption
 constexpr int64_t kMinScreenFrames = 1024;    // valid frames: fewer do not repay quantizing the captions
 constexpr int64_t kMinScreenCaptions = 8;     // fewer do not repay quantizing the frames
-constexpr int64_t kMinScreenClipFrames = 12;  // on average: without screening, short clips share register tiles
 constexpr bool kScreensBfloat16 = kBfloat16PerWord == 1;  // products of pairs of channels are fast enough
 
 inline bool worth_screening(int64_t tokens, int64_t D) {
   return tokens >= kMinScreenTokens && tokens * D >= kMinScreenProducts;
+}
+
+// Whether clips are long enough on average. Blocks of short clips have empty lanes, while register tiles hold several
+// clips, and what a block costs beyond its products counts for more with few of them.
+inline bool worth_screening_clips(int64_t valid_frames, int64_t clips, int64_t tokens, int64_t D) {
+  return valid_frames >= clips * (kBlock / 4.0 + 16384.0 / (tokens * D));
 }
 
 // A block of frames of one clip, with one caption.
@@ -175,6 +180,8 @@ struct ScreenChunk {
     for (int64_t b = 0; b < frames.count; b += kBlock) scratch.packed[b / kBlock] = false;
   }
 
+  void pack() {}  // when a block is scored without screening
+
   // Writes the best score in caption j of each frame.
   void score(int64_t j) {
     const ScoreTask& task = frames.task;
@@ -210,7 +217,7 @@ struct ScreenChunk {
     bool& packed = scratch.packed[begin / kBlock];
     if (!packed) frames.pack(begin, end);
     packed = true;
-    frames.score(j, begin, end, frames.bounds(j, magnitudes));
+    frames.score(j, begin, end, magnitudes);
   }
 };
 
@@ -219,8 +226,8 @@ struct ScreenChunk {
 bool screening_applies(const MaxMean& op, int64_t valid_frames, int64_t longest_caption, bool always) {
   if ((op.dtype == Dtype::bfloat16 && !kScreensBfloat16) || op.pairs || op.D > kMaxScreenChannels) return false;
   return always || (valid_frames >= kMinScreenFrames && op.text.num_sequences >= kMinScreenCaptions &&
-                    valid_frames >= kMinScreenClipFrames * op.audio.num_sequences &&
-                    worth_screening(longest_caption, op.D));
+                    worth_screening(longest_caption, op.D) &&
+                    worth_screening_clips(valid_frames, op.audio.num_sequences, longest_caption, op.D));
 }
 
 template <class Body>
@@ -243,7 +250,8 @@ void prepare_caption(const MaxMean& op, const ValidRows& tokens, int64_t caption
 void screen(const ScoreTask& task) {
   with_screened_dtype(task.op->dtype, [&](auto type) {
     with_index(task.winners.index_bytes, [&](auto index) {
-      score_captions<ScreenChunk<typename decltype(type)::type, typename decltype(index)::type>>(task);
+      ScreenChunk<typename decltype(type)::type, typename decltype(index)::type> chunk(task);
+      score_captions(task, chunk);
     });
   });
 }

@@ -67,11 +67,11 @@ def max_mean_padded(
     sim: Tensor,
     index: Tensor | None,
 ) -> None:
-    """`max_mean_forward` for padded embeddings, for less time in Python.
+    """`max_mean_forward` for padded embeddings, with less overhead in Python.
 
     Args:
         audio, text: `[N_a, L_a, D]` and `[N_t, L_t, D]`, contiguous, of the same dtype.
-        audio_mask, text_mask: boolean `[N_a, L_a]` and `[N_t, L_t]`, contiguous, True = valid; None: all are.
+        audio_mask, text_mask: boolean `[N_a, L_a]` and `[N_t, L_t]`, contiguous, True = valid; None = all valid.
         sim: as in `max_mean_forward`.
         index: as in `max_mean_forward`, `[N_t, N_a * L_a]`.
     """

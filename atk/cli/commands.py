@@ -45,13 +45,15 @@ def parse(argv: list[str]) -> tuple[str, Run, Namespace]:
 
     Raises:
         SystemExit: with code 0 for `--help` and `--version`, with code 2 for a mistake.
-        ValueError: the `--config` file is missing or does not hold a YAML mapping.
+        ValueError: the `--config` file is missing, does not hold a YAML mapping, or has an unknown setting.
     """
     argv = _with_saved_config(with_underscores(argv))
     parser = build_parser(argv)
     Parser.config_file = flag_value(argv, "--config")
     if Parser.config_file is not None:
-        load_yaml(Parser.config_file)
+        command = parser.leaf(argv)
+        if unknown := next(command.unknown_settings(load_yaml(Parser.config_file)), None):
+            raise ValueError(f"{Parser.config_file}: {unknown!r} is no setting of {command.prog}; remove or correct it")
     if argv[:1] in (["align"], ["search"]):  # any number of texts
         argv = [argv[0], *parser.subcommand(argv[0]).options_first(argv[1:])]
     config = parser.parse_args(argv)

@@ -4,6 +4,7 @@ import itertools
 import re
 import sys
 from argparse import Action, HelpFormatter
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -67,6 +68,23 @@ class Parser(ArgumentParser):
         assert self._subcommands_action is not None
         return self._subcommands_action.choices[name]
 
+    def leaf(self, argv: list[str]) -> "Parser":
+        """The parser of the innermost subcommand at the start of a command line."""
+        action = self._subcommands_action
+        if action is None or not argv or argv[0] not in action.choices:
+            return self
+        return action.choices[argv[0]].leaf(argv[1:])
+
+    def unknown_settings(self, settings: Mapping[str, object], group: str = "") -> Iterator[str]:
+        """The settings of a configuration file that are no options of this parser."""
+        for name, value in settings.items():
+            key = f"{group}{name}"
+            is_group = any(option.startswith(f"--{key}.") for option in self._option_string_actions)
+            if is_group and isinstance(value, Mapping):
+                yield from self.unknown_settings(value, f"{key}.")
+            elif f"--{key}" not in self._option_string_actions:
+                yield key
+
     def options_first(self, argv: list[str]) -> list[str]:
         """The command line with its options in front: argparse ends a list of words at the first option behind it.
 
@@ -123,11 +141,12 @@ class Parser(ArgumentParser):
 
 def _wanted(reason: str) -> str:
     """What jsonargparse expected, in words."""
+    types = [_TYPE_NAMES.get(name, name) for name in dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", reason))]
     if match := re.search(r"typing\.Literal\[(.*?)\]", reason):
-        return f"one of {match[1]}"
-    types = list(dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", reason)))
+        others = [f"of type {name}, or " for name in types if name != "null"]
+        return f"{''.join(others)}{'one of ' if ',' in match[1] else ''}{match[1]}"
     if types:
-        return "of type " + " or ".join(_TYPE_NAMES.get(name, name) for name in types)
+        return "of type " + " or ".join(types)
     return f"valid ({reason})"
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atk.models.layers import Layer, MelSpectrogram, layer_number
+from atk.models.layers import Layer, MelSpectrogram, check_layer, layer_number
 from atk.models.spec_augment import SpecAugment
 from atk.nn.positions import sinusoids
 from atk.ops.checks import one_of
@@ -41,8 +41,8 @@ class AudioEncoderConfig:
         heads: number of attention heads.
         dropout: dropout rate in the Transformer.
         frame_layer: layer that the frame features are taken from; 0 = the input of the Transformer, None = the last
-            layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper. "auto": 1 for
-            the encoder trained from scratch in an audio-text model, the last layer otherwise.
+            layer. Frames of lower layers see less of the rest of the clip, so alignment maps are sharper. "auto": 1 if
+            `type` is "auto", `pretrained` is None, and the loss aligns frames and tokens; otherwise the last layer.
     """
 
     type: AudioType = "auto"
@@ -60,12 +60,15 @@ class AudioEncoderConfig:
 
     def __post_init__(self) -> None:
         one_of("type", self.type, get_args(AudioType))
+        check_layer("frame_layer", self.frame_layer)
         if self.type == "music-tagging-transformer" and self.pretrained is not None:
             raise ValueError(f"pretrained must be null for type {self.type!r}, got {self.pretrained!r}")
         if self.type == "cnn14" or self.pretrained is not None:  # checked when the encoder is created
             return
         if not 0 <= layer_number(self.frame_layer, self.layers) <= self.layers:
-            raise ValueError(f"frame_layer must be in 0..layers ({self.layers}) or None, got {self.frame_layer}")
+            raise ValueError(
+                f'frame_layer must be in 0..layers ({self.layers}), None, or "auto", got {self.frame_layer}'
+            )
         if self.mel_bins % 16 or self.mel_bins <= 0:
             raise ValueError(f"mel_bins must be a positive multiple of 16, got {self.mel_bins}")
         if not 0 < self.hop <= self.window:

@@ -37,25 +37,28 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Restore a configuration from the output of `dataclasses.asdict`."""
-        audio: dict[str, Any] = {**values["audio"], "channels": tuple(values["audio"]["channels"])}
+        # Models saved by early versions have neither layers, which were the last ones, nor `clap` and `msclap`.
+        audio: dict[str, Any] = {"frame_layer": None, **values["audio"], "channels": tuple(values["audio"]["channels"])}
+        text: dict[str, Any] = {"token_layer": None, **values["text"]}
         return cls(
             dim=values["dim"],
             audio=AudioEncoderConfig(**audio),
-            text=TextEncoderConfig(**values["text"]),
-            # Models saved by early versions have neither of these.
+            text=TextEncoderConfig(**text),
             clap=ClapConfig(**values.get("clap", {})),
             msclap=MsClapConfig(**values.get("msclap", {})),
         )
 
 
-def with_layer_numbers(config: ModelConfig) -> ModelConfig:
-    """The configuration with the layers that "auto" stands for, so that a saved model keeps them."""
+def with_layer_numbers(config: ModelConfig, low: bool = True) -> ModelConfig:
+    """The configuration with "auto" replaced by the layers it stands for, so that a saved model keeps them.
+
+    Without `low`, these are the last ones.
+    """
     audio, text = config.audio, config.text
-    pretrained = config.clap.enabled or config.msclap.enabled
+    low &= not (config.clap.enabled or config.msclap.enabled)
     if audio.frame_layer == "auto":
-        low = audio.type == "auto" and audio.pretrained is None and not pretrained
-        audio = replace(audio, frame_layer=min(1, audio.layers) if low else None)
+        is_low = low and audio.type == "auto" and audio.pretrained is None
+        audio = replace(audio, frame_layer=min(1, audio.layers) if is_low else None)
     if text.token_layer == "auto":
-        low = text.pretrained is None and not pretrained
-        text = replace(text, token_layer=0 if low else None)
+        text = replace(text, token_layer=0 if low and text.pretrained is None else None)
     return replace(config, audio=audio, text=text)

@@ -12,8 +12,14 @@ _CLIPS_AT_A_TIME = 4
 Layer = int | Literal["auto"] | None
 
 
+def check_layer(name: str, layer: Layer) -> None:
+    """Check that `layer` is an integer, None, or "auto"; raises ValueError."""
+    if not (layer is None or layer == "auto" or isinstance(layer, int)):
+        raise ValueError(f'{name} must be an integer, None, or "auto", got {layer!r}')
+
+
 def layer_number(layer: Layer, layers: int) -> int:
-    """The number of a layer, counted from the input; the last of `layers` for None, and for an "auto" left open."""
+    """The number of a layer, counted from the input; None and an unresolved "auto" are the last of `layers`."""
     return layer if isinstance(layer, int) else layers
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from atk.models.layers import Layer, layer_number
+from atk.models.layers import Layer, check_layer, layer_number
 from atk.models.text_pretrained import load_pretrained, prepare_tokenizer, text_tower
 from atk.models.tokenizer import import_transformers, train_bpe
 from atk.ops import checks
@@ -49,8 +49,8 @@ class TextEncoderConfig:
         heads: number of attention heads.
         dropout: dropout rate.
         token_layer: layer that the token features are taken from; 0 = the word embeddings, None = the last layer.
-            Tokens of lower layers see less of the rest of the caption, so alignment maps are sharper. "auto": 0 for
-            the encoder trained from scratch in an audio-text model, the last layer otherwise.
+            Tokens of lower layers see less of the rest of the caption, so alignment maps are sharper. "auto": 0 if
+            `pretrained` is None and the loss aligns frames and tokens; otherwise the last layer.
     """
 
     pretrained: str | None = None
@@ -67,6 +67,7 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         checks.one_of("pooling", self.pooling, POOLINGS)
+        check_layer("token_layer", self.token_layer)
         if self.max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3, got {self.max_tokens}")
         if self.vectors is not None and self.pretrained is not None:

@@ -63,16 +63,17 @@ def max_mean_similarity(
         RuntimeError: when a second derivative is taken.
     """
     checks.padded(audio, text, audio_mask, text_mask)
-    if not normalize and direction == "audio" and _scored_as_padded(audio, text, backend):
+    masks = [mask for mask in (audio_mask, text_mask) if mask is not None]
+    if not normalize and direction == "audio" and _scored_as_padded(audio, text, masks, backend):
         return padded_score(audio, text, audio_mask, text_mask, save_index)
     clips, captions = from_padded(audio, audio_mask), from_padded(text, text_mask)
     return similarity(clips, captions, normalize, direction, save_index, backend, padded=True)
 
 
-def _scored_as_padded(audio: Tensor, text: Tensor, backend: str) -> bool:
+def _scored_as_padded(audio: Tensor, text: Tensor, masks: list[Tensor], backend: str) -> bool:
     """Whether `padded_score` takes these embeddings."""
     return (
-        not watched(audio, text)
+        not watched(audio, text, *masks)
         and not hooks_see_saved_tensors()  # `score` saves more, and a checkpoint may be recomputed while watched
         and audio.is_cpu
         and audio.dtype == text.dtype == autocast_dtype(audio)

@@ -44,9 +44,10 @@ def _keeps_index(save_index: bool | None, entries: int, longest: int, *rows: Ten
 def padded_score(
     audio: Tensor, text: Tensor, audio_mask: Tensor | None, text_mask: Tensor | None, save_index: bool | None
 ) -> Tensor:
-    """`score` on backend `"cpp"` for padded embeddings, in half the time where there is little to do.
+    """`score` on backend `"cpp"` for padded embeddings, which takes half the time on small inputs.
 
-    `audio` [N_a, L_a, D] and `text` [N_t, L_t, D] have elements, and are not `custom_op.watched`.
+    `audio` [N_a, L_a, D] and `text` [N_t, L_t, D] have elements, and neither they nor the masks are
+    `custom_op.watched`.
     """
     entries = text.shape[0] * audio.shape[0] * audio.shape[1]
     with_index = _keeps_index(save_index, entries, text.shape[1], audio, text)

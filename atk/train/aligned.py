@@ -69,6 +69,11 @@ class LossConfig(PairLossConfig):
             raise ValueError("timed_weight and frame_weight must be 0 for the triplet loss")
 
     @property
+    def aligns_frames(self) -> bool:
+        """Whether frames and tokens are aligned in addition to the global vectors."""
+        return self.global_weight > 0 and (self.aligned_weight > 0 or self.is_timed)
+
+    @property
     def is_timed(self) -> bool:
         """Whether timed captions are used."""
         return self.timed_weight > 0 or self.frame_weight > 0

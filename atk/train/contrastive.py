@@ -90,6 +90,11 @@ class PairLossConfig:
         return StartingPoint(1 / logit_scale, logit_bias)
 
     @property
+    def aligns_frames(self) -> bool:
+        """Whether frames and tokens are aligned in addition to the global vectors."""
+        return False
+
+    @property
     def learns(self) -> bool:
         """`learnable`, or its default."""
         return self.kind == "sigmoid" if self.learnable is None else self.learnable
@@ -242,7 +247,7 @@ def train_contrastive(
     """Train by a contrastive method; with `config.init`, `saved_config` of it replaces `config.model`."""
     last = checkpoint_to_resume(config, resume)
     model = config.model if config.init is None else saved_config(last or config.init)
-    config = replace(config, model=with_layer_numbers(model))
+    config = replace(config, model=with_layer_numbers(model, low=config.loss.aligns_frames))
     if last is None:
         config = _safe_defaults(config)
     return run(make_task, config, resume)

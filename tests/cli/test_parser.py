@@ -128,6 +128,10 @@ def test_methods_and_presets_are_literals(capsys):
         ([*RUN, "--backend", "cuda"], "must be one of 'auto', 'triton', 'cpp', 'chunked', 'reference', got 'cuda'"),
         ([*RUN, "--batch-size", "x"], "atk train aligned: --batch-size must be of type int, got 'x'"),
         ([*RUN, "--workers", "x"], "atk train aligned: --workers must be of type int or null, got 'x'"),
+        (
+            [*RUN, "--model.audio.frame-layer", "2.5"],
+            "--model.audio.frame-layer must be of type int, or 'auto', got '2.5'",
+        ),
         ([*RUN, "--bacth-size", "3"], "atk train aligned: unrecognized arguments: --bacth-size 3"),
         ([*RUN, "--optim", "3"], "atk train aligned: --optim: Unable to load config '3'"),
         ([*RUN, "--config", "/no/such.yaml"], "atk: /no/such.yaml: No such file or directory"),
@@ -166,6 +170,15 @@ def test_a_wrong_choice_in_a_file_ends_with_one_line(tmp_path, capsys):
         main([*RUN, "--config", str(tmp_path / "wrong.yaml")])
     line = capsys.readouterr().err
     assert stop.value.code == 2 and "'adam', 'schedulefree'" in line and "sgd" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "name"), [("loss:\n  past: false\n", "loss.past"), ("batchsize: 4\n", "batchsize")])
+def test_an_unknown_setting_in_a_file_is_named(text, name, tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main([*RUN, "--config", str(tmp_path / "old.yaml")])
+    expected = f"atk: {tmp_path}/old.yaml: '{name}' is no setting of atk train aligned; remove or correct it\n"
+    assert stop.value.code == 2 and capsys.readouterr().err == expected
 
 
 def test_a_saved_configuration_may_hold_a_number_of_workers(tmp_path):

@@ -208,6 +208,11 @@ def test_minilm_weights_load_offline_and_rank_similar_texts_higher(monkeypatch):
         (lambda: TextEncoderConfig(max_tokens=2), "max_tokens must be at least 3, got 2"),
         (lambda: AudioEncoderConfig(frame_layer=5), r"frame_layer must be in 0..layers \(4\)"),
         (
+            lambda: AudioEncoderConfig(frame_layer="last"),
+            "frame_layer must be an integer, .* got",
+        ),
+        (lambda: TextEncoderConfig(token_layer=1.5), 'token_layer must be an integer, None, or "auto", got 1.5'),
+        (
             lambda: CLAP.create(ModelConfig(text=TextEncoderConfig(token_layer=3)), CAPTIONS),
             r"token_layer must be in 0..2",
         ),

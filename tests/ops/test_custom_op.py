@@ -111,6 +111,13 @@ def test_memory_that_does_not_hold_the_values(function, dtype):
     torch.testing.assert_close(lazy, plain)
 
 
+def test_masks_whose_memory_does_not_hold_the_values():
+    audio, text = torch.randn(3, 9, 8), torch.randn(3, 5, 8)
+    nothing = torch._efficientzerotensor((3, 9), dtype=torch.bool), torch._efficientzerotensor((3, 5), dtype=torch.bool)
+    assert not atk.max_mean_similarity(audio, text, nothing[0]).any()
+    assert not atk.max_mean_similarity(audio, text, None, nothing[1]).any()
+
+
 def test_attention_reads_nothing_beyond_lazy_zeros():
     audio, text, weight = torch.randn(3, 9, 256), torch.randn(3, 5, 256), torch.eye(256)
     zeros = torch._efficientzerotensor(audio.shape)
