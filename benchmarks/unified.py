@@ -22,6 +22,7 @@ from experiments import (
     listed,
     mean_and_interval,
     run_atk,
+    run_name,
     train_all,
     write_results,
 )
@@ -42,16 +43,19 @@ RUN = {
     "model.decoder.dropout": 0,
 }  # fmt: skip
 TERMS = ("global", "aligned", "mix", "unlabeled", "caption")
+UNIFIED, MORE = "unified", "unified, more steps"
 ARMS = {
-    "unified": TERMS,
+    UNIFIED: TERMS,
+    MORE: TERMS,  # as many as "captioning"
     "aligned": ("global", "aligned"),
     "semi-supervised": ("global", "mix", "unlabeled"),
     "captioning": ("caption",),
 }
 DIRECTIONS = ("text_to_audio", "audio_to_text")
-RETRIEVAL = {f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10")} | {
+EMBEDDINGS = {f"t2a {name}": ("text_to_audio", name) for name in ("R@1", "R@5", "R@10", "mAP@10")} | {
     f"a2t {name}": ("audio_to_text", name) for name in ("R@1", "mAP@10")
 }
+EMBEDDINGS["alignment"] = ("alignment", "right")
 CAPTIONS = {
     "CIDEr, clip alone": ("input", "CIDEr", 100),
     "CIDEr, `Diff(mix, added)`": ("minus_added", "CIDEr", 100),
@@ -81,14 +85,15 @@ def seconds_per_step(folder: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)
     trainers = {}
-    for arm in ARMS:
+    arms = [arm for arm in ARMS if arm != MORE]
+    for arm in arms:
         out = folder / "timing" / arm
         command = ["train", "unified", "--data", folder / "labeled", "--out", out, *flags(settings(arm, folder))]
         values = parse([str(word) for word in command])[2]["unified"]
         config = UnifiedConfig(**{field.name: values[field.name] for field in fields(UnifiedConfig)})
         trainer = Trainer(UnifiedTask(config, torch.device("cpu")), config, torch.device("cpu"))
         trainers[arm] = trainer, trainer.task.batches(0)
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
     for _ in range(_TIMED_STEPS + 1):
         for arm, (trainer, batches) in trainers.items():
             start = time.process_time()
@@ -102,7 +107,8 @@ def steps_of(folder: Path, budget: float) -> dict[str, int]:
     file = folder / "seconds_per_step.json"
     if not file.is_file():
         file.write_text(json.dumps(seconds_per_step(folder), indent=2) + "\n")
-    return {arm: max(1, round(budget / seconds)) for arm, seconds in json.loads(file.read_text()).items()}
+    steps = {arm: max(1, round(budget / seconds)) for arm, seconds in json.loads(file.read_text()).items()}
+    return steps | {MORE: steps["captioning"]}
 
 
 def plan(folder: Path, seeds: int, steps: dict[str, int]) -> dict[tuple[str, int], tuple[Path, dict]]:
@@ -111,7 +117,7 @@ def plan(folder: Path, seeds: int, steps: dict[str, int]) -> dict[tuple[str, int
     for seed in range(seeds):
         for arm in ARMS:
             options = settings(arm, folder) | {"seed": seed, "steps": steps[arm]}
-            runs[arm, seed] = folder / f"{arm}-{seed}", options
+            runs[arm, seed] = folder / run_name(arm, seed), options
     return runs
 
 
@@ -119,7 +125,7 @@ def values_of(metrics: dict) -> dict[str, float]:
     """The values of the table in the metrics of a run, in percent."""
     values = {}
     if "text_to_audio" in metrics:
-        values |= {column: metrics[group][name] for column, (group, name) in RETRIEVAL.items()}
+        values |= {column: metrics[group][name] for column, (group, name) in EMBEDDINGS.items()}
     captioning = metrics.get("captioning", {})
     for column, (mode, name, factor) in CAPTIONS.items():
         if name in captioning.get(mode, {}):
@@ -146,18 +152,22 @@ def table(rows: list[dict]) -> str:
     """One column per arm and one line per value: mean and interval over the seeds, and of the difference per seed."""
     values = {(row["arm"], row["seed"]): row["values"] for row in rows}
     seeds = sorted({seed for _, seed in values})
-    lines = ["| | " + " | ".join(ARMS) + " | unified minus the best other |", "|---|" + "---:|" * (len(ARMS) + 1)]
-    for column in (*RETRIEVAL, *CAPTIONS, *NAMED):
+    all_terms = (UNIFIED, MORE)
+    head = [*ARMS, *(f"{arm}, minus the best of one purpose" for arm in all_terms)]
+    lines = [f"| | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
+    for column in (*EMBEDDINGS, *CAPTIONS, *NAMED):
         of_arm = {arm: [values[arm, seed][column] for seed in seeds if column in values[arm, seed]] for arm in ARMS}
-        others = {arm: cells for arm, cells in of_arm.items() if cells and arm != "unified"}
+        others = {arm: cells for arm, cells in of_arm.items() if cells and arm not in all_terms}
         if not others:
             continue
         best = max(others.values(), key=statistics.mean)
-        differences = [ours - other for ours, other in zip(of_arm["unified"], best, strict=True)]
         cells = [mean_and_interval(cells) if cells else "" for cells in of_arm.values()]
-        lines.append(f"| {column} | {' | '.join(cells)} | {mean_and_interval(differences)} |")
+        for arm in all_terms:
+            gains = [ours - other for ours, other in zip(of_arm[arm], best, strict=True)]
+            cells.append(mean_and_interval(gains, signed=True))
+        lines.append(f"| {column} | {' | '.join(cells)} |")
     steps = {row["arm"]: row["steps"] for row in rows}
-    lines.append("| steps | " + " | ".join(str(steps[arm]) for arm in ARMS) + " | |")
+    lines.append("| steps | " + " | ".join(str(steps[arm]) for arm in ARMS) + " | | |")
     return "\n".join(lines)
 
 
@@ -173,8 +183,9 @@ def render_page(record: dict) -> str:
         "in the terms whose weight is 0: aligned has the global and the aligned loss, semi-supervised the global loss "
         "and those with unlabeled audio, captioning the cross-entropy of captions with audio difference. Each run "
         f"has {record['budget']:g} s of CPU time for its training steps on one thread, so a cheaper method takes more "
-        f"steps. Checkpoints are selected on {scenes['val']} clips. Mean over {record['seeds']} seeds, in percent, "
-        "± half the width of its 95 % interval (Student's t); the last column is the paired difference."),
+        f'steps; "{MORE}" takes as many as captioning. Checkpoints are selected on {scenes["val"]} clips. Mean over '
+        f"{record['seeds']} seeds, in percent, ± half the width of its 95 % interval (Student's t); the last columns "
+        "are paired differences. `alignment`: phrases whose best frame is inside their event."),
         record["table"],
         f"Not run yet: {', '.join(record['unfinished'])}." if record["unfinished"] else "",
         record["interpretation"],
