@@ -22,6 +22,7 @@ import unified
 RESULTS = Path(experiments.__file__).parent / "results"
 PAGES = {
     "aligned_vs_global": aligned_vs_global.render_page,
+    "aligned_vs_global_recorded": aligned_vs_global.render_page,
     "data_loading": data_loading.render_page,
     "difference_captioning": difference_captioning.render_page,
     "exported_models": exported_models.render_page,
