@@ -32,6 +32,7 @@ PAGES = {
     "semisupervised_retrieval": semisupervised_retrieval.render_page,
     "timed_captions": timed_captions.render_page,
     "timed_captions_recorded": timed_captions.render_page,
+    "unified": unified.render_page,
 }
 
 
