@@ -28,6 +28,7 @@ PAGES = {
     "exported_models": exported_models.render_page,
     "fine_tuning": fine_tuning.render_page,
     "integration_losses": integration_losses.page,
+    "noise_unlabeled": noise_unlabeled.render_page,
     "plain_captioning": plain_captioning.render_page,
     "semisupervised_retrieval": semisupervised_retrieval.render_page,
     "timed_captions": timed_captions.render_page,
