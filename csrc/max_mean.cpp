@@ -49,10 +49,13 @@ struct CaptionPack {
   PackedCaptions view(const RowLists& rows) const { return {tokens.get(), magnitudes.get(), rows.view(), begin, end}; }
 };
 
-// Whether most pairs have gradient 0. A pair is then left out more often than a chunk of several clips.
-bool mostly_zero(const float* grad, const MaxMean& op) {
-  const int64_t pairs = op.audio.num_sequences * op.text.num_sequences;
-  return 2 * std::count(grad, grad + pairs, 0.0f) > pairs;
+// Whether most pairs with the captions [begin, end) have gradient 0. A pair is then left out more often than a chunk of
+// several clips.
+bool mostly_zero(const float* grad, const MaxMean& op, int64_t begin, int64_t end) {
+  int64_t zeros = 0;
+  for (int64_t i = 0; i < op.audio.num_sequences; ++i, grad += op.text.num_sequences)
+    zeros += std::count(grad + begin, grad + end, 0.0f);
+  return 2 * zeros > op.audio.num_sequences * (end - begin);
 }
 
 // Packs the captions [begin, end) together and scores them. If `sim` is null, only the winners are written.
@@ -71,7 +74,7 @@ void score_group(const Problem& problem, const Winners& winners, int64_t begin, 
   const CaptionPack pack(problem, begin, end, words, workers);
 
   const int64_t length = round_up(std::clamp<int64_t>(kChunkWords / words, 1, op.audio.num_rows), kernels.block);
-  const bool shares = !op.pairs && !screen && !(grad && mostly_zero(grad, op));
+  const bool shares = !op.pairs && !screen && !(grad && mostly_zero(grad, op, begin, end));
   const int64_t shared = shares ? std::min(kSharedFrames, length) : 0;
   const std::vector<Chunk> chunks = problem.chunks(begin, end, length, shared);
   const int64_t chunk_count = static_cast<int64_t>(chunks.size());

@@ -54,7 +54,7 @@ class CLAP(nn.Module):
         """Create a model to train, with the pretrained weights that `config` names and random weights elsewhere.
 
         Args:
-            config: the parts of the model.
+            config: the parts of the model. Layers that are "auto" suit a loss that aligns frames and tokens.
             captions: training data of the tokenizer, unless it is pretrained.
 
         Raises:
