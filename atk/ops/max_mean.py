@@ -12,7 +12,8 @@ from atk.kernels.sequences import Sequences, from_cu_seqlens, from_padded
 from atk.ops import checks
 from atk.ops.backend import autocast_dtype, choose
 from atk.ops.custom_op import hooks_see_saved_tensors, watched
-from atk.ops.max_mean_op import normalize_rows, one_token_score, padded_score, score
+from atk.ops.max_mean_one_token import one_token_score
+from atk.ops.max_mean_op import normalize_rows, padded_score, score
 
 Direction = Literal["audio", "text", "both"]
 DIRECTIONS = get_args(Direction)

@@ -17,7 +17,7 @@ from atk.ops.custom_op import contiguous, custom_op
 from atk.ops.once_differentiable import once_differentiable, raising_backward
 
 INDEX_BUDGET = 1 << 30  # bytes; save_index=None saves winning tokens for the backward only if they take no more
-_NO_SECOND_DERIVATIVE = (
+NO_SECOND_DERIVATIVE = (
     "atk.max_mean_similarity has no second derivative: write it in plain PyTorch to differentiate twice"
 )
 
@@ -92,36 +92,6 @@ class _PaddedScore(torch.autograd.Function):
         return grad_audio.view(audio.shape), grad_text.view(text.shape), None, None, None
 
 
-def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
-    """`score` for captions of at most one token: the mean of a clip's frames times the token, in plain PyTorch.
-
-    Both have rows, and the rows of each sequence are padded to the same number.
-    """
-    clips, has_frame = _masked_means(audio)
-    captions, has_token = _masked_means(text)
-    with torch.autocast(clips.device.type, enabled=False):
-        sim = (clips * captions).sum(1) if pairs else clips @ captions.T
-    if not pairs and has_frame is not None:
-        has_frame = has_frame[:, None]
-    for valid in (has_frame, has_token):
-        if valid is not None:
-            sim = sim.masked_fill(~valid, 0)  # also where the other factor is NaN
-    return sim
-
-
-def _masked_means(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-    """The mean of the valid rows of each padded sequence `[N, D]`, 0 if there is none, in float32 at least.
-
-    With a mask, also whether each sequence has a valid row `[N]`.
-    """
-    rows = _reference_rows(sequences.rows).view(sequences.num_sequences, sequences.longest, -1)
-    if sequences.mask is None:
-        return rows.mean(1), None
-    mask = sequences.mask.view(rows.shape[:2])
-    counts = mask.sum(1, keepdim=True)
-    return rows.masked_fill(~mask[..., None], 0).sum(1) / counts.clamp(min=1), counts[:, 0] > 0
-
-
 def _reference_score(audio: Sequences, text: Sequences, pairs: bool) -> Tensor:
     frames, audio_mask = reference.pad(audio._replace(rows=_reference_rows(audio.rows)))
     tokens, text_mask = reference.pad(text._replace(rows=_reference_rows(text.rows)))
@@ -134,7 +104,7 @@ def _reference_rows(rows: Tensor) -> Tensor:
     if rows.dtype != torch.float64:
         rows = rows.float()
     # A compiled graph rejects second derivatives itself.
-    return rows if torch.compiler.is_compiling() else once_differentiable(rows, _NO_SECOND_DERIVATIVE)
+    return rows if torch.compiler.is_compiling() else once_differentiable(rows, NO_SECOND_DERIVATIVE)
 
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, backend: str) -> Tensor:
@@ -292,5 +262,5 @@ def _differentiate_norms(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tens
 
 _forward.register_autograd(_differentiate_scores, _save_scores)
 _normalize.register_autograd(_differentiate_norms, _save_norms)
-_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
-_normalize_backward.register_autograd(raising_backward(_NO_SECOND_DERIVATIVE))
+_backward.register_autograd(raising_backward(NO_SECOND_DERIVATIVE))
+_normalize_backward.register_autograd(raising_backward(NO_SECOND_DERIVATIVE))

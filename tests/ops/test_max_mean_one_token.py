@@ -7,6 +7,7 @@ import torch
 from support.public_cases import gradients, ragged
 
 import atk
+from atk.ops import max_mean_one_token
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -46,3 +47,23 @@ def test_nan_beside_sequences_without_a_valid_row(function):
 
     for got, wanted in zip(run("auto"), run("reference"), strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_clips_copied_a_few_at_a_time_score_the_same(monkeypatch, masked):
+    audio, text, audio_mask, _ = ragged(clips=7, captions=7, dtype=torch.bfloat16)
+    audio_mask = audio_mask if masked else None
+
+    def run():
+        return gradients(lambda a, t: atk.max_mean_similarity(a, t, audio_mask), audio, text[:, :1].contiguous())
+
+    whole = run()
+    monkeypatch.setattr(max_mean_one_token, "CACHED_ELEMENTS", 2 * audio[0].numel())
+    sizes = []
+    total = max_mean_one_token._masked_sum
+    monkeypatch.setattr(
+        max_mean_one_token, "_masked_sum", lambda rows, mask: sizes.append(len(rows)) or total(rows, mask)
+    )
+    for got, wanted in zip(run(), whole, strict=True):
+        assert torch.equal(got, wanted)
+    assert sizes[:4] == [2, 2, 2, 1]
