@@ -66,7 +66,8 @@ def cross_attention_launch(kernel: str, dtype: torch.dtype, D: int, heads: int, 
     rows, columns, warps, stages = next(tile for limit, tile in tiles.items() if head <= limit)
     # CUDA-core products keep whole operand rows in registers, so take 16 channels at a time.
     # Without a limit ptxas of Triton 3.7 and 3.8 aims at 80 or 64 registers on some GPUs, and spills.
-    registers = 128 if kernel == "attend" and not half and device.has_few_threads else None
+    limited = kernel == "attend" and not half and (device.has_few_threads or device.has_tensor_memory)
+    registers = 128 if limited else None
     return TileLaunch(rows, columns, head if half else 16, warps, stages, registers)
 
 
