@@ -3,16 +3,17 @@
 So the mean over a clip's frames comes first, and what is left is one product of two vectors per pair.
 """
 
-from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atk.kernels.sequences import Sequences
+from atk.ops.custom_op import hooks_see_saved_tensors, watched
 from atk.ops.max_mean_op import NO_SECOND_DERIVATIVE
 from atk.ops.once_differentiable import once_differentiable
 
-CACHED_ELEMENTS = 1 << 19  # the float32 copy of so many elements stays in the cache of a CPU core
+CACHED_ELEMENTS = 1 << 18  # copied at a time: 1 MiB in float32, which stays in the cache of a core
 
 
 def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
@@ -37,29 +38,52 @@ def _masked_means(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
 
     With a mask, also whether each sequence has a valid row `[N]`.
     """
-    rows = sequences.rows
+    rows, mask = sequences.rows, sequences.mask
     if not torch.compiler.is_compiling():  # a compiled graph rejects second derivatives itself
         rows = once_differentiable(rows, NO_SECOND_DERIVATIVE)
     rows = rows.view(sequences.num_sequences, sequences.longest, -1)
-    mask = None if sequences.mask is None else sequences.mask.view(rows.shape[:2])
-    group = _sequences_at_once(rows, mask)
-    masks = repeat(None) if mask is None else mask.split(group)
-    sums = torch.cat([_masked_sum(*part) for part in zip(rows.split(group), masks, strict=False)])
     if mask is None:
-        return sums / sequences.longest, None
+        return _sums(rows, None) / sequences.longest, None
+    mask = mask.view(rows.shape[:2])
     counts = mask.sum(1, keepdim=True)
-    return sums / counts.clamp(min=1), counts[:, 0] > 0
+    return _sums(rows, mask) / counts.clamp(min=1), counts[:, 0] > 0
 
 
-def _sequences_at_once(rows: Tensor, mask: Tensor | None) -> int:
-    """The number of sequences to sum at once: on a CPU, as many as can be copied within its cache; all if none are."""
+def _sums(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The sum of the valid rows `[N, L, D]` of each sequence, in float32 at least."""
     copied = mask is not None or rows.dtype.itemsize < 4
-    if not copied or not rows.is_cpu or torch.compiler.is_compiling():
-        return rows.shape[0]
-    return max(1, CACHED_ELEMENTS // rows[0].numel())
-
-
-def _masked_sum(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """The sum of the valid rows `[n, L, D]` of each sequence, in float32 at least."""
+    seen = watched(rows, *([] if mask is None else [mask])) or hooks_see_saved_tensors()
+    if copied and rows.is_cpu and not seen:
+        return _SumsByGroup.apply(rows, mask)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return (rows if mask is None else rows.masked_fill(~mask[..., None], 0)).sum(1)
+
+
+class _SumsByGroup(torch.autograd.Function):
+    """`_sums` on a CPU, for rows that must be copied: a few at a time, always to the same memory.
+
+    New memory for all rows at once can take several times as long as the sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.shape, ctx.dtype = rows.shape, rows.dtype
+        ctx.save_for_backward(mask)
+        N, L, D = rows.shape
+        group = min(N, max(1, CACHED_ELEMENTS // (L * D)))
+        copy = rows.new_empty((group, L, D), dtype=torch.promote_types(rows.dtype, torch.float32))
+        sums = copy.new_empty((N, D))
+        for begin in range(0, N, group):
+            part = rows[begin : begin + group]
+            valid = copy[: len(part)].copy_(part)
+            if mask is not None:
+                valid.masked_fill_(~mask[begin : begin + group, :, None], 0)
+            torch.sum(valid, 1, out=sums[begin : begin + group])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        (mask,) = ctx.saved_tensors
+        grad_rows = grad.to(ctx.dtype)[:, None].expand(ctx.shape)
+        return (grad_rows if mask is None else grad_rows.masked_fill(~mask[..., None], 0)), None
