@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,12 +107,19 @@ class Tables(DataSet):
             ValueError: the table lacks a column with audio or with captions, or no clip is usable.
             AudioError: with `on_error="raise"`, a row cannot be used.
         """
+        return self._read(split, on_error, needs_captions=True)
+
+    def read_audio(self, split: str, on_error: str) -> Split:
+        """As `read`, except that rows and tables without captions count, too."""
+        return self._read(split, on_error, needs_captions=False)
+
+    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         split = "train" if self.whole else split
         if split not in self.tables:
             raise FileNotFoundError(f"{self.name}: no split {split}; it has {', '.join(self.tables)}")
         table = self.tables[split]
         names = caption_names(table.column_names, self.caption_column)
-        if not names:
+        if not names and needs_captions:
             columns = ", ".join(table.column_names)
             raise ValueError(f"{self.name}: no column {wanted_names(self.caption_column)}; its columns are {columns}")
         column = _audio_column(self.name, split, table)
@@ -119,12 +127,13 @@ class Tables(DataSet):
         clips: list[Clip] = []
         signals: Counter[tuple[int, int]] = Counter()
         skipped: list[tuple[str, str]] = []
-        for row, (header, values) in enumerate(zip(headers, table.select_columns(names), strict=True)):
+        values = table.select_columns(names) if names else repeat({}, len(headers))
+        for row, (header, cells) in enumerate(zip(headers, values, strict=True)):
             name = f"{split}/{row}"
             try:
                 if header.fault:
                     raise Unusable(header.fault)
-                captions = captions_in(values, self.caption_column)
+                captions = self._captions(cells, needs_captions)
             except Unusable as error:
                 if on_error == "raise":
                     raise AudioError(str(Cell(column, row)), str(error)) from None
@@ -136,6 +145,14 @@ class Tables(DataSet):
         if not clips:
             raise ValueError(f"{self.name}: no usable clip; {describe_skipped(skipped, 3) or 'it has no rows'}")
         return Split(clips, skipped, signals=signals)
+
+    def _captions(self, cells: Mapping[str, Any], needed: bool) -> list[str]:
+        try:
+            return captions_in(cells, self.caption_column)
+        except Unusable:
+            if needed:
+                raise
+            return []
 
 
 def is_address(name: str) -> bool:

@@ -63,6 +63,10 @@ class DataSet(ABC):
     def read(self, split: str, on_error: str) -> Split:
         """Read a split; errors are those of `read_split`."""
 
+    def read_audio(self, split: str, on_error: str) -> Split:
+        """Read a split for its audio: shards and tables then also keep what has no caption."""
+        return self.read(split, on_error)
+
 
 class Folder(DataSet):
     """A folder with train.csv, val.csv, or test.csv."""
@@ -110,10 +114,17 @@ class Shards(DataSet):
 
     def read(self, split: str, on_error: str) -> Split:
         """As `read_shards`."""
+        return self._read(split, on_error, needs_captions=True)
+
+    def read_audio(self, split: str, on_error: str) -> Split:
+        """As `read`, except that audio without a caption counts, too."""
+        return self._read(split, on_error, needs_captions=False)
+
+    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         shards = self.shards.get("train" if self.whole else split)
         if shards is None:
             raise FileNotFoundError(f"{self.name}: no shards of {split}; it has those of {', '.join(self.shards)}")
-        return read_shards(shards, on_error, self.name, self.caption_column)
+        return read_shards(shards, on_error, self.name, self.caption_column, needs_captions=needs_captions)
 
 
 def named_shards(name: str, paths: Iterable[str], caption_column: str | None = None) -> Shards:

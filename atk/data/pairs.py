@@ -22,7 +22,7 @@ from atk.data.shards import Member, Shard, tar_members
 from atk.data.texts import caption_names, captions_in, normalized
 from atk.ops.user_cache import cache_folder
 
-_LAYOUT = 2  # version of the cached index
+_LAYOUT = 3  # version of the cached index
 _THREADS = 4  # shards to read at a time
 _JSON, _TXT = ".json", ".txt"
 _ANY_AUDIO = frozenset((*AUDIO_SUFFIXES, *UNSUPPORTED_SUFFIXES))
@@ -36,17 +36,25 @@ class ShardIndex:
 
     Attributes:
         size, stamp: of the shard, as in `Shard`.
-        pairs: name, offset, size, captions, seconds, sample rate, and channels of each audio file.
+        pairs: name, offset, size, captions, why there are none ("" if there are), seconds, sample rate, and channels of
+            each audio file.
         skipped: (name, reason) of each member that cannot be used; the name is "" for the shard itself.
     """
 
     size: int
     stamp: str
-    pairs: list[tuple[str, int, int, list[str], float, int, int]] = field(default_factory=list)
+    pairs: list[tuple[str, int, int, list[str], str, float, int, int]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_shards(shards: dict[str, str], on_error: str, source: str, caption_column: str | None = None) -> Split:
+def read_shards(
+    shards: dict[str, str],
+    on_error: str,
+    source: str,
+    caption_column: str | None = None,
+    *,
+    needs_captions: bool = True,
+) -> Split:
     """Read the pairs of tar shards, in the order of the shards and of the audio files in each of them.
 
     A pair is an audio file and a `.json` or `.txt` file of the same name in the same shard. The JSON has the captions
@@ -58,6 +66,7 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
         on_error: "skip" or "raise", as in `read_split`.
         source: what lists the shards, for messages.
         caption_column: key of the captions; None is the first that exists of caption, text, and captions.
+        needs_captions: whether audio without a caption cannot be used.
 
     Raises:
         FileNotFoundError: a shard does not exist.
@@ -70,12 +79,17 @@ def read_shards(shards: dict[str, str], on_error: str, source: str, caption_colu
     paths = list(shards.values())
     indices = shared_index(repr((paths, caption_column)), lambda: list(_indices(paths, caption_column)))
     for (name, path), index in zip(shards.items(), indices, strict=True):
-        faults = [(f"{name}:{member}" if member else name, reason) for member, reason in index.skipped]
+        unusable = list(index.skipped)
+        if needs_captions:
+            unusable[:0] = [(member, fault) for member, *_, fault, _, _, _ in index.pairs if fault]
+        faults = [(f"{name}:{member}" if member else name, reason) for member, reason in unusable]
         if faults and on_error == "raise":
             raise AudioError(*faults[0])
         skipped += faults
         shard = Shard(path, index.size, index.stamp)
-        for member, offset, size, captions, seconds, rate, channels in index.pairs:
+        for member, offset, size, captions, fault, seconds, rate, channels in index.pairs:
+            if fault and needs_captions:
+                continue
             clips.append(Clip(f"{name}:{member}", Member(shard, member, offset, size), tuple(captions), seconds))
             signals[rate, channels] += 1
     if not clips:
@@ -118,8 +132,8 @@ def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
     values = read_index(file, key)
     try:
         pairs = [
-            (str(name), int(offset), int(size), list(texts), float(seconds), int(rate), int(channels))
-            for name, offset, size, texts, seconds, rate, channels in values["pairs"]
+            (str(name), int(offset), int(size), list(texts), str(fault), float(seconds), int(rate), int(channels))
+            for name, offset, size, texts, fault, seconds, rate, channels in values["pairs"]
         ]
         return ShardIndex(
             int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
@@ -174,12 +188,16 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
     try:
         if suffix not in _ANY_AUDIO:
             raise Unusable("the shard has no audio file of this name")
-        captions = _captions(sample, caption_column)
         if suffix not in audio_suffixes():
             raise Unusable(why_left_out(suffix))
     except Unusable as error:
         index.skipped.append((audio.name, str(error)))
         return
+    captions, fault = [], ""
+    try:
+        captions = _captions(sample, caption_column)
+    except Unusable as error:
+        fault = str(error)
     content = audio.read()  # if this fails, it is the shard that cannot be read
     try:
         info = audio_info(audio, content)
@@ -187,7 +205,7 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
         index.skipped.append((audio.name, error.reason))
     else:
         where = audio.name, audio.offset, audio.size
-        index.pairs.append((*where, captions, info.seconds, info.sample_rate, info.channels))
+        index.pairs.append((*where, captions, fault, info.seconds, info.sample_rate, info.channels))
 
 
 def _captions(sample: Sample, caption_column: str | None) -> list[str]:

@@ -130,7 +130,7 @@ def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column:
 def read_all(name: str | Path, on_error: str = "skip") -> Split:
     """Every audio file below a folder, without captions; of data sets in other layouts also the clips of all splits.
 
-    A single audio file is a folder of one.
+    Audio without a caption counts, also in tar shards and tables. A single audio file is a folder of one.
 
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
@@ -144,7 +144,7 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
     parts: list[Split] = []
     for split in data_set.splits():
         try:
-            parts.append(data_set.read(split, on_error))
+            parts.append(data_set.read_audio(split, on_error))
         except ValueError as error:  # nothing usable, which does not matter if there are other files
             if not audio or on_error == "raise":
                 raise

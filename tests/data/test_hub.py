@@ -12,6 +12,7 @@ from support.unlabeled_cases import audio_bytes
 from atk.data import AudioError, audio_info, read_data, read_split, train_loader
 from atk.data.headers import collecting, taking_from
 from atk.data.hub import _Header
+from atk.data.sets import read_all
 from atk.ops.user_cache import cache_folder
 
 datasets = pytest.importorskip("datasets", reason="needs the extra hub")
@@ -67,6 +68,16 @@ def test_batches_equal_those_of_a_folder(tmp_path):
         zip(train_loader(files, **options), train_loader(rows, **options), strict=True), 4
     ):
         assert torch.equal(batch.audio, other.audio) and batch.captions == other.captions
+
+
+def test_audio_without_captions_is_read_for_its_sound(tmp_path):
+    some = table(caption=["a sound", "", None, "another sound"])
+    files = read_all(parquet(tmp_path / "some", train=some))
+    assert [clip.captions for clip in files.clips] == [("a sound",), (), (), ("another sound",)] and not files.skipped
+    files = read_all(parquet(tmp_path / "none", train=table(id2=[1, 2, 3, 4])))
+    assert [clip.captions for clip in files.clips] == [()] * 4
+    with pytest.raises(ValueError, match="no column caption"):
+        read_data(tmp_path / "none", "train")
 
 
 @pytest.mark.slow

@@ -69,14 +69,16 @@ def test_a_tar_file_does_not_hide_the_other_audio_of_a_folder(tmp_path, monkeypa
     folder = tmp_path / "sounds"
     write_clip(folder / "a.wav", 100)
     content = (folder / "a.wav").read_bytes()
-    for members, names in (
-        ([("b.wav", content), ("b.txt", b"x")], ["sub/backup.tar:b.wav", "a.wav"]),
-        ([("b.wav", content)], ["a.wav"]),
+    for members, captions in (
+        ([("b.wav", content), ("b.txt", b"x")], ("x",)),
+        ([("b.wav", content)], ()),
+        ([("b.wav", content), ("b.json", b'{"caption": ""}')], ()),
     ):
         (folder / "sub").mkdir(exist_ok=True)
         tar(folder / "sub" / "backup.tar", members)
         files = read_all(folder)
-        assert [clip.file_name for clip in files.clips] == names and len(files.skipped) == (len(names) == 1)
+        assert [clip.file_name for clip in files.clips] == ["sub/backup.tar:b.wav", "a.wav"] and not files.skipped
+        assert [clip.captions for clip in files.clips] == [captions, ()]
         problems = check_data([str(folder)]).problems
         assert ("a.wav", "no split lists this file") in [(problem.name, problem.reason) for problem in problems]
 
