@@ -111,7 +111,7 @@ def _index(arguments: Namespace) -> "Index | None":
 
     for name in _OF_THE_INDEX:
         if arguments[name] is not None:
-            raise ValueError(f"{name}: an index keeps that of its own; make another one to change it")
+            raise ValueError(f"{name}: fixed when the index was made; make another index to change it")
     index = Index.open(arguments.run)
     arguments.run, arguments.tokenizer = index.header.source, index.header.tokenizer
     arguments.clip_seconds = index.header.clip_seconds

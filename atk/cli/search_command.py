@@ -97,7 +97,7 @@ def run_search(arguments: Namespace) -> None:
         (_MOMENT_OPTIONS, arguments.moments, "only moments have it; add --moments"),
         (_INDEX_OPTIONS, index is not None, "only an index has it; see atk index"),
         (_INDEX_OPTIONS, not arguments.moments, "moments are looked for in all frames; leave it out"),
-        (_OF_THE_INDEX, index is None, "an index keeps that of its own; make another one to change it"),
+        (_OF_THE_INDEX, index is None, "fixed when the index was made; make another index to change it"),
     ):
         given = [name for name in names if arguments[name] not in (None, False)]
         if given and not met:

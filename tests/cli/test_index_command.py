@@ -37,7 +37,7 @@ def test_an_index_takes_the_place_of_the_model(tiny_run, tiny_data, tmp_path, ca
     assert Path(result["queries"][0]["hits"][0]["picture"]).is_file()
     assert len(printed(capsys, "search", out, "a tone").splitlines()) == min(10, count)
     for options, message in (
-        (["--clip-seconds", "2"], "clip_seconds: an index keeps that of its own"),
+        (["--clip-seconds", "2"], "clip_seconds: fixed when the index was made"),
         (["--long-clips", "crop"], "long_clips: an index holds windows"),
         (["--candidates", "0"], "candidates must be at least 1"),
         (["--moments", "--exact"], "exact: moments are looked for in all frames; leave it out"),
