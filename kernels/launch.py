@@ -176,7 +176,7 @@ def _forward_heuristic(
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
         # 128 registers and spills. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6) and on sm_80 with
-        # up to 8 tokens (3.7), two otherwise.
+        # up to 8 tokens (3.7); elsewhere, two stages spill.
         if device.has_few_threads or (device.has_tensor_memory and tokens > 32):
             # Four warps spill with Triton 3.4, 3.5, 3.6, or 3.7, at any number of registers.
             return Launch(64, 16, warps=8, stages=3, stationary=False, registers=128)

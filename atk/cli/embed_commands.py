@@ -1,7 +1,6 @@
 """The commands that write embeddings and models: their arguments, and what they do."""
 
 import shlex
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -13,7 +12,7 @@ from atk.cli.model_arguments import (
     load,
     reading_arguments,
 )
-from atk.cli.output import print_result
+from atk.cli.output import print_result, report_skipped
 
 
 def add_embed(parser: ArgumentParser) -> None:
@@ -32,15 +31,13 @@ def add_embed(parser: ArgumentParser) -> None:
 
 def run_embed(arguments: Namespace) -> None:
     """Run `atk embed`."""
-    from atk.data.captions import describe_skipped
     from atk.eval.tables import check_table, embed_folder, write_table
     from atk.models.clap import CLAP
 
     check_table(arguments.out)
     model = load(arguments, CLAP)
     embedded = embed_folder(model, arguments.folder, progress="embed", **reading_arguments(arguments))
-    if embedded.skipped:
-        sys.stderr.write(describe_skipped(embedded.skipped) + "\n")
+    report_skipped(embedded.skipped)
     print_result("\n".join(map(str, write_table(Path(arguments.out), embedded))))
 
 

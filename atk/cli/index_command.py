@@ -1,12 +1,11 @@
 """The command that builds an index of recordings: its arguments, and what it does."""
 
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from atk.cli.model_arguments import add_reading_arguments, add_run_arguments, load, reading_arguments
-from atk.cli.output import print_result
+from atk.cli.output import print_result, report_skipped
 
 
 def add_index(parser: ArgumentParser) -> None:
@@ -41,7 +40,6 @@ def add_index(parser: ArgumentParser) -> None:
 
 def run_index(arguments: Namespace) -> None:
     """Run `atk index`."""
-    from atk.data.captions import describe_skipped
     from atk.eval.index import Index
     from atk.eval.index_build import build_index
     from atk.models.clap import CLAP
@@ -59,8 +57,7 @@ def run_index(arguments: Namespace) -> None:
         progress="index",
         **reading_arguments(arguments),
     )
-    if changes.skipped:
-        sys.stderr.write(describe_skipped(changes.skipped) + "\n")
+    report_skipped(changes.skipped)
     counts = f"{changes.added} added, {changes.changed} changed, {changes.dropped} dropped, {changes.kept} kept"
     print_result(f"{arguments.out}: {counts}")
     if target is not None:

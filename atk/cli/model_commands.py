@@ -161,9 +161,10 @@ def _evaluate_clap(arguments: Namespace, model: "CLAP") -> dict[str, Any]:
 
 
 def _calibrate(arguments: Namespace, model: "CLAP") -> None:
-    from atk.eval.moment_settings import save_moments, saved_moments
+    from atk.eval.moment_settings import save_moments, saved_moments, settings_file
     from atk.eval.timed_protocols import choose_settings
 
+    settings_file(arguments.run)  # raises an error before the work starts
     config = saved_moments(arguments.run)
     reading = reading_arguments(arguments) | {"progress": "calibrate"}
     result = choose_settings(model, arguments.data, arguments.split or "val", config, **reading)

@@ -22,6 +22,15 @@ def print_result(text: str) -> None:
         raise OSError(f"standard output: {error.strerror}; the result is printed above instead") from None
 
 
+def report_skipped(skipped: list[tuple[str, str]]) -> None:
+    """Name skipped files, (file name, reason) each, in one line on stderr; nothing if there are none."""
+    from atk.data.captions import describe_skipped
+    from atk.eval.outputs import on_one_line
+
+    if skipped:
+        sys.stderr.write(on_one_line(describe_skipped(skipped)) + "\n")
+
+
 def accept_all_names() -> None:
     """Let standard output take every file name: as its own bytes if they are not UTF-8, escaped as a last resort."""
     codecs.register_error("atk_names", _encode_name)

@@ -16,7 +16,7 @@ from atk.cli.model_arguments import (
     load,
     reading_arguments,
 )
-from atk.cli.output import print_result
+from atk.cli.output import print_result, report_skipped
 
 if TYPE_CHECKING:
     from atk.eval.embed import EmbeddingModel
@@ -119,7 +119,10 @@ def _index(arguments: Namespace) -> "Index | None":
     if arguments.long_clips != "windows":
         raise ValueError("long_clips: an index holds windows")
     arguments.query = [arguments.folder, *arguments.query]
-    return Index.open(arguments.run)
+    index = Index.open(arguments.run)
+    if not len(index):
+        raise ValueError(f"{arguments.run}: the index holds no recordings yet; atk index adds them")
+    return index
 
 
 def _search_files(arguments: Namespace, index: "Index | None") -> None:
@@ -139,7 +142,7 @@ def _search_files(arguments: Namespace, index: "Index | None") -> None:
         if arguments.candidates is not None:
             options["candidates"] = arguments.candidates
         ranked = index.search(arguments.query, **options)
-    _report_skipped(skipped)
+    report_skipped(skipped)
     if arguments.json:
         queries = [
             {"query": query, "hits": [{"score": score, "file": str(path)} for score, path in hits]}
@@ -171,7 +174,7 @@ def _search_moments(arguments: Namespace, index: "Index | None") -> None:
     else:
         model = index.load_model(arguments.device)
         result = search_indexed_moments(index, arguments.query, **options)
-    _report_skipped(result.skipped)
+    report_skipped(result.skipped)
     pictures = {} if folder is None else _draw(model, result, arguments.query, folder)
     if arguments.json:
         print_result(json.dumps(_as_json(arguments.query, result, pictures), indent=2))
@@ -189,14 +192,19 @@ def _picture_folder(name: str) -> Path:
 
 
 def _draw(model: "EmbeddingModel", result: "MomentResults", queries: list[str], folder: Path) -> dict[int, str]:
-    """Draw every hit; returns the picture of each, by the id of the hit."""
+    """Draw every hit that can be drawn; returns the picture of each, by the id of the hit."""
+    from atk.data import AudioError
     from atk.eval.moment_figure import draw_moment
 
     pictures = {}
     for place, (query, phrases, hits) in enumerate(zip(queries, result.phrases, result.hits, strict=True), 1):
         for rank, hit in enumerate(hits, 1):
             path = folder / f"query{place}_{rank:02d}.png"
-            draw_moment(path, model, hit, phrases, query)
+            try:
+                draw_moment(path, model, hit, phrases, query)
+            except (AudioError, ValueError) as error:  # the moment is found all the same
+                sys.stderr.write(f"{path} is not drawn: {error}\n")
+                continue
             pictures[id(hit)] = str(path)
     return pictures
 
@@ -229,13 +237,6 @@ def _as_json(queries: list[str], result: "MomentResults", pictures: dict[int, st
         ]
         listed.append({"query": query, "phrases": phrases, "hits": moments})
     return {"queries": listed, "skipped": result.skipped}
-
-
-def _report_skipped(skipped: list[tuple[str, str]]) -> None:
-    from atk.data.captions import describe_skipped
-
-    if skipped:
-        sys.stderr.write(describe_skipped(skipped) + "\n")
 
 
 def _print_blocks(queries: list[str], lines: list[list[str]]) -> None:

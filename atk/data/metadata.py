@@ -23,12 +23,13 @@ class _Row(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """A listed file: its name relative to the folder, its path, and its captions, or what is wrong with the row."""
+    """A listed file: its name relative to the folder, its path, and its captions, or why the row has none."""
 
     name: str
     path: str
     captions: list[str]
     fault: str = ""
+    names_audio: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class MetadataFolder(DataSet):
 
     def read(self, split: str, on_error: str) -> Split:
         """Read a split; as `read_split`, except that a bad row raises ValueError with `on_error="raise"`."""
+        return self._read(split, on_error, needs_captions=True)
+
+    def read_audio(self, split: str, on_error: str) -> Split:
+        """As `read`, except that files without a caption count, too."""
+        return self._read(split, on_error, needs_captions=False)
+
+    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         files = self.files.get("train" if self.whole else split)
         if files is None:
             raise FileNotFoundError(
@@ -56,10 +64,11 @@ class MetadataFolder(DataSet):
             )
         skipped: list[tuple[str, str]] = []
         entries: dict[str, Entry] = {}
-        for name, path, captions, fault in files:
-            if fault and on_error == "raise":
+        for name, path, captions, fault, names_audio in files:
+            usable = names_audio and not (fault and needs_captions)
+            if not usable and on_error == "raise":
                 raise ValueError(f"{name}: {fault}")
-            if fault:
+            if not usable:
                 skipped.append((name, fault))
                 continue
             first, _, others = entries.get(path, (name, path, ()))
@@ -95,7 +104,7 @@ def _listed(row: _Row, folder: Path, root: Path, caption_column: str | None) -> 
     place = folder.relative_to(root)
     file_name = row.cells.get("file_name")
     if row.fault or not isinstance(file_name, str) or not file_name.strip():
-        return _Listed(str(place / row.where), str(folder), [], row.fault or "no file_name")
+        return _Listed(str(place / row.where), str(folder), [], row.fault or "no file_name", False)
     name, path = (place / file_name).as_posix(), locate(path_prefix(folder), file_name)
     try:
         return _Listed(name, path, captions_in(row.cells, caption_column))

@@ -32,19 +32,31 @@ Sample = dict[str, Member]  # the members of a shard whose names differ only in 
 
 @dataclass
 class ShardIndex:
-    """The pairs of a shard.
+    """The audio files of a shard.
 
     Attributes:
         size, stamp: of the shard, as in `Shard`.
-        pairs: name, offset, size, captions, why there are none ("" if there are), seconds, sample rate, and channels of
+        audio: name, offset, size, captions, why there are none ("" if there are), seconds, sample rate, and channels of
             each audio file.
-        skipped: (name, reason) of each member that cannot be used; the name is "" for the shard itself.
+        skipped: name of each member that cannot be used, the reason, and the number of audio files before it; the name
+            is "" for the shard itself.
     """
 
     size: int
     stamp: str
-    pairs: list[tuple[str, int, int, list[str], str, float, int, int]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    audio: list[tuple[str, int, int, list[str], str, float, int, int]] = field(default_factory=list)
+    skipped: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def add_fault(self, name: str, reason: str) -> None:
+        """Note that a member cannot be used."""
+        self.skipped.append((name, reason, len(self.audio)))
+
+    def faults(self, needs_captions: bool) -> list[tuple[str, str]]:
+        """(name, reason) of what cannot be used, in the order of the shard."""
+        faults = [(place, 0, name, reason) for name, reason, place in self.skipped]
+        if needs_captions:
+            faults += [(place, 1, name, fault) for place, (name, *_, fault, _, _, _) in enumerate(self.audio) if fault]
+        return [(name, reason) for *_, name, reason in sorted(faults, key=lambda fault: fault[:2])]
 
 
 def read_shards(
@@ -79,15 +91,12 @@ def read_shards(
     paths = list(shards.values())
     indices = shared_index(repr((paths, caption_column)), lambda: list(_indices(paths, caption_column)))
     for (name, path), index in zip(shards.items(), indices, strict=True):
-        unusable = list(index.skipped)
-        if needs_captions:
-            unusable[:0] = [(member, fault) for member, *_, fault, _, _, _ in index.pairs if fault]
-        faults = [(f"{name}:{member}" if member else name, reason) for member, reason in unusable]
+        faults = [(f"{name}:{member}" if member else name, reason) for member, reason in index.faults(needs_captions)]
         if faults and on_error == "raise":
             raise AudioError(*faults[0])
         skipped += faults
         shard = Shard(path, index.size, index.stamp)
-        for member, offset, size, captions, fault, seconds, rate, channels in index.pairs:
+        for member, offset, size, captions, fault, seconds, rate, channels in index.audio:
             if fault and needs_captions:
                 continue
             clips.append(Clip(f"{name}:{member}", Member(shard, member, offset, size), tuple(captions), seconds))
@@ -121,7 +130,7 @@ def _index(path: str, caption_column: str | None) -> ShardIndex:
         shard.read_ahead()
         _read_pairs(shard, caption_column, index)
     except (AudioError, OSError) as error:  # of the shard as a whole: perhaps it can be read at the next start
-        index.skipped.append(("", error.reason if isinstance(error, AudioError) else str(error)))
+        index.add_fault("", error.reason if isinstance(error, AudioError) else str(error))
         return index
     write_index(file, key, asdict(index), path)
     return index
@@ -131,12 +140,15 @@ def _cached_index(file: Path, key: list[Any]) -> ShardIndex | None:
     """The index in a cache file; None if it is missing, damaged, or of another shard or version of a shard."""
     values = read_index(file, key)
     try:
-        pairs = [
+        audio = [
             (str(name), int(offset), int(size), list(texts), str(fault), float(seconds), int(rate), int(channels))
-            for name, offset, size, texts, fault, seconds, rate, channels in values["pairs"]
+            for name, offset, size, texts, fault, seconds, rate, channels in values["audio"]
         ]
         return ShardIndex(
-            int(values["size"]), str(values["stamp"]), pairs, [(str(n), str(reason)) for n, reason in values["skipped"]]
+            int(values["size"]),
+            str(values["stamp"]),
+            audio,
+            [(str(n), str(reason), int(place)) for n, reason, place in values["skipped"]],
         )
     except (ValueError, TypeError, KeyError):
         return None
@@ -182,7 +194,7 @@ def _main_member(sample: Sample) -> Member:
 
 
 def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
-    """Add a sample to the index: to the pairs, or to what cannot be used."""
+    """Add a sample to the index: to the audio files, or to what cannot be used."""
     audio = _main_member(sample)
     suffix = Path(audio.name).suffix.lower()
     try:
@@ -191,7 +203,7 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
         if suffix not in audio_suffixes():
             raise Unusable(why_left_out(suffix))
     except Unusable as error:
-        index.skipped.append((audio.name, str(error)))
+        index.add_fault(audio.name, str(error))
         return
     captions, fault = [], ""
     try:
@@ -202,10 +214,10 @@ def _add(sample: Sample, caption_column: str | None, index: ShardIndex) -> None:
     try:
         info = audio_info(audio, content)
     except AudioError as error:
-        index.skipped.append((audio.name, error.reason))
+        index.add_fault(audio.name, error.reason)
     else:
         where = audio.name, audio.offset, audio.size
-        index.pairs.append((*where, captions, fault, info.seconds, info.sample_rate, info.channels))
+        index.audio.append((*where, captions, fault, info.seconds, info.sample_rate, info.channels))
 
 
 def _captions(sample: Sample, caption_column: str | None) -> list[str]:

@@ -128,13 +128,15 @@ def read_data(data: Data, split: str, on_error: str = "skip", *, caption_column:
 
 
 def read_all(name: str | Path, on_error: str = "skip") -> Split:
-    """Every audio file below a folder, without captions; of data sets in other layouts also the clips of all splits.
+    """Every audio file below a folder; of tar shards, tables, and what a metadata file lists, the clips of all splits.
 
-    Audio without a caption counts, also in tar shards and tables. A single audio file is a folder of one.
+    None of them needs a caption. A single audio file is a folder of one.
 
     Raises:
         FileNotFoundError, ValueError, AudioError: as for `read_folder` and `read_data`.
     """
+    if not str(name):
+        raise ValueError("folder: must name a folder or another data set, got an empty string")
     if Path(name).is_file() and not str(name).lower().endswith((SHARD_SUFFIX, *COMPRESSED_SUFFIXES)):
         return checked_clips([(Path(name).name, name, ())], [], on_error, Path(name), Path(name).parent)
     data_set = _open_audio(str(name), None)
@@ -142,16 +144,20 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
         return read_folder(name, on_error)
     audio = list_folder(name)[0] if data_set.folder.is_dir() else []
     parts: list[Split] = []
+    fault: ValueError | None = None
     for split in data_set.splits():
         try:
             parts.append(data_set.read_audio(split, on_error))
-        except ValueError as error:  # nothing usable, which does not matter if there are other files
-            if not audio or on_error == "raise":
+        except ValueError as error:  # nothing usable, which does not matter if there are other clips
+            if on_error == "raise":
                 raise
+            fault = fault or error
             parts.append(Split([], [(split, str(error))]))
     if others := set(not_listed(audio, [clip.path for part in parts for clip in part.clips])):
         files = read_folder(name, on_error)
         parts.append(Split([clip for clip in files.clips if clip.path in others], files.skipped))
+    if fault is not None and not any(part.clips for part in parts):
+        raise fault
     return Split([clip for part in parts for clip in part.clips], [bad for part in parts for bad in part.skipped])
 
 

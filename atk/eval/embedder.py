@@ -139,7 +139,7 @@ class Embedder:
         items = as_list(audio)
         at_least("the number of clips", len(items), 1)
         loader = eval_loader(
-            [as_clip(index, item, sample_rate or self.sample_rate) for index, item in enumerate(items)],
+            [as_clip(index, item, self._rate(sample_rate)) for index, item in enumerate(items)],
             sample_rate=self.sample_rate,
             clip_seconds=self.clip_seconds,
             batch_size=batch_size,
@@ -149,6 +149,12 @@ class Embedder:
         with evaluating(self.model):
             embedded = embed_clips(self.model, loader, [], ALL_FILES if frames else (), progress)
             return [clip for _, clip in embedded]
+
+    def _rate(self, given: int | None) -> int:
+        if given is None:
+            return self.sample_rate
+        at_least("sample_rate", given, 1)
+        return given
 
     def _check_windows(self) -> None:
         if getattr(self.model.audio_encoder, "long_clips", "start") != "start":
@@ -186,7 +192,7 @@ class Embedder:
             AudioError, TypeError, ValueError: as for `embed_audio`, or there is too much context for a window.
         """
         self._check_windows()
-        clip = as_clip(0, audio, sample_rate or self.sample_rate)
+        clip = as_clip(0, audio, self._rate(sample_rate))
         seconds = self.clip_seconds or clip.seconds
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "on_error": "raise"}
         for _, part in FrameStream(self.model, [clip], seconds, context_seconds, **options).parts(progress):
@@ -212,7 +218,7 @@ class Embedder:
         model = self.model
         if not isinstance(model, CaptionModel):
             raise ValueError("caption: this model has no decoder; a unified model is needed")
-        rate = sample_rate or self.sample_rate
+        rate = self._rate(sample_rate)
         clip, *given = (as_clip(index, item, rate) for index, item in enumerate([audio, *as_list(references)]))
         return caption_clip(model, clip, given, clip_seconds=self.clip_seconds, **options)
 

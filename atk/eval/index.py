@@ -85,6 +85,10 @@ class Index:
             ValueError: it cannot be loaded, or its weights have changed.
         """
         target = pick_device(device)
+        if self.header.source.startswith(os.sep) and not Path(self.header.source).exists():
+            raise ValueError(
+                f"{self.folder}: its model {self.header.source} no longer exists; run atk index with its new place"
+            )
         model = from_pretrained(self.header.source, self.header.tokenizer)
         if not isinstance(model, CLAP):
             raise ValueError(f"{self.header.source} holds a {type(model).__name__} now; a CLAP is needed")

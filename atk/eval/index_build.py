@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atk.data import Clip
+from atk.data import AudioError, Clip
 from atk.data.captions import OnError
 from atk.data.remote import is_url
 from atk.data.sets import read_all
@@ -67,7 +68,7 @@ def build_index(
     one_of("dtype", dtype, DTYPES)
     header = Header(
         _absolute(source),
-        tokenizer,
+        None if tokenizer is None else _absolute(tokenizer),
         fingerprint(model),
         _absolute(folder),
         dtype,
@@ -79,7 +80,7 @@ def build_index(
     files = read_all(header.folder, on_error)
     with writing(out, header) as writer:
         skipped = list(files.skipped)
-        named = _stamped(files.clips, header, skipped)
+        named = _stamped(files.clips, header, skipped, on_error)
         gone = [name for name in writer.rows if name not in named]
         writer.drop(gone)
         known = {name: row[2:] for name, row in writer.rows.items()}
@@ -118,20 +119,27 @@ def default_score(source: str | Path) -> Score:
 
 
 def _stamped(
-    clips: Sequence[Clip], header: Header, skipped: list[tuple[str, str]]
+    clips: Sequence[Clip], header: Header, skipped: list[tuple[str, str]], on_error: OnError
 ) -> dict[bytes, tuple[Clip, int, int]]:
     """Clips by their names in the index, with sizes and modification times."""
     stamped = {}
     for clip in clips:
+        name = _name(clip, header)
         try:
-            stamped[_name(clip, header)] = (clip, *_stamp(clip))
+            if name in stamped:
+                raise AudioError(clip.file_name, "another clip has this name, too")
+            stamped[name] = (clip, *_stamp(clip))
+        except AudioError as error:
+            if on_error == "raise":
+                raise
+            skipped.append((clip.file_name, error.reason))
         except OSError as error:  # gone since it was listed
             skipped.append((clip.file_name, error.strerror or str(error)))
     return stamped
 
 
 def _absolute(name: str | Path) -> str:
-    return os.path.abspath(name) if Path(name).exists() else str(name)  # noqa: PTH100 (resolve() would follow links)
+    return os.path.abspath(name) if str(name) and Path(name).exists() else str(name)  # noqa: PTH100 (resolve() would follow links)
 
 
 def _name(clip: Clip, header: Header) -> bytes:
@@ -141,10 +149,17 @@ def _name(clip: Clip, header: Header) -> bytes:
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:
-    """Size in bytes and modification time in ns."""
+    """Size in bytes and modification time in ns, or what else changes along with the content."""
     if isinstance(clip.path, Path):
         status = clip.path.stat()
         return status.st_size, status.st_mtime_ns
     if isinstance(clip.path, Member) and not is_url(clip.path.shard.path):
         return clip.path.size, Path(clip.path.shard.path).stat().st_mtime_ns
-    return clip.path.size, 0
+    if isinstance(clip.path, Member):
+        return clip.path.size, _hash(clip.path.shard.stamp.encode())
+    content = clip.path.read()
+    return len(content), _hash(content)
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1  # a signed integer holds it

@@ -263,7 +263,8 @@ def writing(folder: str | Path, header: Header) -> Generator[Writer, None, None]
         manifest = Manifest(header)
         if is_index(folder):
             manifest = Manifest.read(folder)
-            manifest.header.check(header, folder)
+            if manifest.parts:
+                manifest.header.check(header, folder)
             manifest.header = header
         writer = Writer(folder, manifest)
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atk.eval.moments import MomentConfig
 from atk.models.saved import run_folder
+from atk.ops.user_cache import replace_file
 
 _FILE = "moments.json"
 
@@ -26,14 +27,24 @@ def saved_moments(source: str | Path) -> MomentConfig:
         raise ValueError(f"{run / _FILE}: not the settings of moments ({error}); remove it") from None
 
 
-def save_moments(source: str | Path, config: MomentConfig) -> Path:
-    """Store settings in a run folder, and return the file.
+def settings_file(source: str | Path) -> Path:
+    """The file in a run folder that settings are stored in.
 
     Raises:
         ValueError: `source` is not a run.
     """
     run = run_folder(source)
     if run is None:
-        raise ValueError(f"calibrate: {source} is not a run folder, so that there is no place for the settings")
-    (run / _FILE).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        raise ValueError(f"calibrate: {source} is not a run folder, so there is no place for the settings")
     return run / _FILE
+
+
+def save_moments(source: str | Path, config: MomentConfig) -> Path:
+    """Store settings in a run folder, and return the file.
+
+    Raises:
+        ValueError: `source` is not a run.
+    """
+    path = settings_file(source)
+    replace_file(path, (json.dumps(asdict(config), indent=2) + "\n").encode())
+    return path

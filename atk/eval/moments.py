@@ -54,6 +54,8 @@ class MomentConfig:
     def __post_init__(self) -> None:
         for name in ("smooth", "merge", "within"):
             at_least(name, getattr(self, name), 0)
+        if self.smooth == math.inf:
+            raise ValueError("smooth must be a finite number, got inf")
         if self.threshold is not None and not -math.inf < self.threshold < math.inf:
             raise ValueError(f"threshold must be a finite number or None, got {self.threshold}")
         if not 0 <= self.overlap <= 1:
@@ -62,7 +64,7 @@ class MomentConfig:
 
 def smoothed(curves: Tensor, frames: int) -> Tensor:
     """Moving average of curves `[..., T]` over `frames` frames, made odd; at the ends, over those that exist."""
-    half = frames // 2
+    half = min(frames // 2, curves.shape[-1])
     if not half or curves.shape[-1] < 2:
         return curves
     flat = F.avg_pool1d(

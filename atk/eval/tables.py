@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -72,16 +73,20 @@ def write_table(out: Path, embedded: EmbeddedFolder) -> list[Path]:
     name of each row in a `.csv` next to it. Returns the files."""
     names = [in_unicode(name) for name in embedded.names]
     vectors = embedded.vectors.numpy()
-    if out.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
+    files = [out] if out.suffix.lower() == ".parquet" else [out, out.with_suffix(".csv")]
+    with TemporaryDirectory(prefix=".atk-", dir=out.parent) as folder:  # existing files stay until all is written
+        written = [Path(folder, path.name) for path in files]
+        if len(files) == 1:
+            import pyarrow as pa
+            from pyarrow import parquet
 
-        rows = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])
-        parquet.write_table(pa.table({"file_name": names, "vector": rows}), out)
-        return [out]
-    with out.open("wb") as file:
-        np.save(file, vectors)
-    listing = out.with_suffix(".csv")
-    with listing.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["row", "file_name"], *enumerate(names)])
-    return [out, listing]
+            rows = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])
+            parquet.write_table(pa.table({"file_name": names, "vector": rows}), written[0])
+        else:
+            with written[0].open("wb") as file:
+                np.save(file, vectors)
+            with written[1].open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([["row", "file_name"], *enumerate(names)])
+        for path, place in zip(written, files, strict=True):
+            path.replace(place)
+    return files

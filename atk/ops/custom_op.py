@@ -111,11 +111,16 @@ def watched(*tensors: Tensor) -> bool:
         or not all(_is_plain(value) for value in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or in_transform()
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or torch.autograd._profiler_enabled()
     )
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from atk.kernels.sequences import Sequences
-from atk.ops.custom_op import hooks_see_saved_tensors, watched
+from atk.ops.custom_op import hooks_see_saved_tensors, in_transform, watched, without_autocast
 from atk.ops.max_mean_op import NO_SECOND_DERIVATIVE
 from atk.ops.once_differentiable import once_differentiable
 
-CACHED_ELEMENTS = 1 << 18  # copied at a time: 1 MiB in float32, which stays in the cache of a core
+CACHED_ELEMENTS = 1 << 18  # copied at a time, unless a sequence has more: 1 MiB in float32, in the cache of a core
 
 
 def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor:
@@ -23,7 +23,7 @@ def one_token_score(audio: Sequences, text: Sequences, *, pairs: bool) -> Tensor
     """
     clips, has_frame = _masked_means(audio)
     captions, has_token = _masked_means(text)
-    with torch.autocast(clips.device.type, enabled=False):
+    with without_autocast(clips.device.type):
         sim = (clips * captions).sum(1) if pairs else clips @ captions.T
     if not pairs and has_frame is not None:
         has_frame = has_frame[:, None]
@@ -39,7 +39,7 @@ def _masked_means(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
     With a mask, also whether each sequence has a valid row `[N]`.
     """
     rows, mask = sequences.rows, sequences.mask
-    if not torch.compiler.is_compiling():  # a compiled graph rejects second derivatives itself
+    if not torch.compiler.is_compiling() and not in_transform():  # compiled graphs reject second derivatives themselves
         rows = once_differentiable(rows, NO_SECOND_DERIVATIVE)
     rows = rows.view(sequences.num_sequences, sequences.longest, -1)
     if mask is None:
@@ -60,9 +60,9 @@ def _sums(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _SumsByGroup(torch.autograd.Function):
-    """`_sums` on a CPU, for rows that must be copied: a few at a time, always to the same memory.
+    """`_sums` on a CPU, for rows that must be copied: a few sequences at a time, always to the same memory.
 
-    New memory for all rows at once can take several times as long as the sums.
+    New memory for all sequences at once can take several times as long as the sums.
     """
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 Each provider's result is first compared with a float64 reference; an incorrect provider is reported but not timed. The
 others take turns in one process. Each call gets a different copy of the inputs, and the copies together exceed the
-cache. A short call is repeated at once and only the second one counts, because the first waits for code that the
+cache. A short call is repeated at once, and only the second one is timed: the first has to fetch code that the
 providers before it drove out of the cache. A provider that is missing, fails, or runs out of memory keeps its row. The
 last row is the hardware limit: the same work at the machine's matmul and copy rates.
 """
@@ -22,7 +22,7 @@ from atk.bench.accuracy import Tolerance, largest_error, mistake
 from atk.bench.memory import ceiling, free_bytes, peak_bytes
 
 BEYOND_CACHE = 256 << 20  # bytes of distinct inputs, several times a last-level cache
-SHORT_MS = 5.0  # of a call that takes less, only the second in a row counts
+SHORT_MS = 5.0  # shorter calls are repeated at once, and only the second one is timed
 MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}  # large enough to reach the peak rate
 OK, WRONG, OUT_OF_MEMORY, FAILED, MISSING = "ok", "wrong", "out of memory", "failed", "missing"
 

@@ -141,3 +141,13 @@ def test_mistakes(words, message, folder, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and len(error) == 1
     assert re.search(message, error[0])
+
+
+def test_an_interrupted_write_keeps_the_files_of_before(tmp_path, monkeypatch):
+    out = tmp_path / "x.npy"
+    write_table(out, EmbeddedFolder(["a.wav"], torch.ones(1, 2), []))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("atk.eval.tables.csv.writer", None)
+    with pytest.raises(TypeError):
+        write_table(out, EmbeddedFolder(["b.wav", "c.wav"], torch.zeros(2, 2), []))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

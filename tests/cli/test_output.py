@@ -14,7 +14,7 @@ import soundfile
 from support.tiny_clap import tiny_clap
 
 from atk.cli.main import main
-from atk.cli.output import accept_all_names, print_result
+from atk.cli.output import accept_all_names, print_result, report_skipped
 from atk.data import DataWarning
 
 ODD_NAMES = (b"caf\xe9.wav", b"two\nlines\r.wav", b"--dashes.wav", b" space .wav", "犬.WAV".encode(), b"plain.wav")
@@ -146,3 +146,10 @@ def test_progress_bars_of_transformers_are_shown_on_terminals_only(monkeypatch, 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     main(["--version"])
     assert os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == hidden
+
+
+def test_skipped_files_take_one_line_whatever_their_names(capsys):
+    report_skipped([("a\nb\x1b[31m.wav", "empty")])
+    assert capsys.readouterr().err == "skipped 1: a\\nb\\x1b[31m.wav (empty)\n"
+    report_skipped([])
+    assert capsys.readouterr().err == ""

@@ -6,6 +6,7 @@ import pytest
 from support.clips import write_clip
 
 from atk.data import AudioError, read_data, read_split
+from atk.data.sets import read_all
 
 CLIPS = {"train/a.wav": ("a dog",), "train/b ö.wav": ("x y", "z"), "test/c.wav": ("rain, wind",)}
 
@@ -102,3 +103,11 @@ def test_metadata_that_cannot_be_read(folder, name, content, message):
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_data(folder, "train")
+
+
+def test_files_without_a_caption_are_read_for_their_sound(folder):
+    write(folder / "metadata.jsonl", [("train/a.wav", [""]), ("train/b ö.wav", ["x"]), ("test/c.wav", [])])
+    files = read_all(folder, on_error="raise")
+    assert sorted(clip.captions for clip in files.clips) == [(), (), ("x",)] and not files.skipped
+    with pytest.raises(ValueError, match="its caption is empty"):
+        read_data(folder, "train", "raise")

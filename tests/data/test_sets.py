@@ -143,3 +143,23 @@ def test_weighted_orders_resume_on_any_number_of_ranks(sizes, weights, start):
     for size, weight in zip(sizes, weights, strict=True):
         assert shares[first : first + size].mean() == pytest.approx(max(1, round(weight * size)) / size)
         first += size
+
+
+def test_a_split_without_audio_does_not_hide_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATK_CACHE", str(tmp_path / "cache"))
+    write_clip(tmp_path / "a.wav", 100)
+    shards = tmp_path / "shards"
+    for split, members in (("train", [("a.wav", (tmp_path / "a.wav").read_bytes())]), ("test", [("x.json", b"{}")])):
+        (shards / split).mkdir(parents=True)
+        tar(shards / split / "0.tar", members)
+    files = read_all(shards)
+    assert [clip.file_name for clip in files.clips] == ["train/0.tar:a.wav"]
+    assert [name for name, _ in files.skipped] == ["test"]
+    (shards / "train" / "0.tar").unlink()
+    with pytest.raises(ValueError, match="no usable clip"):
+        read_all(shards)
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(ValueError, match="folder: must name a folder or another data set, got an empty string"):
+        read_all("")

@@ -235,3 +235,39 @@ def test_damage_is_named(recordings, tmp_path):
     (out / "atk_index.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="format 2, which this version cannot read"):
         Index.open(out)
+
+
+def test_clips_of_the_same_name_are_reported(recordings, tmp_path):
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for name in "ab":
+            tar.add(recordings / f"{name}.wav", "a.wav")
+    changes = build(FakeModel(), tmp_path / "twice.tar", tmp_path / "index")
+    assert changes.added == 1
+    assert changes.skipped == [(f"{tmp_path}/twice.tar:a.wav", "another clip has this name, too")]
+    with pytest.raises(AudioError, match="another clip has this name, too"):
+        build(FakeModel(), tmp_path / "twice.tar", tmp_path / "index", on_error="raise")
+
+
+def test_other_audio_of_the_same_size_in_a_table_counts_as_changed(recordings, tmp_path):
+    pytest.importorskip("datasets", reason="needs the extra hub")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def write(*names):
+        audio = [{"bytes": (recordings / f"{name}.wav").read_bytes(), "path": None} for name in names]
+        pq.write_table(pa.table({"audio": audio}), tmp_path / "table" / "train-00000-of-00001.parquet")
+
+    (tmp_path / "table").mkdir()
+    soundfile.write(recordings / "a.wav", sound("dog"), RATE)
+    soundfile.write(recordings / "b.wav", sound("bell"), RATE)
+    write("a", "c")
+    assert build(FakeModel(), tmp_path / "table", tmp_path / "index")[:4] == (2, 0, 0, 0)
+    assert build(FakeModel(), tmp_path / "table", tmp_path / "index")[:4] == (0, 0, 0, 2)
+    write("b", "c")
+    assert build(FakeModel(), tmp_path / "table", tmp_path / "index")[:4] == (0, 1, 0, 1)
+
+
+def test_a_refused_option_does_not_stay_in_an_index(recordings, tmp_path):
+    with pytest.raises(ValueError, match="context_seconds"):
+        build(FakeModel(), recordings, tmp_path / "index", context_seconds=100.0)
+    assert build(FakeModel(), recordings, tmp_path / "index").added == 3
+    assert Index.open(tmp_path / "index").header.context_seconds is None

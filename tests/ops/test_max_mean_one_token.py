@@ -58,6 +58,17 @@ def test_clips_copied_a_few_at_a_time_score_the_same(monkeypatch, masked):
         return gradients(lambda a, t: atk.max_mean_similarity(a, t, audio_mask), audio, text[:, :1].contiguous())
 
     whole = run()
+    groups = []
+    total = torch.sum
+    monkeypatch.setattr(torch, "sum", lambda rows, *rest, **out: groups.append(len(rows)) or total(rows, *rest, **out))
     monkeypatch.setattr(max_mean_one_token, "CACHED_ELEMENTS", 2 * audio[0].numel())
     for got, wanted in zip(run(), whole, strict=True):
         assert torch.equal(got, wanted)
+    assert groups[:4] == [2, 2, 2, 1]
+
+
+def test_transforms_and_tensors_without_values():
+    audio, text = torch.randn(2, 3, 5, 8), torch.randn(2, 4, 1, 8)
+    mapped = torch.vmap(atk.max_mean_similarity)(audio, text)
+    torch.testing.assert_close(mapped, torch.stack(list(map(atk.max_mean_similarity, audio, text))))
+    assert atk.max_mean_similarity(audio[0].to("meta"), text[0].to("meta")).shape == (3, 4)

@@ -89,7 +89,7 @@ def test_readme_quotes_the_measured_numbers():
     for label, provider in {
         "naive einsum": "naive einsum",
         "late-interaction-kernels 0.4.5": "late-interaction-kernels",
-        "`atk.max_mean_similarity`": "atk cpp",
+        "`atk.max_mean_similarity`": "atk auto",
         "the forward's matrix products alone, at the rate of PyTorch's matmul": "limit",
     }.items():
         peak = float32[provider]["peak_mib"]
