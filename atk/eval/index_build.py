@@ -10,7 +10,7 @@ from atk.data import AudioError, Clip
 from atk.data.captions import OnError
 from atk.data.remote import is_url
 from atk.data.sets import read_all
-from atk.data.shards import Member
+from atk.data.shards import Member, expand_braces
 from atk.eval.embed import EmbeddingModel
 from atk.eval.index_parts import DTYPES, IndexDtype, Row
 from atk.eval.index_store import Header, Writer, fingerprint, writing
@@ -139,7 +139,8 @@ def _stamped(
 
 
 def _absolute(name: str | Path) -> str:
-    return os.path.abspath(name) if str(name) and Path(name).exists() else str(name)  # noqa: PTH100 (resolve() would follow links)
+    exists = str(name) and any(Path(place).exists() for place in expand_braces(str(name)))
+    return os.path.abspath(name) if exists else str(name)  # noqa: PTH100 (resolve() would follow links)
 
 
 def _name(clip: Clip, header: Header) -> bytes:

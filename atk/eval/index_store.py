@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from atk.data.shards import expand_braces
 from atk.eval.embed import EmbeddingModel
 from atk.eval.index_parts import IndexDtype, Part, Row, write_part
 from atk.eval.scores import Score
@@ -89,7 +90,7 @@ class Header:
             if getattr(new, name) != getattr(self, name):
                 before, now = getattr(self, name), getattr(new, name)
                 raise ValueError(f"{name}: {out} was made with {before}, got {now}; choose another out, or remove it")
-        if new.folder != self.folder and Path(self.folder).exists():
+        if new.folder != self.folder and any(Path(place).exists() for place in expand_braces(self.folder)):
             raise ValueError(f"out: {out} is the index of {self.folder}, not of {new.folder}; choose another name")
 
 

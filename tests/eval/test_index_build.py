@@ -271,3 +271,14 @@ def test_a_refused_option_does_not_stay_in_an_index(recordings, tmp_path):
         build(FakeModel(), recordings, tmp_path / "index", context_seconds=100.0)
     assert build(FakeModel(), recordings, tmp_path / "index").added == 3
     assert Index.open(tmp_path / "index").header.context_seconds is None
+
+
+def test_another_range_of_shards_is_another_data_set(recordings, tmp_path, monkeypatch):
+    for name in "ab":
+        with tarfile.open(tmp_path / f"{name}0.tar", "w") as tar:
+            tar.add(recordings / f"{name}.wav", f"{name}.wav")
+    monkeypatch.chdir(tmp_path)
+    build(FakeModel(), "a{0..0}.tar", "index")
+    assert Index.open("index").header.folder == f"{tmp_path}/a{{0..0}}.tar"
+    with pytest.raises(ValueError, match=r"is the index of .*/a\{0\.\.0\}\.tar, not of .*/b\{0\.\.0\}\.tar"):
+        build(FakeModel(), "b{0..0}.tar", "index")
