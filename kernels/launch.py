@@ -174,14 +174,17 @@ def _forward_heuristic(
     dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device, winners: bool
 ) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. With eight warps ptxas aims at
-        # 128 registers and spills. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6) and on sm_80 with
-        # up to 8 tokens (3.7); elsewhere, two stages spill.
-        if device.has_few_threads or (device.has_tensor_memory and tokens > 32):
-            # Four warps spill with Triton 3.4, 3.5, 3.6, or 3.7, at any number of registers.
+        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. Four warps load less from shared
+        # memory than eight. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6), two in other cases.
+        if device.has_wgmma:
+            eight_warps = device.has_tensor_memory and tokens > 32
+        else:
+            eight_warps = device.has_few_threads or tokens <= 8
+        if eight_warps:
+            # Four warps spill with Triton 3.4, 3.5, 3.6, or 3.7, on sm_80 with fewer than 255 registers.
             return Launch(64, 16, warps=8, stages=3, stationary=False, registers=128)
-        two_stages = tokens <= 32 and not winners if device.has_wgmma else tokens <= 8
-        return Launch(64, 16, warps=4, stages=2 if two_stages else 3, stationary=False)
+        stages = 2 if device.has_wgmma and not winners and tokens <= 32 else 3
+        return Launch(64, 16, warps=4, stages=stages, stationary=False)
     registers = 255 if device.has_tensor_memory else None
     if divisor == D and not chunked:
         if D <= 128:
