@@ -174,8 +174,8 @@ def _forward_heuristic(
     dtype: torch.dtype, tokens: int, chunked: bool, D: int, divisor: int, device: Device, winners: bool
 ) -> Launch:
     if dtype == torch.float32:
-        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. Four warps load less from shared
-        # memory than eight. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6), two in other cases.
+        # CUDA-core products keep whole operand rows in registers: 16 channels at a time. Four warps load less from
+        # shared memory than eight. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6), two in other cases.
         if device.has_wgmma:
             eight_warps = device.has_tensor_memory and tokens > 32
         else:
