@@ -175,7 +175,7 @@ def _forward_heuristic(
 ) -> Launch:
     if dtype == torch.float32:
         # CUDA-core products keep whole operand rows in registers: 16 channels at a time. Four warps load less from
-        # shared memory than eight. Three stages spill on sm_90 without winners (Triton 3.4 and 3.6), two in other cases.
+        # shared memory than eight. Three stages spill on sm_90 without winners (Triton 3.4, 3.6), two in other cases.
         if device.has_wgmma:
             eight_warps = device.has_tensor_memory and tokens > 32
         else:
