@@ -195,6 +195,7 @@ def _draw(model: "EmbeddingModel", result: "MomentResults", queries: list[str], 
     """Draw every hit that can be drawn; returns the picture of each, by the id of the hit."""
     from atk.data import AudioError
     from atk.eval.moment_figure import draw_moment
+    from atk.eval.outputs import on_one_line
 
     pictures = {}
     for place, (query, phrases, hits) in enumerate(zip(queries, result.phrases, result.hits, strict=True), 1):
@@ -203,7 +204,7 @@ def _draw(model: "EmbeddingModel", result: "MomentResults", queries: list[str], 
             try:
                 draw_moment(path, model, hit, phrases, query)
             except (AudioError, ValueError) as error:  # the moment is found all the same
-                sys.stderr.write(f"{path} is not drawn: {error}\n")
+                sys.stderr.write(on_one_line(f"{path} is not drawn: {error}") + "\n")
                 continue
             pictures[id(hit)] = str(path)
     return pictures

@@ -99,21 +99,14 @@ class Tables(DataSet):
         """The names of the splits."""
         return list(self.tables)
 
-    def read(self, split: str, on_error: str) -> Split:
-        """Read a split: a clip for each row with audio and a caption, in order.
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
+        """Read a split: a clip for each row with audio and, unless none is needed, a caption, in order.
 
         Raises:
             FileNotFoundError: there is no such split.
             ValueError: the table lacks a column with audio or with captions, or no clip is usable.
             AudioError: with `on_error="raise"`, a row cannot be used.
         """
-        return self._read(split, on_error, needs_captions=True)
-
-    def read_audio(self, split: str, on_error: str) -> Split:
-        """As `read`, except that rows and tables without captions count, too."""
-        return self._read(split, on_error, needs_captions=False)
-
-    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         split = "train" if self.whole else split
         if split not in self.tables:
             raise FileNotFoundError(f"{self.name}: no split {split}; it has {', '.join(self.tables)}")

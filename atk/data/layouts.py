@@ -60,12 +60,13 @@ class DataSet(ABC):
         """The names of its splits."""
 
     @abstractmethod
-    def read(self, split: str, on_error: str) -> Split:
-        """Read a split; errors are those of `read_split`."""
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
+        """Read a split; errors are those of `read_split`.
 
-    def read_audio(self, split: str, on_error: str) -> Split:
-        """Read a split for its audio: shards and tables then also keep what has no caption."""
-        return self.read(split, on_error)
+        Args:
+            split, on_error: as in `read_split`.
+            needs_captions: whether audio without a caption counts as bad; CSV files always need captions.
+        """
 
 
 class Folder(DataSet):
@@ -75,7 +76,7 @@ class Folder(DataSet):
         """The names of the CSV files."""
         return sorted(path.stem for path in self.folder.glob("*.csv"))
 
-    def read(self, split: str, on_error: str) -> Split:
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
         """As `read_split`."""
         return read_split(self.name, split, on_error)
 
@@ -87,7 +88,7 @@ class AudioFolder(DataSet):
         """The only one."""
         return ["all"]
 
-    def read(self, split: str, on_error: str) -> Split:
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
         """As `read_folder`."""
         return read_folder(self.name, on_error)
 
@@ -112,15 +113,8 @@ class Shards(DataSet):
         """The names of the splits."""
         return list(self.shards)
 
-    def read(self, split: str, on_error: str) -> Split:
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
         """As `read_shards`."""
-        return self._read(split, on_error, needs_captions=True)
-
-    def read_audio(self, split: str, on_error: str) -> Split:
-        """As `read`, except that audio without a caption counts, too."""
-        return self._read(split, on_error, needs_captions=False)
-
-    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         shards = self.shards.get("train" if self.whole else split)
         if shards is None:
             raise FileNotFoundError(f"{self.name}: no shards of {split}; it has those of {', '.join(self.shards)}")

@@ -48,15 +48,8 @@ class MetadataFolder(DataSet):
         """The names of the splits."""
         return list(self.files)
 
-    def read(self, split: str, on_error: str) -> Split:
+    def read(self, split: str, on_error: str, *, needs_captions: bool = True) -> Split:
         """Read a split; as `read_split`, except that a bad row raises ValueError with `on_error="raise"`."""
-        return self._read(split, on_error, needs_captions=True)
-
-    def read_audio(self, split: str, on_error: str) -> Split:
-        """As `read`, except that files without a caption count, too."""
-        return self._read(split, on_error, needs_captions=False)
-
-    def _read(self, split: str, on_error: str, *, needs_captions: bool) -> Split:
         files = self.files.get("train" if self.whole else split)
         if files is None:
             raise FileNotFoundError(

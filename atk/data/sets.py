@@ -147,7 +147,7 @@ def read_all(name: str | Path, on_error: str = "skip") -> Split:
     fault: ValueError | None = None
     for split in data_set.splits():
         try:
-            parts.append(data_set.read_audio(split, on_error))
+            parts.append(data_set.read(split, on_error, needs_captions=False))
         except ValueError as error:  # nothing usable, which does not matter if there are other clips
             if on_error == "raise":
                 raise

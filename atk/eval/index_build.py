@@ -47,8 +47,9 @@ def build_index(
 ) -> IndexChanges:
     """Build an index of all audio of a folder, or bring it up to date: only new and changed recordings are encoded.
 
-    Recordings are changed if their size or modification time is. Those that are gone, or can no longer be read, are
-    dropped. At most a minute of work is lost if the process is killed; the next call continues.
+    Recordings are changed if their size or modification time is, or in tables their content. Those that are gone, or
+    can no longer be read, are dropped. At most a minute of work is lost if the process is killed; the next call
+    continues.
 
     Args:
         model: embeds the recordings; an `nn.Module` in float32.
@@ -150,7 +151,7 @@ def _name(clip: Clip, header: Header) -> bytes:
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:
-    """Size in bytes and modification time in ns, or what else changes along with the content."""
+    """Size in bytes and modification time in ns, or a hash of what changes along with the content."""
     if isinstance(clip.path, Path):
         status = clip.path.stat()
         return status.st_size, status.st_mtime_ns

@@ -32,7 +32,7 @@ class Row(NamedTuple):
             bytes, as names need not be UTF-8.
         is_file: whether it is a file of its own in the folder.
         size: its size in bytes.
-        mtime: its modification time in ns; that of its shard, if it lies in one; 0 = unknown.
+        mtime: its modification time in ns; that of its shard, if it lies in one; a hash, if it is remote or in a table.
         seconds: its length.
         pooled: global vector `[D]`, float32.
         times: centers of the frames `[T]` in seconds, float64.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atk.kernels.sequences import Sequences
-from atk.ops.custom_op import hooks_see_saved_tensors, in_transform, watched, without_autocast
+from atk.ops.custom_op import hooks_see_saved_tensors, watched, without_autocast
 from atk.ops.max_mean_op import NO_SECOND_DERIVATIVE
 from atk.ops.once_differentiable import once_differentiable
 
@@ -38,9 +38,7 @@ def _masked_means(sequences: Sequences) -> tuple[Tensor, Tensor | None]:
 
     With a mask, also whether each sequence has a valid row `[N]`.
     """
-    rows, mask = sequences.rows, sequences.mask
-    if not torch.compiler.is_compiling() and not in_transform():  # compiled graphs reject second derivatives themselves
-        rows = once_differentiable(rows, NO_SECOND_DERIVATIVE)
+    rows, mask = once_differentiable(sequences.rows, NO_SECOND_DERIVATIVE), sequences.mask
     rows = rows.view(sequences.num_sequences, sequences.longest, -1)
     if mask is None:
         return _sums(rows, None) / sequences.longest, None

@@ -103,8 +103,7 @@ def _reference_rows(rows: Tensor) -> Tensor:
     """`rows` in float32 at least, without a second derivative."""
     if rows.dtype != torch.float64:
         rows = rows.float()
-    # A compiled graph rejects second derivatives itself.
-    return rows if torch.compiler.is_compiling() else once_differentiable(rows, NO_SECOND_DERIVATIVE)
+    return once_differentiable(rows, NO_SECOND_DERIVATIVE)
 
 
 def normalize_rows(rows: Tensor, mask: Tensor | None, backend: str) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from atk.ops.custom_op import in_transform
+
 
 def raising_backward(message: str) -> Callable[..., NoReturn]:
     """A backward function that raises RuntimeError with `message`."""
@@ -17,8 +19,12 @@ def raising_backward(message: str) -> Callable[..., NoReturn]:
 
 
 def once_differentiable(value: Tensor, message: str) -> Tensor:
-    """Return `value`; a second derivative through it raises RuntimeError with `message`."""
-    return _OnceDifferentiable.apply(value, message)
+    """Return `value`; a second derivative through it raises RuntimeError with `message`.
+
+    Compiled graphs raise an error themselves, and transforms of `torch.func` may differentiate twice.
+    """
+    passes = torch.compiler.is_compiling() or in_transform()
+    return value if passes else _OnceDifferentiable.apply(value, message)
 
 
 class _OnceDifferentiable(torch.autograd.Function):
